@@ -1,0 +1,58 @@
+"""Development sessions: ``nox -s tests`` is the one that must pass; ``nox --list`` shows all.
+
+Every session installs the project into an environment of its own. One thread per process: two
+processes that fight over two cores with several threads each can be thirty times slower than one.
+"""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests", "lint", "types"]
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+SOURCES = ("moeut", "tasks", "runners", "tests", "noxfile.py")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the test suite on the CPU (extra arguments go to pytest)."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-n", "2", "-m", "not gpu", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check formatting and lint rules with ruff."""
+    session.install("ruff>=0.15,<0.18")
+    session.run("ruff", "check", *SOURCES)
+    session.run("ruff", "format", "--check", *SOURCES)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the three packages with mypy."""
+    session.install("-e", ".", "mypy>=1.18", "types-PyYAML")
+    session.run("mypy")
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Run the README's main job (extra arguments are overrides, such as train.steps=20)."""
+    session.install("-e", ".[plots]")
+    session.run("python", "-m", "runners.sweep", "configs/quickstart.yaml", *session.posargs)
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure the expert layers beside their floors on this machine."""
+    session.install("-e", ".")
+    session.run("python", "-m", "runners.bench", "experts", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the GPU tests, with the environment's own torch, and the benchmarks."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "gpu", *session.posargs)
+    session.run("python", "-m", "runners.bench", "experts")

@@ -1,8 +1,8 @@
 """What describes a model: one frozen tree of small dataclasses.
 
-A ``ModelConfig`` holds one or two stacks. A stack is a group of distinct layers, the order in which they
-are applied, and the kind of attention, feed-forward and position its layers have. Every kind is a class
-of its own, so that an option that belongs to another kind is an error and never silently ignored.
+A ``ModelConfig`` holds one or two stacks. A stack is a group of distinct layers, the order in which
+they are applied, and the kind of attention, feed-forward and position its layers have. Every kind is
+a class of its own, so that an option of another kind is an error and never silently ignored.
 
 ``config.to_dict()`` gives plain data (each kind carries its name under ``kind``) and
 ``ModelConfig.from_dict`` reads it back; that is what ``config.json`` beside saved weights holds.
@@ -23,7 +23,7 @@ NormPlacement = Literal["pre", "post", "peri"]
 RouterInput = Literal["sigmoid", "softmax"]
 
 
-# --- positions -------------------------------------------------------------------------------------
+# --- positions --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Rotary:
 
 @dataclass(frozen=True, kw_only=True)
 class Relative:
-    """Transformer-XL relative positions in self-attention; cross-attention stays without positions."""
+    """Transformer-XL relative positions in self-attention; cross-attention has none."""
 
     kind: ClassVar[str] = "relative"
     learned_scale: bool = False
@@ -62,7 +62,7 @@ class Sinusoidal:
 
     kind: ClassVar[str] = "sinusoidal"
     scale: Literal["none", "inverse_sqrt"] = "none"
-    """``inverse_sqrt`` divides the sinusoids by sqrt(d_model) (position embedding downscaling, PED)."""
+    """``inverse_sqrt`` divides the sinusoids by sqrt(d_model) (embedding downscaling, PED)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Learned:
 Position = NoPosition | Rotary | Relative | Sinusoidal | Learned
 
 
-# --- attention -------------------------------------------------------------------------------------
+# --- attention --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class SwitchHead:
     expert_dropout: float = 0.0
     dropout: float = 0.0
     renormalise_experts: bool = True
-    """Initialise the expert weights with equal norm over experts (the training code's ``norm_init``)."""
+    """Initialise expert weights with equal norm over experts (training code: ``norm_init``)."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_heads", "head_size", "num_experts", "top_k")
@@ -127,7 +127,7 @@ class SwitchHead:
 Attention = DenseAttention | SwitchHead
 
 
-# --- feed-forward ----------------------------------------------------------------------------------
+# --- feed-forward -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ class SigmaMoE:
     top_k: int = 12
     """Active experts per token (K)."""
     router: RouterInput = "sigmoid"
-    """``softmax``: gates are a softmax over all experts, taken before the top-k, not renormalised."""
+    """``softmax``: gates are a softmax over all experts, before the top-k, not renormalised."""
     balance_loss: float = 0.01
     """Weight of the entropy balance loss (gamma)."""
     expert_dropout: float = 0.0
@@ -173,7 +173,7 @@ class SigmaMoE:
 FeedForward = DenseFeedForward | SigmaMoE
 
 
-# --- stack and model -------------------------------------------------------------------------------
+# --- stack and model --------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ class StackConfig:
     num_layers: int
     """Applied layers: repeats × group_size."""
     group_size: int
-    """Distinct layers (G). Equal to ``num_layers``: nothing is shared. 1: the Universal Transformer."""
+    """Distinct layers (G); ``num_layers``: nothing is shared, 1: the Universal Transformer."""
     attention: Attention
     feed_forward: FeedForward
     position: Position = field(default_factory=Rotary)
@@ -282,7 +282,7 @@ class ModelConfig:
         return _from_plain(cls, data, path="model")
 
 
-# --- checks ----------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -321,7 +321,7 @@ def nearest(value: object, allowed: typing.Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-# --- plain data ------------------------------------------------------------------------------------
+# --- plain data -------------------------------------------------------------------------
 
 
 def _to_plain(value: Any) -> Any:
@@ -357,7 +357,8 @@ def _from_plain(annotation: Any, data: Any, path: str) -> Any:
     for name in data:
         if name not in names:
             raise ValueError(
-                f"{path}.{name}: unknown; {chosen.__name__} takes {', '.join(names)}{nearest(name, names)}"
+                f"{path}.{name}: unknown; {chosen.__name__} takes {', '.join(names)}"
+                f"{nearest(name, names)}"
             )
     values = {
         name: _from_plain(hints[name], value, f"{path}.{name}") for name, value in data.items()

@@ -1,0 +1,53 @@
+"""Tasks: data, vocabularies and scoring, for any model.
+
+>>> task = create("scan", variant="length")
+>>> [(name, len(rows)) for name, rows in task.splits().items()]
+[('train', 16990), ('test', 3920)]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks import options as _options
+from tasks.files import DataDamaged, DataFile, DataMissing
+from tasks.task import Example, Task, Vocabulary, select_rows
+
+__all__ = [
+    "TASKS",
+    "DataDamaged",
+    "DataFile",
+    "DataMissing",
+    "Example",
+    "Task",
+    "Vocabulary",
+    "create",
+    "select_rows",
+    "task_class",
+]
+
+TASKS: dict[str, type[Task]] = {}
+
+
+def task_class(name: str) -> type[Task]:
+    """Return the class of a task.
+
+    Raises:
+        ValueError: no task has that name; the message lists those there are.
+    """
+    if name not in TASKS:
+        raise ValueError(
+            f"task.name={name!r}: expected one of {', '.join(TASKS)}{_options.nearest(name, TASKS)}"
+        )
+    return TASKS[name]
+
+
+def create(name: str, /, **options: Any) -> Task:
+    """Return the task of a name with some of its options set.
+
+    Raises:
+        ValueError: an unknown task or option, or a value of the wrong type or out of range.
+    """
+    cls = task_class(name)
+    _options.check_names(name, cls, options)
+    return cls(**options)

@@ -1,0 +1,104 @@
+"""Official data files: where they lie, and the checksum without which they are not read.
+
+A file is looked for under ``$MOEUT_DATA`` first and then in the cache, ``$MOEUT_CACHE`` or
+``~/.cache/moeut``; ``python -m tasks.fetch`` fills the cache and nothing else uses the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class DataMissing(ValueError):
+    """A data file is not on this machine; the message has the command that fetches it."""
+
+
+class DataDamaged(ValueError):
+    """A data file does not have the checksum of the published one."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """Provenance of one official file."""
+
+    path: str
+    """Path under the data folder, with forward slashes: ``scan/tasks.txt``."""
+    url: str
+    """Address at a pinned upstream commit."""
+    sha256: str
+    """SHA-256 of the file's bytes, in hexadecimal."""
+    rows: int | None = None
+    """Lines of the file; None for what is not a list of rows."""
+
+    @property
+    def collection(self) -> str:
+        """First part of the path: what ``python -m tasks.fetch`` is asked for."""
+        return self.path.split("/")[0]
+
+
+def cache_folder() -> Path:
+    """Return the folder that fetched files are kept in; it need not exist."""
+    folder = os.environ.get("MOEUT_CACHE")
+    return Path(folder) if folder else Path.home() / ".cache" / "moeut"
+
+
+def data_folders() -> list[Path]:
+    """Return the folders that data files are looked for in, in order."""
+    folder = os.environ.get("MOEUT_DATA")
+    return ([Path(folder)] if folder else []) + [cache_folder()]
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def locate(file: DataFile) -> Path:
+    """Return where a data file lies, without reading it.
+
+    Raises:
+        DataMissing: no data folder has it.
+    """
+    folders = data_folders()
+    for folder in folders:
+        path = folder / file.path
+        if path.is_file():
+            return path
+    raise DataMissing(
+        f"{file.path}: not found in {' or '.join(map(str, folders))}; "
+        f"fetch it with: python -m tasks.fetch {file.collection}"
+    )
+
+
+def read_bytes(file: DataFile) -> bytes:
+    """Return the bytes of a data file after comparing them with its published checksum.
+
+    Raises:
+        DataMissing: no data folder has it.
+        DataDamaged: it has another checksum.
+    """
+    path = locate(file)
+    data = path.read_bytes()
+    found = sha256_of(data)
+    if found != file.sha256:
+        raise DataDamaged(
+            f"{path}: damaged: SHA-256 {found}, expected {file.sha256}; remove it and fetch it "
+            f"again with: python -m tasks.fetch {file.collection}"
+        )
+    return data
+
+
+def read_lines(file: DataFile) -> list[str]:
+    """Return the lines of a data file, without line ends, after checking its bytes.
+
+    Raises:
+        DataMissing: no data folder has it.
+        DataDamaged: it has another checksum, or another number of lines.
+    """
+    lines = read_bytes(file).decode("utf-8").splitlines()
+    if file.rows is not None and len(lines) != file.rows:
+        raise DataDamaged(f"{locate(file)}: {len(lines)} lines, expected {file.rows}")
+    return lines

@@ -272,6 +272,16 @@ class ModelConfig:
         pairs = {"encoder": self.encoder, "decoder": self.decoder}
         return {name: stack for name, stack in pairs.items() if stack is not None}
 
+    def match_parameters(self, budget: int) -> ModelConfig:
+        """Return this config with its free width sized to ``budget`` parameters.
+
+        The free width is ``hidden_size`` of dense and ``num_experts`` of expert feed-forwards; see
+        ``moeut.sizing.match_parameters``.
+        """
+        from moeut.sizing import match_parameters  # sizing reads configs: import at call time
+
+        return match_parameters(self, budget)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that ``from_dict`` reads back to an equal config."""
         return _to_plain(self)

@@ -1,8 +1,8 @@
 """What describes a model: one frozen tree of small dataclasses.
 
 A ``ModelConfig`` holds one or two stacks. A stack is a group of distinct layers, the order in which
-they are applied, and the kind of attention, feed-forward and position its layers have. Every kind is
-a class of its own, so that an option of another kind is an error and never silently ignored.
+they are applied, and the kind of attention, feed-forward and position its layers have. Every kind
+is a class of its own, so that an option of another kind is an error, never silently ignored.
 
 ``config.to_dict()`` gives plain data (each kind carries its name under ``kind``) and
 ``ModelConfig.from_dict`` reads it back; that is what ``config.json`` beside saved weights holds.

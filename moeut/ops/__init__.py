@@ -1,0 +1,18 @@
+"""Multiply routed rows by the weights of their experts.
+
+``Dispatch`` sorts a routing decision once; ``expert_linear`` and ``expert_mlp`` use it, forward and
+backward. Every backend computes the same functions: ``reference`` defines them, ``grouped`` is fast
+on a CPU and works everywhere.
+"""
+
+from moeut.ops.backend import available_backends, resolve_backend
+from moeut.ops.dispatch import Dispatch
+from moeut.ops.experts import expert_linear, expert_mlp
+
+__all__ = [
+    "Dispatch",
+    "available_backends",
+    "expert_linear",
+    "expert_mlp",
+    "resolve_backend",
+]

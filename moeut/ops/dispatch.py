@@ -1,0 +1,70 @@
+"""Sort the slots of one routing decision by expert, once, for every matmul that uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """Hold one routing decision, sorted by expert.
+
+    A *slot* is one routed copy: S slots, E experts. All four tensors are int64 and live on the
+    device of the routing decision. Sorted rows ``offsets[e]:offsets[e + 1]`` belong to expert e;
+    ``order[r]`` is the slot of sorted row r. Slots without an expert come last in ``order``, behind
+    ``offsets[E]``.
+    """
+
+    expert_index: Tensor
+    """(S,) expert of each slot; -1 means no expert."""
+
+    order: Tensor
+    """(S,) slots, sorted by expert; the sort is stable, so slots stay ascending in an expert."""
+
+    counts: Tensor
+    """(E,) slots of each expert."""
+
+    offsets: Tensor
+    """(E + 1,) first sorted row of each expert; the last entry is the number of routed slots."""
+
+    num_experts: int
+    """E."""
+
+    @property
+    def num_slots(self) -> int:
+        """Return S, slots without an expert included."""
+        return self.expert_index.shape[0]
+
+    @classmethod
+    def from_indices(cls, expert_index: Tensor, num_experts: int) -> Dispatch:
+        """Sort the slots of a routing decision by expert.
+
+        ``expert_index`` is integer of any shape, with values in [-1, num_experts), flattened to S
+        slots; -1 marks a slot without an expert (padding, a halted token, a dropped expert). Raises
+        ValueError for another dtype or ``num_experts < 1``; on the CPU also for a value out of
+        range. On other devices values are not looked at, because that would wait for the device.
+        """
+        if num_experts < 1:
+            raise ValueError(f"num_experts={num_experts}: expected at least 1")
+        if expert_index.dtype not in (torch.int64, torch.int32, torch.int16):
+            raise ValueError(
+                f"expert_index.dtype={expert_index.dtype}: expected torch.int64 (or int32, int16)"
+            )
+        flat = expert_index.detach().reshape(-1).to(torch.int64)
+        if flat.device.type == "cpu" and flat.numel() and not torch.compiler.is_compiling():
+            low, high = (int(bound) for bound in torch.aminmax(flat))
+            if low < -1 or high >= num_experts:
+                raise ValueError(
+                    f"expert_index has values from {low} to {high}: expected -1 (no expert) to "
+                    f"{num_experts - 1} (num_experts={num_experts})"
+                )
+        # No expert sorts behind every expert, so that routed rows are one prefix of the order.
+        key = torch.where(flat < 0, num_experts, flat)
+        sorted_key, order = torch.sort(key, stable=True)
+        # bincount would synchronise on CUDA; a binary search on the sorted keys does not.
+        bounds = torch.arange(num_experts + 1, device=flat.device)
+        offsets = torch.searchsorted(sorted_key, bounds)
+        return cls(flat, order, offsets.diff(), offsets, num_experts)

@@ -1,0 +1,142 @@
+"""Check the arguments of the expert operations and hand them to a backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moeut.ops import grouped, reference
+from moeut.ops.backend import resolve_backend
+from moeut.ops.dispatch import Dispatch
+
+ACTIVATIONS = ("relu",)
+
+_IMPLEMENTATIONS = {"reference": reference, "grouped": grouped}
+
+
+def expert_linear(
+    x: Tensor,
+    weight: Tensor,
+    dispatch: Dispatch,
+    *,
+    slots_per_input: int = 1,
+    slots_per_output: int = 1,
+    gate: Tensor | None = None,
+    bias: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Sum per-expert linear maps of routed rows.
+
+    ``x`` (S / slots_per_input, D_in), ``weight`` (E, D_in, D_out), ``bias`` (E, D_out), ``gate`` S
+    values of any shape; returns (S / slots_per_output, D_out):
+
+        out[o] = sum over slots s with s // slots_per_output == o of
+                 gate[s] * (x[s // slots_per_input] @ weight[expert[s]] + bias[expert[s]])
+
+    A slot without an expert contributes zero and gets zero gradient. Under autocast everything is
+    computed and returned in the autocast dtype; otherwise ``x``, ``weight`` and ``bias`` share a
+    dtype, to which the gate is cast. Low-precision sums over slots are carried in float32. Raises
+    ValueError for shapes, dtypes or a backend that do not fit.
+    """
+    _check_slots("slots_per_input", slots_per_input, dispatch)
+    _check_slots("slots_per_output", slots_per_output, dispatch)
+    if weight.dim() != 3:
+        raise ValueError(f"weight.shape={tuple(weight.shape)}: expected (num_experts, D_in, D_out)")
+    experts, width_in, width_out = dispatch.num_experts, weight.shape[1], weight.shape[2]
+    _check_shape("x", x, (dispatch.num_slots // slots_per_input, width_in))
+    _check_shape("weight", weight, (experts, width_in, width_out))
+    _check_shape("bias", bias, (experts, width_out))
+    x, weight, bias, gate = _cast(dispatch, x=x, weight=weight, bias=bias, gate=gate)
+    implementation = _IMPLEMENTATIONS[resolve_backend(backend, x.device.type)]
+    return implementation.expert_linear(
+        x, weight, dispatch, slots_per_input, slots_per_output, gate, bias
+    )
+
+
+def expert_mlp(
+    x: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    dispatch: Dispatch,
+    *,
+    gate: Tensor | None = None,
+    bias_up: Tensor | None = None,
+    bias_down: Tensor | None = None,
+    backend: str = "auto",
+    activation: str = "relu",
+) -> Tensor:
+    """Apply the MLPs of each token's experts and sum them, as σ-MoE does (arXiv 2310.10837).
+
+    ``x`` (T, D), ``w_up`` (E, D, F), ``w_down`` (E, F, D), ``bias_up`` (E, F), ``bias_down``
+    (E, D), ``gate`` S values of any shape, where S = T · top_k and the slots s of token t are
+    t · top_k ≤ s < (t + 1) · top_k; returns (T, D):
+
+        out[t] = sum over slots s of token t, with e = expert[s], of
+                 gate[s] * (relu(x[t] @ w_up[e] + bias_up[e]) @ w_down[e] + bias_down[e])
+
+    One differentiable operation: kept for backward are the inputs and the hidden activations
+    (S, F). Slots without an expert, dtypes and errors are as in ``expert_linear``;
+    ``activation`` is ``relu``.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+    if x.dim() != 2:
+        raise ValueError(f"x.shape={tuple(x.shape)}: expected (tokens, width)")
+    if w_up.dim() != 3:
+        raise ValueError(f"w_up.shape={tuple(w_up.shape)}: expected (num_experts, width, hidden)")
+    tokens, slots = x.shape[0], dispatch.num_slots
+    if (slots and not tokens) or (tokens and slots % tokens):
+        raise ValueError(f"x has {tokens} rows: expected a divisor of the {slots} slots")
+    experts, width, hidden = dispatch.num_experts, x.shape[1], w_up.shape[2]
+    _check_shape("w_up", w_up, (experts, width, hidden))
+    _check_shape("w_down", w_down, (experts, hidden, width))
+    _check_shape("bias_up", bias_up, (experts, hidden))
+    _check_shape("bias_down", bias_down, (experts, width))
+    x, w_up, w_down, bias_up, bias_down, gate = _cast(
+        dispatch,
+        x=x,
+        w_up=w_up,
+        w_down=w_down,
+        bias_up=bias_up,
+        bias_down=bias_down,
+        gate=gate,
+    )
+    implementation = _IMPLEMENTATIONS[resolve_backend(backend, x.device.type)]
+    return implementation.expert_mlp(x, w_up, w_down, dispatch, gate, bias_up, bias_down)
+
+
+def _check_slots(name: str, value: int, dispatch: Dispatch) -> None:
+    if value < 1 or dispatch.num_slots % value:
+        raise ValueError(f"{name}={value}: expected a divisor of the {dispatch.num_slots} slots")
+
+
+def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}.shape={tuple(tensor.shape)}: expected {shape}")
+
+
+def _cast(dispatch: Dispatch, **tensors: Tensor | None) -> list[Tensor | None]:
+    """Check devices and dtypes, flatten the gate, and apply autocast, as matmuls do."""
+    x, gate = tensors["x"], tensors["gate"]
+    device = x.device
+    if gate is not None:
+        if gate.numel() != dispatch.num_slots:
+            raise ValueError(
+                f"gate.shape={tuple(gate.shape)}: expected {dispatch.num_slots} values, one a slot"
+            )
+        tensors["gate"] = gate.reshape(-1)
+    autocast = torch.is_autocast_enabled(device.type) and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device.type) if autocast else x.dtype
+    for name, tensor in {**tensors, "dispatch": dispatch.order}.items():
+        if tensor is None:
+            continue
+        if tensor.device != device:
+            raise ValueError(f"{name}.device={tensor.device}: expected {device}, as x")
+        if name == "dispatch":
+            continue
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name}.dtype={tensor.dtype}: expected a floating-point dtype")
+        if tensor.dtype != dtype and not autocast and name != "gate":
+            raise ValueError(f"{name}.dtype={tensor.dtype}: expected {dtype}, as x")
+        tensors[name] = tensor.to(dtype)
+    return list(tensors.values())

@@ -1,0 +1,475 @@
+"""Compute the expert operations expert by expert in plain PyTorch, with a backward of their own.
+
+Shapes: T tokens, S slots, E experts, D model width, F expert width, N rows of one block.
+
+The loop handles one block at a time: rows of one expert, few enough that they stay in the
+processor's cache from the gather to the scatter, so nothing of size (S, D) is ever written. Kept
+for backward are the inputs and, in the MLP, the hidden activations (S, F) in sorted order:
+
+* the gate scales the hidden activations, so the down-projection's output is not needed;
+* the ReLU's derivative is read off its output;
+* the gate's gradient is <grad @ weightᵀ, input>, a by-product of the input's gradient.
+
+Registered through ``torch.library``, so that ``torch.compile`` sees four opaque operations and no
+graph break. They are differentiable once. The loop bounds are read on the host, so off the CPU each
+call waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moeut.ops.dispatch import Dispatch
+from moeut.ops.matmul import (
+    MAX_BLOCK_ROWS,
+    Product,
+    choose_product,
+    compiles_every_shape,
+    padded_rows,
+)
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def expert_linear(
+    x: Tensor,
+    weight: Tensor,
+    dispatch: Dispatch,
+    slots_per_input: int,
+    slots_per_output: int,
+    gate: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """Sum gated per-expert linear maps of the slots; see ``moeut.ops.expert_linear``."""
+    return _linear(
+        x, weight, dispatch.order, dispatch.offsets, gate, bias, slots_per_input, slots_per_output
+    )
+
+
+def expert_mlp(
+    x: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    dispatch: Dispatch,
+    gate: Tensor | None,
+    bias_up: Tensor | None,
+    bias_down: Tensor | None,
+) -> Tensor:
+    """Apply the whole expert MLP; see ``moeut.ops.expert_mlp``."""
+    inputs = (x, w_up, w_down, gate, bias_up, bias_down)
+    keep_hidden = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in inputs
+    )
+    out, _hidden = _mlp(
+        x, w_up, w_down, dispatch.order, dispatch.offsets, gate, bias_up, bias_down, keep_hidden
+    )
+    return out
+
+
+class Block(NamedTuple):
+    """Name rows ``start:stop`` of the sorted order, all of one expert, padded to ``padded`` rows."""
+
+    expert: int
+    start: int
+    stop: int
+    padded: int
+    is_first: bool  # first block of its expert
+    is_last: bool  # last block of its expert
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start
+
+
+def make_blocks(offsets: Tensor, pad: bool) -> list[Block]:
+    """Cut the rows of every expert into blocks; experts without rows have none."""
+    bounds = offsets.tolist()
+    blocks = []
+    for expert in range(len(bounds) - 1):
+        first, last = bounds[expert], bounds[expert + 1]
+        for start in range(first, last, MAX_BLOCK_ROWS):
+            stop = min(start + MAX_BLOCK_ROWS, last)
+            padded = padded_rows(stop - start) if pad else stop - start
+            blocks.append(Block(expert, start, stop, padded, start == first, stop == last))
+    return blocks
+
+
+class _Plan:
+    """Hold what every loop needs: blocks, the matmul routine, sorted rows and gates."""
+
+    def __init__(self, x: Tensor, order: Tensor, offsets: Tensor, gate: Tensor | None) -> None:
+        self.product: Product = choose_product(x.dtype, x.device.type)
+        pad = compiles_every_shape(x.dtype, x.device.type, self.product)
+        self.blocks = make_blocks(offsets, pad)
+        self.sizes = [block.num_rows for block in self.blocks]
+        self.num_routed = sum(self.sizes)
+        self.order = order[: self.num_routed]
+        self.max_rows = max((block.padded for block in self.blocks), default=0)
+        self.gates: list[Tensor] | list[None] = [None] * len(self.blocks)
+        if gate is not None:
+            self.gates = self.split(gate.index_select(0, self.order).unsqueeze(1))
+
+    def split(self, sorted_rows: Tensor) -> list[Tensor]:
+        """Cut a tensor in sorted order into blocks."""
+        return list(sorted_rows.split(self.sizes)) if self.sizes else []
+
+    def rows(self, slots_per_row: int) -> list[Tensor]:
+        """Return, for each block, the input (or output) row of each of its slots."""
+        if slots_per_row == 1:
+            return self.split(self.order)
+        return self.split(self.order.div(slots_per_row, rounding_mode="floor"))
+
+
+def _gather(source: Tensor, rows: Tensor, scratch: Tensor, block: Block) -> Tensor:
+    """Copy rows into the head of scratch and return them, padded with zeros."""
+    torch.index_select(source, 0, rows, out=scratch.narrow(0, 0, block.num_rows))
+    return _zero_padding(scratch, block)
+
+
+def _zero_padding(scratch: Tensor, block: Block) -> Tensor:
+    # Zeros and not stale rows: weight gradients sum over them, and 0 times a stale NaN is NaN.
+    if block.padded > block.num_rows:
+        scratch.narrow(0, block.num_rows, block.padded - block.num_rows).zero_()
+    return scratch.narrow(0, 0, block.padded)
+
+
+def _head(padded_rows: Tensor, block: Block) -> Tensor:
+    return (
+        padded_rows if block.padded == block.num_rows else padded_rows.narrow(0, 0, block.num_rows)
+    )
+
+
+class _RowSum:
+    """Sum rows into an output, in float32 where the dtype has few bits."""
+
+    def __init__(self, like: Tensor, num_rows: int, width: int) -> None:
+        self.dtype = like.dtype
+        self.wide = torch.float32 if like.dtype in LOW_PRECISION else like.dtype
+        self.total = torch.zeros(num_rows, width, dtype=self.wide, device=like.device)
+
+    def add(self, rows: Tensor, values: Tensor) -> None:
+        self.total.index_add_(0, rows, values.to(self.wide))
+
+    def result(self) -> Tensor:
+        return self.total.to(self.dtype)
+
+
+class _WeightGradient:
+    """Collect the gradient of (E, ...) parameters block by block."""
+
+    def __init__(self, parameter: Tensor, offsets: Tensor) -> None:
+        self.gradient = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        self.per_expert = self.gradient.unbind(0)
+        bounds = offsets.tolist()
+        for expert, one in enumerate(self.per_expert):
+            if bounds[expert] == bounds[expert + 1]:
+                one.zero_()
+        self.partial: Tensor | None = None
+
+    def add(self, block: Block, value: Tensor) -> None:
+        if not (block.is_first and block.is_last):
+            if block.is_first:
+                low = value.dtype in LOW_PRECISION
+                self.partial = value.float() if low else value.clone()
+            else:
+                self.partial += value
+            value = self.partial
+        if block.is_last:
+            self.per_expert[block.expert].copy_(value)
+
+
+def _empty(like: Tensor) -> Tensor:
+    return like.new_empty(0)
+
+
+@torch.library.custom_op("moeut::grouped_linear", mutates_args=())
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    gate: Tensor | None,
+    bias: Tensor | None,
+    slots_per_input: int,
+    slots_per_output: int,
+) -> Tensor:
+    width_in, width_out = weight.shape[1:]
+    plan = _Plan(x, order, offsets, gate)
+    out = _RowSum(x, order.shape[0] // slots_per_output, width_out)
+    scratch = x.new_empty(plan.max_rows, width_in)
+    weights = weight.unbind(0)
+    biases = None if bias is None else bias.unbind(0)
+    # The gate scales the narrower side of the product; a bias has to be inside it.
+    gate_input = width_in < width_out and bias is None
+    for block, rows_in, rows_out, gates in zip(
+        plan.blocks,
+        plan.rows(slots_per_input),
+        plan.rows(slots_per_output),
+        plan.gates,
+        strict=True,
+    ):
+        x_ND = _gather(x, rows_in, scratch, block)
+        if gates is not None and gate_input:
+            _head(x_ND, block).mul_(gates)
+        y = _head(plan.product(x_ND, weights[block.expert]), block)
+        if biases is not None:
+            y += biases[block.expert]
+        if gates is not None and not gate_input:
+            y *= gates
+        out.add(rows_out, y)
+    return out.result()
+
+
+@_linear.register_fake
+def _(x, weight, order, offsets, gate, bias, slots_per_input, slots_per_output):
+    return x.new_empty(order.shape[0] // slots_per_output, weight.shape[2])
+
+
+@torch.library.custom_op("moeut::grouped_linear_backward", mutates_args=())
+def _linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    gate: Tensor | None,
+    bias: Tensor | None,
+    slots_per_input: int,
+    slots_per_output: int,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight, gate and bias; those not in ``needs`` are empty."""
+    need_x, need_weight, need_gate, need_bias = needs
+    width_in, width_out = weight.shape[1:]
+    plan = _Plan(x, order, offsets, gate)
+    d_x = _RowSum(x, x.shape[0], width_in) if need_x else None
+    d_weight = _WeightGradient(weight, offsets) if need_weight else None
+    d_bias = _WeightGradient(bias, offsets) if need_bias else None
+    sorted_d_gate = x.new_zeros(order.shape[0])
+    d_gates = plan.split(sorted_d_gate.narrow(0, 0, plan.num_routed))
+    x_scratch = x.new_empty(plan.max_rows, width_in)
+    grad_scratch = x.new_empty(plan.max_rows, width_out)
+    weights = weight.unbind(0)
+    biases = None if bias is None else bias.unbind(0)
+    blocks = zip(
+        plan.blocks,
+        plan.rows(slots_per_input),
+        plan.rows(slots_per_output),
+        plan.gates,
+        d_gates,
+        strict=True,
+    )
+    for block, rows_in, rows_out, gates, d_gate in blocks:
+        grad_ND = _gather(grad, rows_out, grad_scratch, block)
+        if need_weight or need_gate:
+            x_ND = _gather(x, rows_in, x_scratch, block)
+        if need_x or need_gate:
+            d_rows = _head(plan.product(grad_ND, weights[block.expert].t()), block)
+        if need_gate:
+            torch.sum(d_rows * _head(x_ND, block), 1, out=d_gate)
+            if biases is not None:
+                d_gate += _head(grad_ND, block) @ biases[block.expert]
+        if d_x is not None:
+            d_x.add(rows_in, d_rows if gates is None else d_rows.mul_(gates))
+        if gates is not None and (need_weight or need_bias):
+            narrower = x_ND if width_in < width_out and not need_bias else grad_ND
+            _head(narrower, block).mul_(gates)
+        if d_weight is not None:
+            d_weight.add(block, plan.product(x_ND.t(), grad_ND))
+        if d_bias is not None:
+            d_bias.add(block, grad_ND.sum(0))
+    d_gate_slots = _empty(x)
+    if need_gate:
+        d_gate_slots = torch.empty_like(sorted_d_gate).index_copy_(0, order, sorted_d_gate)
+    return (
+        _empty(x) if d_x is None else d_x.result(),
+        _empty(x) if d_weight is None else d_weight.gradient,
+        d_gate_slots,
+        _empty(x) if d_bias is None else d_bias.gradient,
+    )
+
+
+@_linear_backward.register_fake
+def _(grad, x, weight, order, offsets, gate, bias, slots_per_input, slots_per_output, needs):
+    return tuple(
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if need else x.new_empty(0)
+        for need, t in zip(needs, (x, weight, gate, bias), strict=True)
+    )
+
+
+def _linear_setup_context(ctx, inputs, output):
+    x, weight, order, offsets, gate, bias, slots_per_input, slots_per_output = inputs
+    ctx.save_for_backward(x, weight, order, offsets, gate, bias)
+    ctx.slots = (slots_per_input, slots_per_output)
+
+
+def _linear_autograd(ctx, grad):
+    x, weight, order, offsets, gate, bias = ctx.saved_tensors
+    needs = [ctx.needs_input_grad[position] for position in (0, 1, 4, 5)]
+    gradients = _linear_backward(grad, x, weight, order, offsets, gate, bias, *ctx.slots, needs)
+    d_x, d_weight, d_gate, d_bias = _drop_unneeded(gradients, needs)
+    return d_x, d_weight, None, None, d_gate, d_bias, None, None
+
+
+def _drop_unneeded(gradients: tuple[Tensor, ...], needs: list[bool]) -> Iterator[Tensor | None]:
+    return (g if need else None for g, need in zip(gradients, needs, strict=True))
+
+
+_linear.register_autograd(_linear_autograd, setup_context=_linear_setup_context)
+
+
+@torch.library.custom_op("moeut::grouped_mlp", mutates_args=())
+def _mlp(
+    x: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    gate: Tensor | None,
+    bias_up: Tensor | None,
+    bias_down: Tensor | None,
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the output (T, D) and the hidden activations (S, F) in sorted order."""
+    width, hidden_width = w_up.shape[1:]
+    top_k = order.shape[0] // max(x.shape[0], 1)
+    plan = _Plan(x, order, offsets, gate)
+    out = _RowSum(x, x.shape[0], width)
+    hidden = x.new_empty(order.shape[0] if keep_hidden else 0, hidden_width)
+    hiddens = [None] * len(plan.blocks)
+    if keep_hidden:
+        hiddens = plan.split(hidden.narrow(0, 0, plan.num_routed))
+    scratch = x.new_empty(plan.max_rows, width)
+    ups, downs = w_up.unbind(0), w_down.unbind(0)
+    blocks = zip(plan.blocks, plan.rows(top_k), plan.gates, hiddens, strict=True)
+    for block, rows, gates, kept in blocks:
+        x_ND = _gather(x, rows, scratch, block)
+        h_NF = plan.product(x_ND, ups[block.expert])
+        if bias_up is not None:
+            h_NF += bias_up[block.expert]
+        h_NF.relu_()
+        if kept is not None:
+            kept.copy_(_head(h_NF, block))
+        if gates is not None:
+            _head(h_NF, block).mul_(gates)
+        y_ND = _head(plan.product(h_NF, downs[block.expert]), block)
+        if bias_down is not None:
+            y_ND += bias_down[block.expert] if gates is None else gates * bias_down[block.expert]
+        out.add(rows, y_ND)
+    return out.result(), hidden
+
+
+@_mlp.register_fake
+def _(x, w_up, w_down, order, offsets, gate, bias_up, bias_down, keep_hidden):
+    num_rows = order.shape[0] if keep_hidden else 0
+    return x.new_empty(x.shape), x.new_empty(num_rows, w_up.shape[2])
+
+
+@torch.library.custom_op("moeut::grouped_mlp_backward", mutates_args=())
+def _mlp_backward(
+    grad: Tensor,
+    x: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    gate: Tensor | None,
+    bias_up: Tensor | None,
+    bias_down: Tensor | None,
+    hidden: Tensor,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, w_up, w_down, gate, bias_up, bias_down; others are empty."""
+    need_x, need_up, need_down, need_gate, need_bias_up, need_bias_down = needs
+    width, hidden_width = w_up.shape[1:]
+    top_k = order.shape[0] // max(x.shape[0], 1)
+    plan = _Plan(x, order, offsets, gate)
+    d_x = _RowSum(x, x.shape[0], width) if need_x else None
+    d_up = _WeightGradient(w_up, offsets) if need_up else None
+    d_down = _WeightGradient(w_down, offsets) if need_down else None
+    d_bias_up = _WeightGradient(bias_up, offsets) if need_bias_up else None
+    d_bias_down = _WeightGradient(bias_down, offsets) if need_bias_down else None
+    sorted_d_gate = x.new_zeros(order.shape[0])
+    x_scratch = x.new_empty(plan.max_rows, width)
+    grad_scratch = x.new_empty(plan.max_rows, width)
+    hidden_scratch = x.new_empty(plan.max_rows, hidden_width)
+    ups, downs = w_up.unbind(0), w_down.unbind(0)
+    blocks = zip(
+        plan.blocks,
+        plan.rows(top_k),
+        plan.gates,
+        plan.split(hidden.narrow(0, 0, plan.num_routed)),
+        plan.split(sorted_d_gate.narrow(0, 0, plan.num_routed)),
+        strict=True,
+    )
+    for block, rows, gates, h_NF, d_gate in blocks:
+        grad_ND = _gather(grad, rows, grad_scratch, block)
+        d_h = plan.product(grad_ND, downs[block.expert].t())
+        d_h_rows = _head(d_h, block)
+        if need_gate:
+            torch.sum(d_h_rows * h_NF, 1, out=d_gate)
+            if bias_down is not None:
+                d_gate += _head(grad_ND, block) @ bias_down[block.expert]
+        if d_down is not None:
+            gated = hidden_scratch.narrow(0, 0, block.num_rows)
+            if gates is None:
+                gated.copy_(h_NF)
+            else:
+                torch.mul(h_NF, gates, out=gated)
+            gated_NF = _zero_padding(hidden_scratch, block)
+            d_down.add(block, plan.product(gated_NF.t(), grad_ND))
+        if d_bias_down is not None:
+            rows_ND = _head(grad_ND, block)
+            d_bias_down.add(block, (rows_ND if gates is None else rows_ND * gates).sum(0))
+        if gates is not None:
+            d_h_rows *= gates
+        # The ReLU passed exactly what is positive in its output; padding is zero already.
+        d_h_rows.copy_(torch.ops.aten.threshold_backward(d_h_rows, h_NF, 0))
+        if d_up is not None:
+            x_ND = _gather(x, rows, x_scratch, block)
+            d_up.add(block, plan.product(x_ND.t(), d_h))
+        if d_bias_up is not None:
+            d_bias_up.add(block, d_h.sum(0))
+        if d_x is not None:
+            d_x.add(rows, _head(plan.product(d_h, ups[block.expert].t()), block))
+    d_gate_slots = _empty(x)
+    if need_gate:
+        d_gate_slots = torch.empty_like(sorted_d_gate).index_copy_(0, order, sorted_d_gate)
+    return (
+        _empty(x) if d_x is None else d_x.result(),
+        _empty(x) if d_up is None else d_up.gradient,
+        _empty(x) if d_down is None else d_down.gradient,
+        d_gate_slots,
+        _empty(x) if d_bias_up is None else d_bias_up.gradient,
+        _empty(x) if d_bias_down is None else d_bias_down.gradient,
+    )
+
+
+@_mlp_backward.register_fake
+def _(grad, x, w_up, w_down, order, offsets, gate, bias_up, bias_down, hidden, needs):
+    inputs = (x, w_up, w_down, gate, bias_up, bias_down)
+    return tuple(
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if need else x.new_empty(0)
+        for need, t in zip(needs, inputs, strict=True)
+    )
+
+
+def _mlp_setup_context(ctx, inputs, output):
+    x, w_up, w_down, order, offsets, gate, bias_up, bias_down, _keep_hidden = inputs
+    _out, hidden = output
+    ctx.save_for_backward(x, w_up, w_down, order, offsets, gate, bias_up, bias_down, hidden)
+
+
+def _mlp_autograd(ctx, grad, _grad_hidden):
+    *inputs, hidden = ctx.saved_tensors
+    needs = [ctx.needs_input_grad[position] for position in (0, 1, 2, 5, 6, 7)]
+    gradients = _mlp_backward(grad, *inputs, hidden, needs)
+    d_x, d_up, d_down, d_gate, d_bias_up, d_bias_down = _drop_unneeded(gradients, needs)
+    return d_x, d_up, d_down, None, None, d_gate, d_bias_up, d_bias_down, None
+
+
+_mlp.register_autograd(_mlp_autograd, setup_context=_mlp_setup_context)

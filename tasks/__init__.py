@@ -11,6 +11,7 @@ from typing import Any
 
 from tasks import options as _options
 from tasks.files import DataDamaged, DataFile, DataMissing
+from tasks.scan import Scan
 from tasks.task import Example, Task, Vocabulary, select_rows
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "task_class",
 ]
 
-TASKS: dict[str, type[Task]] = {}
+TASKS: dict[str, type[Task]] = {
+    "scan": Scan,
+}
 
 
 def task_class(name: str) -> type[Task]:

@@ -32,11 +32,18 @@ class DataFile:
     """SHA-256 of the file's bytes, in hexadecimal."""
     rows: int | None = None
     """Lines of the file; None for what is not a list of rows."""
+    by_default: bool = True
+    """Whether ``python -m tasks.fetch <collection>`` fetches it, or only a fetch by its path."""
 
     @property
     def collection(self) -> str:
         """First part of the path: what ``python -m tasks.fetch`` is asked for."""
         return self.path.split("/")[0]
+
+    @property
+    def fetch_command(self) -> str:
+        """Command that brings the file into the cache."""
+        return f"python -m tasks.fetch {self.collection if self.by_default else self.path}"
 
 
 def cache_folder() -> Path:
@@ -69,7 +76,7 @@ def locate(file: DataFile) -> Path:
             return path
     raise DataMissing(
         f"{file.path}: not found in {' or '.join(map(str, folders))}; "
-        f"fetch it with: python -m tasks.fetch {file.collection}"
+        f"fetch it with: {file.fetch_command}"
     )
 
 
@@ -86,7 +93,7 @@ def read_bytes(file: DataFile) -> bytes:
     if found != file.sha256:
         raise DataDamaged(
             f"{path}: damaged: SHA-256 {found}, expected {file.sha256}; remove it and fetch it "
-            f"again with: python -m tasks.fetch {file.collection}"
+            f"again with: {file.fetch_command}"
         )
     return data
 

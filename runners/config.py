@@ -1,13 +1,32 @@
 """The config tree of a run and of a sweep.
 
-Every field's docstring is what ``--help`` prints. ``task`` and ``model`` are open sections: their keys are
-the options of the chosen task (``tasks.TASKS``) and architecture (``moeut.ARCHITECTURES``), checked there.
+Every field's docstring is what ``--help`` prints. ``task`` and ``model`` are open sections: their
+keys are the options of the chosen task (``tasks.TASKS``) and architecture
+(``moeut.ARCHITECTURES``), checked there.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from runners import convert, strict_yaml
+from runners.sections import SectionChecker
+from runners.strict_yaml import ConfigError, Node, nearest, show
+
+__all__ = [
+    "ConfigError",
+    "EvaluateConfig",
+    "RunConfig",
+    "SweepConfig",
+    "TrainConfig",
+    "from_yaml",
+    "read_run",
+    "to_yaml",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +79,29 @@ class TrainConfig:
     checkpoint_interval: int = 200
     """Steps between checkpoints."""
 
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps", "batch_size", "tokens_per_batch", "accumulate", "num_threads")
+        _at_least(self, 1, "log_interval", "checkpoint_interval")
+        _at_least(self, 0, "warmup_steps", "weight_decay", "final_learning_rate_ratio")
+        _above_zero(self, "learning_rate", "epsilon", "clip_norm")
+        _below_one(self, "label_smoothing")
+        for index, beta in enumerate(self.betas):
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(
+                    f"betas={list(self.betas)}: number {index + 1} must be at least 0 and below 1"
+                )
+        if self.accumulate > self.batch_size and self.tokens_per_batch is None:
+            raise ValueError(
+                f"accumulate={self.accumulate}: must be at most batch_size={self.batch_size}"
+            )
+        if self.schedule == "noam" and self.warmup_steps < 1:
+            raise ValueError(f"warmup_steps={self.warmup_steps}: schedule noam needs at least 1")
+        if self.schedule in ("linear", "cosine") and self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps}: must be below steps={self.steps} "
+                f"under schedule {self.schedule}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -72,11 +114,22 @@ class EvaluateConfig:
     interval_splits: list[str] = field(default_factory=list)
     """Splits scored on the way; empty: the in-distribution split."""
     repeats: list[int] = field(default_factory=list)
-    """Further depths (num_repeats) at which a shared model is scored at the end, besides its own."""
+    """Further depths (num_repeats) at which a shared model is scored at the end, besides its
+    own."""
     rows_per_category: int | None = None
     """Score only so many rows of each category of a split, chosen by hash; tables say so."""
     batch_size: int = 256
     """Sequences decoded at once."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "interval", "rows_per_category", "batch_size")
+        for number in self.repeats:
+            if number < 1:
+                raise ValueError(f"repeats={self.repeats}: each must be at least 1")
+        for name in ("splits", "interval_splits", "repeats"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name}={values}: one is given twice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +148,67 @@ class RunConfig:
     """Which weights are scored: ``final``, or ``best:<split>`` on a validation split."""
     seed: int = 0
     """Initialisation, data order and dropout."""
+    places: Mapping[str, str] = field(
+        default_factory=dict, compare=False, repr=False, metadata={"internal": True}
+    )
+    """Where each value was written, by dotted path; no part of the config."""
+
+    best_prefix: ClassVar[str] = "best:"
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "seed")
+        if self.select != "final" and not self.selection_split:
+            raise ValueError(
+                f"select={self.select!r}: expected final or best:<split>"
+                f"{nearest(self.select, ('final',))}"
+            )
+
+    @property
+    def selection_split(self) -> str | None:
+        """The split whose best score chooses the weights; None under ``select: final``."""
+        prefix, colon, split = self.select.partition(":")
+        return split if prefix + colon == self.best_prefix and split else None
+
+    def place(self, path: str) -> str:
+        """Return where the value at a dotted path was written, or the nearest above it."""
+        while path and path not in self.places:
+            path = path.rpartition(".")[0]
+        return self.places.get(path, "")
+
+    def error(self, path: str, value: Any, expected: str) -> ConfigError:
+        """Return the one-line error for a value that only building the run shows to be wrong."""
+        place = self.place(path)
+        prefix = f"{place}: " if place else ""
+        return ConfigError(f"{prefix}{path}={show(value)}: {expected}")
+
+    def check_splits(self, splits: list[str], selection_splits: list[str]) -> None:
+        """Raise ConfigError if a split that the run names is not among the task's ``splits``.
+
+        ``select: best:<split>`` is held to ``selection_splits``, which are no test splits.
+        """
+        for path in ("splits", "interval_splits"):
+            for name in getattr(self.evaluate, path):
+                if name not in splits:
+                    raise self.error(
+                        f"evaluate.{path}",
+                        name,
+                        f"expected one of {', '.join(splits)}{nearest(name, splits)}",
+                    )
+        chosen = self.selection_split
+        if chosen is not None and chosen not in selection_splits:
+            options = ["final", *(f"best:{name}" for name in selection_splits)]
+            raise self.error(
+                "select",
+                self.select,
+                f"expected one of {', '.join(options)}{nearest(self.select, options)}"
+                + (" (a test split must not choose the weights)" if chosen in splits else ""),
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as plain data, in the order of the fields."""
+        data = dataclasses.asdict(self)
+        del data["places"]
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +231,194 @@ class SweepConfig:
     """Variant that the others are tested against; default: the first."""
     headline: dict[str, Any] = field(default_factory=dict)
     """{split, metric} of the main column; default: the last split's exact match or accuracy."""
+
+    def __post_init__(self) -> None:
+        seeds = self.seed_list
+        if not seeds:
+            raise ValueError(f"seeds={self.seeds}: must be at least 1, or a list of seeds")
+        if min(seeds) < 0:
+            raise ValueError(f"seeds={self.seeds}: a seed must be at least 0")
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds={self.seeds}: one is given twice")
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds, counted out."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+
+# --- checks -----------------------------------------------------------------------------
+
+
+def _at_least(config: Any, minimum: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= minimum:
+            raise ValueError(f"{name}={value}: must be at least {minimum}")
+
+
+def _above_zero(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value}: must be above 0")
+
+
+def _below_one(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value}: must be at least 0 and below 1")
+
+
+# --- reading and writing a run ----------------------------------------------------------
+
+
+def read_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a run's file, then the overrides ``key=value`` over it.
+
+    Args:
+        path: YAML file with the fields of ``RunConfig``; ``base: other.yaml`` includes another.
+        overrides: Dotted paths with values, for example ``train.steps=100``.
+
+    Raises:
+        ConfigError: one line that says where, what, and what is allowed.
+    """
+    node = load_run_node(strict_yaml.read(path), Path(path))
+    for text in overrides:
+        node = override(node, *strict_yaml.parse_override(text))
+    return build_run(node, SectionChecker())
+
+
+def build_run(node: Node, checker: SectionChecker) -> RunConfig:
+    """Build and check a run from its merged node; ``places`` of the result are the node's."""
+    known = [name for name in convert.hints(RunConfig) if name != "places"]
+    for key, child in node.value.items():
+        if key not in known:
+            hint = " (that is a sweep's key: python -m runners.sweep)" if key in _SWEEP_KEYS else ""
+            raise strict_yaml.unknown_key(child, key, known, f"a run{hint} takes")
+    values = convert.fields(RunConfig, node, "", owner="a run")
+    values["task"] = checker.task(node.value["task"])
+    values["model"] = checker.model(node.value["model"], values["task"])
+    values["places"] = places(node)
+    try:
+        return RunConfig(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise convert.relocate(error, node, "") from error
+
+
+_SWEEP_KEYS = tuple(f.name for f in dataclasses.fields(SweepConfig))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return YAML text that ``from_yaml`` reads back to an equal config."""
+    return strict_yaml.dump(config.to_dict())
+
+
+def from_yaml(text: str, name: str = "config.yaml") -> RunConfig:
+    """Read the resolved config of a run directory; ``name`` is the file's name in errors."""
+    node = strict_yaml.parse(text, name)
+    if node is None or not isinstance(node.value, dict):
+        raise ConfigError(f"{name}:1: expected a mapping of keys to values")
+    return build_run(node, SectionChecker())
+
+
+# --- nodes: dotted keys, merging, including ---------------------------------------------
+
+
+def places(node: Node) -> dict[str, str]:
+    """Return the place of every value below ``node`` by dotted path; the root's is ``""``."""
+    result = {"": node.place}
+
+    def walk(current: Node, prefix: str) -> None:
+        for key, child in current.value.items():
+            result[prefix + key] = child.place
+            if isinstance(child.value, dict):
+                walk(child, f"{prefix}{key}.")
+
+    walk(node, "")
+    return result
+
+
+def nest(node: Node, path: str = "") -> Node:
+    """Return a mapping with dotted keys spelled out: ``{a.b: 1}`` becomes ``{a: {b: 1}}``.
+
+    Raises:
+        ConfigError: one value is given both ways.
+    """
+    if not isinstance(node.value, dict):
+        return node
+    result = Node({}, node.place)
+    for key, child in node.value.items():
+        parts = key.split(".")
+        if not all(parts):
+            raise ConfigError(f"{child.place}: {path}{key}: expected words with dots between them")
+        inner = nest(child, f"{path}{key}.")
+        for part in reversed(parts):
+            inner = Node({part: inner}, child.place)
+        result = merge(result, inner, path, twice=True)
+    return result
+
+
+def merge(base: Node, change: Node, path: str = "", *, twice: bool = False) -> Node:
+    """Return ``base`` with ``change`` over it, mappings merged key by key.
+
+    ``twice``: both are from one mapping, so a value in both is an error.
+    """
+    if not (isinstance(base.value, dict) and isinstance(change.value, dict)):
+        if twice:
+            raise ConfigError(
+                f"{change.place}: {path.rstrip('.')}: key given twice; first at {base.place}"
+            )
+        return change
+    value = dict(base.value)
+    for key, child in change.value.items():
+        old = value.get(key)
+        value[key] = child if old is None else merge(old, child, f"{path}{key}.", twice=twice)
+    return Node(value, base.place)
+
+
+def override(node: Node, path: str, value: Node) -> Node:
+    """Return ``node`` with the value at a dotted path replaced; its checks come with building."""
+    value = nest(value)
+    for part in reversed(path.split(".")):
+        value = Node({part: value}, value.place)
+    return merge(node, value)
+
+
+def load_run_node(node: Node, source: Path, seen: tuple[Path, ...] = ()) -> Node:
+    """Return a run's mapping with its ``base: file.yaml`` read and merged under it.
+
+    A base that is a sweep lends its own base.
+
+    Raises:
+        ConfigError: files that include each other, or a base that is neither.
+    """
+    seen = (*seen, source.resolve())
+    node = nest(node)
+    if "base" not in node.value:
+        return node
+    value = dict(node.value)
+    base = value.pop("base")
+    return merge(include(base, source, seen), Node(value, node.place))
+
+
+def include(base: Node, source: Path, seen: tuple[Path, ...] = ()) -> Node:
+    """Return the run that ``base`` stands for: a mapping, or the name of a file beside
+    ``source``."""
+    if isinstance(base.value, dict):
+        return load_run_node(base, source, seen[:-1])
+    if not isinstance(base.value, str):
+        raise strict_yaml.wrong_value(base, "base", "a mapping or the name of a YAML file")
+    target = source.parent / base.value
+    if target.resolve() in seen:
+        raise ConfigError(f"{base.place}: base={base.value!r}: files include each other")
+    try:
+        node = strict_yaml.read(target)
+    except ConfigError as error:
+        raise ConfigError(f"{base.place}: base={base.value!r}: {error}") from error
+    if "base" in node.value and set(node.value) & (set(_SWEEP_KEYS) - {"base"}):
+        return include(node.value["base"], target, (*seen, target.resolve()))
+    return load_run_node(node, target, seen)

@@ -148,10 +148,6 @@ class RunConfig:
     """Which weights are scored: ``final``, or ``best:<split>`` on a validation split."""
     seed: int = 0
     """Initialisation, data order and dropout."""
-    places: Mapping[str, str] = field(
-        default_factory=dict, compare=False, repr=False, metadata={"internal": True}
-    )
-    """Where each value was written, by dotted path; no part of the config."""
 
     best_prefix: ClassVar[str] = "best:"
 
@@ -170,10 +166,12 @@ class RunConfig:
         return split if prefix + colon == self.best_prefix and split else None
 
     def place(self, path: str) -> str:
-        """Return where the value at a dotted path was written, or the nearest above it."""
-        while path and path not in self.places:
+        """Return where the value at a dotted path, or the nearest above it, was written."""
+        # No field: where a value was written is no part of the config.
+        known: Mapping[str, str] = self.__dict__.get("_places", {})
+        while path and path not in known:
             path = path.rpartition(".")[0]
-        return self.places.get(path, "")
+        return known.get(path, "")
 
     def error(self, path: str, value: Any, expected: str) -> ConfigError:
         """Return the one-line error for a value that only building the run shows to be wrong."""
@@ -206,9 +204,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain data, in the order of the fields."""
-        data = dataclasses.asdict(self)
-        del data["places"]
-        return data
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,8 +287,8 @@ def read_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> R
 
 
 def build_run(node: Node, checker: SectionChecker) -> RunConfig:
-    """Build and check a run from its merged node; ``places`` of the result are the node's."""
-    known = [name for name in convert.hints(RunConfig) if name != "places"]
+    """Build and check a run from its merged node, and let it know where its values stand."""
+    known = list(convert.hints(RunConfig))
     for key, child in node.value.items():
         if key not in known:
             hint = " (that is a sweep's key: python -m runners.sweep)" if key in _SWEEP_KEYS else ""
@@ -300,13 +296,12 @@ def build_run(node: Node, checker: SectionChecker) -> RunConfig:
     values = convert.fields(RunConfig, node, "", owner="a run")
     values["task"] = checker.task(node.value["task"])
     values["model"] = checker.model(node.value["model"], values["task"])
-    values["places"] = places(node)
     try:
-        return RunConfig(**values)
-    except ConfigError:
-        raise
+        config = RunConfig(**values)
     except ValueError as error:
         raise convert.relocate(error, node, "") from error
+    object.__setattr__(config, "_places", places(node))
+    return config
 
 
 _SWEEP_KEYS = tuple(f.name for f in dataclasses.fields(SweepConfig))

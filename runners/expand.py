@@ -34,7 +34,7 @@ from runners.sections import SectionChecker
 from runners.strict_yaml import COMMAND_LINE, Node, show, unknown_key, wrong_value
 
 WANDB_KEYS = ("program", "command", "method", "metric", "description", "project", "entity")
-_RUN_KEYS = tuple(name for name in convert.hints(RunConfig) if name != "places")
+_RUN_KEYS = tuple(convert.hints(RunConfig))
 _SWEEP_KEYS = tuple(convert.hints(SweepConfig))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
 

@@ -10,8 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from tasks import options as _options
+from tasks.arithmetic import Arithmetic
+from tasks.digits import Addition, Multiplication
+from tasks.file import FileTask
 from tasks.files import DataDamaged, DataFile, DataMissing
 from tasks.scan import Scan
+from tasks.table_lookup import TableLookup
 from tasks.task import Example, Task, Vocabulary, select_rows
 
 __all__ = [
@@ -29,6 +33,11 @@ __all__ = [
 
 TASKS: dict[str, type[Task]] = {
     "scan": Scan,
+    "arithmetic": Arithmetic,
+    "addition": Addition,
+    "multiplication": Multiplication,
+    "table_lookup": TableLookup,
+    "file": FileTask,
 }
 
 

@@ -1,7 +1,7 @@
 """SCAN: navigation commands to sequences of actions (Lake & Baroni, ICML 2018, arXiv 1711.00350).
 
-    C -> S and S | S after S | S      [[S1 and S2]] = [[S1]] [[S2]]   [[S1 after S2]] = [[S2]] [[S1]]
-    S -> V twice | V thrice | V       [[V twice]] = [[V]] x 2          [[V thrice]] = [[V]] x 3
+    C -> S and S | S after S | S      [[S and T]] = [[S]] [[T]]       [[S after T]] = [[T]] [[S]]
+    S -> V twice | V thrice | V       [[V twice]] = [[V]] [[V]]       [[V thrice]] = [[V]] x 3
     V -> U | U D | U opposite D | U around D | turn D | turn opposite D | turn around D
     U -> walk | look | run | jump     D -> left | right
 

@@ -1,0 +1,89 @@
+"""Write a split of a task as JSON lines, for use outside this project.
+
+    python -m tasks.export scan variant=length --split test --output test.jsonl
+
+Each line is an object with ``source``, ``target``, ``category`` and ``difficulty``. Tokens are
+joined by spaces. The task ``file`` reads such a file back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tasks.command_line import parse_task_arguments, run, task_from_words, task_parser
+from tasks.task import Example
+
+
+def to_json_line(example: Example) -> str:
+    """Return a row as one JSON line, without its line end."""
+    difficulty = example.difficulty
+    return json.dumps(
+        {
+            "source": " ".join(example.source),
+            "target": " ".join(example.target),
+            "category": example.category,
+            "difficulty": int(difficulty) if float(difficulty).is_integer() else difficulty,
+        },
+        ensure_ascii=False,
+    )
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> int:
+    """Write lines to a file that appears only when it is whole; return how many.
+
+    Raises:
+        OSError: the folder does not exist, is not writable or is full; nothing is left behind.
+    """
+    count = 0
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            for line in lines:
+                stream.write(line + "\n")
+                count += 1
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that others cannot read
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return count
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Export as the command line says.
+
+    Raises:
+        ValueError: an unknown task, option or split, or missing data.
+        OSError: the output cannot be written.
+    """
+    parser = task_parser("export", "Write one split of a task as JSON lines.")
+    parser.add_argument("--split", required=True, help="which split")
+    parser.add_argument("--output", required=True, metavar="FILE", help="where to; - for stdout")
+    arguments = parse_task_arguments(parser, words)
+    rows = task_from_words(arguments.task, arguments.options).split(arguments.split)
+    lines = (to_json_line(row) for row in rows)
+    if arguments.output == "-":
+        sys.stdout.writelines(line + "\n" for line in lines)
+        return
+    path = Path(arguments.output)
+    if path.is_dir():
+        raise ValueError(f"--output={arguments.output}: is a folder, expected a file name")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output={arguments.output}: no folder {path.parent}")
+    count = write_lines(path, lines)
+    print(f"{count} rows written to {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)

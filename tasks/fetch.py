@@ -1,0 +1,205 @@
+"""Download official data files into the cache: the only module of ``tasks`` that uses the network.
+
+    python -m tasks.fetch scan cogs                                what the tasks read
+    python -m tasks.fetch scan/template_split                      one file, or a folder of files
+    python -m tasks.fetch scan --from https://mirror.example/data  the same paths from elsewhere
+
+Every file comes from a pinned upstream commit and is kept only if its SHA-256 is the published one.
+What is there already is not fetched again, and an interrupted download goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from tasks import cogs, scan
+from tasks.command_line import Parser, run
+from tasks.files import DataFile, cache_folder, data_folders, sha256_of
+from tasks.options import nearest
+
+PROVENANCE: dict[str, tuple[DataFile, ...]] = {
+    "scan": tuple(scan.PROVENANCE),
+    "cogs": tuple(cogs.PROVENANCE),
+}
+"""Official files by collection."""
+
+TIMEOUT = 30.0
+"""Seconds without an answer after which a connection is given up."""
+CHUNK = 1 << 16
+
+Report = Callable[[int, int | None], None]
+"""Called with the bytes had so far and the total, None where the server does not say it."""
+
+
+class FetchError(ValueError):
+    """A file could not be fetched; the message has its address and the reason."""
+
+
+def choose(names: Sequence[str]) -> list[DataFile]:
+    """Return the files that names ask for, each once.
+
+    A collection stands for the files that its tasks read, a longer path for that file or for every
+    file under that folder.
+
+    Raises:
+        ValueError: a name that stands for no file.
+    """
+    chosen: dict[str, DataFile] = {}
+    every = [file for files in PROVENANCE.values() for file in files]
+    for name in names:
+        path = name.strip("/")
+        if path in PROVENANCE:
+            matching = [file for file in PROVENANCE[path] if file.by_default]
+        else:
+            matching = [f for f in every if f.path == path or f.path.startswith(path + "/")]
+        if not matching:
+            folders = {str(Path(file.path).parent) for file in every}
+            known = [*PROVENANCE, *sorted(folders - set(PROVENANCE)), *(f.path for f in every)]
+            raise ValueError(
+                f"{name!r}: expected {' or '.join(PROVENANCE)}, or a path under one of them"
+                f"{nearest(name, known)}"
+            )
+        chosen |= {file.path: file for file in matching}
+    return list(chosen.values())
+
+
+def is_present(file: DataFile) -> bool:
+    """Return whether a data folder has the file with the right checksum."""
+    for folder in data_folders():
+        path = folder / file.path
+        if path.is_file():  # the first one there is the one that is read
+            return sha256_of(path.read_bytes()) == file.sha256
+    return False
+
+
+def fetch_file(
+    file: DataFile,
+    folder: Path,
+    mirror: str | None = None,
+    report: Report = lambda had, total: None,
+) -> Path:
+    """Download one file into a folder, check it, and return where it lies.
+
+    The bytes gather in ``<name>.part`` beside the goal, from which a later call goes on, and take
+    the goal's name only when their checksum is right.
+
+    Raises:
+        FetchError: no connection, an answer other than the file, or bytes of another checksum.
+        OSError: the folder cannot be written to.
+    """
+    address = f"{mirror.rstrip('/')}/{urllib.parse.quote(file.path)}" if mirror else file.url
+    goal = folder / file.path
+    part = goal.with_name(goal.name + ".part")
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    resumed = _download(address, part, report)
+    found = sha256_of(part.read_bytes())
+    if found != file.sha256 and resumed:
+        # What was there before may have been the start of something else.
+        part.unlink()
+        _download(address, part, report)
+        found = sha256_of(part.read_bytes())
+    if found != file.sha256:
+        part.unlink()
+        raise FetchError(f"{address}: damaged: SHA-256 {found}, expected {file.sha256}")
+    os.replace(part, goal)
+    return goal
+
+
+def _download(address: str, part: Path, report: Report) -> bool:
+    """Append what is missing to a partial file; return whether it was resumed.
+
+    An interrupted transfer leaves the partial file for the next call.
+    """
+    had = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(address, headers={"User-Agent": "moeut-suite"})
+    if had:
+        request.add_header("Range", f"bytes={had}-")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            resumed = had > 0 and getattr(answer, "status", 200) == 206
+            had = had if resumed else 0
+            length = answer.headers.get("Content-Length")
+            total = had + int(length) if length and length.isdigit() else None
+            with open(part, "ab" if resumed else "wb") as stream:
+                while chunk := answer.read(CHUNK):
+                    stream.write(chunk)
+                    had += len(chunk)
+                    report(had, total)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and had:  # nothing is left of it to send: whole, or of another file
+            return True
+        raise FetchError(f"{address}: the server answered {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise FetchError(f"{address}: no connection: {error.reason}") from error
+    except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        reason = str(error) or type(error).__name__
+        raise FetchError(f"{address}: connection lost: {reason}") from error
+    except ValueError as error:
+        raise FetchError(f"{address}: not an address: {error}") from error
+    if total is not None and had < total:
+        raise FetchError(
+            f"{address}: connection lost after {had} of {total} bytes; the same command goes on"
+        )
+    return resumed
+
+
+def fetch(files: Sequence[DataFile], mirror: str | None, console: Console) -> int:
+    """Fetch every file that is not there yet, showing progress; return how many were fetched.
+
+    Raises:
+        FetchError: of the first file that fails; those before it are kept.
+    """
+    missing = [file for file in files if not is_present(file)]
+    console.print(f"{len(files)} files, {len(files) - len(missing)} already there")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        for number, file in enumerate(missing, start=1):
+            bar = progress.add_task(f"{number}/{len(missing)} {file.path}", total=None)
+
+            def report(had: int, total: int | None, bar: int = bar) -> None:
+                progress.update(bar, completed=had, total=total)  # type: ignore[arg-type]
+
+            goal = fetch_file(file, cache_folder(), mirror, report)
+            progress.remove_task(bar)
+            console.print(f"{goal}", soft_wrap=True, highlight=False)
+    return len(missing)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Fetch as the command line says.
+
+    Raises:
+        ValueError: a name that stands for no file, or a file that could not be fetched.
+        OSError: the cache cannot be written to.
+    """
+    parser = Parser(
+        prog="python -m tasks.fetch",
+        description="Download official data files, check them and keep them in the cache "
+        f"({cache_folder()}; MOEUT_CACHE names another).",
+    )
+    parser.add_argument(
+        "names", nargs="+", help=f"{', '.join(PROVENANCE)}, or a path such as scan/length_split"
+    )
+    parser.add_argument(
+        "--from", dest="mirror", metavar="URL", help="fetch the same paths from a mirror"
+    )
+    arguments = parser.parse_intermixed_args(words)
+    fetch(choose(arguments.names), arguments.mirror, Console())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,184 @@
+"""Print what a task holds: examples, sizes, lengths, vocabularies, ceilings and overlaps.
+
+python -m tasks.show scan variant=length
+"""
+
+from __future__ import annotations
+
+import collections
+import statistics
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tasks import scoring
+from tasks.command_line import parse_task_arguments, run, task_from_words, task_parser
+from tasks.task import SPECIAL_TOKENS, Example, Task, select_rows
+
+
+def unseen_tokens(task: Task, split: str) -> tuple[list[str], list[str]]:
+    """Return the source and the target tokens of a split that training never shows, sorted."""
+    source, target = task.vocabularies()
+    rows = task.split(split)
+    return (
+        sorted({token for row in rows for token in row.source if token not in source}),
+        sorted({token for row in rows for token in row.target if token not in target}),
+    )
+
+
+def overlap(task: Task, split: str) -> dict[str, int]:
+    """Return how many rows of a split training shows too.
+
+    Returns:
+        ``same_source``: rows whose source is in train; ``same_row``: whose target is too.
+    """
+    train = task.splits()[task.train_split]
+    sources = {row.source for row in train}
+    pairs = {(row.source, row.target) for row in train}
+    rows = task.split(split)
+    return {
+        "same_source": sum(row.source in sources for row in rows),
+        "same_row": sum((row.source, row.target) in pairs for row in rows),
+    }
+
+
+def split_table(task: Task) -> Table:
+    """Return sizes and lengths of every split."""
+    table = Table(title="splits: rows, tokens (least–most, mean)", title_justify="left")
+    table.add_column("split", no_wrap=True)
+    for column in ("rows", "distinct", "source", "target", task.difficulty_name):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, rows in task.splits().items():
+        table.add_row(
+            escape(name),
+            f"{len(rows):,}",
+            f"{len({row.source for row in rows}):,}",
+            _spread([len(row.source) for row in rows]),
+            _spread([len(row.target) for row in rows]),
+            _spread([row.difficulty for row in rows]),
+        )
+    return table
+
+
+def comparison_table(task: Task) -> Table:
+    """Return how every other split relates to train: overlap, unseen tokens, ceiling, baselines."""
+    title = "beside train: rows that train has too, tokens it never shows, scores in %"
+    table = Table(title=title, title_justify="left")
+    table.add_column("split", no_wrap=True)
+    for column in (
+        "shared sources",
+        "shared rows",
+        "unseen in source",
+        "unseen in target",
+        "ceiling",
+        "chance",
+        "majority",
+    ):
+        table.add_column(column, justify="right")
+    for name, rows in task.splits().items():
+        if name == task.train_split:
+            continue
+        shared = overlap(task, name)
+        source, target = unseen_tokens(task, name)
+        table.add_row(
+            escape(name),
+            f"{shared['same_source']:,}",
+            f"{shared['same_row']:,}",
+            _listed(source),
+            _listed(target),
+            f"{100 * scoring.ceiling(task, rows):.2f}",
+            f"{100 * scoring.chance(task, rows):.2f}",
+            f"{100 * scoring.majority(task, rows):.2f}",
+        )
+    return table
+
+
+def count_table(task: Task, title: str, counts: dict[str, collections.Counter[str]]) -> Table:
+    """Return how often each label occurs in each split, most frequent in train first."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(title.split()[0])
+    for name in counts:
+        table.add_column(name, justify="right")
+    labels = {label for counter in counts.values() for label in counter}
+    order = sorted(labels, key=lambda label: (-counts[task.train_split][label], label))
+    for label in order:
+        cells = []
+        for counter in counts.values():
+            cells.append(f"{counter[label]:,} ({100 * counter[label] / counter.total():.1f} %)")
+        table.add_row(escape(label), *cells)
+    return table
+
+
+def show(task: Task, console: Console, num_examples: int = 3) -> None:
+    """Print a task on a console."""
+    splits = task.splits()  # first: where data is missing nothing is printed but the error
+    source, target = task.vocabularies()
+    special = len(SPECIAL_TOKENS)
+    for line in (
+        f"[bold]{escape(repr(task))}[/bold]",
+        f"kind: {task.kind}",
+        f"data hash: {task.data_hash()}",
+        f"vocabulary of train: {len(source) - special} source and {len(target) - special} target "
+        f"tokens, besides {special} special ones",
+        f"in-distribution split: {task.in_distribution_split or 'none'}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(split_table(task))
+    if len(splits) > 1:
+        console.print(comparison_table(task))
+    if task.kind == "classification":
+        labels = {n: collections.Counter(r.target[0] for r in rows) for n, rows in splits.items()}
+        console.print(count_table(task, "class balance", labels))
+    categories = {n: collections.Counter(r.category for r in rows) for n, rows in splits.items()}
+    if any(set(counter) != {""} for counter in categories.values()):
+        console.print(count_table(task, "category counts", categories))
+    for name, rows in splits.items():
+        console.print(f"[bold]{escape(name)}[/bold]")
+        for row in examples_of(rows, num_examples):
+            note = f"  ({row.category})" if row.category else ""
+            console.print(
+                f"  {' '.join(row.source)}\n    -> {' '.join(row.target)}{note}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def examples_of(rows: Sequence[Example], count: int) -> list[Example]:
+    """Return a few rows of a split, chosen by hash, the shortest first."""
+    plain = [Example(row.source, row.target, "", row.difficulty) for row in rows]
+    chosen = select_rows(plain, count) if count else []
+    shown = [rows[plain.index(row)] for row in chosen]
+    return sorted(shown, key=lambda row: (len(row.source) + len(row.target), row.source))
+
+
+def _spread(values: Sequence[float]) -> str:
+    middle = statistics.mean(values)
+    return f"{min(values):g}–{max(values):g}, {middle:.1f}"
+
+
+def _listed(tokens: Sequence[str]) -> str:
+    if not tokens:
+        return "0"
+    shown = ", ".join(tokens[:4]) + (", …" if len(tokens) > 4 else "")
+    return escape(f"{len(tokens)}: {shown}")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Show a task as the command line says.
+
+    Raises:
+        ValueError: an unknown task or option, or missing data.
+    """
+    parser = task_parser("show", "Print examples, sizes, lengths, vocabulary and overlaps.")
+    parser.add_argument("--examples", type=int, default=3, metavar="N", help="rows per split")
+    arguments = parse_task_arguments(parser, words)
+    if arguments.examples < 0:
+        raise ValueError(f"--examples={arguments.examples}: must be at least 0")
+    show(task_from_words(arguments.task, arguments.options), Console(), arguments.examples)
+
+
+if __name__ == "__main__":
+    run(main)

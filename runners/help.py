@@ -123,10 +123,8 @@ def run_help() -> str:
         "task:",
     ]
     for name, cls in tasks.TASKS.items():
-        module = inspect.getmodule(cls)
-        summary = _first_sentence(cls)
         parts.append(f"  name: {name}")
-        parts.append(_wrap(summary, 4) if module else "")
+        parts.append(_wrap(_first_sentence(cls), 4))
         parts.append(describe_fields(cls, indent=6))
     parts += [
         "",
@@ -145,11 +143,11 @@ def run_help() -> str:
     others = tuple(f.name for f in dataclasses.fields(options) if f.name not in shared)
     parts.append("  of every architecture:")
     parts.append(describe_fields(options, indent=6, skip=others))
-    for name, cls in architectures.ARCHITECTURES.items():
+    for name, options in architectures.ARCHITECTURES.items():
         parts.append(f"  architecture: {name}")
-        parts.append(_wrap(_first_sentence(cls), 4))
-        parts.append(describe_fields(cls, indent=6, skip=shared))
-    return "\n".join(part for part in parts if part is not None)
+        parts.append(_wrap(_first_sentence(options), 4))
+        parts.append(describe_fields(options, indent=6, skip=shared))
+    return "\n".join(parts)
 
 
 def _shared_fields(classes: list[type]) -> tuple[str, ...]:
@@ -172,7 +170,7 @@ def sweep_help() -> str:
     """Return the reference of a sweep's config, which ends with that of its base."""
     return "\n".join(
         [
-            "A sweep's file (YAML); key=value changes it: seeds=2, or for every run train.steps=100",
+            "A sweep's file (YAML); key=value changes it: seeds=2, or train.steps=100 for all runs",
             "",
             describe_fields(SweepConfig),
             "",

@@ -1,0 +1,259 @@
+"""Names and layouts of tensors, from another code's to ours and back.
+
+An importer is a list of ``TensorMap``: which of their tensors becomes which of ours, and how.
+Every map can be inverted, so that what is computed under our names (a gradient, say) can be
+compared under theirs.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moeut.config import ModelConfig, nearest
+from moeut.models import build
+
+
+def _same(tensor: Tensor) -> tuple[Tensor, ...]:
+    return (tensor,)
+
+
+def _first(tensors: tuple[Tensor, ...]) -> Tensor:
+    return tensors[0]
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """One tensor of theirs and the tensors of ours that it becomes."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    split: Callable[[Tensor], tuple[Tensor, ...]] = _same
+    """Their tensor to ours."""
+    join: Callable[[tuple[Tensor, ...]], Tensor] = _first
+    """Our tensors to theirs."""
+
+
+def rename(theirs: str, ours: str) -> TensorMap:
+    """Map a tensor that only has another name."""
+    return TensorMap(theirs, (ours,))
+
+
+def rename_norm(theirs: str, ours: str) -> list[TensorMap]:
+    """Map weight and bias of a layer norm."""
+    return [rename(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias")]
+
+
+def reshape(theirs: str, ours: str, theirs_shape: tuple[int, ...], ours_shape: tuple[int, ...]):
+    """Map a tensor of the same elements in the same order, in another shape."""
+    return TensorMap(
+        theirs,
+        (ours,),
+        split=lambda tensor: (tensor.reshape(ours_shape),),
+        join=lambda tensors: tensors[0].reshape(theirs_shape),
+    )
+
+
+def head_blocks(
+    theirs: str, ours: str, *, num_heads: int, head_size: int, transposed: bool
+) -> TensorMap:
+    """Map one projection matrix per head to the weight of one dense layer over all heads.
+
+    Theirs is (H, d_head, D); ours the layer's weight (D, H·d_head) or, with ``transposed``, theirs
+    is (H, D, d_head) and ours (H·d_head, D).
+    """
+    if transposed:
+        return TensorMap(
+            theirs,
+            (ours,),
+            split=lambda tensor: (tensor.transpose(1, 2).reshape(num_heads * head_size, -1),),
+            join=lambda tensors: tensors[0].view(num_heads, head_size, -1).transpose(1, 2),
+        )
+    return TensorMap(
+        theirs,
+        (ours,),
+        split=lambda tensor: (tensor.reshape(num_heads * head_size, -1).T,),
+        join=lambda tensors: tensors[0].T.reshape(num_heads, head_size, -1),
+    )
+
+
+def key_value_halves(theirs: str, key: str, value: str) -> TensorMap:
+    """Map a joint projection (2·H·d_head, D) whose first half is the key's, second the value's."""
+    return TensorMap(
+        theirs,
+        (key, value),
+        split=lambda tensor: tuple(tensor.chunk(2, dim=0)),
+        join=lambda tensors: torch.cat(tensors, dim=0),
+    )
+
+
+def key_value_by_head(
+    theirs: str, key: str, value: str, *, num_heads: int, head_size: int
+) -> TensorMap:
+    """Map a joint projection whose rows are laid out as [head, (key, value), d_head]."""
+
+    def split(tensor: Tensor) -> tuple[Tensor, ...]:
+        blocks = tensor.reshape(num_heads, 2, head_size, -1)
+        return tuple(blocks[:, i].reshape(num_heads * head_size, -1) for i in range(2))
+
+    def join(tensors: tuple[Tensor, ...]) -> Tensor:
+        blocks = [tensor.reshape(num_heads, head_size, -1) for tensor in tensors]
+        return torch.stack(blocks, dim=1).reshape(2 * num_heads * head_size, -1)
+
+    return TensorMap(theirs, (key, value), split, join)
+
+
+def to_ours(
+    maps: Iterable[TensorMap], theirs: dict[str, Tensor], *, ignore: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Return ``theirs`` under our names and layouts.
+
+    ``ignore`` are shell patterns of names that carry no weight (counters, tables). Raises
+    ``ValueError`` that lists every tensor that is missing, and every one that no map takes.
+    """
+    maps = list(maps)
+    wanted = {tensor_map.theirs for tensor_map in maps}
+    missing = sorted(wanted - theirs.keys())
+    left_over = sorted(
+        name
+        for name in theirs.keys() - wanted
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
+    )
+    if missing or left_over:
+        problems = [
+            f"{what}: {', '.join(names)}"
+            for what, names in (("missing", missing), ("not known", left_over))
+            if names
+        ]
+        raise ValueError("state_dict does not fit the options: " + "; ".join(problems))
+    ours: dict[str, Tensor] = {}
+    for tensor_map in maps:
+        try:
+            parts = tensor_map.split(theirs[tensor_map.theirs])
+        except (RuntimeError, IndexError) as error:
+            shape = tuple(theirs[tensor_map.theirs].shape)
+            raise ValueError(
+                f"state_dict[{tensor_map.theirs!r}]: shape {shape} does not fit the options"
+            ) from error
+        ours.update(zip(tensor_map.ours, parts, strict=True))
+    return ours
+
+
+def to_theirs(maps: Iterable[TensorMap], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under our names (weights or their gradients) under theirs."""
+    return {
+        tensor_map.theirs: tensor_map.join(tuple(ours[name] for name in tensor_map.ours))
+        for tensor_map in maps
+    }
+
+
+def load(
+    config: ModelConfig,
+    maps: Iterable[TensorMap],
+    state_dict: dict[str, Tensor],
+    *,
+    ignore: tuple[str, ...] = (),
+) -> Any:
+    """Build ``config`` and fill it with ``state_dict``, in the dtype of those tensors."""
+    maps = list(maps)
+    ours = to_ours(maps, state_dict, ignore=ignore)
+    dtype = next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point())
+    # Building draws initial weights; the caller's random state is none of their business.
+    with torch.random.fork_rng(devices=[]):
+        model = build(config).to(dtype)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for tensor_map in maps:
+        for name in tensor_map.ours:
+            shape = tuple(ours[name].shape)
+            if expected.get(name) != shape:
+                raise ValueError(
+                    f"state_dict[{tensor_map.theirs!r}]: gives {name} the shape {shape}, "
+                    f"the options call for {expected.get(name)}"
+                )
+    model.load_state_dict(ours, strict=True)
+    return model
+
+
+class RawOptions:
+    """Options of another code, whose values may be strings (``"14"``, ``"none"``, ``"true"``).
+
+    Every getter raises ``ValueError`` naming option and value for what it cannot read.
+    """
+
+    def __init__(self, options: dict[str, Any], *, source: str) -> None:
+        self._options = options
+        self._source = source
+
+    def error(self, name: str, value: object, allowed: str) -> ValueError:
+        """Return the error that says what ``name`` may be."""
+        return ValueError(f"{name}={value!r}: {allowed} (option of {self._source})")
+
+    def raw(self, name: str, default: Any = ...) -> Any:
+        """Return the value (``None`` for the word "none"); without a default it must be there."""
+        if name not in self._options:
+            if default is ...:
+                hint = nearest(name, map(str, self._options))
+                raise ValueError(f"{name}: missing option of {self._source}{hint}")
+            return default
+        value = self._options[name]
+        if isinstance(value, str) and value.strip().lower() == "none":
+            return None
+        return value
+
+    def integer(self, name: str, default: Any = ...) -> int:
+        """Return a whole number."""
+        value = self.raw(name, default)
+        number = self._number(name, value)
+        if number != int(number):
+            raise self.error(name, value, "expected a whole number")
+        return int(number)
+
+    def integer_or_none(self, name: str, default: Any = None) -> int | None:
+        """Return a whole number, or None."""
+        return None if self.raw(name, default) is None else self.integer(name, default)
+
+    def number(self, name: str, default: Any = ...) -> float:
+        """Return a number."""
+        return self._number(name, self.raw(name, default))
+
+    def number_or_none(self, name: str, default: Any = None) -> float | None:
+        """Return a number, or None."""
+        return None if self.raw(name, default) is None else self.number(name, default)
+
+    def boolean(self, name: str, default: Any = ...) -> bool:
+        """Return a truth value, written as such, as a number or as a word."""
+        value = self.raw(name, default)
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if isinstance(value, bool | int) and value in (0, 1):
+            return bool(value)
+        if isinstance(value, str) and value.strip().lower() in words:
+            return words[value.strip().lower()]
+        raise self.error(name, value, "expected true or false")
+
+    def word(self, name: str, allowed: Iterable[str], default: Any = ...) -> str:
+        """Return one of the ``allowed`` words."""
+        value, allowed = self.raw(name, default), list(allowed)
+        if value not in allowed:
+            raise self.error(
+                name, value, f"supported are {', '.join(allowed)}{nearest(value, allowed)}"
+            )
+        return value
+
+    def require(self, name: str, value: object, supported: object, *, default: object) -> None:
+        """Raise unless the ``value`` read from ``name`` is the only ``supported`` one."""
+        if value != supported:
+            given = "" if name in self._options else f" (left out: {default!r})"
+            raise self.error(name, value, f"only {supported!r} is supported{given}")
+
+    def _number(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise self.error(name, value, "expected a number")
+        try:
+            return float(value)
+        except ValueError:
+            raise self.error(name, value, "expected a number") from None

@@ -1,0 +1,189 @@
+"""Import encoder-decoders of "The Devil is in the Detail" (arXiv 2108.12284).
+
+The code is RobertCsordas/transformer_generalization at 38f2734.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from moeut.config import (
+    DenseAttention,
+    DenseFeedForward,
+    ModelConfig,
+    Position,
+    Relative,
+    Sinusoidal,
+    StackConfig,
+)
+from moeut.interop.mapping import (
+    RawOptions,
+    TensorMap,
+    key_value_by_head,
+    load,
+    rename,
+    rename_norm,
+)
+from moeut.models import EncoderDecoder
+
+# Variant: initial embeddings, factor on embeddings, position.
+_SCALED = ("kaiming", "none", Sinusoidal(scale="inverse_sqrt"))
+_OPENNMT = ("glorot", "sqrt_d_model", Sinusoidal())
+_NO_SCALE = ("normal", "none", Sinusoidal())
+_RELATIVE = ("glorot", "none", Relative())
+_VARIANTS: dict[str, tuple[str, str, Position]] = {
+    "scaledinit": _SCALED,
+    "opennmt": _OPENNMT,
+    "noscale": _NO_SCALE,
+    "universal_scaledinit": _SCALED,
+    "universal_opennmt": _OPENNMT,
+    "universal_noscale": _NO_SCALE,
+    "relative": _RELATIVE,
+    "relative_universal": _RELATIVE,
+}
+
+# Tables that the code keeps in its state dict.
+_IGNORE = ("int_seq", "pos.pe", "*.pos_encoding")
+
+
+def from_transformer_generalization(
+    options: dict[str, Any], state_dict: dict[str, Tensor]
+) -> EncoderDecoder:
+    """Return the encoder-decoder that the code makes of ``options`` with ``state_dict``.
+
+    ``options`` are that code's command-line arguments by their dotted names; the vocabularies are
+    as large as the embeddings. Tokens keep their numbers: with n input and m output words, the
+    encoder reads end = n and start = n + 1, the decoder has m for both. Raises ``ValueError``
+    naming option and value for what is not supported, and for tensors that are missing, left over
+    or of another shape.
+    """
+    for name in ("input_embedding.weight", "output_embedding.weight"):
+        if name not in state_dict:
+            raise ValueError(f"state_dict does not fit the options: missing: {name}")
+    config = transformer_generalization_config(
+        options,
+        source_vocabulary_size=state_dict["input_embedding.weight"].shape[0],
+        vocabulary_size=state_dict["output_embedding.weight"].shape[0],
+    )
+    maps = transformer_generalization_maps(
+        config, universal="universal" in options["transformer.variant"]
+    )
+    return load(config, maps, state_dict, ignore=_IGNORE)
+
+
+def transformer_generalization_config(
+    options: dict[str, Any], *, source_vocabulary_size: int, vocabulary_size: int
+) -> ModelConfig:
+    """Return the model config of the code's options.
+
+    The code reads an option ``dropout`` and passes it to no layer: dropout is 0.1 everywhere, and
+    that is what the config says.
+    """
+    read = RawOptions(options, source="transformer_generalization")
+    variant = read.word("transformer.variant", _VARIANTS)
+    initialization, embedding_scale, position = _VARIANTS[variant]
+    d_model, num_heads = read.integer("state_size", 128), read.integer("transformer.n_heads", 4)
+    encoder_layers = read.integer("transformer.encoder_n_layers", 3)
+    decoder_layers = read.integer_or_none("transformer.decoder_n_layers", 0) or encoder_layers
+    hidden_size = int(read.number("transformer.ff_multiplier", 2.0) * d_model)
+
+    def stack(num_layers: int) -> StackConfig:
+        return StackConfig(
+            num_layers=num_layers,
+            group_size=1 if "universal" in variant else num_layers,
+            attention=DenseAttention(
+                num_heads=num_heads, head_size=d_model // num_heads, dropout=0.1
+            ),
+            feed_forward=DenseFeedForward(hidden_size=hidden_size, dropout=0.1),
+            position=position,
+            norm="post",
+            final_norm=False,
+            dropout=0.1,
+        )
+
+    return ModelConfig(
+        form="encoder_decoder",
+        d_model=d_model,
+        vocabulary_size=vocabulary_size,
+        source_vocabulary_size=source_vocabulary_size,
+        encoder=stack(encoder_layers),
+        decoder=stack(decoder_layers),
+        tie_embeddings=read.boolean("transformer.tied_embedding", True),
+        embedding_scale=embedding_scale,  # type: ignore[arg-type]
+        initialization=initialization,  # type: ignore[arg-type]
+    )
+
+
+def transformer_generalization_maps(config: ModelConfig, *, universal: bool) -> list[TensorMap]:
+    """Return where each tensor of the code's state dict belongs."""
+    assert config.encoder is not None
+    assert config.decoder is not None
+    maps = [
+        rename("input_embedding.weight", "source_embedding.weight"),
+        rename("output_embedding.weight", "embedding.weight"),
+        rename("output_map.bias", "head.bias"),
+    ]
+    if not config.tie_embeddings:
+        maps.append(rename("output_map.weight", "head.weight"))
+    for name, stack in config.stacks.items():
+        is_decoder = name == "decoder"
+        for theirs, ours in layer_names(f"trafo.{name}", name, stack, universal=universal):
+            maps += attention_maps(f"{theirs}.self_attn", f"{ours}.attention", stack)
+            maps += rename_norm(f"{theirs}.norm1", f"{ours}.attention_norm")
+            if is_decoder:
+                # Positions are relative in self-attention alone.
+                maps += dense_attention_maps(
+                    f"{theirs}.multihead_attn", f"{ours}.cross_attention", stack
+                )
+                maps += rename_norm(f"{theirs}.norm2", f"{ours}.cross_attention_norm")
+            last_norm = "norm3" if is_decoder else "norm2"
+            maps += rename_norm(f"{theirs}.{last_norm}", f"{ours}.feed_forward_norm")
+            maps += feed_forward_maps(theirs, ours)
+    return maps
+
+
+def layer_names(
+    theirs: str, ours: str, stack: StackConfig, *, universal: bool
+) -> list[tuple[str, str]]:
+    """Return the names of the distinct layers: the one of a universal model has no number."""
+    if universal:
+        return [(f"{theirs}.layer", f"{ours}.layers.0")]
+    return [(f"{theirs}.layers.{i}", f"{ours}.layers.{i}") for i in range(stack.num_layers)]
+
+
+def dense_attention_maps(theirs: str, ours: str, stack: StackConfig) -> list[TensorMap]:
+    """Return the maps of the four projections of an attention."""
+    return [
+        rename(f"{theirs}.data_to_q.weight", f"{ours}.query.weight"),
+        key_value_by_head(
+            f"{theirs}.data_to_kv.weight",
+            f"{ours}.key.weight",
+            f"{ours}.value.weight",
+            num_heads=stack.attention.num_heads,
+            head_size=stack.attention.head_size,
+        ),
+        rename(f"{theirs}.multi_head_merge.weight", f"{ours}.output.weight"),
+    ]
+
+
+def attention_maps(theirs: str, ours: str, stack: StackConfig) -> list[TensorMap]:
+    """Return the maps of a self-attention, relative positions included."""
+    maps = dense_attention_maps(theirs, ours, stack)
+    if isinstance(stack.position, Relative):
+        maps += [
+            rename(f"{theirs}.global_content_bias", f"{ours}.relative.content_bias"),
+            rename(f"{theirs}.global_pos_bias", f"{ours}.relative.position_bias"),
+            rename(f"{theirs}.pos_to_pq.weight", f"{ours}.relative.projection.weight"),
+        ]
+    return maps
+
+
+def feed_forward_maps(theirs: str, ours: str) -> list[TensorMap]:
+    """Return the maps of a dense feed-forward."""
+    return [
+        rename(f"{theirs}.{a}.{part}", f"{ours}.feed_forward.{b}.{part}")
+        for a, b in (("linear1", "up"), ("linear2", "down"))
+        for part in ("weight", "bias")
+    ]

@@ -1,0 +1,46 @@
+"""Depth-recurrent Transformers with sparse experts (MoEUT), and the baselines to compare with.
+
+``build(config)`` makes a model, ``load(directory)`` reads a saved one. Names are imported when
+they are first used, so that ``import moeut`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_MODULE_OF = {
+    "ModelConfig": "config",
+    "StackConfig": "config",
+    "NoPosition": "config",
+    "Rotary": "config",
+    "Relative": "config",
+    "Sinusoidal": "config",
+    "Learned": "config",
+    "DenseAttention": "config",
+    "SwitchHead": "config",
+    "DenseFeedForward": "config",
+    "SigmaMoE": "config",
+    "build": "models",
+    "DecoderLM": "models",
+    "EncoderDecoder": "models",
+    "EncoderClassifier": "models",
+    "ModelOutput": "models",
+    "greedy_decode": "decoding",
+    "Decoded": "decoding",
+    "load": "saving",
+    "ARCHITECTURES": "architectures",
+    "architecture": "architectures",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

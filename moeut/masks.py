@@ -1,0 +1,97 @@
+"""Attention masks, built once per forward pass and shared by all its layers.
+
+Boolean masks are True where something is real or may be attended to. Shapes: B rows, T queries,
+K keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_mask(mask: Tensor | None, tokens: Tensor, name: str) -> Tensor | None:
+    """Return ``mask`` if it says anything, None if every position is real.
+
+    Raises ValueError unless it is boolean and shaped like ``tokens``, (B, T). Whether all
+    positions are real is looked at on the CPU only, where that waits for nothing.
+    """
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name}.dtype={mask.dtype}: expected torch.bool, True at real tokens")
+    if mask.shape != tokens.shape:
+        raise ValueError(
+            f"{name}.shape={tuple(mask.shape)}: expected that of the tokens, {tuple(tokens.shape)}"
+        )
+    return None if _can_look(mask) and bool(mask.all()) else mask
+
+
+def check_right_padded(mask: Tensor | None, name: str) -> None:
+    """Raise ValueError if a row has padding before a real token.
+
+    A causal model relies on it: real tokens then never see padding, without any mask. The values
+    are looked at on the CPU only.
+    """
+    if mask is not None and _can_look(mask) and bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise ValueError(f"{name}: padding stands before a real token; pad on the right")
+
+
+def check_prefix(prefix_length: Tensor | None, mask: Tensor | None, tokens: Tensor) -> None:
+    """Raise ValueError unless ``prefix_length`` is (B,) and no prefix reaches into padding.
+
+    The values are looked at on the CPU only.
+    """
+    if prefix_length is None:
+        return
+    if prefix_length.shape != tokens.shape[:1] or prefix_length.dtype.is_floating_point:
+        raise ValueError(
+            f"prefix_length: expected whole numbers of shape ({tokens.shape[0]},), got "
+            f"{prefix_length.dtype} of shape {tuple(prefix_length.shape)}"
+        )
+    if _can_look(prefix_length):
+        lengths = tokens.shape[1] if mask is None else mask.sum(dim=1)
+        if bool((prefix_length > lengths).any()):
+            raise ValueError("prefix_length: a prefix is longer than its row")
+
+
+def causal(
+    positions: Tensor, num_keys: int, prefix_length: Tensor | None = None
+) -> Tensor:  # (1 or B, 1, T, K)
+    """Let queries at ``positions`` (T,) or (B, T) see keys up to their own column.
+
+    ``prefix_length`` (B,): keys of the prefix are seen by every query, so that the prefix is
+    bidirectional.
+    """
+    keys = torch.arange(num_keys, device=positions.device)
+    allowed = keys <= positions.unsqueeze(-1)
+    if allowed.dim() == 2:
+        allowed = allowed.unsqueeze(0)
+    if prefix_length is not None:
+        allowed = allowed | (keys < prefix_length.view(-1, 1, 1))
+    return allowed.unsqueeze(1)
+
+
+def real_keys(mask: Tensor) -> Tensor:  # (B, 1, 1, K)
+    """Let every query see the real keys of ``mask`` (B, K).
+
+    A row without a real position sees everything instead of nothing: what it computes is not
+    used, but a softmax over nothing would be NaN, and NaN spreads through gradients.
+    """
+    return (mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
+
+
+def additive(allowed: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return 0 where attention is allowed and -inf elsewhere, in the dtype attention runs in."""
+    if allowed is None:
+        return None
+    device = like.device.type
+    autocast = torch.is_autocast_enabled(device) and like.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if autocast else like.dtype
+    return torch.zeros(allowed.shape, dtype=dtype, device=like.device).masked_fill_(
+        ~allowed, float("-inf")
+    )
+
+
+def _can_look(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

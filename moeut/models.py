@@ -1,0 +1,342 @@
+"""The three forms of a model: causal language model, encoder-decoder, encoder classifier."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeut import masks
+from moeut.cache import StackCache
+from moeut.config import ModelConfig
+from moeut.initialization import initialize
+from moeut.routing import RoutingRecord
+from moeut.stack import DepthStack, Memory, StackOutput
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a model returns."""
+
+    logits: Tensor
+    """(B, T, vocabulary) or, from a classifier, (B, classes)."""
+
+    auxiliary_loss: Tensor
+    """Scalar to add to the loss, already weighted; zero outside training."""
+
+    cache: StackCache | None = None
+    """The cache that was handed in, with these tokens taken up."""
+
+    trace: dict[str, list[RoutingRecord]] | None = None
+    """By stack: the decisions of each application, if traced."""
+
+    hidden: dict[str, list[Tensor]] | None = None
+    """By stack: the embedded input, then the state after each application, if traced."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A source that an encoder has read, for ``EncoderDecoder.decode``."""
+
+    memory: Memory
+    output: StackOutput
+
+    def select(self, rows: Tensor) -> Encoded:
+        """Keep the given rows of the batch, (N,) int64; traces are left out."""
+        states = self.memory.states.index_select(0, rows)
+        real = self.memory.real
+        return Encoded(
+            Memory(states, None if real is None else real.index_select(0, rows)),
+            StackOutput(states, self.output.auxiliary_loss, None, None),
+        )
+
+
+class Head(nn.Module):
+    """Output projection (outputs, D); without a weight of its own if tied to an embedding."""
+
+    def __init__(self, d_model: int, outputs: int, *, tied: bool, bias: bool) -> None:
+        super().__init__()
+        self.weight = None if tied else nn.Parameter(torch.empty(outputs, d_model))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
+        """Project states (..., D), by ``embedding`` if tied."""
+        return F.linear(states, embedding if self.weight is None else self.weight, self.bias)
+
+
+class Model(nn.Module):
+    """What the three forms share: embedding, saving, and their config."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        self.embedding = _embedding(config.vocabulary_size, config.d_model)
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into ``directory``."""
+        from moeut.saving import save
+
+        save(self, directory)
+
+    def _embed(self, embedding: nn.Embedding, tokens: Tensor, name: str) -> Tensor:
+        if tokens.dim() != 2 or tokens.dtype.is_floating_point:
+            raise ValueError(
+                f"{name}: expected whole numbers of shape (rows, columns), got {tokens.dtype} of "
+                f"shape {tuple(tokens.shape)}"
+            )
+        x = embedding(tokens)
+        if self.config.embedding_scale == "sqrt_d_model":
+            x = x * math.sqrt(self.config.d_model)
+        return x
+
+
+class DecoderLM(Model):
+    """A causal language model, optionally with a bidirectional prefix in each row."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        assert config.decoder is not None
+        self.decoder = DepthStack(config.decoder, config.d_model, causal=True)
+        self.head = Head(
+            config.d_model,
+            config.vocabulary_size,
+            tied=config.tie_embeddings,
+            bias=config.head_bias,
+        )
+
+    def new_cache(self, num_repeats: int | None = None) -> StackCache:
+        """Return an empty cache for decoding at this depth."""
+        return self.decoder.new_cache(num_repeats)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        prefix_length: Tensor | None = None,
+        num_repeats: int | None = None,
+        cache: StackCache | None = None,
+        trace: bool = False,
+    ) -> ModelOutput:
+        """Predict the token after each of ``tokens`` (B, T).
+
+        ``padding_mask`` (B, T) bool: True at real tokens; padding is on the right.
+        ``prefix_length`` (B,): each row's first tokens that see one another in both directions.
+        With ``cache``, ``tokens`` continue what it holds; rows may have prompts of different
+        length, whose padding is then overwritten; a prefix has to come in one call, the first.
+        """
+        mask = masks.check_mask(padding_mask, tokens, "padding_mask")
+        masks.check_right_padded(mask, "padding_mask")
+        masks.check_prefix(prefix_length, mask, tokens)
+        out = self.decoder(
+            self._embed(self.embedding, tokens, "tokens"),
+            real=mask,
+            prefix_length=prefix_length,
+            num_repeats=num_repeats,
+            cache=cache,
+            trace=trace,
+            activation_checkpointing=self.activation_checkpointing,
+        )
+        return ModelOutput(
+            self.head(out.states, self.embedding.weight),
+            out.auxiliary_loss,
+            cache,
+            {"decoder": out.trace} if trace else None,
+            {"decoder": out.hidden} if trace else None,
+        )
+
+
+class EncoderDecoder(Model):
+    """A bidirectional encoder, and a causal decoder that reads its output."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        assert config.encoder is not None
+        assert config.decoder is not None
+        assert config.source_vocabulary_size is not None
+        self.source_embedding = _embedding(config.source_vocabulary_size, config.d_model)
+        self.encoder = DepthStack(config.encoder, config.d_model, causal=False)
+        self.decoder = DepthStack(config.decoder, config.d_model, causal=True, cross_attention=True)
+        self.head = Head(
+            config.d_model,
+            config.vocabulary_size,
+            tied=config.tie_embeddings,
+            bias=config.head_bias,
+        )
+
+    def new_cache(
+        self, num_repeats: int | tuple[int | None, int | None] | None = None
+    ) -> StackCache:
+        """Return an empty cache for decoding at this depth."""
+        return self.decoder.new_cache(_pair(num_repeats)[1])
+
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        *,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        num_repeats: int | tuple[int | None, int | None] | None = None,
+        trace: bool = False,
+    ) -> ModelOutput:
+        """Predict the token after each of ``target`` (B, T), having read ``source`` (B, S).
+
+        Masks are bool, True at real tokens; the target's padding is on the right.
+        ``num_repeats``: one number for both stacks, or a pair (encoder, decoder).
+        """
+        encoded = self.encode(source, source_mask=source_mask, num_repeats=num_repeats, trace=trace)
+        return self.decode(
+            target, encoded, target_mask=target_mask, num_repeats=num_repeats, trace=trace
+        )
+
+    def encode(
+        self,
+        source: Tensor,
+        *,
+        source_mask: Tensor | None = None,
+        num_repeats: int | tuple[int | None, int | None] | None = None,
+        trace: bool = False,
+    ) -> Encoded:
+        """Read ``source`` (B, S)."""
+        mask = masks.check_mask(source_mask, source, "source_mask")
+        out = self.encoder(
+            self._embed(self.source_embedding, source, "source"),
+            real=mask,
+            num_repeats=_pair(num_repeats)[0],
+            trace=trace,
+            activation_checkpointing=self.activation_checkpointing,
+        )
+        return Encoded(Memory(out.states, mask), out)
+
+    def decode(
+        self,
+        target: Tensor,
+        memory: Encoded,
+        *,
+        target_mask: Tensor | None = None,
+        num_repeats: int | tuple[int | None, int | None] | None = None,
+        cache: StackCache | None = None,
+        trace: bool = False,
+    ) -> ModelOutput:
+        """Predict the token after each of ``target`` (B, T), given what ``encode`` returned.
+
+        With ``cache``, ``target`` continues what it holds, and the memory's keys and values are
+        computed once.
+        """
+        mask = masks.check_mask(target_mask, target, "target_mask")
+        masks.check_right_padded(mask, "target_mask")
+        out = self.decoder(
+            self._embed(self.embedding, target, "target"),
+            real=mask,
+            memory=memory.memory,
+            num_repeats=_pair(num_repeats)[1],
+            cache=cache,
+            trace=trace,
+            activation_checkpointing=self.activation_checkpointing,
+        )
+        encoder = memory.output
+        return ModelOutput(
+            self.head(out.states, self.embedding.weight),
+            encoder.auxiliary_loss + out.auxiliary_loss,
+            cache,
+            _by_stack(trace, encoder=encoder.trace, decoder=out.trace),
+            _by_stack(trace, encoder=encoder.hidden, decoder=out.hidden),
+        )
+
+
+class EncoderClassifier(Model):
+    """A bidirectional encoder, and a linear classifier on one column of its output."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        assert config.encoder is not None
+        assert config.num_classes is not None
+        self.encoder = DepthStack(config.encoder, config.d_model, causal=False)
+        self.head = Head(config.d_model, config.num_classes, tied=False, bias=config.head_bias)
+
+    def forward(
+        self,
+        source: Tensor,
+        *,
+        source_mask: Tensor | None = None,
+        num_repeats: int | None = None,
+        trace: bool = False,
+    ) -> ModelOutput:
+        """Return logits (B, classes) of ``source`` (B, S), read off the first or last real column.
+
+        ``source_mask`` (B, S) bool: True at real tokens.
+        """
+        mask = masks.check_mask(source_mask, source, "source_mask")
+        out = self.encoder(
+            self._embed(self.embedding, source, "source"),
+            real=mask,
+            num_repeats=num_repeats,
+            trace=trace,
+            activation_checkpointing=self.activation_checkpointing,
+        )
+        return ModelOutput(
+            self.head(self._pool(out.states, mask), self.embedding.weight),
+            out.auxiliary_loss,
+            None,
+            {"encoder": out.trace} if trace else None,
+            {"encoder": out.hidden} if trace else None,
+        )
+
+    def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        is_last = self.config.pooling == "last"
+        if mask is None:
+            return states[:, -1 if is_last else 0]
+        columns = torch.arange(states.shape[1], device=states.device)
+        if is_last:
+            column = (columns * mask).amax(dim=1)
+        else:
+            column = mask.to(torch.int8).argmax(dim=1)
+        rows = torch.arange(states.shape[0], device=states.device)
+        return states[rows, column]
+
+
+FORMS = {
+    "decoder_lm": DecoderLM,
+    "encoder_decoder": EncoderDecoder,
+    "encoder_classifier": EncoderClassifier,
+}
+
+
+def build(config: ModelConfig) -> Any:
+    """Return the model that ``config`` describes, with initial weights.
+
+    The weights come from PyTorch's global random generator. The result is a ``DecoderLM``, an
+    ``EncoderDecoder`` or an ``EncoderClassifier``.
+    """
+    with torch.device("meta"):  # so that only initialize draws random numbers
+        model = FORMS[config.form](config)
+    model.to_empty(device=torch.get_default_device())
+    initialize(model)
+    return model
+
+
+def _embedding(size: int, d_model: int) -> nn.Embedding:
+    return nn.Embedding(size, d_model, _weight=torch.empty(size, d_model))
+
+
+def _pair(
+    num_repeats: int | tuple[int | None, int | None] | None,
+) -> tuple[int | None, int | None]:
+    """Return the repeats of the encoder and of the decoder."""
+    if isinstance(num_repeats, (tuple, list)):
+        if len(num_repeats) != 2:
+            raise ValueError(f"num_repeats={num_repeats!r}: expected one number or a pair")
+        return num_repeats[0], num_repeats[1]
+    return num_repeats, num_repeats
+
+
+def _by_stack(trace: bool, **stacks: Any) -> dict[str, Any] | None:
+    return stacks if trace else None

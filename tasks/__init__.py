@@ -11,6 +11,7 @@ from typing import Any
 
 from tasks import options as _options
 from tasks.arithmetic import Arithmetic
+from tasks.cogs import Cogs
 from tasks.digits import Addition, Multiplication
 from tasks.file import FileTask
 from tasks.files import DataDamaged, DataFile, DataMissing
@@ -33,6 +34,7 @@ __all__ = [
 
 TASKS: dict[str, type[Task]] = {
     "scan": Scan,
+    "cogs": Cogs,
     "arithmetic": Arithmetic,
     "addition": Addition,
     "multiplication": Multiplication,

@@ -166,7 +166,9 @@ def fetch(files: Sequence[DataFile], mirror: str | None, console: Console) -> in
         DownloadColumn(),
         TransferSpeedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         for number, file in enumerate(missing, start=1):
             bar = progress.add_task(f"{number}/{len(missing)} {file.path}", total=None)
 

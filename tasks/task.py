@@ -28,7 +28,7 @@ class Example:
     """What kind of row it is, for per-category tables; empty where a task has none."""
     difficulty: float = 0.0
     """What results are plotted against: depth, length, number of digits."""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Vocabulary:

@@ -112,8 +112,11 @@ class Distances(NamedTuple):
 def regular_distances(
     num_queries: int, num_keys: int, offset: int, d_model: int, like: Tensor
 ) -> Distances:
-    """Return the distances of queries offset … offset+T-1 to keys 0 … K-1, the same in all rows."""
-    values = torch.arange(1 - offset - num_queries, num_keys - offset, device=like.device)
+    """Return the distances of queries offset … offset+T-1 to keys 0 … K-1, the same in all rows.
+
+    There is one more at the end than needed, so that ``align_distances`` can reshape.
+    """
+    values = torch.arange(1 - offset - num_queries, num_keys - offset + 1, device=like.device)
     return Distances(sinusoids(values, d_model, like.dtype), None)
 
 

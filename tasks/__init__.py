@@ -12,6 +12,7 @@ from typing import Any
 from tasks import options as _options
 from tasks.arithmetic import Arithmetic
 from tasks.cogs import Cogs
+from tasks.cogs_like import CogsLike
 from tasks.digits import Addition, Multiplication
 from tasks.file import FileTask
 from tasks.files import DataDamaged, DataFile, DataMissing
@@ -35,6 +36,7 @@ __all__ = [
 TASKS: dict[str, type[Task]] = {
     "scan": Scan,
     "cogs": Cogs,
+    "cogs_like": CogsLike,
     "arithmetic": Arithmetic,
     "addition": Addition,
     "multiplication": Multiplication,

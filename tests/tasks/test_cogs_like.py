@@ -1,4 +1,4 @@
-"""The generated task: splits that are apart, words in the roles they should have, shares as COGS."""
+"""The generated task: splits that are apart, words in the roles they should have, COGS's shares."""
 
 import collections
 import doctest

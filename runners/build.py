@@ -1,0 +1,109 @@
+"""From a config to the things that it describes: task, objective, model."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import moeut
+import tasks
+from moeut.config import ModelConfig
+from runners.config import ConfigError, RunConfig
+from runners.objective import OBJECTIVES, Objective
+from tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a run's config describes."""
+
+    task: Task
+    objective: Objective
+    model_config: ModelConfig
+
+    @property
+    def default_repeats(self) -> int | list[int]:
+        """Repeats the model was made for; a pair, encoder first, where there are two stacks."""
+        repeats = [stack.num_repeats for stack in self.model_config.stacks.values()]
+        return repeats if len(repeats) > 1 else repeats[0]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the depth of every stack can be changed at call time."""
+        return all(stack.is_shared for stack in self.model_config.stacks.values())
+
+    def depths(self, config: RunConfig) -> list[int | list[int]]:
+        """Return the depths that the run is scored at, its own first.
+
+        ``evaluate.repeats`` counts for shared models alone: a sweep gives it to all its variants.
+        """
+        wanted = config.evaluate.repeats if self.is_shared else []
+        pair = isinstance(self.default_repeats, list)
+        further = [[number, number] if pair else number for number in wanted]
+        return [self.default_repeats, *(f for f in further if f != self.default_repeats)]
+
+    def final_splits(self, config: RunConfig) -> list[str]:
+        """Return the splits scored at the end."""
+        every = [name for name in self.task.splits() if name != self.task.train_split]
+        return config.evaluate.splits or every
+
+    def interval_splits(self, config: RunConfig) -> list[str]:
+        """Return the splits scored on the way, the selecting one among them."""
+        default = self.task.in_distribution_split or self.final_splits(config)[-1]
+        splits = config.evaluate.interval_splits or [default]
+        chosen = config.selection_split
+        return splits if chosen is None or chosen in splits else [*splits, chosen]
+
+
+def build(config: RunConfig) -> Built:
+    """Build the task and the model's config, and check what only they can tell.
+
+    Raises:
+        ConfigError: a split that the task does not have, or sizes that do not fit together.
+        tasks.DataMissing, tasks.DataDamaged: a data file is missing, or not the published one.
+    """
+    task = build_task(config.task)
+    config.check_splits(list(task.splits()), list(task.selection_splits))
+    if config.selection_split and config.evaluate.interval is None:
+        raise config.error(
+            "select", config.select, "needs evaluate.interval, the steps between its evaluations"
+        )
+    options = {name: value for name, value in config.model.items() if name != "architecture"}
+    objective = _objective(json.dumps(config.task, sort_keys=True), options["form"])
+    try:
+        model_config = moeut.architecture(
+            config.model["architecture"], **objective.sizes(), **options
+        )
+    except ValueError as error:
+        raise ConfigError(f"{config.place('model')}: model: {error}") from error
+    return Built(task=task, objective=objective, model_config=model_config)
+
+
+def build_task(section: dict[str, Any]) -> Task:
+    """Return the task of a config's ``task`` section; the last few stay in memory."""
+    return _task(json.dumps(section, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=4)
+def _task(section: str) -> Task:
+    options = json.loads(section)
+    return tasks.create(options.pop("name"), **options)
+
+
+@functools.lru_cache(maxsize=8)
+def _objective(section: str, form: str) -> Objective:
+    task = _task(section)
+    return OBJECTIVES[task.kind][form](task)
+
+
+def build_model(model_config: ModelConfig, device: torch.device) -> torch.nn.Module:
+    """Return a freshly initialised model.
+
+    It is initialised on the CPU, from torch's global generator, so that every device begins with
+    the same weights.
+    """
+    return moeut.build(model_config).to(device)

@@ -1,0 +1,188 @@
+"""Rows of a split as padded arrays, and the order in which training visits them.
+
+A split is encoded once, so that a step costs one fancy index per array and no loop over tokens. The
+order is a pure function of (seed, epoch, index): a resumed run needs nothing but its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+IGNORE = -100
+"""Target id that the loss leaves out."""
+
+BATCHES_PER_POOL = 32
+"""Batches whose rows are sorted by length together: enough for little padding."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Named arrays over the rows of a split.
+
+    ``arrays[name]`` is (N, longest) for sequences, (N,) for one number a row; ``lengths[name]``,
+    (N,), is there for sequences only, and what lies past a row's length is padding.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    lengths: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    @property
+    def shape(self) -> np.ndarray:
+        """Return (N, number of sequences): the lengths that decide how much a batch is padded."""
+        if not self.lengths:
+            return np.ones((len(self), 1), dtype=np.int64)
+        return np.stack(list(self.lengths.values()), axis=1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a split, cut to the longest of them, on the device."""
+
+    tensors: Mapping[str, torch.Tensor]
+    """The columns' arrays, and ``<name>_mask``, True at real positions, for each sequence."""
+    rows: np.ndarray
+    """Which rows of the split these are."""
+    num_targets: int
+    """Predictions that the loss counts."""
+    num_tokens: int
+    """Real tokens of all sequences that the model reads."""
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return sequences as one array (N, longest), padded with ``value``, and their lengths (N,)."""
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    longest = int(lengths.max(initial=1))
+    array = np.full((len(sequences), longest), value, dtype=np.int32)
+    real = np.arange(longest) < lengths[:, None]
+    array[real] = [number for sequence in sequences for number in sequence]
+    return array, lengths
+
+
+def collate(columns: Columns, rows: np.ndarray, *, device: torch.device) -> Batch:
+    """Return the batch that ``rows`` of ``columns`` make."""
+    tensors: dict[str, torch.Tensor] = {}
+    num_tokens = 0
+    num_targets = len(rows)
+    for name, array in columns.arrays.items():
+        if name in columns.lengths:
+            lengths = columns.lengths[name][rows]
+            longest = int(lengths.max())
+            values = array[rows, :longest]
+            if name == "targets":
+                num_targets = int((values != IGNORE).sum())
+            else:
+                num_tokens += int(lengths.sum())
+                tensors[f"{name}_mask"] = _tensor(np.arange(longest) < lengths[:, None], device)
+        else:
+            values = array[rows]
+        tensors[name] = _tensor(values.astype(np.int64), device)
+    return Batch(tensors=tensors, rows=rows, num_targets=num_targets, num_tokens=num_tokens)
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+class BatchOrder:
+    """Which rows the batch of a step holds.
+
+    Epochs, each a permutation drawn from (seed, epoch), follow one another in an endless stream.
+    The stream is cut into pools; a pool's rows are sorted by length and cut into batches, whose
+    order is drawn from (seed, pool). Every batch has exactly ``batch_size`` rows or, with
+    ``tokens_per_batch``, as many as fit when padded; every row comes once per epoch.
+
+    Args:
+        shape: (N, number of sequences), lengths of each row.
+        batch_size: rows of a batch.
+        tokens_per_batch: upper bound on the padded tokens of a batch; replaces ``batch_size``.
+        seed: decides the order, with the epoch and the pool.
+
+    Raises:
+        ValueError: there is no row, or one row alone is longer than ``tokens_per_batch``.
+    """
+
+    def __init__(
+        self,
+        shape: np.ndarray,
+        *,
+        batch_size: int,
+        tokens_per_batch: int | None = None,
+        seed: int,
+    ) -> None:
+        self._shape = shape
+        self._total = shape.sum(axis=1)
+        self._budget = tokens_per_batch
+        self._seed = seed
+        if not len(shape):
+            raise ValueError("train split: has no rows")
+        if tokens_per_batch is not None:
+            longest = int(self._total.max())
+            if longest > tokens_per_batch:
+                raise ValueError(
+                    f"train.tokens_per_batch={tokens_per_batch}: below the longest row of the "
+                    f"train split, {longest} tokens"
+                )
+            batch_size = max(1, int(tokens_per_batch / self._total.mean()))
+        # A pool longer than an epoch would put copies of one row side by side.
+        self._pool_rows = batch_size * min(BATCHES_PER_POOL, max(1, len(shape) // batch_size))
+        self._batch_size = batch_size
+        self._permutations: dict[int, np.ndarray] = {}
+        self._pool: tuple[int, list[np.ndarray]] = (-1, [])
+        self._starts = [0]  # first step of each pool known so far
+
+    def rows(self, step: int) -> np.ndarray:
+        """Return the row numbers of the batch of ``step``, counted from 0, shortest rows first."""
+        if self._budget is None:
+            pool, index = divmod(step, self._pool_rows // self._batch_size)
+            return self._batches(pool)[index]
+        while self._starts[-1] <= step:
+            pool = len(self._starts) - 1
+            self._starts.append(self._starts[-1] + len(self._batches(pool)))
+        pool = int(np.searchsorted(self._starts, step, side="right")) - 1
+        return self._batches(pool)[step - self._starts[pool]]
+
+    def _batches(self, pool: int) -> list[np.ndarray]:
+        if self._pool[0] != pool:
+            self._pool = (pool, self._cut(pool))
+        return self._pool[1]
+
+    def _cut(self, pool: int) -> list[np.ndarray]:
+        positions = np.arange(pool * self._pool_rows, (pool + 1) * self._pool_rows)
+        epochs, indices = np.divmod(positions, len(self._shape))
+        rows = np.concatenate(
+            [self._permutation(int(epoch))[indices[epochs == epoch]] for epoch in np.unique(epochs)]
+        )
+        rows = rows[np.argsort(self._total[rows], kind="stable")]
+        if self._budget is None:
+            batches = list(rows.reshape(-1, self._batch_size))
+        else:
+            batches = self._fill(rows, self._budget)
+        generator = np.random.default_rng([self._seed, 1, pool])
+        return [batches[index] for index in generator.permutation(len(batches))]
+
+    def _fill(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
+        batches, first = [], 0
+        longest = np.zeros(self._shape.shape[1], dtype=np.int64)
+        for index, row in enumerate(rows):
+            grown = np.maximum(longest, self._shape[row])
+            if int(grown.sum()) * (index - first + 1) > budget:
+                batches.append(rows[first:index])
+                first, grown = index, self._shape[row]
+            longest = grown
+        return [*batches, rows[first:]]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch not in self._permutations:
+            self._permutations = {
+                known: order for known, order in self._permutations.items() if known >= epoch - 1
+            }
+            generator = np.random.default_rng([self._seed, 0, epoch])
+            self._permutations[epoch] = generator.permutation(len(self._shape))
+        return self._permutations[epoch]

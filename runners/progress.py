@@ -1,0 +1,163 @@
+"""How a sweep shows what it is doing: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+LINE_SECONDS = 30.0
+"""Time between two plain lines about the same run."""
+
+
+@dataclass
+class _Row:
+    label: str
+    began: float
+    first_step: int | None = None
+    first_time: float = 0.0
+    message: dict[str, Any] | None = None
+    shown: float = 0.0
+
+    def update(self, message: dict[str, Any]) -> None:
+        self.message = message
+        if self.first_step is None and message["phase"] == "train":
+            self.first_step, self.first_time = message["step"], time.monotonic()
+
+    @property
+    def share(self) -> float:
+        return self.message["step"] / self.message["steps"] if self.message else 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds of training left, at the speed since this process took up the run."""
+        if self.message is None or self.first_step is None:
+            return None
+        done = self.message["step"] - self.first_step
+        if done <= 0:
+            return None
+        elapsed = time.monotonic() - self.first_time
+        return elapsed / done * (self.message["steps"] - self.message["step"])
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """Return step, loss, speed and time left in words."""
+        if self.message is None:
+            return "starting", "", "", ""
+        step = f"{self.message['step']}/{self.message['steps']}"
+        if self.message["phase"] != "train":
+            rows = f"{self.message['rows']}/{self.message['of_rows']} rows"
+            return step, self.message["phase"], rows, ""
+        return (
+            step,
+            f"loss {self.message['loss']:.4f}",
+            f"{self.message['tokens_per_second']:,.0f} tokens/s",
+            "" if self.left is None else f"{duration(self.left)} left",
+        )
+
+
+class Display:
+    """Show the runs of a sweep while the context lasts.
+
+    Args:
+        labels: run directory → name shown.
+        console: where to; a terminal gets a live table, anything else lines.
+        num_workers: runs at a time, for the time that is left over all.
+    """
+
+    def __init__(self, labels: Mapping[Path, str], console: Console, num_workers: int) -> None:
+        self.labels = labels
+        self.console = console
+        self.num_workers = num_workers
+        self.ended: dict[str, int] = {}
+        self._rows: dict[Path, _Row] = {}
+        self._run_seconds: list[float] = []
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._table)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def on_message(self, directory: Path, message: dict[str, Any]) -> None:
+        """Take up a message of the executor."""
+        event = message["event"]
+        if event == "tick":
+            return
+        label = self.labels[directory]
+        if event == "started":
+            self._rows[directory] = _Row(label, began=time.monotonic())
+            if not self.console.is_terminal:
+                self._print(f"{label}: started")
+        elif event == "progress":
+            row = self._rows[directory]
+            row.update(message)
+            now = time.monotonic()
+            if not self.console.is_terminal and now - row.shown >= LINE_SECONDS:
+                row.shown = now
+                self._print(f"{label}: " + "  ".join(cell for cell in row.cells() if cell))
+        elif event == "ended":
+            row = self._rows.pop(directory)
+            seconds = time.monotonic() - row.began
+            status = message["status"]
+            self.ended[status] = self.ended.get(status, 0) + 1
+            if status == "done":
+                self._run_seconds.append(seconds)
+            reason = f": {message['message']}" if "message" in message else ""
+            self._print(f"{label}: {status} after {duration(seconds)}{reason}{self._tally()}")
+
+    def _tally(self) -> str:
+        done = sum(self.ended.values())
+        left = self.seconds_left()
+        rest = "" if left is None else f", about {duration(left)} left"
+        return f"  [{done}/{len(self.labels)} runs{rest}]"
+
+    def seconds_left(self) -> float | None:
+        """Return an estimate of the time until all runs have ended; None until one is done."""
+        if not self._run_seconds:
+            return None
+        mean = sum(self._run_seconds) / len(self._run_seconds)
+        now = time.monotonic()
+        waiting = len(self.labels) - sum(self.ended.values()) - len(self._rows)
+        running = sum(max(mean - (now - row.began), 0.0) for row in self._rows.values())
+        return (waiting * mean + running) / self.num_workers
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for row in self._rows.values():
+            step, loss, speed, left = row.cells()
+            bar = ProgressBar(total=1.0, completed=row.share, width=20)
+            table.add_row(row.label, bar, step, loss, speed, left)
+        table.add_row(f"sweep{self._tally()}")
+        return table
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

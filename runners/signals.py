@@ -1,0 +1,63 @@
+"""A polite stop: a signal asks, the run finishes its step, saves and ends with a telling status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+
+DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
+"""Exit statuses: 75 is EX_TEMPFAIL, on which batch systems try again; 130 is the user's Ctrl-C."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stop:
+    """Tell whether a stop was asked for, by a signal while the context lasts or by ``request``.
+
+    Further signals change nothing: the first one is being answered. The handlers that were there
+    before come back at the end.
+    """
+
+    def __init__(self, *, announce: bool = False) -> None:
+        self._event = threading.Event()
+        self._announce = announce
+        self._previous: dict[int, object] = {}
+        self.signal: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop."""
+        return self._event.is_set()
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status after a stop: 130 for Ctrl-C, 75 for everything else."""
+        return INTERRUPTED if self.signal == signal.SIGINT else RESUMABLE
+
+    def request(self) -> None:
+        """Ask for a stop."""
+        self._event.set()
+
+    def __enter__(self) -> Stop:
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = number
+            if self._announce:
+                name = signal.Signals(number).name
+                sys.stderr.write(f"\n{name}: finishing the step and saving\n")
+        self._event.set()

@@ -1,0 +1,242 @@
+"""Many runs: ``python -m runners.sweep configs/cogs.yaml [key=value …]``.
+
+A sweep is an idempotent reconcile: what has a result is skipped, what has a checkpoint is
+continued, what has failed is listed and tried again with ``--retry-failed``. A failed run stops no
+other. Exit
+status: 0 all done, 1 some run failed, 2 bad input, 75 stopped but resumable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from runners import environment, signals
+from runners.build import Built, build
+from runners.config import ConfigError
+from runners.executor import Job, LocalExecutor
+from runners.expand import PlannedRun, Sweep, expand, read_sweep, write_plan
+from runners.help import sweep_help
+from runners.lock import DirectoryLock, Locked
+from runners.progress import Display
+from runners.rundirectory import RunDirectory, RunRecord
+from runners.strict_yaml import nearest
+
+
+def check(planned: Sequence[PlannedRun]) -> dict[str, Built]:
+    """Build what every run describes and return it by the run's hash.
+
+    Nothing is written and nothing trained.
+
+    Raises:
+        ConfigError: a split, a size or a device that is not there.
+        tasks.DataMissing, tasks.DataDamaged: a data file is missing, or not the published one.
+    """
+    built: dict[str, Built] = {}
+    for run in planned:
+        if run.hash not in built:
+            built[run.hash] = build(run.config)
+            environment.choose_device(run.config.train)
+    return built
+
+
+def default_workers(planned: Sequence[PlannedRun]) -> tuple[int, list[str]]:
+    """Return how many runs to execute at a time, and the GPUs to deal out to them.
+
+    On a GPU machine one run a GPU; otherwise the cores of this process over the most threads that a
+    run has.
+    """
+    devices = {environment.choose_device(run.config.train).type for run in planned}
+    if devices == {"cuda"}:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+        gpus = [name for name in names if name]
+        return len(gpus), gpus
+    threads = max(run.config.train.num_threads for run in planned)
+    return max(1, available_cores() // threads), []
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_label(run: PlannedRun) -> str:
+    """Return a run's name in progress lines: variant, grid point, seed."""
+    values = [f"{key.rpartition('.')[2]}={value}" for key, value in run.parameters.items()]
+    return " ".join([run.variant, *values, f"seed {run.seed}"])
+
+
+def reconcile(
+    planned: Sequence[PlannedRun],
+    *,
+    name: str,
+    workers: int | None,
+    retry_failed: bool,
+    stop: signals.Stop,
+    console: Console,
+) -> Counter[str]:
+    """Execute what is not done yet and return how many runs have which status.
+
+    Statuses are those of ``RunDirectory.status`` and of the executor's last message. The caller
+    holds the lock of the sweep's directory.
+    """
+    statuses: dict[Path, str] = {}
+    jobs = []
+    for run in planned:
+        files = RunDirectory(run.directory)
+        status = files.status()
+        if status == "failed" and retry_failed:
+            files.error.unlink()
+            status = files.status()
+        statuses[run.directory] = status
+        if status in ("done", "failed"):
+            continue
+        record = RunRecord(
+            sweep=name,
+            variant=run.variant,
+            seed=run.seed,
+            hash=run.hash,
+            parameters=run.parameters,
+        )
+        files.prepare(run.config, record)
+        jobs.append(Job(run.directory, run.config.train.num_threads))
+    counts = Counter(statuses.values())
+    words = [f"{count} {status}" for status, count in sorted(counts.items())]
+    console.print(f"{len(planned)} runs: {', '.join(words)}", highlight=False)
+    labels = {run.directory: run_label(run) for run in planned}
+    for run in planned:
+        if statuses[run.directory] == "failed":
+            message = json.loads(RunDirectory(run.directory).error.read_text())["message"]
+            console.print(
+                f"{labels[run.directory]}: has failed: {message}; --retry-failed tries again",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+    if jobs:
+        default, devices = default_workers(planned)
+        executor = LocalExecutor(min(workers or default, len(jobs)), devices=devices)
+        own = {job.directory: labels[job.directory] for job in jobs}
+        with Display(own, console, executor.num_workers) as display:
+
+            def on_message(directory: Path, message: dict[str, object]) -> None:
+                if message["event"] == "ended":
+                    statuses[directory] = str(message["status"])
+                display.on_message(directory, message)
+
+            executor.run(jobs, stop=stop, on_message=on_message)
+    return Counter(statuses.values())
+
+
+def exit_status(counts: Counter[str], stop: signals.Stop) -> int:
+    """Return the exit status of a sweep whose runs have these statuses."""
+    if stop.requested:
+        return stop.exit_status
+    if counts["failed"] or counts["refused"]:
+        return signals.FAILED
+    return signals.DONE if set(counts) <= {"done"} else signals.RESUMABLE
+
+
+def select_variant(sweep: Sweep, planned: list[PlannedRun], only: str | None) -> list[PlannedRun]:
+    """Return the runs of one variant, or all of them.
+
+    Raises:
+        ConfigError: there is no such variant.
+    """
+    if only is None:
+        return planned
+    if only not in sweep.variants:
+        names = list(sweep.variants)
+        raise ConfigError(
+            f"--only {only}: expected one of {', '.join(names)}{nearest(only, names)}"
+        )
+    return [run for run in planned if run.variant == only]
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m runners.sweep",
+        description="Train and score every run of a sweep; the same command continues it.",
+        epilog=sweep_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="YAML file of a sweep")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the file's")
+    parser.add_argument("--workers", type=int, help="runs at a time (default: cores / num_threads)")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, write nothing")
+    parser.add_argument("--retry-failed", action="store_true", help="try failed runs again")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where sweeps lie")
+    parser.add_argument("--only", metavar="VARIANT", help="only the runs of this variant")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    console = Console()
+    try:
+        if options.workers is not None and options.workers < 1:
+            raise ConfigError(f"--workers {options.workers}: must be at least 1")
+        sweep = read_sweep(options.config, options.overrides)
+        planned = expand(sweep, root=options.runs_dir)
+        chosen = select_variant(sweep, planned, options.only)
+        built = check(planned)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return signals.BAD_INPUT
+    for notice in sweep.notices:
+        print(notice, file=sys.stderr)
+    if options.dry_run:
+        from runners.plan import print_plan
+
+        workers = options.workers or default_workers(chosen)[0]
+        print_plan(chosen, built, workers=workers, console=console)
+        return signals.DONE
+    directory = options.runs_dir / sweep.config.name
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with DirectoryLock(directory, wait=1.0), signals.Stop(announce=True) as stop:
+            write_plan(sweep, planned)
+            counts = reconcile(
+                chosen,
+                name=sweep.config.name,
+                workers=options.workers,
+                retry_failed=options.retry_failed,
+                stop=stop,
+                console=console,
+            )
+            _report(directory)
+    except Locked as error:
+        print(error, file=sys.stderr)
+        return signals.BAD_INPUT
+    status = exit_status(counts, stop)
+    if status in (signals.RESUMABLE, signals.INTERRUPTED):
+        print("stopped; the same command continues", file=sys.stderr)
+    return status
+
+
+def _report(directory: Path) -> None:
+    from runners.report import print_report, write_report
+
+    results, trouble = write_report(directory)
+    print_report(results)
+    print(f"\nwritten to {directory}: results.csv, timings.csv, summary.md, summary.tex, figures")
+    if trouble:
+        print(trouble, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,483 @@
+"""One run: ``python -m runners.train config.yaml [key=value …]``.
+
+The run's directory is its whole state: the same command begins it, continues it from its last whole
+checkpoint, or finds it done. Exit status: 0 done, 1 failed, 2 bad input, 75 stopped but resumable,
+130 interrupted by the user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runners import environment, signals
+from runners.build import Built, build, build_model, build_task
+from runners.checkpoint import Checkpoint, load_latest, save_checkpoint
+from runners.config import ConfigError, RunConfig, read_run, to_yaml
+from runners.evaluation import Evaluation, evaluate_split
+from runners.help import run_help
+from runners.identity import config_hash, identity
+from runners.lock import DirectoryLock, Locked
+from runners.loop import Loop, NonFinite, Stopped, fit, seed_everything
+from runners.rundirectory import (
+    MetricsLog,
+    RunDirectory,
+    RunRecord,
+    write_json,
+    write_json_lines,
+)
+from runners.sizes import describe_model
+from runners.strict_yaml import dump
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[dict[str, Any]], None]
+
+PROGRESS_SECONDS = 0.5
+"""Least time between two messages about a run's progress."""
+
+
+def run(
+    directory: Path, *, stop: signals.Stop, on_progress: Progress = lambda message: None
+) -> str:
+    """Train and score the run of a directory, from wherever it stands; return ``done`` or
+    ``failed``.
+
+    Args:
+        directory: has a ``config.yaml`` and a ``run.json``.
+        stop: asked before every step and every batch of an evaluation.
+        on_progress: gets a message now and then: phase, step, steps, loss, tokens per second.
+
+    Raises:
+        Stopped: a stop was asked for and the state is saved.
+        Locked: another process works on the directory.
+        ConfigError: the directory's config is unreadable, or not the one its checkpoints are of.
+    """
+    files = RunDirectory(directory)
+    with DirectoryLock(directory, wait=10.0):
+        if files.result.is_file():
+            return "done"
+        files.error.unlink(missing_ok=True)
+        active = _Run(files, stop=stop, on_progress=on_progress)
+        try:
+            active.train()
+            active.score()
+        except (NonFinite, OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            logger.exception("the run has failed")
+            _record_failure(files, str(error) or repr(error), step=active.step)
+            return "failed"
+        finally:
+            active.close()
+    return "done"
+
+
+def _record_failure(files: RunDirectory, message: str, *, step: int | None) -> None:
+    try:
+        files.fail(message, step=step)
+    except OSError as error:  # the disk may be what failed; the caller still learns of it
+        logger.error("%s: cannot be written: %s", files.error, error)
+
+
+@dataclass
+class _Timings:
+    """What ``timings.json`` holds; it adds up over interruptions."""
+
+    wall_seconds: float = 0.0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    tokens_trained: int = 0
+    """Tokens read in training, those of steps done twice counted twice."""
+    starts: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        speed = self.tokens_trained / self.train_seconds if self.train_seconds else 0.0
+        return dataclasses.asdict(self) | {"tokens_per_second": speed}
+
+
+class _Run:
+    """A run in this process: what the loop asks of its surroundings (``loop.Host``)."""
+
+    def __init__(self, files: RunDirectory, *, stop: signals.Stop, on_progress: Progress) -> None:
+        self.files, self.stop, self.on_progress = files, stop, on_progress
+        self.timings = self._read_timings()
+        self._began = time.monotonic()
+        self._shown = 0.0
+        self._metrics: MetricsLog | None = None
+        self.loop: Loop | None = None
+        self.best: dict[str, torch.Tensor] | None = None
+
+        self.config = files.read_config()
+        self.record = files.read_record()
+        self.device = environment.choose_device(self.config.train)
+        environment.prepare_process(self.config.train, self.device)
+        self.built: Built = build(self.config)
+        self.data_hash = self.built.task.data_hash()
+        found = config_hash(self.config, self.data_hash)
+        if found != self.record.hash:
+            raise ConfigError(
+                f"{files.config}: its config and data have the hash {found}, but the run is "
+                f"{self.record.hash}: the file or the data was changed; plan the run anew"
+            )
+        write_json(
+            files.path / "env.json", environment.describe_environment(self.config, self.device)
+        )
+
+    @property
+    def step(self) -> int | None:
+        """The last finished step; None before there is a model."""
+        return None if self.loop is None else self.loop.position.step
+
+    # --- training -----------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train from the last whole checkpoint, or from the start, to the last step."""
+        config, task = self.config, self.built.task
+        checkpoint = load_latest(self.files.checkpoints)
+        if checkpoint is not None:
+            self._check_same_run(checkpoint)
+        seed_everything(config.seed)
+        self.model = build_model(self.built.model_config, self.device)
+        loop = self.loop = Loop(
+            config.train,
+            objective=self.built.objective,
+            model=self.model,
+            columns=self.built.objective.columns(task.split(task.train_split)),
+            seed=config.seed,
+            d_model=self.built.model_config.d_model,
+            device=self.device,
+        )
+        if checkpoint is None:
+            self._metrics = MetricsLog(self.files.metrics)
+        else:
+            self._metrics = MetricsLog(self.files.metrics, size=checkpoint.state["metrics_bytes"])
+            self.model.load_state_dict(checkpoint.weights())
+            if (checkpoint.path / "best.safetensors").is_file():
+                self.best = checkpoint.weights("best")
+            loop.load_state_dict(checkpoint.state["loop"])
+        self._began_training = time.monotonic()
+        self._tokens_before = loop.position.tokens_seen
+        self._evaluate_before = self.timings.evaluate_seconds
+        try:
+            fit(loop, self, evaluate_interval=config.evaluate.interval)
+        finally:
+            evaluated = self.timings.evaluate_seconds - self._evaluate_before
+            self.timings.train_seconds += time.monotonic() - self._began_training - evaluated
+            self.timings.tokens_trained += loop.position.tokens_seen - self._tokens_before
+
+    def _check_same_run(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that was made under a config with another identity."""
+        if checkpoint.state["hash"] == self.record.hash:
+            return
+        before = dump(checkpoint.state["identity"]).splitlines()
+        after = dump(identity(self.config, self.data_hash)).splitlines()
+        changed = [
+            line
+            for line in difflib.unified_diff(before, after, lineterm="", n=0)
+            if not line.startswith(("---", "+++", "@@"))
+        ]
+        raise ConfigError(
+            f"{checkpoint.path}: was made under another config; resuming would mix the two: "
+            + "; ".join(line[:1] + line[1:].strip() for line in changed)
+        )
+
+    @property
+    def stop_requested(self) -> bool:
+        return self.stop.requested
+
+    def evaluate(self) -> float | None:
+        """Score the interval splits and log their metrics; return the selecting split's score."""
+        assert self.loop is not None
+        results = [
+            self._evaluate(split, oracle=False) for split in self.built.interval_splits(self.config)
+        ]
+        selected = None
+        for result in results:
+            self.log(
+                {
+                    "step": self.loop.position.step,
+                    "split": result.split,
+                    "metrics": result.scores.metrics,
+                }
+            )
+            if result.split == self.config.selection_split:
+                selected = result.scores.metrics[self._headline]
+        return selected
+
+    @property
+    def _headline(self) -> str:
+        return "accuracy" if self.built.task.kind == "classification" else "exact_match"
+
+    def keep_best(self) -> None:
+        self.best = {
+            name: value.detach().clone() for name, value in self.model.state_dict().items()
+        }
+
+    def log(self, row: dict[str, Any]) -> None:
+        assert self._metrics is not None
+        self._metrics.append(row)
+
+    def save(self) -> None:
+        assert self.loop is not None
+        assert self._metrics is not None
+        weights = {"model": self.model.state_dict()}
+        if self.best is not None:
+            weights["best"] = self.best
+        model_config = json.dumps(self.built.model_config.to_dict(), indent=1) + "\n"
+        save_checkpoint(
+            self.files.checkpoints,
+            step=self.loop.position.step,
+            state={
+                "loop": self.loop.state_dict(),
+                "metrics_bytes": self._metrics.flush(),
+                "hash": self.record.hash,
+                "identity": identity(self.config, self.data_hash),
+            },
+            weights=weights,
+            files={"config.json": model_config.encode()},
+        )
+
+    def progress(self, values: dict[str, float]) -> None:
+        now = time.monotonic()
+        if now - self._shown < PROGRESS_SECONDS:
+            return
+        assert self.loop is not None
+        self._shown = now
+        seconds = now - self._began_training
+        tokens = self.loop.position.tokens_seen - self._tokens_before
+        self.on_progress(
+            {
+                "phase": "train",
+                "step": self.loop.position.step,
+                "steps": self.config.train.steps,
+                "loss": values["loss"],
+                "tokens_per_second": tokens / seconds,
+            }
+        )
+
+    # --- scoring ------------------------------------------------------------------------
+
+    def score(self) -> None:
+        """Score the selected weights on every split and depth, and write the result."""
+        assert self.loop is not None
+        position, config = self.loop.position, self.config
+        selected_step = position.step
+        if config.selection_split is not None:
+            assert self.best is not None
+            assert position.best_step is not None
+            self.model.load_state_dict(self.best)
+            selected_step = position.best_step
+        evaluations = [
+            self._evaluate(split, repeats=depth)
+            for split in self.built.final_splits(config)
+            for depth in self.built.depths(config)
+        ]
+        own = [evaluation for evaluation in evaluations if evaluation.is_default_depth]
+        kind = self.built.task.kind
+        write_json_lines(
+            self.files.predictions, [row for evaluation in own for row in evaluation.rows(kind)]
+        )
+        self._write_timings()
+        notes = [evaluation.note(config.evaluate) for evaluation in own]
+        task = self.built.task
+        splits = self.built.final_splits(config)
+        write_json(
+            self.files.result,
+            {
+                "status": "done",
+                **dataclasses.asdict(self.record),
+                "select": config.select,
+                "step": selected_step,
+                "task": {
+                    "name": task.name,
+                    "kind": kind,
+                    "difficulty_name": task.difficulty_name,
+                    "headline_split": splits[-1],
+                    "in_distribution_split": task.in_distribution_split,
+                },
+                "model": describe_model(self.built),
+                "tokens_seen": position.tokens_seen,
+                "notes": [note for note in notes if note],
+                "scores": [evaluation.to_dict() for evaluation in evaluations],
+            },
+        )
+
+    def _evaluate(
+        self, split: str, *, repeats: int | list[int] | None = None, oracle: bool = True
+    ) -> Evaluation:
+        assert self.loop is not None
+        step = self.loop.position.step
+
+        def on_batch(done: int, total: int) -> None:
+            if self.stop.requested:
+                raise Stopped(f"stopped while scoring {split} at step {step}")
+            now = time.monotonic()
+            if now - self._shown >= PROGRESS_SECONDS:
+                self._shown = now
+                self.on_progress(
+                    {
+                        "phase": f"score {split}",
+                        "step": step,
+                        "steps": self.config.train.steps,
+                        "rows": done,
+                        "of_rows": total,
+                    }
+                )
+
+        began = time.monotonic()
+        try:
+            return evaluate_split(
+                self.model,
+                self.built,
+                split,
+                config=self.config.evaluate,
+                device=self.device,
+                precision=self.config.train.precision,
+                repeats=repeats,
+                oracle=oracle,
+                on_batch=on_batch,
+            )
+        finally:
+            self.timings.evaluate_seconds += time.monotonic() - began
+
+    # --- timings ------------------------------------------------------------------------
+
+    def _read_timings(self) -> _Timings:
+        try:
+            content = json.loads(self.files.timings.read_text())
+        except (FileNotFoundError, ValueError):
+            return _Timings(starts=1)
+        known = {field.name for field in dataclasses.fields(_Timings)}
+        timings = _Timings(**{name: content[name] for name in known if name in content})
+        timings.starts += 1
+        return timings
+
+    def _write_timings(self) -> None:
+        now = time.monotonic()
+        self.timings.wall_seconds += now - self._began
+        self._began = now
+        write_json(self.files.timings, self.timings.to_dict())
+
+    def close(self) -> None:
+        """Close the log and write the timings, also of a run that was stopped."""
+        if self._metrics is not None:
+            self._metrics.close()
+        try:
+            self._write_timings()
+        except OSError as error:
+            logger.error("%s: cannot be written: %s", self.files.timings, error)
+
+
+# --- command line -----------------------------------------------------------------------
+
+
+def plan_single(config: RunConfig, *, name: str, root: Path) -> tuple[Path, RunRecord]:
+    """Return the directory of a run outside of a sweep, and its record."""
+    digest = config_hash(config, build_task(config.task).data_hash())
+    variant = str(config.model["architecture"])
+    record = RunRecord(sweep=name, variant=variant, seed=config.seed, hash=digest)
+    return root / name / f"{variant}-{digest}" / f"seed{config.seed}", record
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m runners.train",
+        description="Train and score one run; the same command continues it.",
+        epilog=run_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="YAML file of a run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the file's")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs lie")
+    parser.add_argument("--run-directory", type=Path, help="the run's directory itself")
+    parser.add_argument("--retry-failed", action="store_true", help="try a failed run again")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        config = read_run(options.config, options.overrides)
+        build(config)
+        environment.choose_device(config.train)
+        directory, record = plan_single(
+            config, name=Path(options.config).stem, root=options.runs_dir
+        )
+        if options.run_directory is not None:
+            directory = options.run_directory
+        files = RunDirectory(directory)
+        _check_directory(files, config, record)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return signals.BAD_INPUT
+    if files.status() == "failed" and not options.retry_failed:
+        message = json.loads(files.error.read_text())["message"]
+        print(f"{directory}: has failed: {message}; try again with --retry-failed")
+        return signals.FAILED
+    print(f"{directory}: {files.status()}", flush=True)
+    if files.status() != "done":
+        files.prepare(config, record)
+    with signals.Stop(announce=True) as stop:
+        try:
+            status = run(directory, stop=stop, on_progress=_print_progress)
+        except Stopped as stopped:
+            print(f"{stopped}; the same command continues", file=sys.stderr)
+            return stop.exit_status
+        except (ConfigError, Locked) as error:
+            print(error, file=sys.stderr)
+            return signals.BAD_INPUT
+    if status == "failed":
+        print(json.loads(files.error.read_text())["message"], file=sys.stderr)
+        return signals.FAILED
+    _print_result(files)
+    return signals.DONE
+
+
+def _check_directory(files: RunDirectory, config: RunConfig, record: RunRecord) -> None:
+    """Raise ConfigError if a directory holds a run with another config, and show the difference."""
+    if not files.config.is_file():
+        return
+    if (files.path / "run.json").is_file() and files.read_record().hash == record.hash:
+        return
+    before = files.config.read_text().splitlines()
+    lines = difflib.unified_diff(before, to_yaml(config).splitlines(), lineterm="", n=0)
+    changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+    raise ConfigError(
+        f"{files.path}: holds a run with another config: "
+        + ("; ".join(line[:1] + line[1:].strip() for line in changed) or "its data was changed")
+    )
+
+
+def _print_progress(message: dict[str, Any]) -> None:
+    if message["phase"] == "train":
+        text = f"loss {message['loss']:.4f}  {message['tokens_per_second']:,.0f} tokens/s"
+    else:
+        text = f"{message['phase']} {message['rows']}/{message['of_rows']}"
+    print(f"step {message['step']}/{message['steps']}  {text}", flush=True)
+
+
+def _print_result(files: RunDirectory) -> None:
+    content = json.loads(files.result.read_text())
+    for note in content["notes"]:
+        print(note)
+    for entry in content["scores"]:
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in entry["metrics"].items())
+        print(f"{entry['split']} (depth {entry['repeats']}, {entry['rows']} rows): {metrics}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

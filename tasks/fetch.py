@@ -120,10 +120,9 @@ def _download(address: str, part: Path, report: Report) -> bool:
     An interrupted transfer leaves the partial file for the next call.
     """
     had = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(address, headers={"User-Agent": "moeut-suite"})
-    if had:
-        request.add_header("Range", f"bytes={had}-")
+    headers = {"User-Agent": "moeut-suite"} | ({"Range": f"bytes={had}-"} if had else {})
     try:
+        request = urllib.request.Request(address, headers=headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             resumed = had > 0 and getattr(answer, "status", 200) == 206
             had = had if resumed else 0

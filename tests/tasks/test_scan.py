@@ -154,18 +154,21 @@ def test_grammar_gives_the_official_list(data_dir):
 
 
 @pytest.mark.official
-@pytest.mark.parametrize("part", ["train", "test"])
-@pytest.mark.parametrize("variant", OFFICIAL)
-def test_experiments_equal_the_official_files_as_multisets(data_dir, variant, part):
-    path = OFFICIAL[variant].format(part)
-    if not (data_dir / "scan" / path).is_file():
-        pytest.skip(f"{path} is not among the data files")
-    expected = collections.Counter(official_lines(data_dir, path))
-    rows = tasks.create("scan", variant=variant).split(part)
-    found = collections.Counter(scan.format_line(row) for row in rows)
-    assert found == expected
-    found[next(iter(found))] -= 1
-    assert found != expected
+def test_experiments_equal_the_official_files_as_multisets(data_dir):
+    """Every file that is there; those that are not are covered by their checksums."""
+    compared = 0
+    for variant, template in OFFICIAL.items():
+        splits = tasks.create("scan", variant=variant).splits()
+        for part, rows in splits.items():
+            path = template.format(part)
+            if (data_dir / "scan" / path).is_file():
+                expected = collections.Counter(official_lines(data_dir, path))
+                found = collections.Counter(scan.format_line(row) for row in rows)
+                assert found == expected, path
+                found[next(iter(found))] -= 1
+                assert found != expected
+                compared += 1
+    assert compared >= 2
 
 
 @pytest.mark.official

@@ -1,0 +1,229 @@
+"""Fetching from a server on this machine: what is kept, what is refused, what goes on."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+
+import pytest
+from rich.console import Console
+
+from tasks import command_line, fetch, files
+from tasks.files import DataFile, sha256_of
+
+CONTENT = bytes(range(256)) * 1000
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers from a table of path → content, with faults on request, and logs what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.table: dict[str, bytes] = {}
+        self.cut_after: int | None = None
+        """Close the connection after so many bytes, once."""
+        self.understands_ranges = True
+        self.asked: list[tuple[str, str | None]] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.server.asked.append((self.path, wanted))
+        content = self.server.table.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        start = 0
+        if wanted and self.server.understands_ranges:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                self.send_error(416)
+                return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        end = len(content)
+        if self.server.cut_after is not None:
+            end, self.server.cut_after = start + self.server.cut_after, None
+        self.wfile.write(content[start:end])
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("MOEUT_DATA", raising=False)
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def file(server, monkeypatch):
+    entry = DataFile("toy/rows.txt", f"{server.address}/rows.txt", sha256_of(CONTENT))
+    monkeypatch.setitem(fetch.PROVENANCE, "toy", (entry,))
+    server.table["/rows.txt"] = CONTENT
+    return entry
+
+
+def everything_under(folder) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_fetched_file_is_whole_and_not_fetched_twice(server, cache, file):
+    fetch.main(["toy"])
+    assert files.read_bytes(file) == CONTENT
+    assert everything_under(cache) == ["toy/rows.txt"]
+    assert len(server.asked) == 1
+    fetch.main(["toy"])
+    assert len(server.asked) == 1
+
+
+def test_damaged_copy_in_the_cache_is_replaced(server, cache, file):
+    (cache / "toy").mkdir(parents=True)
+    (cache / "toy/rows.txt").write_bytes(b"other")
+    with pytest.raises(files.DataDamaged):
+        files.read_bytes(file)
+    fetch.main(["toy"])
+    assert files.read_bytes(file) == CONTENT
+
+
+def test_damaged_content_is_refused_and_nothing_is_left(server, cache, file):
+    server.table["/rows.txt"] = CONTENT[:-1] + b"!"
+    with pytest.raises(fetch.FetchError, match=r"rows.txt: damaged: SHA-256 .* expected"):
+        fetch.main(["toy"])
+    assert everything_under(cache) == []
+
+
+def test_missing_page_is_one_line(server, cache, file):
+    del server.table["/rows.txt"]
+    with pytest.raises(fetch.FetchError, match=r"rows.txt: the server answered 404") as error:
+        fetch.main(["toy"])
+    assert "\n" not in str(error.value)
+    assert everything_under(cache) == []
+
+
+@pytest.mark.parametrize("understands_ranges", [True, False])
+def test_interrupted_download_goes_on(server, cache, file, understands_ranges):
+    server.cut_after = 100_000
+    server.understands_ranges = understands_ranges
+    with pytest.raises(fetch.FetchError, match="connection lost"):
+        fetch.main(["toy"])
+    assert everything_under(cache) == ["toy/rows.txt.part"]
+    assert (cache / "toy/rows.txt.part").stat().st_size == 100_000
+    fetch.main(["toy"])
+    assert files.read_bytes(file) == CONTENT
+    assert everything_under(cache) == ["toy/rows.txt"]
+    assert server.asked[-1] == ("/rows.txt", "bytes=100000-")
+
+
+def test_partial_file_that_is_something_else_is_thrown_away(server, cache, file):
+    (cache / "toy").mkdir(parents=True)
+    (cache / "toy/rows.txt.part").write_bytes(b"the start of another file")
+    fetch.main(["toy"])
+    assert files.read_bytes(file) == CONTENT
+
+
+def test_partial_file_that_is_whole_or_too_long(server, cache, file):
+    for extra in (b"", b"more"):
+        (cache / "toy").mkdir(parents=True, exist_ok=True)
+        (cache / "toy/rows.txt").unlink(missing_ok=True)
+        (cache / "toy/rows.txt.part").write_bytes(CONTENT + extra)
+        fetch.main(["toy"])
+        assert files.read_bytes(file) == CONTENT
+
+
+def test_mirror_has_the_same_paths(server, cache, file):
+    server.table = {"/data/toy/rows.txt": CONTENT}
+    fetch.main(["toy", "--from", f"{server.address}/data/"])
+    assert files.read_bytes(file) == CONTENT
+    assert server.asked == [("/data/toy/rows.txt", None)]
+
+
+def test_files_before_the_one_that_fails_are_kept(server, cache, file, monkeypatch):
+    second = DataFile("toy/second.txt", f"{server.address}/second.txt", sha256_of(b"2"))
+    monkeypatch.setitem(fetch.PROVENANCE, "toy", (file, second))
+    with pytest.raises(fetch.FetchError, match=r"second\.txt: the server answered 404"):
+        fetch.main(["toy"])
+    assert everything_under(cache) == ["toy/rows.txt"]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:9", "no connection"),
+        ("nonsense", "not an address"),
+    ],
+)
+def test_without_network_the_command_ends_with_one_line_and_status_2(
+    cache, file, capsys, address, message
+):
+    with pytest.raises(SystemExit) as end:
+        command_line.run(lambda: fetch.main(["toy", "--from", address]))
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert address in lines[0]
+    assert message in lines[0]
+
+
+def test_cache_that_cannot_be_written_ends_with_status_2(tmp_path, monkeypatch, file, capsys):
+    monkeypatch.delenv("MOEUT_DATA", raising=False)
+    (tmp_path / "occupied").write_text("a file where the folder should be")
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path / "occupied"))
+    with pytest.raises(SystemExit) as end:
+        command_line.run(lambda: fetch.main(["toy"]))
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_file_in_the_data_folder_is_not_fetched(server, cache, file, tmp_path, monkeypatch):
+    (tmp_path / "data/toy").mkdir(parents=True)
+    (tmp_path / "data/toy/rows.txt").write_bytes(CONTENT)
+    monkeypatch.setenv("MOEUT_DATA", str(tmp_path / "data"))
+    assert fetch.fetch([file], None, Console(quiet=True)) == 0
+    assert server.asked == []
+
+
+def test_names_choose_files():
+    assert len(fetch.choose(["scan"])) == 4
+    assert {file.path for file in fetch.choose(["cogs"])} == {
+        f"cogs/{name}.tsv" for name in ("train", "dev", "test", "gen")
+    }
+    assert len(fetch.choose(["scan/template_split/", "scan/template_split"])) == 8
+    assert [f.path for f in fetch.choose(["scan/tasks.txt"])] == ["scan/tasks.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("cosg", "cogs"), ("scan/tempate_split", "scan/template_split"), ("scan/task.txt", "scan/t")],
+)
+def test_unknown_name_is_refused_with_the_nearest_match(name, nearest):
+    with pytest.raises(ValueError, match=f"expected scan or cogs.*did you mean '{nearest}"):
+        fetch.choose([name])
+
+
+def test_every_address_is_pinned_to_a_commit():
+    for collection, entries in fetch.PROVENANCE.items():
+        for entry in entries:
+            assert entry.path.startswith(f"{collection}/")
+            if "githubusercontent" in entry.url:
+                assert len(entry.url.split("/")[5]) == 40

@@ -251,7 +251,7 @@ def _plan_from_disk(directory: Path) -> dict[str, Any]:
     for path in directory.glob("*/seed*"):
         if not path.is_dir() or not path.name.removeprefix("seed").isdigit():
             continue
-        record = {}
+        record: dict[str, Any] = {}
         for name in ("result.json", "run.json"):
             if not record and (path / name).is_file():
                 record = _read_json(path / name)

@@ -244,7 +244,7 @@ class _Builder:
         for key, child in node.value:
             place = self.place(key)
             if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(f"{place}: {path}: a key must be a word")
+                raise ConfigError(f"{place}: a key must be a word")
             full = f"{path}.{key.value}" if path else key.value
             if key.value in result:
                 first = result[key.value].place

@@ -1,0 +1,169 @@
+"""A task of a few rows, and sweep directories made up on the spot."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+
+import tasks
+from tasks.task import Example, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Task):
+    """Copy a letter."""
+
+    name: ClassVar[str] = "toy"
+
+    size: int = 3
+    """Rows of each split."""
+    noise: float = 0.0
+    """Share of wrong rows."""
+    style: Literal["plain", "fancy"] = "plain"
+    """How letters look."""
+    is_classification: bool = False
+    """Whether the answer is a label."""
+
+    @property
+    def kind(self):
+        return "classification" if self.is_classification else "sequence_to_sequence"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size < 1:
+            raise ValueError(f"task.size={self.size}: must be at least 1")
+
+    def build_splits(self) -> dict[str, list[Example]]:
+        rows = [Example((str(n),), (str(n),)) for n in range(self.size)]
+        return {"train": rows, "dev": rows, "test": rows, "gen": rows}
+
+
+@pytest.fixture
+def toy(monkeypatch) -> type[Task]:
+    """Register the task ``toy``."""
+    monkeypatch.setitem(tasks.TASKS, "toy", Toy)
+    return Toy
+
+
+@pytest.fixture
+def write(tmp_path) -> Callable[[str], Path]:
+    """Return a function that writes a config file of the given text."""
+
+    def write_config(text: str, name: str = "config.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_config
+
+
+def score(split: str, value: float, **more: Any) -> dict[str, Any]:
+    """Return one entry of ``scores``."""
+    entry = {
+        "split": split,
+        "repeats": 4,
+        "is_default_depth": True,
+        "metrics": {"exact_match": value, "token_accuracy": (1 + value) / 2},
+        "rows": 100,
+        "rows_available": 100,
+        "ceiling": 0.922,
+        "chance": 0.0,
+        "majority": 0.01,
+        "by_category": {"cp_recursion": {"exact_match": 0.0, "rows": 40}},
+        "by_difficulty": {
+            "2": {"exact_match": value, "rows": 60},
+            "10": {"exact_match": value / 2, "rows": 40},
+        },
+        "tables": {},
+    }
+    return entry | more
+
+
+@pytest.fixture
+def make_sweep(tmp_path) -> Callable[..., Path]:
+    """Return a function that lays out a finished sweep.
+
+    It takes ``variant=[value of each seed]``; a string instead of a number is a failure's message,
+    None a run that never started.
+    """
+
+    def make(
+        name: str = "demo",
+        *,
+        headline: dict[str, str] | None = None,
+        parameters: dict[str, Any] | None = None,
+        result: Callable[[str, int, dict[str, Any]], None] | None = None,
+        plan: bool = True,
+        **variants: list[float | str | None],
+    ) -> Path:
+        directory = tmp_path / name
+        runs = []
+        for variant, values in variants.items():
+            for seed, value in enumerate(values):
+                folder = f"{variant}-0000000{len(variant) % 10}/seed{seed}"
+                run = {
+                    "variant": variant,
+                    "parameters": parameters or {},
+                    "seed": seed,
+                    "hash": folder.split("/")[0][-8:],
+                    "directory": folder,
+                }
+                runs.append(run)
+                path = directory / folder
+                if value is None:
+                    continue
+                path.mkdir(parents=True)
+                if isinstance(value, str):
+                    error = {"status": "failed", "step": 7, "message": value}
+                    (path / "error.json").write_text(json.dumps(error))
+                    continue
+                data = {
+                    "status": "done",
+                    "sweep": name,
+                    **{key: run[key] for key in ("variant", "parameters", "seed", "hash")},
+                    "select": "final",
+                    "step": 2000,
+                    "task": {
+                        "name": "cogs",
+                        "difficulty_name": "recursion depth",
+                        "kind": "sequence_to_sequence",
+                        "headline_split": "gen",
+                        "in_distribution_split": "test",
+                    },
+                    "model": {
+                        "parameters": 1000,
+                        "macs_per_token": 500 if variant == "transformer" else 800,
+                        "num_layers": 4,
+                        "group_size": 2,
+                        "d_model": 32,
+                    },
+                    "tokens_seen": 12345,
+                    "notes": ["gen: 100 of 21000 rows, 100 per category chosen by hash"],
+                    "scores": [score("test", 1.0), score("gen", value)],
+                }
+                if result:
+                    result(variant, seed, data)
+                (path / "result.json").write_text(json.dumps(data))
+                times = {"wall_seconds": 61.5 + seed, "starts": 1}
+                (path / "timings.json").write_text(json.dumps(times))
+                rows = [{"step": s, "loss": 2.0 / s} for s in (1, 2, 3)]
+                rows += [
+                    {"step": s, "split": "test", "metrics": {"exact_match": s / 3}} for s in (1, 3)
+                ]
+                (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        directory.mkdir(exist_ok=True)
+        if plan:
+            record = {
+                "name": name,
+                "baseline": next(iter(variants), ""),
+                "headline": headline or {},
+                "variants": list(variants),
+                "runs": runs,
+            }
+            (directory / "sweep.json").write_text(json.dumps(record))
+        return directory
+
+    return make

@@ -98,7 +98,7 @@ def comparison_table(task: Task) -> Table:
 def count_table(task: Task, title: str, counts: dict[str, collections.Counter[str]]) -> Table:
     """Return how often each label occurs in each split, most frequent in train first."""
     table = Table(title=title, title_justify="left")
-    table.add_column(title.split()[0])
+    table.add_column(title.split()[0], overflow="fold")
     for name in counts:
         table.add_column(name, justify="right")
     labels = {label for counter in counts.values() for label in counter}
@@ -106,7 +106,8 @@ def count_table(task: Task, title: str, counts: dict[str, collections.Counter[st
     for label in order:
         cells = []
         for counter in counts.values():
-            cells.append(f"{counter[label]:,} ({100 * counter[label] / counter.total():.1f} %)")
+            share = f" ({100 * counter[label] / counter.total():.1f} %)" if counter[label] else ""
+            cells.append(f"{counter[label]:,}{share}")
         table.add_row(escape(label), *cells)
     return table
 

@@ -15,9 +15,14 @@ from tasks import options
 from tasks.task import BOS, EOS, PAD, UNKNOWN, Example, Task, Vocabulary, select_rows
 
 # Small sizes, so that every generated task is quick; what needs official files is tested apart.
+ROWS = {"train_rows": 500, "iid_rows": 50, "valid_rows": 50, "test_rows": 50}
 SMALL: dict[str, dict[str, object]] = {
     "scan": {"variant": "length"},
-    "arithmetic": {"train_rows": 500, "iid_rows": 50, "valid_rows": 50, "test_rows": 50},
+    "cogs_like": {"train_rows": 500, "dev_rows": 50, "test_rows": 50, "gen_rows": 20},
+    "arithmetic": ROWS,
+    "addition": ROWS,
+    "multiplication": ROWS,
+    "table_lookup": ROWS,
 }
 
 
@@ -188,3 +193,10 @@ def test_tasks_keep_what_the_base_promises(name):
     for rows in splits.values():
         assert rows
         assert all(row.source and row.target for row in rows)
+        assert all(isinstance(row.difficulty, (int, float)) for row in rows)
+
+
+@pytest.mark.parametrize("name", sorted(set(SMALL) - {"scan"}))
+def test_data_seed_decides_the_data(name):
+    hashes = [tasks.create(name, seed=seed, **SMALL[name]).data_hash() for seed in (0, 1, 0)]
+    assert hashes[0] == hashes[2] != hashes[1]

@@ -31,6 +31,11 @@ _MODULE_OF = {
     "load": "saving",
     "ARCHITECTURES": "architectures",
     "architecture": "architectures",
+    "PRESETS": "presets",
+    "from_release": "interop",
+    "from_training_code": "interop",
+    "from_transformer_generalization": "interop",
+    "from_ndr": "interop",
 }
 
 __all__ = sorted(_MODULE_OF)

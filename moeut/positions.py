@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from moeut.config import Rotary
 
 
-def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+def sinusoids(positions: Tensor, width: int, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:
     """Return (*positions.shape, width) sinusoids: sin in the even channels, cos in the odd ones.
 
     The angle of channels 2i and 2i+1 is position · exp(-2i · ln(10000) / width). It is computed in
-    float32 whatever ``dtype`` is, as published models do, and only the result is cast: in float64
-    it would differ from theirs by up to 6e-7. Positions may be negative.
+    float32 whatever ``dtype`` is, as published models do, and only the result times ``scale`` is
+    cast: in float64 it would differ from theirs by up to 6e-7. Positions may be negative.
     """
     even = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device)
     angles = positions.float().unsqueeze(-1) * torch.exp(even * (-math.log(10000.0) / width))
     table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
-    return table[..., :width].to(dtype)
+    return (table[..., :width] * scale).to(dtype)
 
 
 class LearnedPositions(nn.Module):

@@ -249,8 +249,8 @@ class DepthStack(nn.Module):
             self.position.check_length(window.num_keys)
             x = x + self.position(window.positions)
         elif isinstance(position, config.Sinusoidal):
-            table = sinusoids(window.positions, self.d_model, x.dtype)
-            x = x + (table * self.d_model**-0.5 if position.scale == "inverse_sqrt" else table)
+            scale = self.d_model**-0.5 if position.scale == "inverse_sqrt" else 1.0
+            x = x + sinusoids(window.positions, self.d_model, x.dtype, scale=scale)
         if self.options.norm_input:
             x = F.layer_norm(x, (self.d_model,), eps=self.options.norm_epsilon)
         if self.options.dropout and self.training:

@@ -1,0 +1,110 @@
+"""Golden files: found, read, and handed to every test that asks for one.
+
+A test module says in ``FOLDERS`` which folders of ``$MOEUT_GOLDEN`` are its own; each of its tests
+with an argument ``golden`` then runs once for every ``.safetensors`` file below them. What a file
+holds is read from its metadata. Files for models that are not built are skipped by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+FAMILIES = ("moeut_release", "training_code", "devil", "ndr")
+
+
+@dataclass
+class Golden:
+    """One file of golden numbers: its tensors, and its metadata as data."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, Any]
+    _parts: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the metadata says of the model."""
+        return self.metadata["config"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The other code's options."""
+        return self.config.get("args", self.config)
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Return the tensors called ``prefix.*``, without the prefix."""
+        if prefix not in self._parts:
+            start = prefix + "."
+            self._parts[prefix] = {
+                name.removeprefix(start): tensor
+                for name, tensor in self.tensors.items()
+                if name.startswith(start)
+            }
+        return self._parts[prefix]
+
+    @property
+    def not_built(self) -> str | None:
+        """Why this file cannot be compared: the variant that no model of ours is, if it is one."""
+        variant = str(self.options.get("transformer.variant", ""))
+        words = ("sut", "ndr_residual", "ndr_geometric", "geometric", "act_")
+        return variant if any(word in variant for word in words) else None
+
+
+def read_golden(path: Path) -> Golden:
+    """Read a golden file; weights that it leaves out are those of its namesake one folder up."""
+    tensors = _read(path)
+    if not any(name.startswith("param.") for name in tensors):
+        namesake = _read(path.parent.parent / path.name)
+        tensors |= {name: t for name, t in namesake.items() if name.startswith("param.")}
+    with safe_open(path, "pt") as file:
+        metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+    return Golden(path, tensors, metadata)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _paths(folders: tuple[str, ...]) -> list[Path]:
+    root = Path(os.environ.get("MOEUT_GOLDEN") or "/nonexistent")
+    return [path for folder in folders for path in sorted((root / folder).rglob("*.safetensors"))]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden" not in metafunc.fixturenames:
+        return
+    folders = metafunc.module.FOLDERS
+    paths = _paths(folders)
+    names = ["/".join(path.parts[-3 if path.parent.name == "pure64" else -2 :]) for path in paths]
+    # Without files, one test remains, which says what is missing.
+    metafunc.parametrize("golden", paths or [None], ids=names or ["no-files"], indirect=True)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest, golden_dir: Path) -> Golden:
+    """One golden file of the module's folders."""
+    if request.param is None:
+        folders = ", ".join(request.module.FOLDERS)
+        message = f"no .safetensors files in {folders} of MOEUT_GOLDEN={golden_dir}"
+        if os.environ.get("MOEUT_REQUIRE_INPUTS") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    loaded = read_golden(request.param)
+    if loaded.not_built is not None:
+        pytest.skip(f"{request.param.name}: not covered, no model for {loaded.not_built}")
+    return loaded
+
+
+@pytest.fixture
+def all_golden(golden_dir: Path) -> list[Golden]:
+    """Every golden file of the four families."""
+    return [read_golden(path) for path in _paths(FAMILIES)]

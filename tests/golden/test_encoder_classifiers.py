@@ -1,0 +1,145 @@
+"""Encoder classifiers of the Neural Data Router's code give the numbers that it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import moeut
+import moeut.positions
+import moeut.stack
+from moeut.config import ModelConfig
+from moeut.interop import from_ndr, mapping
+from moeut.interop.ndr import ndr_maps
+
+pytestmark = pytest.mark.golden
+
+FOLDERS = ("ndr",)
+LOGITS, GRADIENT = 1e-10, 1e-9
+
+
+def imported(golden) -> Any:
+    return from_ndr(golden.options, golden.part("param")).eval()
+
+
+def tensor_maps(golden, config: ModelConfig) -> list[mapping.TensorMap]:
+    return ndr_maps(config, universal="universal" in golden.options["transformer.variant"])
+
+
+def run(golden, model, **options: Any) -> Any:
+    """Classify SOS x EOS, the padding being zeros."""
+    derived, length = golden.config["derived"], golden.tensors["in_len"]
+    source = F.pad(golden.tensors["in"], (1, 1))
+    source[:, 0] = derived["encoder_sos"]
+    source.scatter_(1, length.unsqueeze(1) + 1, derived["encoder_eos"])
+    mask = torch.arange(source.shape[1]) < length.unsqueeze(1) + 2
+    return model(source, source_mask=mask, **options)
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.numel() == theirs.numel()
+    return (ours.reshape(theirs.shape) - theirs).abs().max().item()
+
+
+def test_logits_losses_and_gradients(golden) -> None:
+    model = imported(golden)
+    output = run(golden, model)
+    t = golden.tensors
+    assert distance(output.logits, t["logits"]) <= LOGITS
+    loss = F.cross_entropy(output.logits, t["out"])
+    assert distance(loss, t["loss"]) <= LOGITS
+    assert distance(output.auxiliary_loss, t["reg_loss"]) <= LOGITS
+    total = loss + output.auxiliary_loss
+    assert distance(total, t["total_loss"]) <= LOGITS
+    total.backward()
+    gradients = mapping.to_theirs(
+        tensor_maps(golden, model.config),
+        {name: parameter.grad for name, parameter in model.named_parameters()},
+    )
+    expected = golden.part("grad")
+    unused = set(golden.config["params_without_gradient"])
+    assert set(gradients) == set(golden.part("param")) - unused
+    for name, gradient in expected.items():
+        if name in unused:
+            assert gradient.abs().max() == 0.0
+        else:
+            assert distance(gradients[name], gradient) <= GRADIENT, name
+
+
+def test_logits_at_the_first_column(golden) -> None:
+    if "logits_column_first" not in golden.tensors:
+        assert golden.options["transformer_classifier.result_column"] == "first"
+        return
+    model = imported(golden)
+    reader = moeut.build(dataclasses.replace(model.config, pooling="first")).double().eval()
+    reader.load_state_dict(model.state_dict())
+    assert distance(run(golden, reader).logits, golden.tensors["logits_column_first"]) <= LOGITS
+
+
+def test_state_after_each_layer(golden) -> None:
+    hidden = run(golden, imported(golden), trace=True).hidden["encoder"]
+    expected = golden.part("hidden")
+    assert len(hidden) == len(expected)
+    for index, state in expected.items():
+        assert distance(hidden[int(index)], state) <= LOGITS, index
+
+
+def test_the_import_can_be_undone(golden) -> None:
+    model = imported(golden)
+    back = mapping.to_theirs(tensor_maps(golden, model.config), model.state_dict())
+    for name, tensor in back.items():
+        assert torch.equal(tensor, golden.part("param")[name]), name
+
+
+def test_every_tensor_is_needed_and_none_left_over(golden) -> None:
+    parameters = golden.part("param")
+    with pytest.raises(ValueError, match="not known: extra"):
+        from_ndr(golden.options, parameters | {"extra": torch.zeros(1)})
+    name = "output_map.bias"
+    with pytest.raises(ValueError, match=f"missing: {name}"):
+        from_ndr(golden.options, {n: t for n, t in parameters.items() if n != name})
+
+
+# --- comparisons can fail ---------------------------------------------------------------
+
+
+def deviation(golden, config: ModelConfig, state: dict[str, torch.Tensor]) -> float:
+    model = moeut.build(config).double().eval()
+    model.load_state_dict(state)
+    with torch.no_grad():
+        return distance(run(golden, model).logits, golden.tensors["logits"])
+
+
+def original(golden) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    model = imported(golden)
+    assert deviation(golden, model.config, model.state_dict()) <= LOGITS
+    return model.config, model.state_dict()
+
+
+def test_shifting_positions_is_seen(golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, state = original(golden)
+    sinusoids = moeut.positions.sinusoids
+
+    def later(positions: torch.Tensor, *rest: Any, **scale: float) -> torch.Tensor:
+        return sinusoids(positions + 1, *rest, **scale)
+
+    for module in (moeut.positions, moeut.stack):
+        monkeypatch.setattr(module, "sinusoids", later)
+    assert deviation(golden, config, state) > 1e-4
+
+
+def test_misplacing_a_norm_is_seen(golden) -> None:
+    config, state = original(golden)
+    assert config.encoder is not None
+    moved = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, norm="pre"))
+    assert deviation(golden, moved, state) > 1e-4
+
+
+def test_reading_another_column_is_seen(golden) -> None:
+    config, state = original(golden)
+    other = "last" if config.pooling == "first" else "first"
+    assert deviation(golden, dataclasses.replace(config, pooling=other), state) > 1e-4

@@ -1,0 +1,266 @@
+"""Language models of the MoEUT release and training code give the numbers that those codes give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import moeut
+import moeut.attention
+from moeut.config import ModelConfig, Rotary, SigmaMoE, SwitchHead
+from moeut.interop import mapping
+from moeut.interop.release import release_config, release_maps
+from moeut.interop.training_code import (
+    training_code_config,
+    training_code_maps,
+)
+from moeut.positions import RotaryTables, rotary_tables, rotate
+
+pytestmark = pytest.mark.golden
+
+FOLDERS = ("moeut_release", "training_code")
+
+COUNTERS = ("iter", "kv_sel_counts_100")
+
+
+def is_release(golden) -> bool:
+    return "transformer.variant" not in golden.options
+
+
+def weights(golden) -> dict[str, torch.Tensor]:
+    """The floating-point parameters of a file, without the counters among them."""
+    return {
+        name: tensor for name, tensor in golden.part("param").items() if not name.endswith(COUNTERS)
+    }
+
+
+def imported(golden) -> tuple[Any, list[mapping.TensorMap]]:
+    parameters = golden.part("param")
+    if is_release(golden):
+        model = moeut.from_release(golden.options, parameters)
+        return model, release_maps(model.config)
+    model = moeut.from_training_code(golden.options, parameters)
+    return model, training_code_maps(model.config)
+
+
+def bounds(golden) -> dict[str, float]:
+    """The precision that a file allows: pure float64, or float64 with float32 roundings inside."""
+    if is_release(golden) or golden.path.parent.name == "pure64":
+        return {"logits": 1e-10, "loss": 1e-12, "gradient": 1e-9}
+    return {"logits": 1e-6, "loss": 1e-6, "gradient": 1e-6}
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference; shapes may differ by axes of length one."""
+    assert ours.numel() == theirs.numel()
+    return (ours.reshape(theirs.shape) - theirs).abs().max().item()
+
+
+def balance_loss(logits: torch.Tensor, coefficient: float) -> torch.Tensor:
+    """The regulariser by its definition, from raw logits (B, R·T, H, E)."""
+    mean = logits.log_softmax(dim=-1).logsumexp(dim=1) - torch.log(
+        torch.tensor(float(logits.shape[1]), dtype=logits.dtype)
+    )
+    return coefficient * (mean.exp() * mean).sum(dim=-1).mean()
+
+
+def run(golden, model) -> tuple[Any, torch.Tensor]:
+    tokens = golden.tensors["tokens"]
+    model.train()
+    output = model(tokens[:, :-1])
+    return output, F.cross_entropy(output.logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def test_logits_losses_and_gradients(golden) -> None:
+    model, maps = imported(golden)
+    bound = bounds(golden)
+    output, cross_entropy = run(golden, model)
+
+    assert distance(output.logits, golden.tensors["logits"]) <= bound["logits"]
+    assert distance(cross_entropy, golden.tensors["cross_entropy"]) <= bound["loss"]
+    assert distance(output.auxiliary_loss, golden.tensors["reg_loss"]) <= bound["loss"]
+
+    (cross_entropy + output.auxiliary_loss).backward()
+    gradients = mapping.to_theirs(
+        maps, {name: parameter.grad for name, parameter in model.named_parameters()}
+    )
+    expected = golden.part("grad")
+    assert set(gradients) == set(weights(golden)) == set(expected)
+    for name, gradient in expected.items():
+        assert gradients[name].shape == gradient.shape
+        assert distance(gradients[name], gradient) <= bound["gradient"], name
+
+
+def test_parts_of_the_balance_loss(golden) -> None:
+    parts = golden.part("reg_loss")
+    if not parts:
+        assert is_release(golden) or golden.tensors["reg_loss"].abs().item() == 0.0
+        return
+    model, _ = imported(golden)
+    model.train()
+    stack = model.config.decoder
+    trace = model(golden.tensors["tokens"][:, :-1], trace=True).trace["decoder"]
+    routers = {
+        "moe": "feed_forward",
+        "moe_att/v/entropy": "attention.value",
+        "moe_att/o/entropy": "attention.output",
+    }
+    assert set(parts) <= set(routers)
+    for part, router in routers.items():
+        source = stack.feed_forward if part == "moe" else stack.attention
+        total = torch.zeros((), dtype=torch.float64)
+        for indices in layer_applications(model.config):
+            logits = [
+                trace[i].routers[router].logits for i in indices if router in trace[i].routers
+            ]
+            if logits:
+                total += balance_loss(torch.cat(logits, dim=1), source.balance_loss)
+        if part in parts:
+            assert distance(total, parts[part]) <= bounds(golden)["loss"], part
+
+
+def layer_applications(config: ModelConfig) -> Iterator[list[int]]:
+    """For each distinct layer, the applications that are its own."""
+    stack = config.decoder
+    assert stack is not None
+    for index in range(stack.group_size):
+        if stack.schedule == "cycle":
+            yield list(range(index, stack.num_layers, stack.group_size))
+        else:
+            yield list(range(index * stack.num_repeats, (index + 1) * stack.num_repeats))
+
+
+def test_state_after_each_layer(golden) -> None:
+    expected = golden.part("layer_out")
+    model, _ = imported(golden)
+    hidden = model(golden.tensors["tokens"][:, :-1], trace=True).hidden["decoder"]
+    assert len(hidden) == model.config.decoder.num_layers + 1
+    for index, state in expected.items():
+        assert distance(hidden[int(index) + 1], state) <= bounds(golden)["logits"], index
+
+
+def test_the_import_can_be_undone(golden) -> None:
+    model, maps = imported(golden)
+    back = mapping.to_theirs(maps, model.state_dict())
+    assert set(back) == set(weights(golden))
+    for name, tensor in weights(golden).items():
+        assert torch.equal(back[name], tensor), name
+
+
+def test_every_tensor_is_needed_and_none_left_over(golden) -> None:
+    importer = moeut.from_release if is_release(golden) else moeut.from_training_code
+    parameters = dict(golden.part("param"))
+    with pytest.raises(ValueError, match=r"not known: decoder\.extra"):
+        importer(golden.options, parameters | {"decoder.extra": torch.zeros(1)})
+    name, _ = max(weights(golden).items(), key=lambda item: item[1].numel())
+    with pytest.raises(ValueError, match=f"missing: {name}"):
+        importer(golden.options, {n: t for n, t in parameters.items() if n != name})
+    with pytest.raises(ValueError, match="shape"):
+        importer(golden.options, parameters | {name: torch.zeros(3)})
+
+
+# --- comparisons can fail ---------------------------------------------------------------
+
+
+def deviation(golden, config: ModelConfig, state: dict[str, torch.Tensor], *, causal=True) -> float:
+    """How far a model of ours with these weights is from the golden logits."""
+    model = moeut.build(config).double()
+    model.load_state_dict(state)
+    model.decoder.causal = causal
+    output, _ = run(golden, model)
+    return distance(output.logits, golden.tensors["logits"])
+
+
+def with_stack(config: ModelConfig, **changes: Any) -> ModelConfig:
+    assert config.decoder is not None
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **changes))
+
+
+def original(golden) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    model, _ = imported(golden)
+    config, state = model.config, model.state_dict()
+    assert deviation(golden, config, state) <= bounds(golden)["logits"]
+    return config, state
+
+
+def test_swapping_two_experts_is_seen(golden) -> None:
+    config, state = original(golden)
+    names = []
+    if isinstance(config.decoder.feed_forward, SigmaMoE):
+        names += ["feed_forward.up", "feed_forward.down", "feed_forward.router"]
+    if isinstance(config.decoder.attention, SwitchHead):
+        names += ["attention.value", "attention.output", "attention.value_router"]
+    if not names:
+        # Without experts, two hidden units take their place.
+        names = ["feed_forward.up.weight", "feed_forward.up.bias"]
+    for name in names:
+        weight = state[f"decoder.layers.0.{name}"]
+        # Not every pair of experts is used by so few tokens: swap all of them round.
+        swapped = state | {f"decoder.layers.0.{name}": weight.roll(1, dims=0)}
+        assert deviation(golden, config, swapped) > 1e-4, name
+
+
+def test_shifting_rotary_positions_is_seen(golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, state = original(golden)
+    stack = config.decoder
+    assert isinstance(stack.position, Rotary)
+
+    def shifted(x: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
+        """Queries one position later than keys: all positions shifted alike change nothing."""
+        one = rotary_tables(torch.ones(1), stack.position, stack.attention.head_size, x.dtype)
+        query, key = rotate(x, tables).chunk(2, dim=1)
+        return torch.cat((rotate(query, one), key), dim=1)
+
+    monkeypatch.setattr(moeut.attention, "rotate", shifted)
+    assert deviation(golden, config, state) > 1e-4
+
+
+def test_misplacing_a_norm_is_seen(golden) -> None:
+    config, state = original(golden)
+    placements = {"pre", "post"} if config.decoder.norm != "post" else {"pre"}
+    if isinstance(config.decoder.feed_forward, SigmaMoE):
+        placements.add("peri")
+    for norm in placements - {config.decoder.norm}:
+        assert deviation(golden, with_stack(config, norm=norm), state) > 1e-4, norm
+
+
+def test_dropping_the_causal_mask_is_seen(golden) -> None:
+    config, state = original(golden)
+    assert deviation(golden, config, state, causal=False) > 1e-4
+
+
+def test_swapping_the_schedule_is_seen(golden) -> None:
+    config, state = original(golden)
+    stack = config.decoder
+    other = "sequence" if stack.schedule == "cycle" else "cycle"
+    moved = deviation(golden, with_stack(config, schedule=other), state)
+    if 1 < stack.group_size < stack.num_layers:
+        assert moved > 1e-4
+    else:
+        assert moved <= bounds(golden)["logits"]
+
+
+# --- options ----------------------------------------------------------------------------
+
+
+def test_raw_strings_are_read_as_numbers_are(golden) -> None:
+    options = {name: _as_text(value) for name, value in golden.options.items()}
+    vocabulary_size = golden.part("param")["embedding.weight"].shape[0]
+    if is_release(golden):
+        assert release_config(options) == release_config(golden.options)
+    else:
+        read = training_code_config(golden.options, vocabulary_size=vocabulary_size)
+        assert training_code_config(options, vocabulary_size=vocabulary_size) == read
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(int(value))
+    if value is None:
+        return "none"
+    return value if isinstance(value, dict | list) else str(value)

@@ -16,8 +16,9 @@ FORMS: dict[str, tuple[str, ...]] = {
 }
 """Model forms that serve a kind of task, the default first."""
 
-_TRIAL_VOCABULARY = 64
-"""Vocabulary size under which a model's options are tried out before any data is read."""
+_TRIAL_VOCABULARY = 8
+"""Vocabulary size under which options are tried out before data is read; small, so that a budget
+is never refused here that the real vocabulary allows."""
 
 
 class SectionChecker:
@@ -63,12 +64,12 @@ class SectionChecker:
 
 def plain(value: Any) -> Any:
     """Return an option's value as YAML can hold it."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
     return str(value)
 
 
@@ -118,13 +119,12 @@ def _check_model(node: Node, kind: str) -> dict[str, Any]:
     cls = architectures.ARCHITECTURES[name]
     built = convert.build(cls, options, "model", owner=f"architecture {name}")
     try:
-        architectures.architecture(
-            name,
+        architectures.from_options(
+            built,
             form=form.value,
             vocabulary_size=_TRIAL_VOCABULARY,
             source_vocabulary_size=_TRIAL_VOCABULARY if form.value == "encoder_decoder" else None,
             num_classes=_TRIAL_VOCABULARY if form.value == "encoder_classifier" else None,
-            **{field.name: getattr(built, field.name) for field in dataclasses.fields(cls)},
         )
     except ValueError as error:
         raise convert.relocate(error, options, "model") from error

@@ -39,7 +39,9 @@ def count_parameters(config: ModelConfig) -> int:
         has_cross_attention = name == "decoder" and config.form == "encoder_decoder"
         layer = _attention_parameters(stack.attention, d_model, stack.position)
         layer += _feed_forward_parameters(stack.feed_forward, d_model)
-        layer += 2 * _norm_parameters(d_model)
+        # A dense feed-forward has no router, so the peri placement gives it no norm.
+        has_norm = stack.norm != "peri" or isinstance(stack.feed_forward, SigmaMoE)
+        layer += (1 + has_norm) * _norm_parameters(d_model)
         if has_cross_attention:
             layer += _attention_parameters(stack.attention, d_model, None)
             layer += _norm_parameters(d_model)

@@ -10,7 +10,6 @@ the norm placement is ``peri``.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,6 +33,9 @@ class AttentionContext:
 
     is_causal: bool = False
     """Causal with queries and keys in the same columns, so that no bias is needed."""
+
+    scale: float | None = None
+    """Factor on the logits; None: 1/sqrt(head size)."""
 
     rotary: RotaryTables | None = None
     distances: Distances | None = None
@@ -186,14 +188,15 @@ class Attention(nn.Module):
         explicit = context.distances is not None or context.routing.trace
         if not explicit:
             attended = F.scaled_dot_product_attention(
-                query, key, value, context.bias, dropout, context.is_causal
+                query, key, value, context.bias, dropout, context.is_causal, scale=context.scale
             )
             return attended, None
         if context.distances is not None:
             assert self.relative is not None
             logits = self.relative(query, key, context.distances)
         else:
-            logits = query @ key.transpose(-1, -2) / math.sqrt(self.head_size)
+            scale = self.head_size**-0.5 if context.scale is None else context.scale
+            logits = query @ key.transpose(-1, -2) * scale
         if context.bias is not None:
             logits = logits + context.bias
         elif context.is_causal:
@@ -324,6 +327,8 @@ class SwitchHeadAttention(Attention):
         """Decide for each stretch of H·E rows of ``weight``: one or two routers."""
         heads, experts = self.num_heads, self.num_experts
         logits = routing.router_logits(routed, weight)
+        if context.float32:
+            logits = logits.float()
         logits = logits.unflatten(-1, (-1, experts))  # (B, T, R·H, E)
         drop = self.expert_dropout if self.training else 0.0
         chosen = routing.choose_experts(logits, self.top_k, drop=drop, real=context.real)

@@ -198,6 +198,9 @@ class StackConfig:
     norm_epsilon: float = 1e-5
     dropout: float = 0.0
     """Dropout on each sublayer's output and on the embedded input."""
+    float32_routing: bool = False
+    """Keep rotary frequencies, the logit scale and the routers of SwitchHead in float32 even in a
+    float64 model, as the MoEUT release does. In any other precision it changes nothing."""
 
     @property
     def num_repeats(self) -> int:
@@ -261,6 +264,8 @@ class ModelConfig:
             if present != (name in wanted):
                 verb = "needs" if name in wanted else "does not take"
                 raise ValueError(f"form={self.form!r} {verb} {name!r}")
+        if self.form != "decoder_lm" and any(s.float32_routing for s in self.stacks.values()):
+            raise ValueError(f"float32_routing=True: only form='decoder_lm', not {self.form!r}")
         if self.form == "encoder_classifier" and self.tie_embeddings:
             raise ValueError(
                 "tie_embeddings=True: form='encoder_classifier' has no output vocabulary"

@@ -71,16 +71,24 @@ def rotary_width(position: Rotary, head_size: int) -> int:
 
 
 def rotary_tables(
-    positions: Tensor, position: Rotary, head_size: int, dtype: torch.dtype
+    positions: Tensor,
+    position: Rotary,
+    head_size: int,
+    dtype: torch.dtype,
+    *,
+    float32_frequencies: bool = False,
 ) -> RotaryTables:
     """Return the tables for ``positions``, in float32, or in float64 for a float64 model.
 
-    The angle of channel pair i is position · base^(-2i/n) (arXiv 2104.09864).
+    The angle of channel pair i is position · base^(-2i/n) (arXiv 2104.09864);
+    ``float32_frequencies`` rounds that power to float32 even in a float64 model.
     """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     width = rotary_width(position, head_size)
-    even = torch.arange(0, width, 2, dtype=exact, device=positions.device)
-    angles = positions.to(exact).unsqueeze(-1) * position.base ** (-even / width)
+    rounded = torch.float32 if float32_frequencies else exact
+    even = torch.arange(0, width, 2, dtype=rounded, device=positions.device)
+    frequencies = 1.0 / position.base ** (even / width)
+    angles = positions.to(exact).unsqueeze(-1) * frequencies.to(exact)
     return RotaryTables(angles.cos(), angles.sin())
 
 

@@ -276,9 +276,12 @@ class DepthStack(nn.Module):
             allowed = masks.causal(window.positions, window.num_keys, prefix_length)
 
         position, head_size = self.options.position, self.options.attention.head_size
+        float32 = self.options.float32_routing and x.dtype == torch.float64
         rotary = distances = None
         if isinstance(position, config.Rotary):
-            rotary = rotary_tables(window.positions, position, head_size, x.dtype)
+            rotary = rotary_tables(
+                window.positions, position, head_size, x.dtype, float32_frequencies=float32
+            )
             if window.offset is None:  # one table for all heads of a row
                 rotary = type(rotary)(*(table.unsqueeze(1) for table in rotary))
         elif isinstance(position, config.Relative):
@@ -292,9 +295,12 @@ class DepthStack(nn.Module):
         return AttentionContext(
             bias=masks.additive(allowed, x),
             is_causal=is_causal,
+            scale=torch.tensor(head_size**-0.5).item() if float32 else None,
             rotary=rotary,
             distances=distances,
-            routing=RoutingContext.create(real, balance=balance, trace=trace, dtype=x.dtype),
+            routing=RoutingContext.create(
+                real, balance=balance, trace=trace, dtype=x.dtype, float32=float32
+            ),
         )
 
     def _read_memory(
@@ -326,6 +332,12 @@ class DepthStack(nn.Module):
         source_context: RoutingContext,
     ) -> list[Tensor]:
         """Return the balance loss of each router, summed over the distinct layers."""
+        if context.balance and context.float32:
+            by_module = [
+                [record.routers for applied, record in records if applied == index]
+                for index in range(len(self.layers))
+            ]
+            return [routing.float32_balance_loss(by_module, context, self._balance_weights)]
         losses = []
         for name, weight in self._balance_weights.items() if context.balance else ():
             modules: dict[int, list[Tensor]] = {}

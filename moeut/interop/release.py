@@ -107,6 +107,7 @@ def release_config(config: dict[str, Any]) -> ModelConfig:
             ),
             position=Rotary(),
             norm="peri",
+            float32_routing=True,
         ),
         initialization="moeut",
     )

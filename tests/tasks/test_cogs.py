@@ -9,6 +9,7 @@ import pytest
 from tasks import cogs
 from tasks.cogs import LEXICAL, RECURSION, STRUCTURAL, Cogs, generalisation_tables
 from tasks.files import DataDamaged, DataMissing
+from tasks.scoring import ceiling
 from tasks.task import Example
 
 # Of the 100 rows of each depth, how many have an output token that no training target has.
@@ -85,6 +86,7 @@ def test_ceiling_from_output_tokens_that_training_never_shows(task):
         row for row in task.splits()["gen"] if not all(token in vocabulary for token in row.target)
     ]
     assert len(unseen) == 1_634
+    assert ceiling(task, task.split("gen")) == pytest.approx(1 - len(unseen) / 21_000)
     assert round(100 * (1 - len(unseen) / 21_000), 1) == 92.2
     by_category = collections.Counter(row.category for row in unseen)
     assert by_category["cp_recursion"] == 844

@@ -13,6 +13,7 @@ import moeut
 import tasks
 from moeut.config import ModelConfig
 from runners.config import ConfigError, RunConfig
+from runners.data import Columns
 from runners.objective import OBJECTIVES, Objective
 from tasks.task import Task
 
@@ -74,6 +75,7 @@ def build(config: RunConfig) -> Built:
         )
     options = {name: value for name, value in config.model.items() if name != "architecture"}
     objective = _objective(json.dumps(config.task, sort_keys=True), options["form"])
+    _check_longest_row(config, objective)
     try:
         model_config = moeut.architecture(
             config.model["architecture"], **objective.sizes(), **options
@@ -83,15 +85,38 @@ def build(config: RunConfig) -> Built:
     return Built(task=task, objective=objective, model_config=model_config)
 
 
+def _check_longest_row(config: RunConfig, objective: Objective) -> None:
+    budget = config.train.tokens_per_batch
+    if budget is None:
+        return
+    longest = int(train_columns(objective).shape.sum(axis=1).max())
+    if longest > budget:
+        raise config.error(
+            "train.tokens_per_batch", budget, f"below the longest row of train, {longest} tokens"
+        )
+
+
 def build_task(section: dict[str, Any]) -> Task:
     """Return the task of a config's ``task`` section; the last few stay in memory."""
     return _task(json.dumps(section, sort_keys=True))
+
+
+def data_hash(section: dict[str, Any]) -> str:
+    """Return the hash of the data of a config's ``task`` section."""
+    return build_task(section).data_hash()
 
 
 @functools.lru_cache(maxsize=4)
 def _task(section: str) -> Task:
     options = json.loads(section)
     return tasks.create(options.pop("name"), **options)
+
+
+@functools.lru_cache(maxsize=2)
+def train_columns(objective: Objective) -> Columns:
+    """Return the train split, encoded; the last few stay in memory."""
+    task = objective.task
+    return objective.columns(task.split(task.train_split))
 
 
 @functools.lru_cache(maxsize=8)

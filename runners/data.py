@@ -15,6 +15,9 @@ import torch
 IGNORE = -100
 """Target id that the loss leaves out."""
 
+TARGETS = "targets"
+"""Name of the array that holds what is predicted; every other sequence is read by the model."""
+
 BATCHES_PER_POOL = 32
 """Batches whose rows are sorted by length together: enough for little padding."""
 
@@ -35,10 +38,9 @@ class Columns:
 
     @property
     def shape(self) -> np.ndarray:
-        """Return (N, number of sequences): the lengths that decide how much a batch is padded."""
-        if not self.lengths:
-            return np.ones((len(self), 1), dtype=np.int64)
-        return np.stack(list(self.lengths.values()), axis=1)
+        """Return (N, number of sequences): lengths of what the model reads of each row."""
+        read = [lengths for name, lengths in self.lengths.items() if name != TARGETS]
+        return np.stack(read, axis=1)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def collate(columns: Columns, rows: np.ndarray, *, device: torch.device) -> Batc
             lengths = columns.lengths[name][rows]
             longest = int(lengths.max())
             values = array[rows, :longest]
-            if name == "targets":
+            if name == TARGETS:
                 num_targets = int((values != IGNORE).sum())
             else:
                 num_tokens += int(lengths.sum())
@@ -101,11 +103,12 @@ class BatchOrder:
     Args:
         shape: (N, number of sequences), lengths of each row.
         batch_size: rows of a batch.
-        tokens_per_batch: upper bound on the padded tokens of a batch; replaces ``batch_size``.
+        tokens_per_batch: upper bound on the padded tokens of a batch; replaces ``batch_size``. A
+            row that is longer alone makes a batch of its own.
         seed: decides the order, with the epoch and the pool.
 
     Raises:
-        ValueError: there is no row, or one row alone is longer than ``tokens_per_batch``.
+        ValueError: there is no row.
     """
 
     def __init__(
@@ -123,12 +126,6 @@ class BatchOrder:
         if not len(shape):
             raise ValueError("train split: has no rows")
         if tokens_per_batch is not None:
-            longest = int(self._total.max())
-            if longest > tokens_per_batch:
-                raise ValueError(
-                    f"train.tokens_per_batch={tokens_per_batch}: below the longest row of the "
-                    f"train split, {longest} tokens"
-                )
             batch_size = max(1, int(tokens_per_batch / self._total.mean()))
         # A pool longer than an epoch would put copies of one row side by side.
         self._pool_rows = batch_size * min(BATCHES_PER_POOL, max(1, len(shape) // batch_size))
@@ -172,7 +169,7 @@ class BatchOrder:
         longest = np.zeros(self._shape.shape[1], dtype=np.int64)
         for index, row in enumerate(rows):
             grown = np.maximum(longest, self._shape[row])
-            if int(grown.sum()) * (index - first + 1) > budget:
+            if index > first and int(grown.sum()) * (index - first + 1) > budget:
                 batches.append(rows[first:index])
                 first, grown = index, self._shape[row]
             longest = grown

@@ -35,9 +35,8 @@ class Objective(abc.ABC):
 
     form: ClassVar[str]
 
-    @abc.abstractmethod
     def __init__(self, task: Task) -> None:
-        """Take vocabularies and classes from a task."""
+        self.task = task
 
     def prompts(self, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
         """Return what the model reads before it answers, (N, S) padded, and the lengths (N,)."""
@@ -90,6 +89,7 @@ class EncoderDecoderObjective(Objective):
     form = "encoder_decoder"
 
     def __init__(self, task: Task) -> None:
+        super().__init__(task)
         self.source, self.target = task.vocabularies()
 
     def sizes(self) -> dict[str, int]:
@@ -133,6 +133,7 @@ class PrefixObjective(Objective):
     form = "decoder_lm"
 
     def __init__(self, task: Task) -> None:
+        super().__init__(task)
         source, target = task.vocabularies()
         self.vocabulary = Vocabulary((*source.tokens, *target.tokens))
 
@@ -174,6 +175,7 @@ class ClassificationObjective(Objective):
     form = "encoder_classifier"
 
     def __init__(self, task: Task) -> None:
+        super().__init__(task)
         self.source, _ = task.vocabularies()
         self.classes = task.classes()
         self._numbers = {label: number for number, label in enumerate(self.classes)}

@@ -9,7 +9,7 @@ import torch
 
 from moeut import sizing
 from runners import environment
-from runners.build import Built, build_model
+from runners.build import Built, build_model, train_columns
 from runners.config import RunConfig
 from runners.loop import Loop, seed_everything
 
@@ -62,7 +62,7 @@ def seconds_per_step(config: RunConfig, built: Built, *, seconds: float) -> floa
         config.train,
         objective=built.objective,
         model=build_model(built.model_config, device),
-        columns=built.objective.columns(built.task.split(built.task.train_split)),
+        columns=train_columns(built.objective),
         seed=config.seed,
         d_model=built.model_config.d_model,
         device=device,

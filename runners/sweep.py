@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from runners import environment, signals
-from runners.build import Built, build
+from runners.build import Built, build, data_hash
 from runners.config import ConfigError
 from runners.executor import Job, LocalExecutor
 from runners.expand import PlannedRun, Sweep, expand, read_sweep, write_plan
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.workers is not None and options.workers < 1:
             raise ConfigError(f"--workers {options.workers}: must be at least 1")
         sweep = read_sweep(options.config, options.overrides)
-        planned = expand(sweep, root=options.runs_dir)
+        planned = expand(sweep, root=options.runs_dir, data_hash=data_hash)
         chosen = select_variant(sweep, planned, options.only)
         built = check(planned)
     except ValueError as error:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from runners import environment, signals
-from runners.build import Built, build, build_model, build_task
+from runners.build import Built, build, build_model, build_task, train_columns
 from runners.checkpoint import Checkpoint, load_latest, save_checkpoint
 from runners.config import ConfigError, RunConfig, read_run, to_yaml
 from runners.evaluation import Evaluation, evaluate_split
@@ -144,7 +144,7 @@ class _Run:
 
     def train(self) -> None:
         """Train from the last whole checkpoint, or from the start, to the last step."""
-        config, task = self.config, self.built.task
+        config = self.config
         checkpoint = load_latest(self.files.checkpoints)
         if checkpoint is not None:
             self._check_same_run(checkpoint)
@@ -154,7 +154,7 @@ class _Run:
             config.train,
             objective=self.built.objective,
             model=self.model,
-            columns=self.built.objective.columns(task.split(task.train_split)),
+            columns=train_columns(self.built.objective),
             seed=config.seed,
             d_model=self.built.model_config.d_model,
             device=self.device,
@@ -403,7 +403,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs lie")
     parser.add_argument("--run-directory", type=Path, help="the run's directory itself")
     parser.add_argument("--retry-failed", action="store_true", help="try a failed run again")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

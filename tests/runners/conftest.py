@@ -1,6 +1,7 @@
-"""A task of a few rows, and sweep directories made up on the spot."""
+"""Tasks of a few rows, sweep directories made up on the spot, and small real runs."""
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,3 +168,109 @@ def make_sweep(tmp_path) -> Callable[..., Path]:
         return directory
 
     return make
+
+
+# --- real training, on a task that takes no time ------------------------------------------
+
+
+def reversal_rows(rows: int, *, seed: int, label: bool) -> str:
+    """Return TSV rows: letters to the same letters reversed, or to the last letter."""
+    generator = random.Random(seed)
+    lines = []
+    for _ in range(rows):
+        letters = generator.choices("abcde", k=generator.randint(1, 6))
+        answer = letters[-1:] if label else letters[::-1]
+        lines.append(f"{' '.join(letters)}\t{' '.join(answer)}\tlength {len(letters)}\n")
+    return "".join(lines)
+
+
+RUN = """
+task: {{name: file, train: {folder}/train.tsv, dev: {folder}/dev.tsv, test: {folder}/test.tsv,
+       in_distribution: dev, kind: {kind}}}
+model: {{architecture: {architecture}, form: {form}, d_model: 16, num_heads: 2, num_layers: 2,
+        dropout: 0.1, {more}}}
+train: {{steps: 12, batch_size: 8, accumulate: 2, checkpoint_interval: 5, log_interval: 2,
+        learning_rate: 0.01, schedule: cosine, warmup_steps: 3}}
+evaluate: {{interval: 4}}
+"""
+
+
+@pytest.fixture
+def run_text(tmp_path) -> Callable[..., str]:
+    """Return a function that writes a small task and returns the YAML of a run on it."""
+
+    def text(form: str = "encoder_decoder", architecture: str = "transformer") -> str:
+        label = form == "encoder_classifier"
+        for index, split in enumerate(("train", "dev", "test")):
+            rows = reversal_rows(30 if split == "train" else 8, seed=index, label=label)
+            (tmp_path / f"{split}.tsv").write_text(rows)
+        experts = "num_experts: 4, expert_size: 8, top_k: 2, expert_dropout: 0.1"
+        return RUN.format(
+            folder=tmp_path,
+            kind="classification" if label else "sequence_to_sequence",
+            form=form,
+            architecture=architecture,
+            more=experts if architecture in ("moeut", "sigma_moe") else "feed_forward_size: 16",
+        )
+
+    return text
+
+
+@pytest.fixture
+def make_run(tmp_path, run_text) -> Callable[..., Path]:
+    """Return a function that lays out the directory of a run that has not begun."""
+
+    def make(
+        name: str = "run",
+        *overrides: str,
+        form: str = "encoder_decoder",
+        architecture: str = "transformer",
+    ) -> Path:
+        from runners.build import data_hash
+        from runners.config import read_run
+        from runners.identity import config_hash
+        from runners.rundirectory import RunDirectory, RunRecord
+
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(run_text(form, architecture))
+        config = read_run(file, overrides)
+        digest = config_hash(config, data_hash(config.task))
+        record = RunRecord(sweep="s", variant=architecture, seed=config.seed, hash=digest)
+        directory = tmp_path / name
+        RunDirectory(directory).prepare(config, record)
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def train(monkeypatch) -> Callable[..., str]:
+    """Return a function that runs a directory in this process; ``stop_at`` asks for a stop there.
+
+    It returns the status: done, failed or stopped.
+    """
+
+    def run(directory: Path, *, stop_at: int | None = None) -> str:
+        from runners import signals
+        from runners import train as module
+        from runners.loop import Loop, Stopped
+
+        stop = signals.Stop()
+        advance = Loop.advance
+
+        def advance_and_stop(loop: Loop) -> dict[str, float]:
+            values = advance(loop)
+            if loop.position.step == stop_at:
+                stop.request()
+            return values
+
+        if stop_at == 0:
+            stop.request()
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "advance", advance_and_stop)
+            try:
+                return module.run(directory, stop=stop)
+            except Stopped:
+                return "stopped"
+
+    return run

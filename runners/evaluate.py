@@ -1,0 +1,187 @@
+"""A finished run on any split and depth: ``python -m runners.evaluate RUN [--split gen]``.
+
+The weights scored are those that the run's ``select`` names. A damaged checkpoint is refused: the
+one before it is of another step. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from runners import environment, signals
+from runners.build import Built, build, build_model
+from runners.checkpoint import list_checkpoints, load_checkpoint
+from runners.config import ConfigError, RunConfig
+from runners.evaluation import Evaluation, evaluate_split
+from runners.loop import Stopped
+from runners.rundirectory import RunDirectory
+from runners.strict_yaml import nearest
+
+
+def evaluate_run(
+    directory: Path,
+    *,
+    splits: Sequence[str] = (),
+    repeats: Sequence[int] = (),
+    rows_per_category: int | None = None,
+    all_rows: bool = False,
+    stop: signals.Stop | None = None,
+) -> list[Evaluation]:
+    """Score a finished run's selected weights and return the scores, split by split.
+
+    Args:
+        directory: of the run.
+        splits: names; none: those that the run scores at its end.
+        repeats: depths; none: the model's own.
+        rows_per_category: instead of the run's own setting.
+        all_rows: score every row, whatever the run's setting.
+        stop: asked before every batch.
+
+    Raises:
+        ConfigError: no finished run, an unknown split, a depth that the model cannot take.
+        Damaged: its last checkpoint is not what was written.
+        Stopped: a stop was asked for.
+    """
+    files = RunDirectory(directory)
+    if files.status() != "done":
+        hint = "; it is a sweep's: name a run" if (directory / "sweep.json").is_file() else ""
+        raise ConfigError(f"{directory}: holds no finished run (no {files.result.name}){hint}")
+    config = files.read_config()
+    built = build(config)
+    device = environment.choose_device(config.train)
+    environment.prepare_process(config.train, device)
+    model = build_model(built.model_config, device)
+    checkpoints = list_checkpoints(files.checkpoints)
+    if not checkpoints:
+        raise ConfigError(f"{files.checkpoints}: holds no checkpoint")
+    weights = load_checkpoint(checkpoints[-1]).weights(
+        "model" if config.selection_split is None else "best"
+    )
+    model.load_state_dict(weights)
+
+    wanted = dataclasses.replace(config.evaluate, rows_per_category=rows_per_category)
+    settings = wanted if all_rows or rows_per_category is not None else config.evaluate
+
+    def on_batch(done: int, total: int) -> None:
+        if stop is not None and stop.requested:
+            raise Stopped("stopped while scoring; nothing was written")
+
+    return [
+        evaluate_split(
+            model,
+            built,
+            split,
+            config=settings,
+            device=device,
+            precision=config.train.precision,
+            repeats=depth,
+            on_batch=on_batch,
+        )
+        for split in _splits(built, config, splits)
+        for depth in _depths(built, repeats)
+    ]
+
+
+def _splits(built: Built, config: RunConfig, splits: Sequence[str]) -> list[str]:
+    known = list(built.task.splits())
+    for split in splits:
+        if split not in known:
+            raise ConfigError(
+                f"--split {split}: expected one of {', '.join(known)}{nearest(split, known)}"
+            )
+    return list(splits) or built.final_splits(config)
+
+
+def _depths(built: Built, repeats: Sequence[int]) -> list[int | list[int]]:
+    own = built.default_repeats
+    if not repeats:
+        return [own]
+    if not built.is_shared:
+        raise ConfigError(
+            f"--repeats {','.join(map(str, repeats))}: the layers of this model are not shared, so "
+            f"its depth is fixed"
+        )
+    return [[number, number] if isinstance(own, list) else number for number in repeats]
+
+
+def print_table(evaluations: Sequence[Evaluation], console: Console) -> None:
+    """Print the scores, one row for each split and depth."""
+    names = list(dict.fromkeys(name for e in evaluations for name in e.scores.metrics))
+    table = Table(box=None, pad_edge=False)
+    for column in ("split", "repeats", "rows", *names, "ceiling", "chance", "majority"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for evaluation in evaluations:
+        depth, scores = evaluation.repeats, evaluation.scores
+        rows = f"{scores.rows} of {evaluation.rows_available}"
+        numbers = [*(scores.metrics.get(name) for name in names), scores.ceiling]
+        numbers += [scores.chance, scores.majority]
+        table.add_row(
+            evaluation.split,
+            "+".join(map(str, depth)) if isinstance(depth, list) else str(depth),
+            str(scores.rows) if scores.rows == evaluation.rows_available else rows,
+            *("–" if number is None else f"{number:.4f}" for number in numbers),
+        )
+    console.print(table)
+
+
+def _numbers(text: str) -> list[int]:
+    """Read ``4,8,16``."""
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected depths of at least 1, as 4,8,16")
+    return numbers
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m runners.evaluate",
+        description="Score a finished run on any split and depth.",
+    )
+    parser.add_argument("run", type=Path, help="directory of the run: …/<variant>-<hash>/seed<k>")
+    parser.add_argument("--split", action="append", default=[], help="a split; may be repeated")
+    parser.add_argument("--repeats", type=_numbers, default=[], help="depths, as 4,8,16")
+    parser.add_argument("--rows-per-category", type=int, help="instead of the run's own setting")
+    parser.add_argument("--all-rows", action="store_true", help="score every row")
+    parser.add_argument("--json", action="store_true", help="print JSON, with every table")
+    options = parser.parse_args(arguments)
+    with signals.Stop(announce=True) as stop:
+        try:
+            if options.rows_per_category is not None and options.rows_per_category < 1:
+                raise ConfigError(
+                    f"--rows-per-category {options.rows_per_category}: must be at least 1"
+                )
+            evaluations = evaluate_run(
+                options.run,
+                splits=options.split,
+                repeats=options.repeats,
+                rows_per_category=options.rows_per_category,
+                all_rows=options.all_rows,
+                stop=stop,
+            )
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return signals.BAD_INPUT
+        except Stopped as error:
+            print(error, file=sys.stderr)
+            return stop.exit_status
+    if options.json:
+        print(json.dumps([evaluation.to_dict() for evaluation in evaluations], indent=1))
+    else:
+        print_table(evaluations, Console())
+    return signals.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -105,6 +105,8 @@ class Options(abc.ABC):
         """Return the channels of a head; raise if they are left out and do not divide."""
         if self.head_size is not None:
             return self.head_size
+        if self.d_model < 1:
+            raise ValueError(f"d_model={self.d_model}: must be a whole number of at least 1")
         if self.num_heads < 1 or self.d_model % self.num_heads:
             raise ValueError(
                 f"num_heads={self.num_heads}: must divide d_model={self.d_model} unless head_size "
@@ -370,13 +372,13 @@ def _stack(options: Options, num_layers: int | None) -> StackConfig:
 
 
 def _position(options: Options) -> Position:
-    return {
-        "rotary": lambda: Rotary(fraction=options.rotary_fraction),
-        "relative": lambda: Relative(),
-        "sinusoidal": lambda: Sinusoidal(scale=options.position_scale),
-        "learned": lambda: Learned(max_length=options.max_length),
-        "none": lambda: NoPosition(),
-    }[options.position]()
+    if options.position == "rotary":
+        return Rotary(fraction=options.rotary_fraction)
+    if options.position == "sinusoidal":
+        return Sinusoidal(scale=options.position_scale)
+    if options.position == "learned":
+        return Learned(max_length=options.max_length)
+    return Relative() if options.position == "relative" else NoPosition()
 
 
 _POSITION_OPTIONS = {

@@ -126,7 +126,6 @@ def _weight(
 
     feed_forward, attention = stack.feed_forward, stack.attention
     if name.endswith("feed_forward.router"):
-        # One row has one norm already, and nothing to be equal to.
         if isinstance(feed_forward, SigmaMoE) and feed_forward.renormalise_router:
             keep_standard_deviation(parameter, dim=1)
     elif (

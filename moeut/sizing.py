@@ -12,7 +12,6 @@ import dataclasses
 from moeut.config import (
     Attention,
     DenseAttention,
-    DenseFeedForward,
     FeedForward,
     Learned,
     ModelConfig,
@@ -104,8 +103,11 @@ def _with_width(config: ModelConfig, width: int) -> ModelConfig:
     def resized(stack: StackConfig | None) -> StackConfig | None:
         if stack is None:
             return None
-        name = "hidden_size" if isinstance(stack.feed_forward, DenseFeedForward) else "num_experts"
-        feed_forward = dataclasses.replace(stack.feed_forward, **{name: width})
+        feed_forward: FeedForward
+        if isinstance(stack.feed_forward, SigmaMoE):
+            feed_forward = dataclasses.replace(stack.feed_forward, num_experts=width)
+        else:
+            feed_forward = dataclasses.replace(stack.feed_forward, hidden_size=width)
         return dataclasses.replace(stack, feed_forward=feed_forward)
 
     return dataclasses.replace(

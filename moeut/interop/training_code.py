@@ -188,7 +188,8 @@ def _experts(read: RawOptions, *, num_heads: int, head_size: int) -> tuple[Atten
     attention_balance = balance_loss if attention_balance is None else attention_balance
     if balance_loss or attention_balance:
         mode = read.word("moe.perplexity_reg_mode", ("layers_time",), "step")
-        read.word("moe.att.perplexity_reg_mode", (mode, None), None)  # type: ignore[arg-type]
+        if read.raw("moe.att.perplexity_reg_mode", None) is not None:
+            read.word("moe.att.perplexity_reg_mode", (mode,))
     if not read.boolean("moe.att.enable", False):
         if read.boolean("moe.nonorm", False):
             raise read.error("moe.nonorm", True, "only supported with moe.att.enable")

@@ -1,0 +1,201 @@
+"""Initial weights follow the table: spread, shape of the distribution, and what is exact."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from moeut import architecture
+from moeut.initialization import fan_in_and_out, initialize, keep_standard_deviation
+from moeut.models import build
+
+D, LAYERS, HEADS, HEAD, VOCABULARY = 64, 6, 4, 24, 300
+
+
+def make(name: str, scheme: str, *, form: str = "decoder_lm", **options: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"source_vocabulary_size": 200} if form == "encoder_decoder" else {}
+    return build(
+        architecture(
+            name,
+            form=form,
+            vocabulary_size=VOCABULARY,
+            d_model=D,
+            num_layers=LAYERS,
+            num_heads=HEADS,
+            head_size=HEAD,
+            initialization=scheme,
+            **sizes,
+            **options,
+        )
+    )
+
+
+def moeut(**options: Any) -> Any:
+    return make("moeut", "moeut", num_experts=12, expert_size=32, attention_experts=5, **options)
+
+
+def spread(tensor: torch.Tensor, deviation: float) -> None:
+    """The standard deviation is the expected one, within five of its own standard errors."""
+    error = 5 * deviation / math.sqrt(2 * tensor.numel())
+    assert tensor.std().item() == pytest.approx(deviation, abs=error)
+    assert tensor.mean().item() == pytest.approx(0.0, abs=5 * deviation / tensor.numel() ** 0.5)
+
+
+def within(tensor: torch.Tensor, bound: float) -> None:
+    """Uniform on ± the bound."""
+    assert tensor.abs().max().item() <= bound
+    assert tensor.abs().max().item() > 0.95 * bound
+    spread(tensor, bound / math.sqrt(3))
+
+
+def test_moeut_scheme_of_experts() -> None:
+    weights = dict(moeut().named_parameters())
+    scale = math.sqrt(2 / LAYERS)
+    for g in range(2):
+        layer = f"decoder.layers.{g}"
+        for part in ("query.weight", "key.weight", "value", "value_router", "output_router"):
+            spread(weights[f"{layer}.attention.{part}"], scale / math.sqrt(D))
+        spread(weights[f"{layer}.attention.output"], scale / math.sqrt(HEADS * HEAD))
+        spread(weights[f"{layer}.feed_forward.up"], scale / math.sqrt(D))
+        spread(weights[f"{layer}.feed_forward.router"], scale / math.sqrt(D))
+        # The fan-in is that of all experts, not of the active ones.
+        spread(weights[f"{layer}.feed_forward.down"], scale / math.sqrt(12 * 32))
+    spread(weights["embedding.weight"], 1 / math.sqrt(D))
+    within(weights["head.weight"], 1 / math.sqrt(D))
+
+
+def test_depth_counts_applied_layers_and_not_distinct_ones() -> None:
+    one, three = (moeut(group_size=g).decoder.layers[0].feed_forward.up for g in (1, 3))
+    spread(one, math.sqrt(2 / LAYERS / D))
+    spread(three, math.sqrt(2 / LAYERS / D))
+
+
+def test_router_rows_of_one_norm() -> None:
+    plain = moeut().decoder.layers[0].feed_forward.router.norm(dim=1)
+    equal = moeut(renormalise_router=True).decoder.layers[0].feed_forward.router.norm(dim=1)
+    assert (plain.max() / plain.min()).item() > 1.05
+    assert (equal.max() / equal.min()).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_attention_experts_of_equal_norm_over_experts() -> None:
+    for part in ("value", "output"):
+        drawn, equal = (
+            getattr(moeut(renormalise_attention_experts=on).decoder.layers[0].attention, part)
+            for on in (False, True)
+        )
+        norms = equal.norm(dim=0)
+        assert (norms.max() / norms.min()).item() == pytest.approx(1.0, abs=1e-4)
+        norms = drawn.norm(dim=0)
+        assert (norms.max() / norms.min()).item() > 1.5
+        assert equal.std().item() == pytest.approx(drawn.std().item(), rel=1e-5)
+
+
+def test_keeping_the_standard_deviation() -> None:
+    weight = torch.randn(7, 30) * torch.arange(1, 8).unsqueeze(1)
+    before = weight.std().item()
+    keep_standard_deviation(weight, dim=1)
+    assert weight.std().item() == pytest.approx(before, rel=1e-5)
+    assert weight.norm(dim=1).std().item() < 1e-4
+
+
+def test_gates_of_the_moeut_scheme() -> None:
+    weights = dict(make("sigma_moe", "moeut").named_parameters())
+    scale = math.sqrt(2 / LAYERS)
+    for part in ("value_gate", "output_gate", "value.weight"):
+        spread(weights[f"decoder.layers.0.attention.{part}"], scale / math.sqrt(D))
+    spread(weights["decoder.layers.0.attention.output.weight"], scale / math.sqrt(HEADS * HEAD))
+
+
+def test_depth_scaled_scheme_is_truncated_and_exact() -> None:
+    weights = dict(make("transformer", "depth_scaled", feed_forward_size=96).named_parameters())
+    fan_in = {"query": D, "key": D, "value": D, "output": HEADS * HEAD}
+    for part, size in fan_in.items():
+        weight = weights[f"decoder.layers.3.attention.{part}.weight"]
+        deviation = math.sqrt(2 / (LAYERS * size))
+        assert weight.std().item() == pytest.approx(deviation, rel=1e-5)
+        # Cut at two standard deviations of the normal, which are 2.27 of what is left.
+        assert weight.abs().max().item() < 2.35 * deviation
+    for part, size in (("up", D), ("down", 96)):
+        weight = weights[f"decoder.layers.3.feed_forward.{part}.weight"]
+        assert weight.std().item() == pytest.approx(math.sqrt(2 / (LAYERS * size)), rel=1e-5)
+        assert weights[f"decoder.layers.3.feed_forward.{part}.bias"].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("scheme", "deviation"), [("normal", 1.0), ("kaiming", math.sqrt(2 / D)), ("glorot", None)]
+)
+def test_encoder_decoder_schemes(scheme: str, deviation: float | None) -> None:
+    model = make("transformer", scheme, form="encoder_decoder", feed_forward_size=96)
+    weights = dict(model.named_parameters())
+    for name, rows in (("embedding", VOCABULARY), ("source_embedding", 200)):
+        weight = weights[f"{name}.weight"]
+        if deviation is None:
+            within(weight, math.sqrt(6 / (rows + D)))
+        else:
+            spread(weight, deviation)
+    size = HEADS * HEAD
+    for block in ("attention", "cross_attention"):
+        for part in ("query", "key", "value", "output"):
+            within(weights[f"decoder.layers.1.{block}.{part}.weight"], math.sqrt(6 / (D + size)))
+    up, down = (weights[f"encoder.layers.1.feed_forward.{part}.weight"] for part in ("up", "down"))
+    within(up, math.sqrt(2) * math.sqrt(6 / (D + 96)))
+    within(down, math.sqrt(6 / (D + 96)))
+    assert weights["encoder.layers.1.feed_forward.up.bias"].abs().max() <= 1 / math.sqrt(D)
+    within(weights["head.weight"], math.sqrt(6 / (VOCABULARY + D)))
+
+
+@pytest.mark.parametrize("scheme", ["moeut", "depth_scaled", "glorot", "normal", "kaiming"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_every_scheme_shares(scheme: str, tied: bool) -> None:
+    model = make("transformer", scheme, position="relative", tie_embeddings=tied)
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if "norm." in name:
+            assert torch.all(weight == (1.0 if name.endswith("weight") else 0.0)), name
+        if name.endswith(("content_bias", "position_bias")):
+            assert torch.all(weight == 0.0), name
+        assert torch.isfinite(weight).all(), name
+    if tied:
+        assert torch.all(weights["head.bias"] == 0.0)
+    else:
+        assert 0 < weights["head.bias"].abs().max() <= 1 / math.sqrt(D)
+
+
+def test_learned_positions_are_drawn_as_embeddings() -> None:
+    spread(make("transformer", "moeut", position="learned").decoder.position.weight, D**-0.5)
+
+
+def test_the_learned_logit_scale_starts_at_the_usual_one(make_config) -> None:
+    model = build(make_config("encoder_classifier", position="learned_scale"))
+    assert model.encoder.layers[0].attention.relative.scale.item() == pytest.approx(8**-0.5)
+
+
+def test_initialising_again_draws_the_same_from_the_same_seed() -> None:
+    model = moeut()
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    torch.manual_seed(0)
+    initialize(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    initialize(model)
+    name = "decoder.layers.0.feed_forward.up"
+    assert not torch.equal(dict(model.named_parameters())[name], before[name])
+
+
+def test_fans_of_experts() -> None:
+    config = moeut().config
+    stack = config.decoder
+    expected = {
+        "attention.value": (D, HEADS * HEAD),
+        "attention.output": (HEADS * HEAD, D),
+        "attention.value_router": (D, HEADS * 5),
+        "attention.query.weight": (D, HEADS * HEAD),
+        "feed_forward.up": (D, 12 * 32),
+        "feed_forward.down": (12 * 32, D),
+        "feed_forward.router": (D, 12),
+    }
+    for name, fans in expected.items():
+        assert fan_in_and_out(f"decoder.layers.0.{name}", config, stack) == fans

@@ -119,12 +119,16 @@ def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bo
         family = f"{len(tests)} comparison{'s' if len(tests) != 1 else ''}"
         meaning += f"; p: exact two-sided Mann–Whitney, Holm-corrected over {family}"
     notes.append(meaning + ".")
-    if any(test.adjusted is None for test in tests.values()):
-        sizes = sorted({len(setting.done) for setting in results.settings})
-        shown = " or ".join(map(str, sizes))
+    untested = {key for key, test in tests.items() if test.adjusted is None}
+    if untested:
+        small = ", ".join(
+            f"{setting.label} ({len(headline_values(results, setting))})"
+            for setting in results.settings
+            if setting.hash in untested
+        )
         notes.append(
-            f"{TOO_SMALL}: with {shown} seeds no corrected p can be below {LEVEL}; no difference "
-            "is claimed."
+            f"{TOO_SMALL}: with so few seeds ({small}) no corrected p can be below {LEVEL}, and no "
+            "difference is claimed."
         )
     if has_bold:
         notes.append("Bold: the best, and those not distinguishable from it (Holm-corrected).")
@@ -154,7 +158,7 @@ def baseline_notes(results: SweepResults) -> list[str]:
     notes = []
     for split, by_name in found.items():
         words = [f"{name} {' or '.join(sorted(values))}" for name, values in by_name.items()]
-        notes.append(f"{split}: {', '.join(words)} (ceiling: rows without tokens unseen in train).")
+        notes.append(f"{split}: {', '.join(words)}.")
     return notes
 
 

@@ -34,6 +34,7 @@ from runners.sections import SectionChecker
 from runners.strict_yaml import COMMAND_LINE, Node, show, unknown_key, wrong_value
 
 WANDB_KEYS = ("program", "command", "method", "metric", "description", "project", "entity")
+METRICS = ("exact_match", "prefix_match", "eos_oracle_match", "token_accuracy", "accuracy")
 _RUN_KEYS = tuple(convert.hints(RunConfig))
 _SWEEP_KEYS = tuple(convert.hints(SweepConfig))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
@@ -61,6 +62,13 @@ class Sweep:
     def baseline(self) -> str:
         """The variant that the others are tested against."""
         return self.config.baseline or next(iter(self.variants))
+
+    def check_headline(self, splits: Sequence[str]) -> None:
+        """Raise ConfigError unless ``headline.split``, where given, is one of a task's splits."""
+        split = self.config.headline.get("split")
+        if split is not None and split not in splits:
+            node = self.root.value["headline"].value["split"]
+            raise wrong_value(node, "headline.split", f"one of {', '.join(splits)}", splits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,6 +362,8 @@ def _check_choices(config: SweepConfig, top: dict[str, Node], variants: Mapping[
             raise unknown_key(child, f"headline.{key}", ("split", "metric"), "headline takes")
         if not isinstance(child.value, str):
             raise wrong_value(child, f"headline.{key}", "a word")
+        if key == "metric" and child.value not in METRICS:
+            raise wrong_value(child, "headline.metric", f"one of {', '.join(METRICS)}", METRICS)
 
 
 # --- expansion --------------------------------------------------------------------------

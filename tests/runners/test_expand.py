@@ -130,6 +130,7 @@ def test_an_override_beats_variant_and_grid(toy, write):
         ("parameters.train.steps=2", "expected parameters.<key>.values="),
         ("parameters.trian.steps.values=[2]", "parameters.trian.steps"),
         ("headline.spilt=gen", "headline.spilt='gen': unknown key"),
+        ("headline.metric=exact", "headline.metric='exact': expected one of exact_match"),
     ],
 )
 def test_bad_overrides(toy, write, override, expected):
@@ -180,6 +181,13 @@ def test_bad_sweeps(toy, write, change, expected):
     text = message(path)
     assert text.startswith(f"{path}:")
     assert expected in text
+
+
+def test_the_headline_is_a_split_of_the_task(toy, write):
+    sweep = read_sweep(write(SWEEP + "headline:\n  split: gne\n"))
+    with pytest.raises(ConfigError, match=r":\d+: headline.split='gne': .*; did you mean 'gen'\?"):
+        sweep.check_headline(["test", "gen"])
+    read_sweep(write(SWEEP)).check_headline(["test"])
 
 
 def test_exclude(toy, write):

@@ -36,7 +36,9 @@ def resolve_backend(backend: str = "auto", device: torch.device | str = "cpu") -
     from_environment = os.environ.get("MOEUT_BACKEND") or "auto"
     if from_environment != "auto":
         return _check(from_environment, f"MOEUT_BACKEND={from_environment!r}")
-    return _automatic(torch.device(device).type)
+    if not torch.compiler.is_compiling():  # logging would break a compiled graph
+        _announce(torch.device(device).type)
+    return "grouped"
 
 
 def _check(name: str, where: str) -> str:
@@ -50,14 +52,7 @@ def _check(name: str, where: str) -> str:
     raise ValueError(f"{where}: expected one of {allowed}{hint}")
 
 
-@torch.compiler.assume_constant_result  # logging would break a compiled graph
-@functools.cache  # one decision and one log line per device type
-def _automatic(device_type: str) -> str:
-    logger.info(
-        "expert backend on %s: grouped (%s)",
-        device_type,
-        "the fastest on a CPU"
-        if device_type == "cpu"
-        else "this build has no kernels for the device",
-    )
-    return "grouped"
+@functools.cache  # one log line per device type
+def _announce(device_type: str) -> None:
+    reason = "the fastest" if device_type == "cpu" else "this build has no kernels for it"
+    logger.info("expert backend on %s: grouped (%s)", device_type, reason)

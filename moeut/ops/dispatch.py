@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+RADIX_SORT_SIZE = 32768
+"""PyTorch sorts integers on the CPU by radix from this size on, about ten times faster."""
+
 
 @dataclass(frozen=True)
 class Dispatch:
@@ -63,8 +66,21 @@ class Dispatch:
                 )
         # No expert sorts behind every expert, so that routed rows are one prefix of the order.
         key = torch.where(flat < 0, num_experts, flat)
-        sorted_key, order = torch.sort(key, stable=True)
+        sorted_key, order = _sort_keys(key, num_experts)
         # bincount would synchronise on CUDA; a binary search on the sorted keys does not.
-        bounds = torch.arange(num_experts + 1, device=flat.device)
+        bounds = torch.arange(num_experts + 1, dtype=sorted_key.dtype, device=flat.device)
         offsets = torch.searchsorted(sorted_key, bounds)
         return cls(flat, order, offsets.diff(), offsets, num_experts)
+
+
+def _sort_keys(key: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Return the sorted keys (values 0 to num_experts) and the slots in that order, stably."""
+    num_slots = key.shape[0]
+    if key.device.type == "cpu":
+        key = key.to(torch.int16 if num_experts < 2**15 else torch.int32)
+        if RADIX_SORT_SIZE // 4 <= num_slots < RADIX_SORT_SIZE:
+            # The added keys are the largest and come last, so the sort leaves them at the end.
+            padding = key.new_full((RADIX_SORT_SIZE - num_slots,), num_experts)
+            key = torch.cat((key, padding))
+    sorted_key, order = torch.sort(key, stable=True)
+    return sorted_key[:num_slots], order[:num_slots]

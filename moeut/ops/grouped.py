@@ -24,13 +24,7 @@ import torch
 from torch import Tensor
 
 from moeut.ops.dispatch import Dispatch
-from moeut.ops.matmul import (
-    MAX_BLOCK_ROWS,
-    Product,
-    choose_product,
-    compiles_every_shape,
-    padded_rows,
-)
+from moeut.ops.matmul import MAX_BLOCK_ROWS, Routine, choose_routine, padded_rows
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -71,21 +65,22 @@ def expert_mlp(
 
 
 class Block(NamedTuple):
-    """Name rows ``start:stop`` of the sorted order, all of one expert, padded to ``padded`` rows."""
+    """Name rows ``start:stop`` of the sorted order, all of one expert; ``padded`` counts them."""
 
     expert: int
     start: int
     stop: int
     padded: int
-    is_first: bool  # first block of its expert
-    is_last: bool  # last block of its expert
+    routine: Routine
+    is_first: bool  # of its expert
+    is_last: bool
 
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
 
 
-def make_blocks(offsets: Tensor, pad: bool) -> list[Block]:
+def make_blocks(offsets: Tensor, dtype: torch.dtype) -> list[Block]:
     """Cut the rows of every expert into blocks; experts without rows have none."""
     bounds = offsets.tolist()
     blocks = []
@@ -93,18 +88,19 @@ def make_blocks(offsets: Tensor, pad: bool) -> list[Block]:
         first, last = bounds[expert], bounds[expert + 1]
         for start in range(first, last, MAX_BLOCK_ROWS):
             stop = min(start + MAX_BLOCK_ROWS, last)
-            padded = padded_rows(stop - start) if pad else stop - start
-            blocks.append(Block(expert, start, stop, padded, start == first, stop == last))
+            num_rows = stop - start
+            routine = choose_routine(num_rows, dtype, offsets.device.type)
+            padded = padded_rows(num_rows) if routine.pads_rows else num_rows
+            is_first, is_last = start == first, stop == last
+            blocks.append(Block(expert, start, stop, padded, routine, is_first, is_last))
     return blocks
 
 
 class _Plan:
-    """Hold what every loop needs: blocks, the matmul routine, sorted rows and gates."""
+    """Hold what every loop needs: blocks and, for each, its rows and gates."""
 
     def __init__(self, x: Tensor, order: Tensor, offsets: Tensor, gate: Tensor | None) -> None:
-        self.product: Product = choose_product(x.dtype, x.device.type)
-        pad = compiles_every_shape(x.dtype, x.device.type, self.product)
-        self.blocks = make_blocks(offsets, pad)
+        self.blocks = make_blocks(offsets, x.dtype)
         self.sizes = [block.num_rows for block in self.blocks]
         self.num_routed = sum(self.sizes)
         self.order = order[: self.num_routed]
@@ -119,28 +115,49 @@ class _Plan:
 
     def rows(self, slots_per_row: int) -> list[Tensor]:
         """Return, for each block, the input (or output) row of each of its slots."""
-        if slots_per_row == 1:
-            return self.split(self.order)
-        return self.split(self.order.div(slots_per_row, rounding_mode="floor"))
+        rows = self.order
+        if slots_per_row > 1:
+            rows = rows.div(slots_per_row, rounding_mode="floor")
+        # Several threads would sort int64 rows in every index_add_; int32 rows one thread adds.
+        if rows.device.type == "cpu" and torch.get_num_threads() > 1:
+            rows = rows.to(torch.int32)
+        return self.split(rows)
 
 
-def _gather(source: Tensor, rows: Tensor, scratch: Tensor, block: Block) -> Tensor:
-    """Copy rows into the head of scratch and return them, padded with zeros."""
-    torch.index_select(source, 0, rows, out=scratch.narrow(0, 0, block.num_rows))
-    return _zero_padding(scratch, block)
+class _Scratch:
+    """Lend the rows of one block a buffer, which stays in cache from block to block."""
+
+    def __init__(self, like: Tensor, num_rows: int, width: int) -> None:
+        self.buffer = like.new_zeros(num_rows, width)
+        self.views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by number of rows
+
+    def gather(self, source: Tensor, rows: Tensor, block: Block) -> Tensor:
+        """Copy rows of the source into the buffer and return it with its padding."""
+        torch.index_select(source, 0, rows, out=self.rows(block))
+        return self.padded(block)
+
+    def rows(self, block: Block) -> Tensor:
+        """Return the buffer for the rows of a block, its padding left out."""
+        return self._view(block)[0]
+
+    def padded(self, block: Block) -> Tensor:
+        """Return the buffer for the rows of a block with its padding, set to zero."""
+        # Zeros and not stale rows: weight gradients sum over them, and 0 times a stale NaN is NaN.
+        _rows, padding, padded = self._view(block)
+        if block.padded > block.num_rows:
+            padding.zero_()
+        return padded
+
+    def _view(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        num_rows = block.num_rows
+        if num_rows not in self.views:  # making views costs as much as copying a small block
+            padded = self.buffer[: block.padded]
+            self.views[num_rows] = padded[:num_rows], padded[num_rows:], padded
+        return self.views[num_rows]
 
 
-def _zero_padding(scratch: Tensor, block: Block) -> Tensor:
-    # Zeros and not stale rows: weight gradients sum over them, and 0 times a stale NaN is NaN.
-    if block.padded > block.num_rows:
-        scratch.narrow(0, block.num_rows, block.padded - block.num_rows).zero_()
-    return scratch.narrow(0, 0, block.padded)
-
-
-def _head(padded_rows: Tensor, block: Block) -> Tensor:
-    return (
-        padded_rows if block.padded == block.num_rows else padded_rows.narrow(0, 0, block.num_rows)
-    )
+def _head(rows: Tensor, block: Block) -> Tensor:
+    return rows if block.padded == block.num_rows else rows.narrow(0, 0, block.num_rows)
 
 
 class _RowSum:
@@ -152,7 +169,9 @@ class _RowSum:
         self.total = torch.zeros(num_rows, width, dtype=self.wide, device=like.device)
 
     def add(self, rows: Tensor, values: Tensor) -> None:
-        self.total.index_add_(0, rows, values.to(self.wide))
+        if self.wide != self.dtype:
+            values = values.to(self.wide)
+        self.total.index_add_(0, rows, values)
 
     def result(self) -> Tensor:
         return self.total.to(self.dtype)
@@ -170,16 +189,20 @@ class _WeightGradient:
                 one.zero_()
         self.partial: Tensor | None = None
 
+    def add_product(self, block: Block, left_NA: Tensor, right_NB: Tensor) -> None:
+        if block.is_first and block.is_last:
+            block.routine.row_sum_into(self.per_expert[block.expert], left_NA, right_NB)
+        else:
+            self.add(block, block.routine.product(left_NA.t(), right_NB))
+
     def add(self, block: Block, value: Tensor) -> None:
-        if not (block.is_first and block.is_last):
-            if block.is_first:
-                low = value.dtype in LOW_PRECISION
-                self.partial = value.float() if low else value.clone()
-            else:
-                self.partial += value
-            value = self.partial
+        if self.partial is None:
+            self.partial = value.float() if value.dtype in LOW_PRECISION else value
+        else:
+            self.partial = self.partial + value
         if block.is_last:
-            self.per_expert[block.expert].copy_(value)
+            self.per_expert[block.expert].copy_(self.partial)
+            self.partial = None
 
 
 def _empty(like: Tensor) -> Tensor:
@@ -200,7 +223,7 @@ def _linear(
     width_in, width_out = weight.shape[1:]
     plan = _Plan(x, order, offsets, gate)
     out = _RowSum(x, order.shape[0] // slots_per_output, width_out)
-    scratch = x.new_empty(plan.max_rows, width_in)
+    scratch = _Scratch(x, plan.max_rows, width_in)
     weights = weight.unbind(0)
     biases = None if bias is None else bias.unbind(0)
     # The gate scales the narrower side of the product; a bias has to be inside it.
@@ -212,10 +235,10 @@ def _linear(
         plan.gates,
         strict=True,
     ):
-        x_ND = _gather(x, rows_in, scratch, block)
+        x_ND = scratch.gather(x, rows_in, block)
         if gates is not None and gate_input:
-            _head(x_ND, block).mul_(gates)
-        y = _head(plan.product(x_ND, weights[block.expert]), block)
+            scratch.rows(block).mul_(gates)
+        y = _head(block.routine.product(x_ND, weights[block.expert]), block)
         if biases is not None:
             y += biases[block.expert]
         if gates is not None and not gate_input:
@@ -251,8 +274,8 @@ def _linear_backward(
     d_bias = _WeightGradient(bias, offsets) if need_bias else None
     sorted_d_gate = x.new_zeros(order.shape[0])
     d_gates = plan.split(sorted_d_gate.narrow(0, 0, plan.num_routed))
-    x_scratch = x.new_empty(plan.max_rows, width_in)
-    grad_scratch = x.new_empty(plan.max_rows, width_out)
+    x_scratch = _Scratch(x, plan.max_rows, width_in)
+    grad_scratch = _Scratch(x, plan.max_rows, width_out)
     weights = weight.unbind(0)
     biases = None if bias is None else bias.unbind(0)
     blocks = zip(
@@ -264,22 +287,22 @@ def _linear_backward(
         strict=True,
     )
     for block, rows_in, rows_out, gates, d_gate in blocks:
-        grad_ND = _gather(grad, rows_out, grad_scratch, block)
+        grad_ND = grad_scratch.gather(grad, rows_out, block)
         if need_weight or need_gate:
-            x_ND = _gather(x, rows_in, x_scratch, block)
+            x_ND = x_scratch.gather(x, rows_in, block)
         if need_x or need_gate:
-            d_rows = _head(plan.product(grad_ND, weights[block.expert].t()), block)
+            d_rows = _head(block.routine.product(grad_ND, weights[block.expert].t()), block)
         if need_gate:
-            torch.sum(d_rows * _head(x_ND, block), 1, out=d_gate)
+            torch.sum(d_rows * x_scratch.rows(block), 1, out=d_gate)
             if biases is not None:
-                d_gate += _head(grad_ND, block) @ biases[block.expert]
+                d_gate += grad_scratch.rows(block) @ biases[block.expert]
         if d_x is not None:
             d_x.add(rows_in, d_rows if gates is None else d_rows.mul_(gates))
         if gates is not None and (need_weight or need_bias):
-            narrower = x_ND if width_in < width_out and not need_bias else grad_ND
-            _head(narrower, block).mul_(gates)
+            narrower = x_scratch if width_in < width_out and not need_bias else grad_scratch
+            narrower.rows(block).mul_(gates)
         if d_weight is not None:
-            d_weight.add(block, plan.product(x_ND.t(), grad_ND))
+            d_weight.add_product(block, x_ND, grad_ND)
         if d_bias is not None:
             d_bias.add(block, grad_ND.sum(0))
     d_gate_slots = _empty(x)
@@ -343,20 +366,22 @@ def _mlp(
     hiddens = [None] * len(plan.blocks)
     if keep_hidden:
         hiddens = plan.split(hidden.narrow(0, 0, plan.num_routed))
-    scratch = x.new_empty(plan.max_rows, width)
+    scratch = _Scratch(x, plan.max_rows, width)
     ups, downs = w_up.unbind(0), w_down.unbind(0)
     blocks = zip(plan.blocks, plan.rows(top_k), plan.gates, hiddens, strict=True)
     for block, rows, gates, kept in blocks:
-        x_ND = _gather(x, rows, scratch, block)
-        h_NF = plan.product(x_ND, ups[block.expert])
+        x_ND = scratch.gather(x, rows, block)
+        h_NF = block.routine.product(x_ND, ups[block.expert])
         if bias_up is not None:
             h_NF += bias_up[block.expert]
-        h_NF.relu_()
+        if kept is None or gates is None:
+            h_NF.relu_()
         if kept is not None:
-            kept.copy_(_head(h_NF, block))
+            torch.clamp_min(_head(h_NF, block), 0, out=kept)
         if gates is not None:
-            _head(h_NF, block).mul_(gates)
-        y_ND = _head(plan.product(h_NF, downs[block.expert]), block)
+            rows_NF = _head(h_NF, block)
+            torch.mul(rows_NF if kept is None else kept, gates, out=rows_NF)
+        y_ND = _head(block.routine.product(h_NF, downs[block.expert]), block)
         if bias_down is not None:
             y_ND += bias_down[block.expert] if gates is None else gates * bias_down[block.expert]
         out.add(rows, y_ND)
@@ -394,9 +419,9 @@ def _mlp_backward(
     d_bias_up = _WeightGradient(bias_up, offsets) if need_bias_up else None
     d_bias_down = _WeightGradient(bias_down, offsets) if need_bias_down else None
     sorted_d_gate = x.new_zeros(order.shape[0])
-    x_scratch = x.new_empty(plan.max_rows, width)
-    grad_scratch = x.new_empty(plan.max_rows, width)
-    hidden_scratch = x.new_empty(plan.max_rows, hidden_width)
+    x_scratch = _Scratch(x, plan.max_rows, width)
+    grad_scratch = _Scratch(x, plan.max_rows, width)
+    hidden_scratch = _Scratch(x, plan.max_rows, hidden_width)
     ups, downs = w_up.unbind(0), w_down.unbind(0)
     blocks = zip(
         plan.blocks,
@@ -407,35 +432,35 @@ def _mlp_backward(
         strict=True,
     )
     for block, rows, gates, h_NF, d_gate in blocks:
-        grad_ND = _gather(grad, rows, grad_scratch, block)
-        d_h = plan.product(grad_ND, downs[block.expert].t())
+        grad_ND = grad_scratch.gather(grad, rows, block)
+        d_h = block.routine.product(grad_ND, downs[block.expert].t())
         d_h_rows = _head(d_h, block)
         if need_gate:
             torch.sum(d_h_rows * h_NF, 1, out=d_gate)
             if bias_down is not None:
-                d_gate += _head(grad_ND, block) @ bias_down[block.expert]
+                d_gate += grad_scratch.rows(block) @ bias_down[block.expert]
         if d_down is not None:
-            gated = hidden_scratch.narrow(0, 0, block.num_rows)
+            gated = hidden_scratch.rows(block)
             if gates is None:
                 gated.copy_(h_NF)
             else:
                 torch.mul(h_NF, gates, out=gated)
-            gated_NF = _zero_padding(hidden_scratch, block)
-            d_down.add(block, plan.product(gated_NF.t(), grad_ND))
+            gated_NF = hidden_scratch.padded(block)
+            d_down.add_product(block, gated_NF, grad_ND)
         if d_bias_down is not None:
-            rows_ND = _head(grad_ND, block)
+            rows_ND = grad_scratch.rows(block)
             d_bias_down.add(block, (rows_ND if gates is None else rows_ND * gates).sum(0))
         if gates is not None:
             d_h_rows *= gates
         # The ReLU passed exactly what is positive in its output; padding is zero already.
-        d_h_rows.copy_(torch.ops.aten.threshold_backward(d_h_rows, h_NF, 0))
+        torch.ops.aten.threshold_backward.grad_input(d_h_rows, h_NF, 0, grad_input=d_h_rows)
         if d_up is not None:
-            x_ND = _gather(x, rows, x_scratch, block)
-            d_up.add(block, plan.product(x_ND.t(), d_h))
+            x_ND = x_scratch.gather(x, rows, block)
+            d_up.add_product(block, x_ND, d_h)
         if d_bias_up is not None:
             d_bias_up.add(block, d_h.sum(0))
         if d_x is not None:
-            d_x.add(rows, _head(plan.product(d_h, ups[block.expert].t()), block))
+            d_x.add(rows, _head(block.routine.product(d_h, ups[block.expert].t()), block))
     d_gate_slots = _empty(x)
     if need_gate:
         d_gate_slots = torch.empty_like(sorted_d_gate).index_copy_(0, order, sorted_d_gate)

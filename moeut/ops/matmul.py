@@ -1,62 +1,100 @@
 """Multiply the rows of one expert as fast as the processor allows.
 
-Two routines, one signature ``product(a, b) -> a @ b``. ``torch.mm`` serves every device and
-dtype. On a CPU with AVX-512 that is not Intel's, MKL (which serves float32 ``torch.mm``) reaches
-half the rate of oneDNN, so float32 goes to oneDNN there. The choice depends on the machine alone
-and never on a timing, so that a resumed run repeats the bits of the first.
+``torch.mm`` serves every device and dtype. On a CPU with AVX-512 that is not Intel's, MKL (which
+serves float32 ``torch.mm``) reaches half the rate of oneDNN, so float32 blocks of more than a few
+rows go to oneDNN there. The choice depends on the machine and the number of rows alone and never on
+a timing, so that a resumed run repeats the bits of the first.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-Product = Callable[[Tensor, Tensor], Tensor]
-
 MAX_BLOCK_ROWS = 1024
 """Rows of one expert are multiplied in blocks of at most this many, so that they stay in cache."""
 
-
-def onednn_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a @ b, (M, K) by (K, N), float32 on the CPU, computed by oneDNN."""
-    # The operation that torch.compile emits for a linear layer: it takes the weight as (N, K).
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+FEW_ROWS = 16
+"""Up to this many rows, oneDNN's cost per call (10 µs) outweighs its rate."""
 
 
-def choose_product(dtype: torch.dtype, device_type: str) -> Product:
-    """Return the routine for a dtype and device."""
-    if device_type == "cpu" and dtype == torch.float32 and _onednn_is_faster():
-        return onednn_product
-    return torch.mm
+class Routine(Protocol):
+    """Compute matrix products of one dtype on one device."""
+
+    pads_rows: bool
+    """Whether the number of rows is to be rounded up to one of a few sizes."""
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a @ b."""
+
+    def row_sum_into(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        """Write leftᵀ @ right, a sum over rows, to ``out``."""
 
 
-def compiles_every_shape(dtype: torch.dtype, device_type: str, product: Product) -> bool:
-    """Return whether the routine compiles code for every new number of rows.
+class TorchRoutine:
+    """Multiply by ``torch.mm``."""
 
-    oneDNN does (about 2 ms a shape, 1024 shapes kept), so rows are padded to a few sizes there.
+    def __init__(self, *, pads_rows: bool = False) -> None:
+        self.pads_rows = pads_rows
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a @ b."""
+        return torch.mm(a, b)
+
+    def row_sum_into(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        """Write leftᵀ @ right, a sum over rows, to ``out``."""
+        torch.mm(left.t(), right, out=out)
+
+
+class OnednnRoutine:
+    """Multiply float32 matrices on the CPU by oneDNN, as torch.compile does in a linear layer.
+
+    oneDNN compiles code for every new shape (about 2 ms) and keeps 1024 of them, so rows are padded
+    to a few sizes.
     """
-    return product is onednn_product or (
-        device_type == "cpu" and dtype in (torch.bfloat16, torch.float16)
-    )
+
+    pads_rows = True
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a @ b."""
+        # The operation takes its weight as (N, K), of any strides.
+        return torch.ops.mkldnn._linear_pointwise.default(a, b.t(), None, "none", [], "")
+
+    def row_sum_into(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        """Write leftᵀ @ right, a sum over rows, to ``out``."""
+        out.copy_(self.product(left.t(), right))
+
+
+PLAIN = TorchRoutine()
+PADDED = TorchRoutine(pads_rows=True)
+ONEDNN = OnednnRoutine()
+
+
+def choose_routine(num_rows: int, dtype: torch.dtype, device_type: str) -> Routine:
+    """Return the routine for a block of rows."""
+    if device_type != "cpu" or num_rows <= FEW_ROWS:
+        return PLAIN
+    if dtype in (torch.bfloat16, torch.float16):
+        return PADDED  # torch.mm is oneDNN there
+    return ONEDNN if dtype == torch.float32 and onednn_is_faster() else PLAIN
 
 
 def padded_rows(num_rows: int) -> int:
-    """Round up to one of 36 sizes: powers of two to 16, then steps of 16, 32 and 64 rows."""
-    if num_rows <= 16:
-        return 1 << max(num_rows - 1, 0).bit_length()
-    step = 16 if num_rows <= 256 else 32 if num_rows <= 512 else 64
+    """Round up by at most an eighth or 15 rows, to one of 34 sizes up to ``MAX_BLOCK_ROWS``."""
+    step = 8 if num_rows <= 64 else 16 if num_rows <= 256 else 32 if num_rows <= 512 else 64
     return -(-num_rows // step) * step
 
 
 @functools.cache  # decided and logged once
-def _onednn_is_faster() -> bool:
+def onednn_is_faster() -> bool:
+    """Return whether oneDNN multiplies float32 matrices on this processor faster than MKL."""
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkl.is_available():
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -66,5 +104,5 @@ def _onednn_is_faster() -> bool:
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    logger.info("float32 expert matmuls use oneDNN: MKL does not use this processor's AVX-512")
+    logger.info("float32 expert matmuls use oneDNN: MKL is slower on an AVX-512 CPU not Intel's")
     return True

@@ -27,7 +27,7 @@ from runners.executor import Job, LocalExecutor
 from runners.expand import PlannedRun, Sweep, expand, read_sweep, write_plan
 from runners.help import sweep_help
 from runners.lock import DirectoryLock, Locked
-from runners.progress import Display
+from runners.progress import Display, make_console
 from runners.rundirectory import RunDirectory, RunRecord
 from runners.strict_yaml import nearest
 
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    console = Console()
+    console = make_console()
     try:
         if options.workers is not None and options.workers < 1:
             raise ConfigError(f"--workers {options.workers}: must be at least 1")

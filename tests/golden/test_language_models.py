@@ -188,21 +188,28 @@ def original(golden) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     return config, state
 
 
+EXPERT_WEIGHTS = {
+    "feed_forward": ("up", "down", "router"),
+    "attention.value": ("value", "value_router"),
+    "attention.output": ("output", "output_router"),
+}
+
+
 def test_swapping_two_experts_is_seen(golden) -> None:
     config, state = original(golden)
-    names = []
-    if isinstance(config.decoder.feed_forward, SigmaMoE):
-        names += ["feed_forward.up", "feed_forward.down", "feed_forward.router"]
-    if isinstance(config.decoder.attention, SwitchHead):
-        names += ["attention.value", "attention.output", "attention.value_router"]
-    if not names:
-        # Without experts, two hidden units take their place.
-        names = ["feed_forward.up.weight", "feed_forward.up.bias"]
-    for name in names:
-        weight = state[f"decoder.layers.0.{name}"]
-        # Not every pair of experts is used by so few tokens: swap all of them round.
-        swapped = state | {f"decoder.layers.0.{name}": weight.roll(1, dims=0)}
-        assert deviation(golden, config, swapped) > 1e-4, name
+    model, _ = imported(golden)
+    routers = model(golden.tensors["tokens"][:, :-1], trace=True).trace["decoder"][0].routers
+    has_experts = isinstance(config.decoder.feed_forward, SigmaMoE)
+    assert has_experts == ("feed_forward" in routers)
+    assert isinstance(config.decoder.attention, SwitchHead) == ("attention.value" in routers)
+    for name, router in routers.items():
+        # Of the first head, the two experts that are chosen most: others may not be used at all.
+        first, second = router.selection[:, :, 0].flatten().bincount().topk(2).indices.tolist()
+        for part in EXPERT_WEIGHTS[name]:
+            key = f"decoder.layers.0.{name.split('.')[0]}.{part}"
+            swapped = state[key].clone()
+            swapped[[first, second]] = state[key][[second, first]]
+            assert deviation(golden, config, state | {key: swapped}) > 1e-4, key
 
 
 def test_shifting_rotary_positions_is_seen(golden, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         planned = expand(sweep, root=options.runs_dir, data_hash=data_hash)
         chosen = select_variant(sweep, planned, options.only)
         built = check(planned)
+        for described in built.values():
+            sweep.check_headline(list(described.task.splits()))
     except ValueError as error:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT

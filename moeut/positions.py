@@ -112,7 +112,7 @@ class Distances(NamedTuple):
     table: Tensor
     """(W, D) sinusoids of the distances key - query, ascending."""
 
-    index: Tensor | None
+    columns: Tensor | None
     """(B, 1, T, K) column in ``table`` for each query and key, or None: the regular layout, where
     query t and key j are column j - t + T - 1."""
 
@@ -133,15 +133,15 @@ def ragged_distances(positions: Tensor, num_keys: int, d_model: int, like: Tenso
     span = num_keys + positions.shape[1]
     values = torch.arange(-span, num_keys, device=like.device)
     keys = torch.arange(num_keys, device=like.device)
-    index = keys - positions.unsqueeze(-1) + span  # (B, T, K)
-    return Distances(sinusoids(values, d_model, like.dtype), index.unsqueeze(1))
+    columns = keys - positions.unsqueeze(-1) + span  # (B, T, K)
+    return Distances(sinusoids(values, d_model, like.dtype), columns.unsqueeze(1))
 
 
 def align_distances(scores: Tensor, distances: Distances, num_keys: int) -> Tensor:
     """Pick from scores (B, H, T, W), one per distance, those of each key: (B, H, T, K)."""
-    if distances.index is not None:
+    if distances.columns is not None:
         batch, heads, num_queries, _ = scores.shape
-        return scores.gather(-1, distances.index.expand(batch, heads, num_queries, num_keys))
+        return scores.gather(-1, distances.columns.expand(batch, heads, num_queries, num_keys))
     # In the flattened (T · W) scores, query t's key j is at t · (W - 1) + j + T - 1: a slice and
     # a reshape do what a gather would, without its slow backward.
     num_queries, width = scores.shape[-2:]

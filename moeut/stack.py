@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -185,23 +186,22 @@ class DepthStack(nn.Module):
         records: list[tuple[int, RoutingRecord]] = []
         hidden = [x]
         for application, index in enumerate(schedule):
-            read: LayerInput | None = LayerInput(x)
-            if run is not None:
-                read = run.before(application, x)
-                if read is None:
-                    break
-            layer: Any = self.layers[index]
-            options = {
-                "key_value_source": read.key_value_source,
-                "cross_context": cross_context,
-                "memory": sources[index],
-                "cache": cache,
-                "application": application,
-            }
+            read = LayerInput(x) if run is None else run.before(application, x)
+            if read is None:
+                break
+            layer = functools.partial(
+                self.layers[index],
+                context=context,
+                key_value_source=read.key_value_source,
+                cross_context=cross_context,
+                memory=sources[index],
+                cache=cache,
+                application=application,
+            )
             if recompute:
-                x, record = checkpoint(layer, read.x, context, use_reentrant=False, **options)
+                x, record = checkpoint(layer, read.x, use_reentrant=False)
             else:
-                x, record = layer(read.x, context, **options)
+                x, record = layer(read.x)
             if run is not None:
                 x = run.after(application, x)
             records.append((index, record))
@@ -318,7 +318,9 @@ class DepthStack(nn.Module):
         routing_of_source = RoutingContext.create(
             memory.real, balance=context.routing.balance, trace=context.routing.trace, dtype=x.dtype
         )
-        sources = [None] * len(self.layers) if cache is None else cache.sources
+        sources: list[Source | None] = [None] * len(self.layers)
+        if cache is not None:
+            sources = cache.sources
         if sources[0] is None:
             for index, layer in enumerate(self.layers):
                 assert isinstance(layer, Layer)

@@ -116,13 +116,18 @@ class EvaluateConfig:
     repeats: list[int] = field(default_factory=list)
     """Further depths (num_repeats) at which a shared model is scored at the end, besides its
     own."""
-    rows_per_category: int | None = None
-    """Score only so many rows of each category of a split, chosen by hash; tables say so."""
+    rows_per_category: int | dict[str, int] | None = None
+    """Score only so many rows of each category of a split, chosen by hash; tables say so. One
+    number for every split, or {split: number}, where a split that is not named is scored whole."""
     batch_size: int = 256
     """Sequences decoded at once."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "interval", "rows_per_category", "batch_size")
+        _at_least(self, 1, "interval", "batch_size")
+        limits = self.rows_per_category
+        for limit in limits.values() if isinstance(limits, dict) else [limits]:
+            if limit is not None and limit < 1:
+                raise ValueError(f"rows_per_category={limits}: must be at least 1")
         for number in self.repeats:
             if number < 1:
                 raise ValueError(f"repeats={self.repeats}: each must be at least 1")
@@ -130,6 +135,11 @@ class EvaluateConfig:
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name}={values}: one is given twice")
+
+    def rows_of(self, split: str) -> int | None:
+        """Return how many rows of each category of a split are scored; None: all of them."""
+        limits = self.rows_per_category
+        return limits.get(split) if isinstance(limits, dict) else limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +202,14 @@ class RunConfig:
                         name,
                         f"expected one of {', '.join(splits)}{nearest(name, splits)}",
                     )
+        limits = self.evaluate.rows_per_category
+        for name in limits if isinstance(limits, dict) else ():
+            if name not in splits:
+                raise self.error(
+                    f"evaluate.rows_per_category.{name}",
+                    limits[name],
+                    f"no such split; expected one of {', '.join(splits)}{nearest(name, splits)}",
+                )
         chosen = self.selection_split
         if chosen is not None and chosen not in selection_splits:
             options = ["final", *(f"best:{name}" for name in selection_splits)]

@@ -64,7 +64,7 @@ class Evaluation:
             return None
         return (
             f"{self.split}: {len(self.examples)} of {self.rows_available} rows, "
-            f"{config.rows_per_category} per category chosen by hash"
+            f"{config.rows_of(self.split)} per category chosen by hash"
         )
 
 
@@ -97,7 +97,7 @@ def evaluate_split(
         ValueError: no such split.
     """
     available = built.task.split(split)
-    examples = select_rows(available, config.rows_per_category)
+    examples = select_rows(available, config.rows_of(split))
     was_training = model.training
     model.eval()
     try:

@@ -202,6 +202,18 @@ def test_splits_are_checked_with_their_place(toy, write):
     assert str(caught.value).startswith(f"{path}:10: select='best:test'")
     read_run(path, ["evaluate.splits=[gen]", "select=best:dev"]).check_splits(splits, ["dev"])
     assert config.selection_split == "test"
+    config = read_run(path, ["evaluate.splits=[gen]", "evaluate.rows_per_category={gne: 3}"])
+    with pytest.raises(ConfigError, match=r"rows_per_category\.gne=3: no such split.*'gen'"):
+        config.check_splits(splits, ["dev"])
+
+
+def test_rows_per_category_for_every_split_or_for_some():
+    assert EvaluateConfig().rows_of("gen") is None
+    assert EvaluateConfig(rows_per_category=7).rows_of("gen") == 7
+    some = EvaluateConfig(rows_per_category={"gen": 7})
+    assert (some.rows_of("gen"), some.rows_of("dev")) == (7, None)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        EvaluateConfig(rows_per_category={"gen": 0})
 
 
 def test_places_are_no_part_of_a_config(toy, write):

@@ -91,9 +91,12 @@ class TableLookup(Task):
     iid_rows: int = 4000
     """Rows of iid."""
     valid_rows: int = 1000
-    """Rows of valid_deeper."""
+    """Rows of valid_deeper; 0 leaves the split and valid_depths out."""
     test_rows: int = 1000
     """Rows of deeper, and of new_primitive for each reserved function."""
+    equal_depths: bool = False
+    """Repeat the rows of each depth in train, single functions too, until every depth has as many
+    as the largest: there are few short chains, and without them longer ones are learned late."""
     reserved_chains: int = 200
     """Chains of each depth that only new_composition has, a quarter of that depth's at most."""
     output: Literal["label", "answer", "steps"] = "label"
@@ -115,11 +118,14 @@ class TableLookup(Task):
             f"at most {letters} with the reserved_functions, one letter each",
         )
         check_range(self, "train_depths", minimum=2)
-        check_range(self, "valid_depths", minimum=2, above="train_depths")
-        check_range(self, "test_depths", minimum=2, above="valid_depths")
-        for rows in ("train_rows", "iid_rows", "valid_rows", "test_rows"):
+        if self.valid_rows:
+            check_range(self, "valid_depths", minimum=2, above="train_depths")
+        below = "valid_depths" if self.valid_rows else "train_depths"
+        check_range(self, "test_depths", minimum=2, above=below)
+        for rows in ("train_rows", "iid_rows", "test_rows"):
             require(self, rows, getattr(self, rows) >= 1, "at least 1")
-        require(self, "reserved_chains", self.reserved_chains >= 0, "at least 0")
+        for rows in ("valid_rows", "reserved_chains"):
+            require(self, rows, getattr(self, rows) >= 0, "at least 0")
 
     @property
     def kind(self) -> Kind:
@@ -147,7 +153,8 @@ class TableLookup(Task):
     def build_splits(self) -> dict[str, list[Example]]:
         """Return train, valid_deeper, iid, new_composition, new_primitive and deeper.
 
-        new_composition and new_primitive are left out where nothing is reserved.
+        new_composition and new_primitive are left out where nothing is reserved, and valid_deeper
+        where it has no rows.
         """
         composed, reserved = self.functions()
         symbols = self.symbols()
@@ -155,13 +162,15 @@ class TableLookup(Task):
         in_distribution = self._composed_rows(composed, chains)
         single = [(symbol, (name,)) for name in composed + reserved for symbol in symbols]
         single += [row for row in single if row[1][0] in reserved for _ in range(_COPIES)]
-        splits: dict[str, list[Row]] = {
-            "train": single + in_distribution[self.iid_rows :],
-            "valid_deeper": self._draw(
+        train = single + in_distribution[self.iid_rows :]
+        if self.equal_depths:
+            train = _repeated_to_equal_depths(train)
+        splits: dict[str, list[Row]] = {"train": train}
+        if self.valid_rows:
+            splits["valid_deeper"] = self._draw(
                 "valid_deeper", self.valid_depths, self.valid_rows, composed
-            ),
-            "iid": in_distribution[: self.iid_rows],
-        }
+            )
+        splits["iid"] = in_distribution[: self.iid_rows]
         if chains:
             generator = random.Random(f"table_lookup {self.seed} new_composition")
             splits["new_composition"] = [(generator.choice(symbols), chain) for chain in chains]
@@ -266,3 +275,16 @@ def _chain(number: int, names: Sequence[str], depth: int) -> Chain:
         number, digit = divmod(number, len(names))
         chain.append(names[digit])
     return tuple(chain)
+
+
+def _repeated_to_equal_depths(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with those of each depth repeated up to the count of the largest depth."""
+    by_depth: dict[int, list[Row]] = {}
+    for row in rows:
+        by_depth.setdefault(len(row[1]), []).append(row)
+    largest = max(len(group) for group in by_depth.values())
+    return [
+        row
+        for group in by_depth.values()
+        for row in itertools.islice(itertools.cycle(group), largest)
+    ]

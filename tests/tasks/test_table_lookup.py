@@ -147,6 +147,27 @@ def test_nothing_reserved():
     assert len(set(composed)) == 4 * 4 * 4
 
 
+def test_short_chains_can_be_as_frequent_as_long_ones():
+    plain, equal = small().splits(), small(equal_depths=True).splits()
+    depths = Counter(example.difficulty for example in equal["train"])
+    largest = max(Counter(example.difficulty for example in plain["train"]).values())
+    assert depths == dict.fromkeys((1, 2, 3, 4), largest)
+    assert set(equal["train"]) == set(plain["train"])
+    copies = Counter(example for example in equal["train"] if example.difficulty == 2)
+    assert max(copies.values()) - min(copies.values()) <= 1
+    assert {name: rows for name, rows in equal.items() if name != "train"} == {
+        name: rows for name, rows in plain.items() if name != "train"
+    }
+
+
+def test_without_a_validation_split_the_test_may_begin_one_deeper_than_train():
+    splits = small(valid_rows=0, test_depths=(5, 6)).splits()
+    assert "valid_deeper" not in splits
+    assert {example.difficulty for example in splits["deeper"]} == {5, 6}
+    with pytest.raises(ValueError, match=r"task\.test_depths.*above task\.train_depths"):
+        small(valid_rows=0, test_depths=(4, 6))
+
+
 def test_rows_depend_on_the_seed():
     assert small().splits() == small().splits()
     assert small().splits()["deeper"] != small(seed=1).splits()["deeper"]

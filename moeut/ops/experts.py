@@ -46,10 +46,17 @@ def expert_linear(
     _check_shape("x", x, (dispatch.num_slots // slots_per_input, width_in))
     _check_shape("weight", weight, (experts, width_in, width_out))
     _check_shape("bias", bias, (experts, width_out))
-    x, weight, bias, gate = _cast(dispatch, x=x, weight=weight, bias=bias, gate=gate)
+    gate = _flatten_gate(gate, dispatch)
+    dtype = _check_dtypes(x, dispatch, weight=weight, bias=bias, gate=gate)
     implementation = _IMPLEMENTATIONS[resolve_backend(backend, x.device.type)]
     return implementation.expert_linear(
-        x, weight, dispatch, slots_per_input, slots_per_output, gate, bias
+        x.to(dtype),
+        weight.to(dtype),
+        dispatch,
+        slots_per_input,
+        slots_per_output,
+        _to(gate, dtype),
+        _to(bias, dtype),
     )
 
 
@@ -92,17 +99,20 @@ def expert_mlp(
     _check_shape("w_down", w_down, (experts, hidden, width))
     _check_shape("bias_up", bias_up, (experts, hidden))
     _check_shape("bias_down", bias_down, (experts, width))
-    x, w_up, w_down, bias_up, bias_down, gate = _cast(
-        dispatch,
-        x=x,
-        w_up=w_up,
-        w_down=w_down,
-        bias_up=bias_up,
-        bias_down=bias_down,
-        gate=gate,
+    gate = _flatten_gate(gate, dispatch)
+    dtype = _check_dtypes(
+        x, dispatch, w_up=w_up, w_down=w_down, bias_up=bias_up, bias_down=bias_down, gate=gate
     )
     implementation = _IMPLEMENTATIONS[resolve_backend(backend, x.device.type)]
-    return implementation.expert_mlp(x, w_up, w_down, dispatch, gate, bias_up, bias_down)
+    return implementation.expert_mlp(
+        x.to(dtype),
+        w_up.to(dtype),
+        w_down.to(dtype),
+        dispatch,
+        _to(gate, dtype),
+        _to(bias_up, dtype),
+        _to(bias_down, dtype),
+    )
 
 
 def _check_slots(name: str, value: int, dispatch: Dispatch) -> None:
@@ -115,28 +125,33 @@ def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> No
         raise ValueError(f"{name}.shape={tuple(tensor.shape)}: expected {shape}")
 
 
-def _cast(dispatch: Dispatch, **tensors: Tensor | None) -> list[Tensor | None]:
-    """Check devices and dtypes, flatten the gate, and apply autocast, as matmuls do."""
-    x, gate = tensors["x"], tensors["gate"]
-    device = x.device
-    if gate is not None:
-        if gate.numel() != dispatch.num_slots:
-            raise ValueError(
-                f"gate.shape={tuple(gate.shape)}: expected {dispatch.num_slots} values, one a slot"
-            )
-        tensors["gate"] = gate.reshape(-1)
-    autocast = torch.is_autocast_enabled(device.type) and x.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(device.type) if autocast else x.dtype
-    for name, tensor in {**tensors, "dispatch": dispatch.order}.items():
+def _check_dtypes(x: Tensor, dispatch: Dispatch, **others: Tensor | None) -> torch.dtype:
+    """Check devices and dtypes against those of x and return the dtype to compute in."""
+    is_autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    if dispatch.order.device != x.device:
+        raise ValueError(f"dispatch is on {dispatch.order.device}: expected {x.device}, as x")
+    if not x.is_floating_point():
+        raise ValueError(f"x.dtype={x.dtype}: expected a floating-point dtype")
+    for name, tensor in others.items():
         if tensor is None:
             continue
-        if tensor.device != device:
-            raise ValueError(f"{name}.device={tensor.device}: expected {device}, as x")
-        if name == "dispatch":
-            continue
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name}.dtype={tensor.dtype}: expected a floating-point dtype")
-        if tensor.dtype != dtype and not autocast and name != "gate":
-            raise ValueError(f"{name}.dtype={tensor.dtype}: expected {dtype}, as x")
-        tensors[name] = tensor.to(dtype)
-    return list(tensors.values())
+        if tensor.device != x.device:
+            raise ValueError(f"{name}.device={tensor.device}: expected {x.device}, as x")
+        # A gate is often computed in float32 from a float32 router, whatever x is.
+        fits = tensor.is_floating_point() if name == "gate" else tensor.dtype == x.dtype
+        if not (fits or (is_autocast and tensor.is_floating_point())):
+            expected = "a floating-point dtype" if name == "gate" else f"{x.dtype}, as x"
+            raise ValueError(f"{name}.dtype={tensor.dtype}: expected {expected}")
+    return torch.get_autocast_dtype(x.device.type) if is_autocast else x.dtype
+
+
+def _flatten_gate(gate: Tensor | None, dispatch: Dispatch) -> Tensor | None:
+    if gate is not None and gate.numel() != dispatch.num_slots:
+        raise ValueError(
+            f"gate.shape={tuple(gate.shape)}: expected {dispatch.num_slots} values, one a slot"
+        )
+    return None if gate is None else gate.reshape(-1)
+
+
+def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)

@@ -65,22 +65,17 @@ def expert_mlp(
 
 
 class Block(NamedTuple):
-    """Name rows ``start:stop`` of the sorted order, all of one expert; ``padded`` counts them."""
+    """Describe consecutive rows of the sorted order, all of one expert."""
 
     expert: int
-    start: int
-    stop: int
+    num_rows: int
     padded: int
     routine: Routine
     is_first: bool  # of its expert
     is_last: bool
 
-    @property
-    def num_rows(self) -> int:
-        return self.stop - self.start
 
-
-def make_blocks(offsets: Tensor, dtype: torch.dtype) -> list[Block]:
+def make_blocks(offsets: Tensor, weight: Tensor) -> list[Block]:
     """Cut the rows of every expert into blocks; experts without rows have none."""
     bounds = offsets.tolist()
     blocks = []
@@ -89,25 +84,25 @@ def make_blocks(offsets: Tensor, dtype: torch.dtype) -> list[Block]:
         for start in range(first, last, MAX_BLOCK_ROWS):
             stop = min(start + MAX_BLOCK_ROWS, last)
             num_rows = stop - start
-            routine = choose_routine(num_rows, dtype, offsets.device.type)
+            routine = choose_routine(num_rows, weight)
             padded = padded_rows(num_rows) if routine.pads_rows else num_rows
             is_first, is_last = start == first, stop == last
-            blocks.append(Block(expert, start, stop, padded, routine, is_first, is_last))
+            blocks.append(Block(expert, num_rows, padded, routine, is_first, is_last))
     return blocks
 
 
 class _Plan:
     """Hold what every loop needs: blocks and, for each, its rows and gates."""
 
-    def __init__(self, x: Tensor, order: Tensor, offsets: Tensor, gate: Tensor | None) -> None:
-        self.blocks = make_blocks(offsets, x.dtype)
+    def __init__(self, weight: Tensor, order: Tensor, offsets: Tensor, gate: Tensor | None) -> None:
+        self.blocks = make_blocks(offsets, weight)
         self.sizes = [block.num_rows for block in self.blocks]
         self.num_routed = sum(self.sizes)
         self.order = order[: self.num_routed]
         self.max_rows = max((block.padded for block in self.blocks), default=0)
-        self.gates: list[Tensor] | list[None] = [None] * len(self.blocks)
+        self.gates: list[Tensor | None] = [None] * len(self.blocks)
         if gate is not None:
-            self.gates = self.split(gate.index_select(0, self.order).unsqueeze(1))
+            self.gates = [*self.split(gate.index_select(0, self.order).unsqueeze(1))]
 
     def split(self, sorted_rows: Tensor) -> list[Tensor]:
         """Cut a tensor in sorted order into blocks."""
@@ -129,7 +124,7 @@ class _Scratch:
 
     def __init__(self, like: Tensor, num_rows: int, width: int) -> None:
         self.buffer = like.new_zeros(num_rows, width)
-        self.views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by number of rows
+        self.views: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}  # by number of rows
 
     def gather(self, source: Tensor, rows: Tensor, block: Block) -> Tensor:
         """Copy rows of the source into the buffer and return it with its padding."""
@@ -144,15 +139,19 @@ class _Scratch:
         """Return the buffer for the rows of a block with its padding, set to zero."""
         # Zeros and not stale rows: weight gradients sum over them, and 0 times a stale NaN is NaN.
         _rows, padding, padded = self._view(block)
-        if block.padded > block.num_rows:
+        if padding is not None:
             padding.zero_()
         return padded
 
-    def _view(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+    def _view(self, block: Block) -> tuple[Tensor, Tensor | None, Tensor]:
         num_rows = block.num_rows
         if num_rows not in self.views:  # making views costs as much as copying a small block
-            padded = self.buffer[: block.padded]
-            self.views[num_rows] = padded[:num_rows], padded[num_rows:], padded
+            rows = padded = self.buffer.narrow(0, 0, num_rows)
+            padding = None
+            if block.padded > num_rows:
+                padding = self.buffer.narrow(0, num_rows, block.padded - num_rows)
+                padded = self.buffer.narrow(0, 0, block.padded)
+            self.views[num_rows] = rows, padding, padded
         return self.views[num_rows]
 
 
@@ -221,7 +220,7 @@ def _linear(
     slots_per_output: int,
 ) -> Tensor:
     width_in, width_out = weight.shape[1:]
-    plan = _Plan(x, order, offsets, gate)
+    plan = _Plan(weight, order, offsets, gate)
     out = _RowSum(x, order.shape[0] // slots_per_output, width_out)
     scratch = _Scratch(x, plan.max_rows, width_in)
     weights = weight.unbind(0)
@@ -268,10 +267,10 @@ def _linear_backward(
     """Return the gradients of x, weight, gate and bias; those not in ``needs`` are empty."""
     need_x, need_weight, need_gate, need_bias = needs
     width_in, width_out = weight.shape[1:]
-    plan = _Plan(x, order, offsets, gate)
+    plan = _Plan(weight, order, offsets, gate)
     d_x = _RowSum(x, x.shape[0], width_in) if need_x else None
     d_weight = _WeightGradient(weight, offsets) if need_weight else None
-    d_bias = _WeightGradient(bias, offsets) if need_bias else None
+    d_bias = _WeightGradient(bias, offsets) if bias is not None and need_bias else None
     sorted_d_gate = x.new_zeros(order.shape[0])
     d_gates = plan.split(sorted_d_gate.narrow(0, 0, plan.num_routed))
     x_scratch = _Scratch(x, plan.max_rows, width_in)
@@ -360,12 +359,12 @@ def _mlp(
     """Return the output (T, D) and the hidden activations (S, F) in sorted order."""
     width, hidden_width = w_up.shape[1:]
     top_k = order.shape[0] // max(x.shape[0], 1)
-    plan = _Plan(x, order, offsets, gate)
+    plan = _Plan(w_up, order, offsets, gate)
     out = _RowSum(x, x.shape[0], width)
     hidden = x.new_empty(order.shape[0] if keep_hidden else 0, hidden_width)
-    hiddens = [None] * len(plan.blocks)
+    hiddens: list[Tensor | None] = [None] * len(plan.blocks)
     if keep_hidden:
-        hiddens = plan.split(hidden.narrow(0, 0, plan.num_routed))
+        hiddens = [*plan.split(hidden.narrow(0, 0, plan.num_routed))]
     scratch = _Scratch(x, plan.max_rows, width)
     ups, downs = w_up.unbind(0), w_down.unbind(0)
     blocks = zip(plan.blocks, plan.rows(top_k), plan.gates, hiddens, strict=True)
@@ -412,12 +411,14 @@ def _mlp_backward(
     need_x, need_up, need_down, need_gate, need_bias_up, need_bias_down = needs
     width, hidden_width = w_up.shape[1:]
     top_k = order.shape[0] // max(x.shape[0], 1)
-    plan = _Plan(x, order, offsets, gate)
+    plan = _Plan(w_up, order, offsets, gate)
     d_x = _RowSum(x, x.shape[0], width) if need_x else None
     d_up = _WeightGradient(w_up, offsets) if need_up else None
     d_down = _WeightGradient(w_down, offsets) if need_down else None
-    d_bias_up = _WeightGradient(bias_up, offsets) if need_bias_up else None
-    d_bias_down = _WeightGradient(bias_down, offsets) if need_bias_down else None
+    d_bias_up = _WeightGradient(bias_up, offsets) if bias_up is not None and need_bias_up else None
+    d_bias_down = (
+        _WeightGradient(bias_down, offsets) if bias_down is not None and need_bias_down else None
+    )
     sorted_d_gate = x.new_zeros(order.shape[0])
     x_scratch = _Scratch(x, plan.max_rows, width)
     grad_scratch = _Scratch(x, plan.max_rows, width)

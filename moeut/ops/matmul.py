@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 MAX_BLOCK_ROWS = 1024
 """Rows of one expert are multiplied in blocks of at most this many, so that they stay in cache."""
 
-FEW_ROWS = 16
-"""Up to this many rows, oneDNN's cost per call (10 µs) outweighs its rate."""
+MIN_ONEDNN_WORK = 1_500_000
+"""Multiplications of a product from which on oneDNN's rate outweighs its cost per call (10 µs)."""
 
 
 class Routine(Protocol):
@@ -77,13 +77,15 @@ PADDED = TorchRoutine(pads_rows=True)
 ONEDNN = OnednnRoutine()
 
 
-def choose_routine(num_rows: int, dtype: torch.dtype, device_type: str) -> Routine:
-    """Return the routine for a block of rows."""
-    if device_type != "cpu" or num_rows <= FEW_ROWS:
+def choose_routine(num_rows: int, weight: Tensor) -> Routine:
+    """Return the routine that multiplies rows by one of the matrices of a weight (E, M, N)."""
+    if weight.device.type != "cpu":
         return PLAIN
-    if dtype in (torch.bfloat16, torch.float16):
+    if weight.dtype in (torch.bfloat16, torch.float16):
         return PADDED  # torch.mm is oneDNN there
-    return ONEDNN if dtype == torch.float32 and onednn_is_faster() else PLAIN
+    work = num_rows * weight.shape[1] * weight.shape[2]
+    is_large = weight.dtype == torch.float32 and work >= MIN_ONEDNN_WORK
+    return ONEDNN if is_large and onednn_is_faster() else PLAIN
 
 
 def padded_rows(num_rows: int) -> int:

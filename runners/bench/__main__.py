@@ -1,0 +1,37 @@
+"""Run one benchmark: ``python -m runners.bench experts``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+# Read by PyTorch at its first allocation, so it has to be set before torch is imported.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+from runners.bench import experts
+
+BENCHMARKS = {"experts": experts}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run the benchmark it names and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m runners.bench",
+        description=__doc__,
+        epilog="Each benchmark has its own help: python -m runners.bench experts --help",
+    )
+    subparsers = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    for name, module in BENCHMARKS.items():
+        module.add_parser(subparsers, name)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except ValueError as error:
+        print(f"runners.bench: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Time competing functions fairly, and say on which machine.
+
+All competitors run in turn in every round, so that a disturbance of the machine meets all of them;
+reported is the median over rounds of each, and ratios are taken between medians of one run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Hold one function to be timed and the tensors it is differentiated in."""
+
+    forward: Callable[[], Tensor]
+    inputs: Sequence[Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Hold the medians and minima of one candidate, in milliseconds."""
+
+    forward_ms: float
+    forward_backward_ms: float
+    forward_min_ms: float
+    forward_backward_min_ms: float
+
+
+def compare(candidates: Mapping[str, Candidate], *, rounds: int, warmup: int) -> dict[str, Timing]:
+    """Time the candidates in turn, ``rounds`` times after ``warmup`` untimed rounds."""
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    for round_index in range(warmup + rounds):
+        for name, candidate in candidates.items():
+            times = _time_once(candidate)
+            if round_index >= warmup:
+                samples[name].append(times)
+    return {name: _summarise(times) for name, times in samples.items()}
+
+
+def _summarise(samples: Sequence[tuple[float, float]]) -> Timing:
+    forward, both = zip(*samples, strict=True)
+    return Timing(statistics.median(forward), statistics.median(both), min(forward), min(both))
+
+
+def _time_once(candidate: Candidate) -> tuple[float, float]:
+    """Return the milliseconds of forward, and of forward and backward together."""
+    for tensor in candidate.inputs:
+        tensor.grad = None
+    if candidate.inputs[0].device.type == "cuda":
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+        events[0].record()
+        out = candidate.forward()
+        events[1].record()
+        out.backward(torch.ones_like(out))
+        events[2].record()
+        torch.cuda.synchronize()
+        return events[0].elapsed_time(events[1]), events[0].elapsed_time(events[2])
+    start = time.perf_counter()
+    out = candidate.forward()
+    middle = time.perf_counter()
+    out.backward(torch.ones_like(out))
+    end = time.perf_counter()
+    return 1e3 * (middle - start), 1e3 * (end - start)
+
+
+def retain_memory() -> bool:
+    """Make malloc keep freed memory, and return whether it could be asked to.
+
+    By default glibc returns large buffers to the system when they are freed, and the next step pays
+    for every page again: up to a third of an expert layer's time on a CPU.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(M_MMAP_MAX, 0)) and bool(libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def describe_machine(device: torch.device) -> dict[str, object]:
+    """Return hardware, versions and settings that a timing depends on."""
+    machine: dict[str, object] = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "transparent_huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
+    }
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+        machine["cuda"] = torch.version.cuda
+    return machine
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        fields: dict[str, str] = {}
+        for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            fields[key.strip()] = value.strip()
+        if "model name" in fields:
+            family = fields.get("cpu family", "?")
+            return f"{fields['model name']} (family {family}, model {fields.get('model', '?')})"
+    return platform.processor() or platform.machine()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a benchmark's result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -22,6 +22,7 @@ from runners.checkpoint import list_checkpoints, load_checkpoint
 from runners.config import ConfigError, RunConfig
 from runners.evaluation import Evaluation, evaluate_split
 from runners.loop import Stopped
+from runners.progress import make_console
 from runners.rundirectory import RunDirectory
 from runners.strict_yaml import nearest
 
@@ -117,7 +118,9 @@ def print_table(evaluations: Sequence[Evaluation], console: Console) -> None:
     names = list(dict.fromkeys(name for e in evaluations for name in e.scores.metrics))
     table = Table(box=None, pad_edge=False)
     for column in ("split", "repeats", "rows", *names, "ceiling", "chance", "majority"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+        # Spaces, at which a narrow terminal breaks the line instead of cutting the word.
+        title = column.replace("_", " ")
+        table.add_column(title, justify="left" if column == "split" else "right")
     for evaluation in evaluations:
         depth, scores = evaluation.repeats, evaluation.scores
         rows = f"{scores.rows} of {evaluation.rows_available}"
@@ -179,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps([evaluation.to_dict() for evaluation in evaluations], indent=1))
     else:
-        print_table(evaluations, Console())
+        print_table(evaluations, make_console())
     return signals.DONE
 
 

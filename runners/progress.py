@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -149,6 +150,11 @@ class Display:
             table.add_row(row.label, bar, step, loss, speed, left)
         table.add_row(f"sweep{self._tally()}")
         return table
+
+
+def make_console() -> Console:
+    """Return the console of the standard output; a log gets lines of 160 columns, not 80."""
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def duration(seconds: float) -> str:

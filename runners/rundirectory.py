@@ -24,9 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from runners.config import RunConfig
-from runners.convert import build
-from runners.strict_yaml import dump, read
+from runners.config import ConfigError, RunConfig, from_yaml, to_yaml
 
 Status = Literal["new", "resumable", "done", "failed"]
 
@@ -93,12 +91,14 @@ class RunDirectory:
     def prepare(self, config: RunConfig, record: RunRecord) -> None:
         """Make the directory and write what the run is; a later call with the same is harmless."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.config, dump(dataclasses.asdict(config)))
+        write_text(self.config, to_yaml(config))
         write_json(self.path / "run.json", dataclasses.asdict(record))
 
     def read_config(self) -> RunConfig:
         """Return the config that the directory holds; raise ConfigError if there is none."""
-        return build(RunConfig, read(self.config), "")
+        if not self.config.is_file():
+            raise ConfigError(f"{self.config}: no such file; the directory holds no run")
+        return from_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
 
     def read_record(self) -> RunRecord:
         """Return which run this is."""
@@ -122,7 +122,7 @@ class MetricsLog:
         path.touch()
         if path.stat().st_size < size:
             raise ValueError(
-                f"{path}: {path.stat().st_size} bytes, but the checkpoint knows {size}"
+                f"{path}: {path.stat().st_size} bytes; the checkpoint knows of {size}"
             )
         os.truncate(path, size)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()

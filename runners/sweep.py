@@ -178,6 +178,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="show the plan, write nothing")
     parser.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where sweeps lie")
+    parser.add_argument("--no-figures", action="store_true", help="report without figures")
     parser.add_argument("--only", metavar="VARIANT", help="only the runs of this variant")
     return parser.parse_intermixed_args(arguments)
 
@@ -220,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
                 stop=stop,
                 console=console,
             )
-            _report(directory)
+            _report(directory, with_figures=not options.no_figures)
     except Locked as error:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT
@@ -230,12 +231,14 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-def _report(directory: Path) -> None:
+def _report(directory: Path, *, with_figures: bool) -> None:
     from runners.report import print_report, write_report
 
-    results, trouble = write_report(directory)
+    results, trouble = write_report(directory, with_figures=with_figures)
     print_report(results)
-    print(f"\nwritten to {directory}: results.csv, timings.csv, summary.md, summary.tex, figures")
+    print(
+        f"\nwritten to {directory}: results.csv, timings.csv, summary.md, summary.tex, summary.json"
+    )
     if trouble:
         print(trouble, file=sys.stderr)
 

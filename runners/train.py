@@ -69,18 +69,21 @@ def run(
         if files.result.is_file():
             return "done"
         files.error.unlink(missing_ok=True)
-        active = _Run(files, stop=stop, on_progress=on_progress)
+        active = None
         try:
+            active = _Run(files, stop=stop, on_progress=on_progress)
             active.train()
             active.score()
         except (NonFinite, OSError, RuntimeError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
             logger.exception("the run has failed")
-            _record_failure(files, str(error) or repr(error), step=active.step)
+            step = None if active is None else active.step
+            _record_failure(files, str(error) or repr(error), step=step)
             return "failed"
         finally:
-            active.close()
+            if active is not None:
+                active.close()
     return "done"
 
 
@@ -134,6 +137,7 @@ class _Run:
         write_json(
             files.path / "env.json", environment.describe_environment(self.config, self.device)
         )
+        self._write_timings()
 
     @property
     def step(self) -> int | None:
@@ -167,15 +171,13 @@ class _Run:
             if (checkpoint.path / "best.safetensors").is_file():
                 self.best = checkpoint.weights("best")
             loop.load_state_dict(checkpoint.state["loop"])
-        self._began_training = time.monotonic()
-        self._tokens_before = loop.position.tokens_seen
-        self._evaluate_before = self.timings.evaluate_seconds
+        self._training_since = self._speed_since = time.monotonic()
+        self._timed_tokens = self._speed_tokens = loop.position.tokens_seen
+        self._timed_evaluation = self.timings.evaluate_seconds
         try:
             fit(loop, self, evaluate_interval=config.evaluate.interval)
         finally:
-            evaluated = self.timings.evaluate_seconds - self._evaluate_before
-            self.timings.train_seconds += time.monotonic() - self._began_training - evaluated
-            self.timings.tokens_trained += loop.position.tokens_seen - self._tokens_before
+            self._time_training()
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint that was made under a config with another identity."""
@@ -248,6 +250,8 @@ class _Run:
             weights=weights,
             files={"config.json": model_config.encode()},
         )
+        self._time_training()
+        self._write_timings()
 
     def progress(self, values: dict[str, float]) -> None:
         now = time.monotonic()
@@ -255,8 +259,8 @@ class _Run:
             return
         assert self.loop is not None
         self._shown = now
-        seconds = now - self._began_training
-        tokens = self.loop.position.tokens_seen - self._tokens_before
+        seconds = now - self._speed_since
+        tokens = self.loop.position.tokens_seen - self._speed_tokens
         self.on_progress(
             {
                 "phase": "train",
@@ -363,6 +367,16 @@ class _Run:
         timings = _Timings(**{name: content[name] for name in known if name in content})
         timings.starts += 1
         return timings
+
+    def _time_training(self) -> None:
+        """Add the time since the last call, scoring on the way left out."""
+        assert self.loop is not None
+        now, timings = time.monotonic(), self.timings
+        evaluated = timings.evaluate_seconds - self._timed_evaluation
+        timings.train_seconds += now - self._training_since - evaluated
+        timings.tokens_trained += self.loop.position.tokens_seen - self._timed_tokens
+        self._training_since, self._timed_evaluation = now, timings.evaluate_seconds
+        self._timed_tokens = self.loop.position.tokens_seen
 
     def _write_timings(self) -> None:
         now = time.monotonic()

@@ -1,0 +1,67 @@
+"""Scoring a finished run again."""
+
+import json
+
+import pytest
+
+from runners import evaluate
+
+
+@pytest.fixture
+def finished(make_run, train):
+    def make(*overrides, **options):
+        directory = make_run("run", *overrides, **options)
+        assert train(directory) == "done"
+        return directory
+
+    return make
+
+
+def test_scores_are_those_of_the_result(finished, capsys):
+    directory = finished("evaluate.repeats=[1, 4]", "select=best:dev", architecture="universal")
+    result = json.loads((directory / "result.json").read_text())
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in directory.rglob("*"))
+    assert evaluate.main([str(directory), "--repeats", "2,1,4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == result["scores"]
+    assert sorted((str(p), p.stat().st_mtime_ns) for p in directory.rglob("*")) == before
+    assert evaluate.main([str(directory), "--split", "train", "--repeats", "3"]) == 0
+    table = capsys.readouterr().out
+    assert "train" in table
+    assert "3+3" in table
+    assert "exact match" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["--split", "tset"],
+            "--split tset: expected one of train, dev, test; did you mean 'test'",
+        ),
+        (["--repeats", "4"], "its depth is fixed"),
+        (["--rows-per-category", "0"], "must be at least 1"),
+    ],
+)
+def test_bad_input_ends_with_status_2(arguments, expected, finished, capsys):
+    directory = finished("train.steps=4", "evaluate.interval=null")
+    assert evaluate.main([str(directory), *arguments]) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert message.count("\n") == 1
+
+
+def test_damaged_checkpoint_is_refused(finished, capsys):
+    directory = finished("train.steps=6", "evaluate.interval=null")
+    file = directory / "checkpoints" / "step_000006" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 4
+    file.write_bytes(content)
+    assert evaluate.main([str(directory)]) == 2
+    assert f"{file}: damaged" in capsys.readouterr().err
+
+
+def test_unfinished_run_is_refused(make_run, train, capsys):
+    directory = make_run()
+    train(directory, stop_at=3)
+    assert evaluate.main([str(directory)]) == 2
+    assert "holds no finished run" in capsys.readouterr().err

@@ -1,0 +1,166 @@
+"""One update: the gradients of the whole batch, and nothing spoilt by what is not finite."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import moeut
+from runners.build import build, train_columns
+from runners.data import collate
+from runners.loop import Loop, NonFinite, random_state, seed_everything, set_random_state
+from runners.rundirectory import RunDirectory
+
+CPU = torch.device("cpu")
+FORMS = [("encoder_decoder", "moeut"), ("decoder_lm", "moeut"), ("encoder_classifier", "moeut")]
+
+
+@pytest.fixture
+def make_loop(make_run):
+    def make(*overrides, form="encoder_decoder", architecture="moeut", **changes):
+        plain = ("model.dropout=0.0", "evaluate.interval=null", *overrides)
+        if architecture == "moeut":
+            plain = ("model.expert_dropout=0.0", "model.balance_loss=0.5", *plain)
+        directory = make_run("loop", *plain, form=form, architecture=architecture)
+        config = RunDirectory(directory).read_config()
+        built = build(config)
+        seed_everything(0)
+        return Loop(
+            dataclasses.replace(config.train, **changes),
+            objective=built.objective,
+            model=moeut.build(built.model_config).double(),
+            columns=train_columns(built.objective),
+            seed=0,
+            d_model=built.model_config.d_model,
+            device=CPU,
+        )
+
+    return make
+
+
+def gradients(loop):
+    """Do one update and return the gradients that it used, and the row it gives."""
+    row = loop.advance()
+    return {n: p.grad.clone() for n, p in loop.model.named_parameters()}, row
+
+
+@pytest.mark.parametrize(("form", "architecture"), FORMS)
+def test_accumulated_gradients_are_those_of_the_whole_batch(form, architecture, make_loop):
+    options = {"form": form, "architecture": architecture, "clip_norm": None}
+    whole, row = gradients(make_loop(accumulate=1, **options))
+    for parts in (2, 3, 8):
+        split, split_row = gradients(make_loop(accumulate=parts, **options))
+        assert split.keys() == whole.keys()
+        for name in whole:
+            torch.testing.assert_close(split[name], whole[name], rtol=1e-6, atol=1e-9, msg=name)
+        assert split_row == pytest.approx(row, rel=1e-6)
+    assert row["auxiliary_loss"] != 0
+
+
+def test_parts_have_different_numbers_of_targets(make_loop):
+    """Otherwise the test above could not tell a mean of means from the mean of the batch."""
+    loop = make_loop()
+    first, second = np.array_split(loop.order.rows(0), 2)
+    parts = [collate(loop.columns, part, device=CPU) for part in (first, second)]
+    assert parts[0].num_targets != parts[1].num_targets
+    with torch.no_grad():
+        losses = [loop.objective.loss(loop.model, part) for part in parts]
+    each = [float(x.cross_entropy_sum) / p.num_targets for x, p in zip(losses, parts, strict=True)]
+    mean = sum(float(x.cross_entropy_sum) for x in losses) / sum(p.num_targets for p in parts)
+    assert abs(sum(each) / 2 - mean) > 1e-4
+
+
+@pytest.mark.parametrize(("form", "architecture"), FORMS)
+def test_every_parameter_is_trained(form, architecture, make_loop):
+    loop = make_loop(form=form, architecture=architecture)
+    found, _ = gradients(loop)
+    assert found.keys() == dict(loop.model.named_parameters()).keys()
+
+
+def test_loss_falls(make_loop):
+    loop = make_loop("train.steps=60", form="encoder_classifier", architecture="transformer")
+    losses = [loop.advance()["loss"] for _ in range(60)]
+    assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
+
+
+def test_activation_checkpointing_changes_no_gradient(make_loop):
+    plain, _ = gradients(make_loop())
+    recomputed, _ = gradients(make_loop(activation_checkpointing=True))
+    for name in plain:
+        torch.testing.assert_close(recomputed[name], plain[name])
+
+
+def test_bfloat16_keeps_float32_weights_and_comes_near(make_run):
+    directory = make_run("loop", "model.dropout=0.0", architecture="transformer")
+    config = RunDirectory(directory).read_config()
+    built = build(config)
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        seed_everything(0)
+        loop = Loop(
+            dataclasses.replace(config.train, precision=precision),
+            objective=built.objective,
+            model=moeut.build(built.model_config),
+            columns=train_columns(built.objective),
+            seed=0,
+            d_model=16,
+            device=CPU,
+        )
+        losses[precision] = loop.advance()["loss"]
+        assert {p.dtype for p in loop.model.parameters()} == {torch.float32}
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bfloat16"] != losses["float32"]
+
+
+def test_not_finite_loss_changes_nothing(make_loop):
+    loop = make_loop(architecture="transformer")
+    loop.advance()
+    before = {name: value.clone() for name, value in loop.model.state_dict().items()}
+    position = dataclasses.asdict(loop.position)
+    rows = sorted(loop.order.rows(1).tolist())
+    forward = loop.objective.forward
+
+    def infinite(model, batch):
+        output = forward(model, batch)
+        return dataclasses.replace(output, logits=output.logits * float("inf"))
+
+    loop.objective.forward = infinite
+    try:
+        with pytest.raises(NonFinite) as caught:
+            loop.advance()
+    finally:
+        del loop.objective.forward
+    message = str(caught.value)
+    assert message.startswith("step 2: loss nan")
+    assert f"rows of the train split: {', '.join(map(str, rows))}; stopped" in message
+    assert "learning rate 0.00" in message
+    assert all(torch.equal(before[n], value) for n, value in loop.model.state_dict().items())
+    assert dataclasses.asdict(loop.position) == position
+
+
+def test_log_rows_are_means_since_the_row_before(make_loop):
+    loop = make_loop(architecture="transformer")
+    values = [loop.advance() for _ in range(3)]
+    row = loop.log_row(values[-1])
+    assert row["loss"] == pytest.approx(sum(value["loss"] for value in values) / 3)
+    assert row["step"] == 3
+    assert row["learning_rate"] == values[-1]["learning_rate"]
+    value = loop.advance()
+    assert loop.log_row(value)["loss"] == value["loss"]
+
+
+def test_random_states_come_back():
+    import random
+
+    def draw():
+        numbers = (random.random(), np.random.rand(), float(torch.rand(())))  # noqa: NPY002
+        return (*numbers, random.gauss(0, 1), np.random.randn())  # noqa: NPY002
+
+    seed_everything(5)
+    draw()
+    state = random_state()
+    first = draw()
+    assert draw() != first
+    set_random_state(state)
+    assert draw() == first

@@ -1,0 +1,170 @@
+"""A sweep is a reconcile: the same command does what is left to do, and nothing twice."""
+
+import json
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from runners import signals, sweep
+from runners.lock import DirectoryLock
+from runners.rundirectory import RunDirectory
+
+
+@pytest.fixture
+def command(tmp_path, run_text, monkeypatch):
+    """Return the command line of a sweep of two variants and two seeds."""
+    text = "".join(f"  {line}\n" for line in run_text().strip().splitlines())
+    text = text.replace("architecture: transformer,", "").replace("feed_forward_size: 16", "")
+    file = tmp_path / "pair.yaml"
+    file.write_text(
+        f"base:\n{text}"
+        "variants:\n"
+        "  transformer: {model.architecture: transformer, model.feed_forward_size: 16}\n"
+        "  universal: {model.architecture: universal, model.feed_forward_size: 8}\n"
+        "seeds: 2\n"
+    )
+    short = ["train.steps=4", "train.warmup_steps=0", "evaluate.interval=null"]
+    return [str(file), *short, f"--runs-dir={tmp_path / 'runs'}", "--workers=1", "--no-figures"]
+
+
+def results(tmp_path):
+    return sorted((tmp_path / "runs" / "pair").glob("*/seed*/result.json"))
+
+
+def times(paths):
+    return [path.stat().st_mtime_ns for path in paths]
+
+
+def test_reconcile(command, tmp_path, capsys):
+    """One story, since each command starts a worker."""
+    assert sweep.main([*command, "--only=universal"]) == 0
+    first = results(tmp_path)
+    assert [path.parts[-3][:9] for path in first] == ["universal", "universal"]
+    before = times(first)
+
+    assert sweep.main(command) == 0  # the rest
+    assert len(results(tmp_path)) == 4
+    assert times(first) == before
+    output = capsys.readouterr().out
+    assert "4 runs: 2 done, 2 new" in output
+    assert "universal" in output.split("every seed")[1]  # the comparison is printed
+    csv = (tmp_path / "runs" / "pair" / "results.csv").read_bytes()
+
+    assert sweep.main(command) == 0  # nothing
+    assert "4 runs: 4 done" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "pair" / "results.csv").read_bytes() == csv
+
+    lost = results(tmp_path)[0]
+    lost.unlink()
+    RunDirectory(lost.parent).fail("step 3: loss nan", step=2)
+    assert sweep.main(command) == 1  # a failed run is listed and left alone
+    assert "has failed: step 3: loss nan" in capsys.readouterr().out
+    assert not lost.exists()
+    assert sweep.main([*command, "--retry-failed"]) == 0
+    assert (tmp_path / "runs" / "pair" / "results.csv").read_bytes() == csv
+
+
+def test_second_driver_is_told_and_changes_nothing(command, tmp_path, capsys):
+    directory = tmp_path / "runs" / "pair"
+    directory.mkdir(parents=True)
+    pid = os.fork()
+    read = tmp_path / "held"
+    if pid == 0:
+        try:
+            with DirectoryLock(directory):
+                read.write_text("")
+                signal.pause()
+        finally:
+            os._exit(0)
+    while not read.exists():
+        pass
+    try:
+        assert sweep.main(command) == 2
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    assert f"in use by process {pid}" in capsys.readouterr().err
+    assert [path.name for path in directory.iterdir()] == [".lock"]
+
+
+def test_dry_run_writes_nothing(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("runners.plan.MEASURE_SECONDS", 0.01)
+    monkeypatch.setattr("runners.plan.MEASURE_LIMIT", 1)
+    assert sweep.main([*command, "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "4 runs, 0 of them done" in output
+    assert "with 1 at a time" in output
+    assert "1 of 2 settings" in output
+    rows = {line.split()[0]: line.split() for line in output.splitlines() if line.strip()}
+    from runners.build import build
+    from runners.expand import expand, read_sweep
+    from runners.sizes import describe_model
+
+    for run in expand(read_sweep(command[0], command[1:4])):
+        model = describe_model(build(run.config))
+        assert f"{model['parameters']:,}" in rows[run.variant]
+        assert f"{model['macs_per_token']:,}" in rows[run.variant]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("train.stepz=3", "train.steps"),
+        ("model.d_model=15", "must divide"),
+        ("evaluate.splits=[tset]", "did you mean 'test'"),
+        ("task.test=nowhere.tsv", "nowhere.tsv"),
+        ("--only=univresal", "did you mean 'universal'"),
+        ("--workers=0", "must be at least 1"),
+        ("train.steps=-1", "at least 1"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_writes_nothing(
+    argument, expected, command, tmp_path, capsys
+):
+    assert sweep.main([*command, argument]) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("counts", "number", "status"),
+    [
+        ({"done": 3}, None, 0),
+        ({"done": 3, "failed": 1}, None, 1),
+        ({"done": 3, "refused": 1}, None, 1),
+        ({"done": 3, "busy": 1}, None, 75),
+        ({"done": 3, "stopped": 1}, None, 75),
+        ({"stopped": 3, "failed": 1}, 2, 130),
+        ({"stopped": 3}, 15, 75),
+    ],
+)
+def test_exit_status(counts, number, status):
+    stop = signals.Stop()
+    if number is not None:
+        stop._handle(number, None)
+    assert sweep.exit_status(Counter(counts), stop) == status
+
+
+def test_default_workers_follow_cores_and_threads(command, monkeypatch):
+    from runners.expand import expand, read_sweep
+
+    monkeypatch.setattr(sweep, "available_cores", lambda: 7)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for threads, workers in ((1, 7), (2, 3), (9, 1)):
+        planned = expand(read_sweep(command[0], [f"train.num_threads={threads}"]))
+        assert sweep.default_workers(planned) == (workers, [])
+
+
+def test_workers_are_no_part_of_a_run(command, tmp_path):
+    """The number of workers decides neither threads nor identity."""
+    from runners.expand import expand, read_sweep
+
+    planned = expand(read_sweep(command[0]), root=Path("runs"))
+    assert {run.config.train.num_threads for run in planned} == {1}
+    assert "workers" not in json.dumps(planned[0].config.to_dict()["train"])

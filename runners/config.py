@@ -203,11 +203,11 @@ class RunConfig:
                         f"expected one of {', '.join(splits)}{nearest(name, splits)}",
                     )
         limits = self.evaluate.rows_per_category
-        for name in limits if isinstance(limits, dict) else ():
+        for name, limit in limits.items() if isinstance(limits, dict) else ():
             if name not in splits:
                 raise self.error(
                     f"evaluate.rows_per_category.{name}",
-                    limits[name],
+                    limit,
                     f"no such split; expected one of {', '.join(splits)}{nearest(name, splits)}",
                 )
         chosen = self.selection_split

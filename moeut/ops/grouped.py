@@ -365,6 +365,7 @@ def _mlp(
     hiddens: list[Tensor | None] = [None] * len(plan.blocks)
     if keep_hidden:
         hiddens = [*plan.split(hidden.narrow(0, 0, plan.num_routed))]
+        hidden[plan.num_routed :] = 0  # slots without an expert
     scratch = _Scratch(x, plan.max_rows, width)
     ups, downs = w_up.unbind(0), w_down.unbind(0)
     blocks = zip(plan.blocks, plan.rows(top_k), plan.gates, hiddens, strict=True)

@@ -1,9 +1,10 @@
 """Time the expert operations beside what they could be replaced by.
 
 For every size: `ours`, the expert operation of the chosen backend; `dense`, the floor, a dense
-layer of the same active width, which does as many multiplications and no routing; `loop`, a plain
-loop over the experts differentiated by autograd; `all experts`, every expert computed for every
-token and masked. Sorting the routing decision is part of the time, the router is not.
+layer of the same active width, which does as many multiplications and no routing, by PyTorch's
+linear layer and, where the backend multiplies by oneDNN, by oneDNN too; `loop`, a plain loop over
+the experts differentiated by autograd; `all experts`, every expert computed for every token and
+masked. Sorting the routing decision is part of the time, the router is not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moeut.ops import Dispatch, expert_linear, expert_mlp, resolve_backend
-from moeut.ops.matmul import onednn_is_faster
+from moeut.ops.matmul import ONEDNN, onednn_is_faster
 from runners.bench.timing import (
     Candidate,
     Timing,
@@ -108,6 +109,10 @@ def mlp_candidates(
     def dense() -> Tensor:
         return functional.linear(torch.relu(functional.linear(x, dense_up)), dense_down)
 
+    def dense_onednn() -> Tensor:
+        hidden = torch.relu(_OnednnLinear.apply(x, dense_up))
+        return _OnednnLinear.apply(hidden, dense_down)
+
     def loop() -> Tensor:
         out = torch.zeros_like(x)
         for expert, (up, down) in enumerate(zip(w_up.unbind(0), w_down.unbind(0), strict=True)):
@@ -126,6 +131,8 @@ def mlp_candidates(
         "dense": Candidate(dense, (x, dense_up, dense_down)),
         "loop": Candidate(loop, (x, w_up, w_down, gate)),
     }
+    if _uses_onednn(x):
+        candidates["dense, oneDNN"] = Candidate(dense_onednn, (x, dense_up, dense_down))
     if size.forward_flop * experts / top_k <= MAX_ALL_EXPERTS_FLOP:
         candidates["all experts"] = Candidate(all_experts, (x, w_up, w_down, gate))
     return candidates
@@ -170,6 +177,9 @@ def head_candidates(
     def dense() -> Tensor:
         return functional.linear(dense_x, dense_weight)
 
+    def dense_onednn() -> Tensor:
+        return _OnednnLinear.apply(dense_x, dense_weight)
+
     def loop() -> Tensor:
         out = x.new_zeros(rows_out, width_out)
         flat_index, flat_gate = index.flatten(), gate.flatten()
@@ -190,12 +200,33 @@ def head_candidates(
         gated = torch.einsum("thd,the->thed", x.view(tokens, heads, width_in), scores)
         return torch.einsum("thed,hedf->tf", gated, per_head)
 
-    return {
+    candidates = {
         "ours": Candidate(ours, (x, weight, gate)),
         "dense": Candidate(dense, (dense_x, dense_weight)),
         "loop": Candidate(loop, (x, weight, gate)),
         "all experts": Candidate(all_experts, (x, weight, gate)),
     }
+    if _uses_onednn(x):
+        candidates["dense, oneDNN"] = Candidate(dense_onednn, (dense_x, dense_weight))
+    return candidates
+
+
+def _uses_onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and onednn_is_faster()
+
+
+class _OnednnLinear(torch.autograd.Function):
+    """Apply a linear layer by the routine that serves the experts."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return ONEDNN.product(x, weight.t())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return ONEDNN.product(grad, weight), ONEDNN.product(grad.t(), x)
 
 
 class _Draw:
@@ -238,7 +269,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         skip = set(options.skip)
         candidates = {key: value for key, value in candidates.items() if key not in skip}
         # Slow competitors get fewer rounds; ours and its floor are timed in the same ones.
-        fast = {key: candidates.pop(key) for key in ("ours", "dense")}
+        fast_names = [key for key in candidates if key in ("ours", "dense", "dense, oneDNN")]
+        fast = {key: candidates.pop(key) for key in fast_names}
         timings = compare(fast, rounds=options.repeats, warmup=min(3, options.repeats))
         timings |= compare(candidates, rounds=min(3, options.repeats), warmup=1)
         rows += [_row(name, size, key, value, timings["dense"]) for key, value in timings.items()]

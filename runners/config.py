@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal
 
 from runners import convert, strict_yaml
 from runners.sections import SectionChecker, plain
-from runners.strict_yaml import ConfigError, Node, nearest, show
+from runners.strict_yaml import ConfigError, Node, show
+from tasks.options import nearest
 
 __all__ = [
     "ConfigError",

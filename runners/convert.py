@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from runners.strict_yaml import ConfigError, Node, nearest, parse_scalar, unknown_key, wrong_value
+from runners.strict_yaml import ConfigError, Node, parse_scalar, unknown_key, wrong_value
+from tasks.options import nearest
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from runners.evaluation import Evaluation, evaluate_split
 from runners.loop import Stopped
 from runners.progress import make_console
 from runners.rundirectory import RunDirectory
-from runners.strict_yaml import nearest
+from tasks.options import nearest
 
 
 def evaluate_run(
@@ -187,4 +187,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signals.exit_with(main)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
-import inspect
 import textwrap
 import typing
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from runners import convert
 from runners.config import EvaluateConfig, RunConfig, SweepConfig, TrainConfig
 from runners.sections import FORMS
+from tasks.options import field_docstrings
 
 WIDTH = 96
 
@@ -26,27 +25,7 @@ def field_docs(cls: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
-            docs |= _own_docs(base)
-    return docs
-
-
-def _own_docs(cls: type) -> dict[str, str]:
-    try:
-        source = textwrap.dedent(inspect.getsource(cls))
-    except (OSError, TypeError):  # a class made at run time has no source
-        return {}
-    definition = ast.parse(source).body[0]
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for statement, below in zip(definition.body, definition.body[1:], strict=False):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and isinstance(below, ast.Expr)
-            and isinstance(below.value, ast.Constant)
-            and isinstance(below.value.value, str)
-        ):
-            docs[statement.target.id] = " ".join(below.value.value.split())
+            docs |= field_docstrings(base)
     return docs
 
 

@@ -30,7 +30,8 @@ from typing import Any
 from runners import comparison, figures, tables
 from runners.results import Run, SweepResults, compact, load
 from runners.statistics import TOO_SMALL, summarize
-from runners.strict_yaml import ConfigError, nearest
+from runners.strict_yaml import ConfigError
+from tasks.options import nearest
 
 EXIT_DONE, EXIT_BAD_INPUT = 0, 2
 

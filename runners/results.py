@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from runners.strict_yaml import ConfigError, nearest
+from runners.strict_yaml import ConfigError
+from tasks.options import nearest
 
 Status = Literal["done", "failed", "missing"]
 Depth = int | tuple[int, int] | None

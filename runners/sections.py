@@ -8,7 +8,8 @@ import json
 from typing import Any
 
 from runners import convert
-from runners.strict_yaml import ConfigError, Node, nearest, show, wrong_value
+from runners.strict_yaml import ConfigError, Node, show, wrong_value
+from tasks.options import nearest
 
 FORMS: dict[str, tuple[str, ...]] = {
     "sequence_to_sequence": ("encoder_decoder", "decoder_lm"),

@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from tasks.options import nearest
+
 COMMAND_LINE = "command line"
 MAX_NODES = 200_000
 """Bound on the size of a document after its aliases are expanded."""
@@ -61,12 +63,6 @@ def show(value: Any) -> str:
         return str(value).lower()
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def nearest(word: object, allowed: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest allowed word, or an empty string."""
-    match = difflib.get_close_matches(str(word), [str(option) for option in allowed], n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def wrong_value(node: Node, path: str, expected: str, allowed: Iterable[str] = ()) -> ConfigError:

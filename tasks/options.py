@@ -44,7 +44,10 @@ def nearest(value: object, allowed: Iterable[str]) -> str:
 
 def field_docstrings(cls: type) -> dict[str, str]:
     """Return the string literal that stands under each annotated field of a class, on one line."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError):  # a class made at run time has no source
+        return {}
     body = tree.body[0].body  # type: ignore[attr-defined]
     documented = {}
     for statement, following in itertools.pairwise(body):

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from runners.build import Built
+from runners.config import RunConfig
 from runners.expand import PlannedRun
 from runners.progress import duration
 from runners.rundirectory import RunDirectory
-from runners.sizes import describe_model, mean_lengths, seconds_per_step
+from runners.sizes import describe_model, macs_per_token, mean_lengths, seconds_per_step
 
 MEASURE_SECONDS = 2.0
 """Time that the updates of one setting are measured over."""
+COSTLY = (
+    "batch_size",
+    "tokens_per_batch",
+    "accumulate",
+    "precision",
+    "compile",
+    "activation_checkpointing",
+    "device",
+    "num_threads",
+    "deterministic",
+)
+"""Options of ``train`` that decide how long an update takes."""
 MEASURE_LIMIT = 8
 """Settings that are measured; the time of further ones is scaled by multiply-accumulates."""
 
@@ -34,7 +48,7 @@ def print_plan(
     settings: dict[str, list[PlannedRun]] = {}
     for run in planned:
         settings.setdefault(run.hash, []).append(run)
-    rates: list[float] = []  # seconds per multiply-accumulate
+    estimate = _Estimate()
     table = Table(box=None, pad_edge=False)
     for column in ("setting", "runs", "parameters", "MACs/token", "steps", "s/step", "train time"):
         table.add_column(column, justify="left" if column == "setting" else "right")
@@ -42,13 +56,8 @@ def print_plan(
     for digest, runs in settings.items():
         first = runs[0]
         model = describe_model(built[digest])
-        work = model["macs_per_token"] * _tokens_per_step(first, built[digest])
-        mark = ""
-        if len(rates) < MEASURE_LIMIT:
-            step = seconds_per_step(first.config, built[digest], seconds=MEASURE_SECONDS)
-            rates.append(step / work)
-        else:
-            step, mark = work * sum(rates) / len(rates), "~"
+        step, is_measured = estimate.seconds_per_step(first.config, built[digest])
+        mark = "" if is_measured else "~"
         left = [run for run in runs if RunDirectory(run.directory).status() != "done"]
         seconds = step * first.config.train.steps
         total += seconds * len(left)
@@ -69,15 +78,32 @@ def print_plan(
     console.print(
         f"{len(planned)} runs, {done} of them done; about {duration(total / workers)} of training "
         f"with {workers} at a time (measured: up to {MEASURE_SECONDS:g} s of updates of "
-        f"{len(rates)} of {len(settings)} settings on this machine, one after another; "
-        "scoring comes on top)",
+        f"each of {len(estimate.measured)} settings on this machine, one after another; others, "
+        "marked ~, in proportion to MACs; scoring comes on top)",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _tokens_per_step(run: PlannedRun, built: Built) -> float:
-    train = run.config.train
-    if train.tokens_per_batch is not None:
-        return train.tokens_per_batch
-    return train.batch_size * sum(mean_lengths(built))
+class _Estimate:
+    """Time of an update: measured once for all settings that cost the same, and a few of those."""
+
+    def __init__(self) -> None:
+        self.measured: dict[str, tuple[float, float]] = {}
+        """What decides the cost → (seconds, multiply-accumulates) of an update."""
+
+    def seconds_per_step(self, config: RunConfig, built: Built) -> tuple[float, bool]:
+        """Return the seconds of an update, and whether they were measured."""
+        train = {name: getattr(config.train, name) for name in COSTLY}
+        key = json.dumps([config.task, built.model_config.to_dict(), train], sort_keys=True)
+        tokens = config.train.tokens_per_batch or (
+            config.train.batch_size * sum(mean_lengths(built.objective))
+        )
+        work = float(macs_per_token(built) * tokens)
+        if key not in self.measured and len(self.measured) < MEASURE_LIMIT:
+            seconds = seconds_per_step(config, built, seconds=MEASURE_SECONDS)
+            self.measured[key] = seconds, work
+        if key in self.measured:
+            return self.measured[key][0], True
+        seconds = sum(seconds for seconds, _ in self.measured.values())
+        return work * seconds / sum(work for _, work in self.measured.values()), False

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 LINE_SECONDS = 30.0
 """Time between two plain lines about the same run."""
@@ -142,14 +143,15 @@ class Display:
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _table(self) -> Table:
+    def _table(self) -> Group:
         table = Table(box=None, pad_edge=False, show_header=False)
+        for _ in range(6):
+            table.add_column(no_wrap=True)
         for row in self._rows.values():
             step, loss, speed, left = row.cells()
-            bar = ProgressBar(total=1.0, completed=row.share, width=20)
+            bar = ProgressBar(total=1.0, completed=row.share, width=12)
             table.add_row(row.label, bar, step, loss, speed, left)
-        table.add_row(f"sweep{self._tally()}")
-        return table
+        return Group(table, Text(self._tally().strip()))
 
 
 def make_console() -> Console:

@@ -121,9 +121,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, size: int = 0) -> None:
         path.touch()
         if path.stat().st_size < size:
-            raise ValueError(
-                f"{path}: {path.stat().st_size} bytes; the checkpoint knows of {size}"
-            )
+            raise ValueError(f"{path}: {path.stat().st_size} bytes; the checkpoint knows of {size}")
         os.truncate(path, size)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit statuses: 75 is EX_TEMPFAIL, on which batch systems try again; 130 is the user's Ctrl-C."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def exit_with(main: Callable[[], int]) -> None:
+    """Run a command line and exit with its status; a Ctrl-C before it listens is no traceback."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 class Stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from runners import environment
 from runners.build import Built, build_model, train_columns
 from runners.config import RunConfig
 from runners.loop import Loop, seed_everything
+from runners.objective import Objective
 
 
 def describe_model(built: Built) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def describe_model(built: Built) -> dict[str, Any]:
 
 def macs_per_token(built: Built) -> int:
     """Return the multiply-accumulates of one forward pass per token that the model reads."""
-    source, target = mean_lengths(built)
+    source, target = mean_lengths(built.objective)
     if built.model_config.form == "encoder_decoder":
         return sizing.macs_per_token(
             built.model_config, sequence_length=source, target_length=target
@@ -41,9 +43,10 @@ def macs_per_token(built: Built) -> int:
     return sizing.macs_per_token(built.model_config, sequence_length=length)
 
 
-def mean_lengths(built: Built) -> tuple[int, int]:
+@functools.lru_cache(maxsize=8)
+def mean_lengths(objective: Objective) -> tuple[int, int]:
     """Return train's mean lengths: of sources with both marks, of targets with the end."""
-    rows = built.task.split(built.task.train_split)
+    rows = objective.task.split(objective.task.train_split)
     source = sum(len(row.source) + 2 for row in rows) / len(rows)
     target = sum(len(row.target) + 1 for row in rows) / len(rows)
     return round(source), round(target)

@@ -29,7 +29,7 @@ from runners.help import sweep_help
 from runners.lock import DirectoryLock, Locked
 from runners.progress import Display, make_console
 from runners.rundirectory import RunDirectory, RunRecord
-from runners.strict_yaml import nearest
+from tasks.options import nearest
 
 
 def check(planned: Sequence[PlannedRun]) -> dict[str, Built]:
@@ -244,4 +244,4 @@ def _report(directory: Path, *, with_figures: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signals.exit_with(main)

@@ -494,4 +494,4 @@ def _print_result(files: RunDirectory) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signals.exit_with(main)

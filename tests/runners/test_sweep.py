@@ -97,7 +97,8 @@ def test_dry_run_writes_nothing(command, tmp_path, capsys, monkeypatch):
     output = capsys.readouterr().out
     assert "4 runs, 0 of them done" in output
     assert "with 1 at a time" in output
-    assert "1 of 2 settings" in output
+    assert "each of 1 settings" in output
+    assert "~" in output
     rows = {line.split()[0]: line.split() for line in output.splitlines() if line.strip()}
     from runners.build import build
     from runners.expand import expand, read_sweep

@@ -1,0 +1,38 @@
+"""A stop is asked for once, and the handlers of before come back."""
+
+import os
+import signal
+
+import pytest
+
+from runners import signals
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
+def test_signal_asks_for_a_stop(number, status):
+    before = [signal.getsignal(each) for each in signals.SIGNALS]
+    with signals.Stop() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.exit_status == status
+    assert [signal.getsignal(each) for each in signals.SIGNALS] == before
+
+
+def test_request_without_a_signal():
+    stop = signals.Stop()
+    stop.request()
+    assert stop.requested
+    assert stop.exit_status == signals.RESUMABLE
+
+
+def test_interrupt_before_the_command_listens():
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        signals.exit_with(main)
+    assert caught.value.code == 130

@@ -11,11 +11,14 @@ import torch
 
 import moeut
 import tasks
-from moeut.config import ModelConfig
+from moeut.config import Learned, ModelConfig
 from runners.config import ConfigError, RunConfig
 from runners.data import Columns
 from runners.objective import OBJECTIVES, Objective
 from tasks.task import Task
+
+DECODE_MARGIN = 2
+"""Tokens that decoding may write beyond the longest target: its end, and one that is too much."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def build(config: RunConfig) -> Built:
         )
     except ValueError as error:
         raise ConfigError(f"{config.place('model')}: model: {error}") from error
+    _check_positions(config, task, model_config)
     return Built(task=task, objective=objective, model_config=model_config)
 
 
@@ -94,6 +98,24 @@ def _check_longest_row(config: RunConfig, objective: Objective) -> None:
         raise config.error(
             "train.tokens_per_batch", budget, f"below the longest row of train, {longest} tokens"
         )
+
+
+def _check_positions(config: RunConfig, task: Task, model_config: ModelConfig) -> None:
+    """Refuse learned positions that end before the longest row of any split does."""
+    source = task.max_source_length() + 2  # between its two marks
+    target = task.max_target_length() + DECODE_MARGIN
+    lengths = {
+        "encoder": source,
+        "decoder": target if model_config.encoder is not None else source + target,
+    }
+    for name, stack in model_config.stacks.items():
+        position = stack.position
+        if isinstance(position, Learned) and position.max_length < lengths[name]:
+            raise config.error(
+                "model.max_length",
+                position.max_length,
+                f"must be at least {lengths[name]}, which the longest row needs in the {name}",
+            )
 
 
 def build_task(section: dict[str, Any]) -> Task:

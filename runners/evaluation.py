@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from moeut.decoding import greedy_decode
-from runners.build import Built
+from runners.build import DECODE_MARGIN, Built
 from runners.config import EvaluateConfig
 from tasks import scoring
 from tasks.scoring import Prediction, Scores
@@ -156,7 +156,7 @@ class _Predictor:
 
     def decode(self, examples: Sequence[Example]) -> list[Prediction]:
         # Above the longest target and its end: no right answer is cut off.
-        limit = max(len(example.target) for example in examples) + 2
+        limit = max(len(example.target) for example in examples) + DECODE_MARGIN
         return self._in_batches(examples, lambda *batch: self._greedy(*batch, limit=limit))
 
     def decode_without_end(

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from runners.build import build, build_model, train_columns
-from runners.config import ConfigError, read_run
+from runners.config import ConfigError, EvaluateConfig, read_run
+from runners.evaluation import evaluate_split
 
 
 @pytest.fixture
@@ -62,6 +63,20 @@ def test_budget_below_the_longest_row_is_refused(built):
     with pytest.raises(ConfigError, match=r"tokens_per_batch=14: below .* train, 15 tokens"):
         built("train.tokens_per_batch=14")  # 6 letters: 8 on the source side, 7 on the target's
     built("train.tokens_per_batch=15")
+
+
+@pytest.mark.parametrize(
+    ("form", "needed"), [("encoder_decoder", 8), ("decoder_lm", 16), ("encoder_classifier", 8)]
+)
+def test_learned_positions_reach_the_longest_row(form, needed, built):
+    """Six letters: 8 tokens between the marks, 8 to write at most."""
+    options = {"form": form, "architecture": "universal"}
+    learned = ("model.position=learned", "train.steps=2", "train.warmup_steps=0")
+    with pytest.raises(ConfigError, match=rf"max_length={needed - 1}: must be at least {needed}"):
+        built(*learned, f"model.max_length={needed - 1}", **options)
+    one, _ = built(*learned, f"model.max_length={needed}", **options)
+    model = build_model(one.model_config, torch.device("cpu"))
+    evaluate_split(model, one, "train", config=EvaluateConfig(), device=torch.device("cpu"))
 
 
 def test_initial_weights_depend_on_the_seed_alone(built):

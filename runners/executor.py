@@ -224,7 +224,7 @@ def work(orders: BinaryIO, messages: BinaryIO) -> int:
     from runners.config import ConfigError
     from runners.lock import Locked
     from runners.loop import Stopped
-    from runners.train import run
+    from runners.run import run
 
     with signals.Stop() as stop:
         directories: queue.Queue[Path | None] = queue.Queue()

@@ -251,8 +251,8 @@ def train(monkeypatch) -> Callable[..., str]:
     """
 
     def run(directory: Path, *, stop_at: int | None = None) -> str:
+        from runners import run as module
         from runners import signals
-        from runners import train as module
         from runners.loop import Loop, Stopped
 
         stop = signals.Stop()

@@ -1,0 +1,380 @@
+"""One run in this process, from wherever its directory stands to its result.
+
+What the loop needs of the world is here: checkpoints, the log, scoring, timings, selected weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runners import environment, signals
+from runners.build import Built, build, build_model, train_columns
+from runners.checkpoint import Checkpoint, load_latest, save_checkpoint
+from runners.config import ConfigError
+from runners.evaluation import Evaluation, evaluate_split
+from runners.identity import config_hash, identity
+from runners.lock import DirectoryLock
+from runners.loop import Loop, NonFinite, Stopped, fit, seed_everything
+from runners.rundirectory import MetricsLog, RunDirectory, write_json, write_json_lines
+from runners.sizes import describe_model
+from runners.strict_yaml import dump
+from tasks.scoring import headline_metric
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[dict[str, Any]], None]
+
+PROGRESS_SECONDS = 0.5
+"""Least time between two messages about a run's progress."""
+
+
+def run(
+    directory: Path, *, stop: signals.Stop, on_progress: Progress = lambda message: None
+) -> str:
+    """Train and score the run of a directory, from wherever it stands; return ``done`` or
+    ``failed``.
+
+    Args:
+        directory: has a ``config.yaml`` and a ``run.json``.
+        stop: asked before every step and every batch of an evaluation.
+        on_progress: gets a message now and then: phase, step, steps, loss, tokens per second.
+
+    Raises:
+        Stopped: a stop was asked for and the state is saved.
+        Locked: another process works on the directory.
+        ConfigError: the directory's config is unreadable, or not the one its checkpoints are of.
+    """
+    files = RunDirectory(directory)
+    with DirectoryLock(directory, wait=10.0):
+        if files.result.is_file():
+            return "done"
+        files.error.unlink(missing_ok=True)
+        active = None
+        try:
+            active = _Run(files, stop=stop, on_progress=on_progress)
+            active.train()
+            active.score()
+        except (NonFinite, OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            logger.exception("the run has failed")
+            step = None if active is None else active.step
+            _record_failure(files, str(error) or repr(error), step=step)
+            return "failed"
+        finally:
+            if active is not None:
+                active.close()
+    return "done"
+
+
+def _record_failure(files: RunDirectory, message: str, *, step: int | None) -> None:
+    try:
+        files.fail(message, step=step)
+    except OSError as error:  # the disk may be what failed; the caller still learns of it
+        logger.error("%s: cannot be written: %s", files.error, error)
+
+
+@dataclass
+class _Timings:
+    """What ``timings.json`` holds; it adds up over interruptions."""
+
+    wall_seconds: float = 0.0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    tokens_trained: int = 0
+    """Tokens read in training, those of steps done twice counted twice."""
+    starts: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        speed = self.tokens_trained / self.train_seconds if self.train_seconds else 0.0
+        return dataclasses.asdict(self) | {"tokens_per_second": speed}
+
+
+class _Run:
+    """A run in this process: what the loop asks of its surroundings (``loop.Host``)."""
+
+    def __init__(self, files: RunDirectory, *, stop: signals.Stop, on_progress: Progress) -> None:
+        self.files, self.stop, self.on_progress = files, stop, on_progress
+        self.timings = self._read_timings()
+        self._began = time.monotonic()
+        self._shown = 0.0
+        self._metrics: MetricsLog | None = None
+        self.loop: Loop | None = None
+        self.best: dict[str, torch.Tensor] | None = None
+
+        self.config = files.read_config()
+        self.record = files.read_record()
+        self.device = environment.choose_device(self.config.train)
+        environment.prepare_process(self.config.train, self.device)
+        self.built: Built = build(self.config)
+        self.data_hash = self.built.task.data_hash()
+        found = config_hash(self.config, self.data_hash)
+        if found != self.record.hash:
+            raise ConfigError(
+                f"{files.config}: its config and data have the hash {found}, but the run is "
+                f"{self.record.hash}: the file or the data was changed; plan the run anew"
+            )
+        write_json(
+            files.path / "env.json", environment.describe_environment(self.config, self.device)
+        )
+        self._write_timings()
+
+    @property
+    def step(self) -> int | None:
+        """The last finished step; None before there is a model."""
+        return None if self.loop is None else self.loop.position.step
+
+    # --- training -----------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train from the last whole checkpoint, or from the start, to the last step."""
+        config = self.config
+        checkpoint = load_latest(self.files.checkpoints)
+        if checkpoint is not None:
+            self._check_same_run(checkpoint)
+        seed_everything(config.seed)
+        self.model = build_model(self.built.model_config, self.device)
+        loop = self.loop = Loop(
+            config.train,
+            objective=self.built.objective,
+            model=self.model,
+            columns=train_columns(self.built.objective),
+            seed=config.seed,
+            d_model=self.built.model_config.d_model,
+            device=self.device,
+        )
+        if checkpoint is None:
+            self._metrics = MetricsLog(self.files.metrics)
+        else:
+            self._metrics = MetricsLog(self.files.metrics, size=checkpoint.state["metrics_bytes"])
+            self.model.load_state_dict(checkpoint.weights())
+            if (checkpoint.path / "best.safetensors").is_file():
+                self.best = checkpoint.weights("best")
+            loop.load_state_dict(checkpoint.state["loop"])
+        self._training_since = self._speed_since = time.monotonic()
+        self._timed_tokens = self._speed_tokens = loop.position.tokens_seen
+        self._timed_evaluation = self.timings.evaluate_seconds
+        try:
+            fit(loop, self, evaluate_interval=config.evaluate.interval)
+        finally:
+            self._time_training()
+
+    def _check_same_run(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that was made under a config with another identity."""
+        if checkpoint.state["hash"] == self.record.hash:
+            return
+        before = dump(checkpoint.state["identity"]).splitlines()
+        after = dump(identity(self.config, self.data_hash)).splitlines()
+        changed = [
+            line
+            for line in difflib.unified_diff(before, after, lineterm="", n=0)
+            if not line.startswith(("---", "+++", "@@"))
+        ]
+        raise ConfigError(
+            f"{checkpoint.path}: was made under another config; resuming would mix the two: "
+            + "; ".join(line[:1] + line[1:].strip() for line in changed)
+        )
+
+    @property
+    def stop_requested(self) -> bool:
+        return self.stop.requested
+
+    def evaluate(self) -> float | None:
+        """Score the interval splits and log their metrics; return the selecting split's score."""
+        assert self.loop is not None
+        results = [
+            self._evaluate(split, oracle=False) for split in self.built.interval_splits(self.config)
+        ]
+        selected = None
+        for result in results:
+            self.log(
+                {
+                    "step": self.loop.position.step,
+                    "split": result.split,
+                    "metrics": result.scores.metrics,
+                }
+            )
+            if result.split == self.config.selection_split:
+                selected = result.scores.metrics[headline_metric(self.built.task.kind)]
+        return selected
+
+    def keep_best(self) -> None:
+        self.best = {
+            name: value.detach().clone() for name, value in self.model.state_dict().items()
+        }
+
+    def log(self, row: dict[str, Any]) -> None:
+        assert self._metrics is not None
+        self._metrics.append(row)
+
+    def save(self) -> None:
+        assert self.loop is not None
+        assert self._metrics is not None
+        weights = {"model": self.model.state_dict()}
+        if self.best is not None:
+            weights["best"] = self.best
+        model_config = json.dumps(self.built.model_config.to_dict(), indent=1) + "\n"
+        save_checkpoint(
+            self.files.checkpoints,
+            step=self.loop.position.step,
+            state={
+                "loop": self.loop.state_dict(),
+                "metrics_bytes": self._metrics.flush(),
+                "hash": self.record.hash,
+                "identity": identity(self.config, self.data_hash),
+            },
+            weights=weights,
+            files={"config.json": model_config.encode()},
+        )
+        self._time_training()
+        self._write_timings()
+
+    def progress(self, values: dict[str, float]) -> None:
+        now = time.monotonic()
+        if now - self._shown < PROGRESS_SECONDS:
+            return
+        assert self.loop is not None
+        self._shown = now
+        seconds = now - self._speed_since
+        tokens = self.loop.position.tokens_seen - self._speed_tokens
+        self.on_progress(
+            {
+                "phase": "train",
+                "step": self.loop.position.step,
+                "steps": self.config.train.steps,
+                "loss": values["loss"],
+                "tokens_per_second": tokens / seconds,
+            }
+        )
+
+    # --- scoring ------------------------------------------------------------------------
+
+    def score(self) -> None:
+        """Score the selected weights on every split and depth, and write the result."""
+        assert self.loop is not None
+        position, config = self.loop.position, self.config
+        selected_step = position.step
+        if config.selection_split is not None:
+            assert self.best is not None
+            assert position.best_step is not None
+            self.model.load_state_dict(self.best)
+            selected_step = position.best_step
+        evaluations = [
+            self._evaluate(split, repeats=depth)
+            for split in self.built.final_splits(config)
+            for depth in self.built.depths(config)
+        ]
+        own = [evaluation for evaluation in evaluations if evaluation.is_default_depth]
+        kind = self.built.task.kind
+        write_json_lines(
+            self.files.predictions, [row for evaluation in own for row in evaluation.rows(kind)]
+        )
+        self._write_timings()
+        notes = [evaluation.note(config.evaluate) for evaluation in own]
+        task = self.built.task
+        splits = self.built.final_splits(config)
+        write_json(
+            self.files.result,
+            {
+                "status": "done",
+                **dataclasses.asdict(self.record),
+                "select": config.select,
+                "step": selected_step,
+                "task": {
+                    "name": task.name,
+                    "kind": kind,
+                    "difficulty_name": task.difficulty_name,
+                    "headline_split": splits[-1],
+                    "in_distribution_split": task.in_distribution_split,
+                },
+                "model": describe_model(self.built),
+                "tokens_seen": position.tokens_seen,
+                "notes": [note for note in notes if note],
+                "scores": [evaluation.to_dict() for evaluation in evaluations],
+            },
+        )
+
+    def _evaluate(
+        self, split: str, *, repeats: int | list[int] | None = None, oracle: bool = True
+    ) -> Evaluation:
+        assert self.loop is not None
+        step = self.loop.position.step
+
+        def on_batch(done: int, total: int) -> None:
+            if self.stop.requested:
+                raise Stopped(f"stopped while scoring {split} at step {step}")
+            now = time.monotonic()
+            if now - self._shown >= PROGRESS_SECONDS:
+                self._shown = now
+                self.on_progress(
+                    {
+                        "phase": f"score {split}",
+                        "step": step,
+                        "steps": self.config.train.steps,
+                        "rows": done,
+                        "of_rows": total,
+                    }
+                )
+
+        began = time.monotonic()
+        try:
+            return evaluate_split(
+                self.model,
+                self.built,
+                split,
+                config=self.config.evaluate,
+                device=self.device,
+                precision=self.config.train.precision,
+                repeats=repeats,
+                oracle=oracle,
+                on_batch=on_batch,
+            )
+        finally:
+            self.timings.evaluate_seconds += time.monotonic() - began
+
+    # --- timings ------------------------------------------------------------------------
+
+    def _read_timings(self) -> _Timings:
+        try:
+            content = json.loads(self.files.timings.read_text())
+        except (FileNotFoundError, ValueError):
+            return _Timings(starts=1)
+        known = {field.name for field in dataclasses.fields(_Timings)}
+        timings = _Timings(**{name: content[name] for name in known if name in content})
+        timings.starts += 1
+        return timings
+
+    def _time_training(self) -> None:
+        """Add the time since the last call, scoring on the way left out."""
+        assert self.loop is not None
+        now, timings = time.monotonic(), self.timings
+        evaluated = timings.evaluate_seconds - self._timed_evaluation
+        timings.train_seconds += now - self._training_since - evaluated
+        timings.tokens_trained += self.loop.position.tokens_seen - self._timed_tokens
+        self._training_since, self._timed_evaluation = now, timings.evaluate_seconds
+        self._timed_tokens = self.loop.position.tokens_seen
+
+    def _write_timings(self) -> None:
+        now = time.monotonic()
+        self.timings.wall_seconds += now - self._began
+        self._began = now
+        write_json(self.files.timings, self.timings.to_dict())
+
+    def close(self) -> None:
+        """Close the log and write the timings, also of a run that was stopped."""
+        if self._metrics is not None:
+            self._metrics.close()
+        try:
+            self._write_timings()
+        except OSError as error:
+            logger.error("%s: cannot be written: %s", self.files.timings, error)

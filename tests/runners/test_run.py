@@ -1,0 +1,269 @@
+"""A run that was interrupted is bitwise the run that was not, and a bad one stops with a reason."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from runners import run as module
+from runners.checkpoint import list_checkpoints, load_checkpoint
+from runners.config import ConfigError
+from runners.loop import Loop, Position
+from runners.rundirectory import RunDirectory
+
+FORMS = {
+    "encoder_decoder": ("encoder_decoder", "moeut"),
+    "decoder_lm": ("decoder_lm", "universal"),
+    "classifier": ("encoder_classifier", "transformer"),
+}
+RESULTS = ("metrics.jsonl", "predictions.jsonl", "result.json")
+
+
+def fingerprint(directory):
+    """Return everything that must not depend on interruptions."""
+    last = list_checkpoints(directory / "checkpoints")[-1]
+    found = {name: (directory / name).read_bytes() for name in RESULTS}
+    found["weights"] = (last / "model.safetensors").read_bytes()
+    loop = load_checkpoint(last).state["loop"]
+    found["position"] = json.dumps(loop["position"]).encode()
+    found["random"] = loop["random"]["torch"].numpy().tobytes()
+    found["optimizer"] = b"".join(
+        value.numpy().tobytes()
+        for _, state in sorted(loop["optimizer"]["state"].items())
+        for value in state.values()
+    )
+    return found
+
+
+def differences(one, other):
+    return [name for name in one if one[name] != other[name]]
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_stopped_and_resumed_run_is_bitwise_the_same(kind, make_run, train):
+    form, architecture = FORMS[kind]
+    whole = make_run("whole", form=form, architecture=architecture)
+    assert train(whole) == "done"
+    parts = make_run("parts", form=form, architecture=architecture)
+    # 30 rows in batches of 8: steps 3 and 7 are in the middle of an epoch.
+    for step in (0, 3, 7):
+        assert train(parts, stop_at=step) == "stopped"
+    assert train(parts) == "done"
+    assert differences(fingerprint(whole), fingerprint(parts)) == []
+    assert json.loads((parts / "timings.json").read_text())["starts"] == 4
+
+
+def test_stop_after_every_single_step(make_run, train):
+    whole, parts = make_run("whole"), make_run("parts")
+    assert train(whole) == "done"
+    for step in range(1, 13):
+        assert train(parts, stop_at=step) == "stopped"
+        assert load_checkpoint(list_checkpoints(parts / "checkpoints")[-1]).step == step
+    assert train(parts) == "done"
+    assert differences(fingerprint(whole), fingerprint(parts)) == []
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is saved."""
+
+
+def test_killed_run_cuts_the_rows_past_its_checkpoint(make_run, train, monkeypatch):
+    whole, parts = make_run("whole"), make_run("parts")
+    assert train(whole) == "done"
+    for killed_at in (4, 9):
+        with monkeypatch.context() as patch:
+            advance = Loop.advance
+
+            def advance_or_die(loop, advance=advance, killed_at=killed_at):
+                if loop.position.step == killed_at:
+                    raise Killed
+                return advance(loop)
+
+            patch.setattr(Loop, "advance", advance_or_die)
+            with pytest.raises(Killed):
+                train(parts)
+    rows = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
+    assert max(row["step"] for row in rows) > 5  # past the checkpoint of step 5
+    assert train(parts) == "done"
+    assert differences(fingerprint(whole), fingerprint(parts)) == []
+
+
+def drop_optimizer(state):
+    state["loop"]["optimizer"]["state"] = {}
+
+
+def drop_step(state):
+    state["loop"]["position"]["step"] = 0
+
+
+def drop_random(state):
+    state["loop"]["random"]["torch"] = torch.Generator().manual_seed(1).get_state()
+
+
+def drop_log_sums(state):
+    state["loop"]["position"] |= {"steps_since_row": 0, "loss_sum": 0.0, "auxiliary_sum": 0.0}
+
+
+def drop_tokens(state):
+    state["loop"]["position"]["tokens_seen"] = 0
+
+
+def drop_metrics_size(state):
+    state["metrics_bytes"] = 0
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [drop_optimizer, drop_step, drop_random, drop_log_sums, drop_tokens, drop_metrics_size, None],
+)
+def test_every_part_of_the_state_is_needed(drop, make_run, train, monkeypatch):
+    whole, parts = make_run("whole"), make_run("parts")
+    train(whole)
+    train(parts, stop_at=7)
+    load = module.load_latest
+
+    def load_without(folder):
+        checkpoint = load(folder)
+        if drop is None:
+            monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)
+        else:
+            drop(checkpoint.state)
+        return checkpoint
+
+    monkeypatch.setattr(module, "load_latest", load_without)
+    assert train(parts) == "done"
+    assert differences(fingerprint(whole), fingerprint(parts)) != []
+
+
+def test_best_weights_survive_an_interruption(make_run, train):
+    options = ("select=best:dev", "train.learning_rate=0.05")
+    whole, parts = make_run("whole", *options), make_run("parts", *options)
+    train(whole)
+    for step in (5, 9, 12):
+        train(parts, stop_at=step)
+    assert train(parts) == "done"
+    assert differences(fingerprint(whole), fingerprint(parts)) == []
+    result = json.loads((whole / "result.json").read_text())
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row["metrics"]["exact_match"] for row in rows if "split" in row}
+    best = max(scores.values())
+    assert result["step"] == max(step for step, score in scores.items() if score == best)
+    dev = next(entry for entry in result["scores"] if entry["split"] == "dev")
+    assert dev["metrics"]["exact_match"] == best
+
+
+def test_damaged_checkpoint_is_reported_and_the_one_before_used(make_run, train, caplog):
+    whole, parts = make_run("whole"), make_run("parts")
+    train(whole)
+    train(parts, stop_at=8)
+    first, last = list_checkpoints(parts / "checkpoints")
+    assert (first.name, last.name) == ("step_000005", "step_000008")
+    weights = bytearray((last / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (last / "model.safetensors").write_bytes(weights)
+    assert train(parts) == "done"
+    assert f"{last / 'model.safetensors'}: damaged" in caplog.text
+    assert differences(fingerprint(whole), fingerprint(parts)) == []
+
+
+def test_run_whose_checkpoints_are_all_damaged_fails_and_does_not_begin_again(make_run, train):
+    directory = make_run()
+    train(directory, stop_at=3)
+    (directory / "checkpoints" / "step_000003" / "state.pt").unlink()
+    assert train(directory) == "failed"
+    error = json.loads((directory / "error.json").read_text())
+    assert "state.pt: missing" in error["message"]
+    assert "every checkpoint is damaged" in error["message"]
+
+
+def test_resume_under_another_config_is_refused_with_the_difference(make_run, train):
+    directory = make_run()
+    train(directory, stop_at=3)
+    checkpoints = directory / "checkpoints"
+    kept = checkpoints.rename(directory.parent / "kept")
+    shutil.rmtree(directory)
+    make_run("run", "train.learning_rate=0.02")
+    kept.rename(checkpoints)
+    with pytest.raises(ConfigError, match=r"-learning_rate: 0\.01; \+learning_rate: 0\.02"):
+        train(directory)
+
+
+def test_edited_config_is_refused(make_run, train):
+    directory = make_run()
+    text = (directory / "config.yaml").read_text()
+    (directory / "config.yaml").write_text(text.replace("steps: 12", "steps: 13"))
+    with pytest.raises(ConfigError, match="the file or the data was changed"):
+        train(directory)
+
+
+def test_non_finite_loss_stops_before_the_update(make_run, train, monkeypatch):
+    directory = make_run()
+    from runners import loop as loop_module
+
+    norm = loop_module.gradient_norm
+    steps = []
+
+    def poisoned(parameters):
+        steps.append(1)
+        return norm(parameters) * (float("nan") if len(steps) == 7 else 1.0)
+
+    monkeypatch.setattr(loop_module, "gradient_norm", poisoned)
+    assert train(directory) == "failed"
+    error = json.loads((directory / "error.json").read_text())
+    assert error["status"] == "failed"
+    assert error["step"] == 6
+    assert error["message"].startswith("step 7: loss ")
+    assert "gradient norm nan" in error["message"]
+    assert "learning rate 0.00" in error["message"]
+    assert "rows of the train split: " in error["message"]
+    weights = load_checkpoint(list_checkpoints(directory / "checkpoints")[-1]).weights()
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    assert RunDirectory(directory).status() == "failed"
+
+
+def test_full_disk_fails_the_run_and_keeps_the_checkpoint(make_run, train, monkeypatch):
+    directory = make_run()
+    import errno
+
+    from runners import checkpoint as checkpoint_module
+
+    write = checkpoint_module._write
+
+    def full(path, content):
+        if "step_000010" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint_module, "_write", full)
+    assert train(directory) == "failed"
+    message = json.loads((directory / "error.json").read_text())["message"]
+    assert "bytes needed" in message
+    names = [path.name for path in (directory / "checkpoints").iterdir()]
+    assert names == ["step_000005"]
+    assert load_checkpoint(directory / "checkpoints" / "step_000005").step == 5
+
+
+def test_result_holds_what_a_report_needs(make_run, train):
+    directory = make_run("run", "evaluate.repeats=[1, 3]", architecture="universal")
+    assert train(directory) == "done"
+    result = json.loads((directory / "result.json").read_text())
+    assert result["model"]["num_layers"] == 2
+    assert result["model"]["group_size"] == 1
+    depths = [(s["split"], s["repeats"], s["is_default_depth"]) for s in result["scores"]]
+    assert depths == [
+        (split, [number, number], number == 2) for split in ("dev", "test") for number in (2, 1, 3)
+    ]
+    assert all(entry["rows"] == entry["rows_available"] == 8 for entry in result["scores"])
+    assert "eos_oracle_match" in result["scores"][0]["metrics"]
+    predictions = (directory / "predictions.jsonl").read_text().splitlines()
+    assert len(predictions) == 16
+    assert set(json.loads(predictions[0])) >= {"source", "target", "prediction", "correct"}
+    environment = json.loads((directory / "env.json").read_text())
+    assert environment["num_threads"] == 1
+    assert environment["packages"]["torch"] == torch.__version__
+
+
+def test_position_is_all_plain_numbers():
+    """Otherwise ``torch.load(weights_only=True)`` would refuse the state."""
+    assert all(value is None or type(value) in (int, float) for value in vars(Position()).values())

@@ -78,7 +78,7 @@ def _sort_keys(key: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     num_slots = key.shape[0]
     if key.device.type == "cpu":
         key = key.to(torch.int16 if num_experts < 2**15 else torch.int32)
-        if RADIX_SORT_SIZE // 4 <= num_slots < RADIX_SORT_SIZE:
+        if RADIX_SORT_SIZE // 8 <= num_slots < RADIX_SORT_SIZE:
             # The added keys are the largest and come last, so the sort leaves them at the end.
             padding = key.new_full((RADIX_SORT_SIZE - num_slots,), num_experts)
             key = torch.cat((key, padding))

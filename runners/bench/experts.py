@@ -362,7 +362,9 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--sizes", nargs="+", default=None, help=f"some of {', '.join(SIZES)}")
+    parser.add_argument(
+        "--sizes", nargs="+", default=list(DEFAULT_SIZES), help=f"some of {', '.join(SIZES)}"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads within an operation")
     parser.add_argument("--repeats", type=int, default=20, help="timed rounds; medians are shown")
@@ -379,12 +381,12 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
         help="let malloc keep freed buffers, for every competitor alike",
     )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write here")
-    parser.set_defaults(run=_run_with_defaults, command=sys.argv[1:])
+    parser.set_defaults(run=_run_with_defaults)
 
 
 def _run_with_defaults(options: argparse.Namespace) -> int:
-    if options.sizes is None:
-        options.sizes = list(QUICK_SIZES if options.quick else DEFAULT_SIZES)
     if options.quick:
         options.repeats = min(options.repeats, 3)
+        if options.sizes == list(DEFAULT_SIZES):
+            options.sizes = list(QUICK_SIZES)
     return run(options)

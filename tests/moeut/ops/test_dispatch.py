@@ -13,7 +13,7 @@ def test_rows_of_an_expert_are_its_slots_in_ascending_order():
     assert dispatch.num_slots == 6
 
 
-@pytest.mark.parametrize("num_slots", [0, 1, 63, 8191, 8192, 10_000, 32_767, 32_768, 40_001])
+@pytest.mark.parametrize("num_slots", [0, 1, 63, 4095, 4096, 10_000, 32_767, 32_768, 40_001])
 @pytest.mark.parametrize("num_experts", [1, 155, 40_000])
 def test_sorting_is_stable_at_every_size(num_slots, num_experts):
     generator = torch.Generator().manual_seed(num_slots)

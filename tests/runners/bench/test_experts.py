@@ -47,7 +47,7 @@ def test_quick_run_prints_and_writes(tmp_path, capsys):
     assert all(row["forward_backward_ms"] > 0 for row in result["rows"])
     assert result["machine"]["torch"] == torch.__version__
     assert result["machine"]["cpu"]
-    assert result["command"].startswith("python -m runners.bench")
+    assert result["command"].startswith("python -m runners.bench experts --quick --repeats 1")
 
 
 @pytest.mark.parametrize(

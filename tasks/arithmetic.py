@@ -17,9 +17,11 @@ da20530d, "simple arithmetic") counts the digits as a level of their own, so its
 What follows that generator: all expressions of depth 1 are in train, the other training rows are
 spread equally over their depths, an operand is an operation with probability ``branching``, and an
 expression that falls short of its depth becomes one operand of a new operation until it reaches it.
-What differs: no expression is in two splits (upstream removes none), the grown expression may
-stand on either side (``grow_left``), and labels can be balanced. Without balancing 26-30 % of the
-answers modulo 10 are 0, since one zero factor is enough: the majority baseline shows that skew.
+What differs: no expression is in two splits (upstream removes none), each is grown to its own depth
+(upstream to the least of its split, and deeper ones are waited for), the grown one may stand on
+either side (``grow_left``; upstream means to swap, but never does), and labels can be balanced.
+Without balancing 26-30 % of the answers modulo 10 are 0, since one zero factor is enough: the
+majority baseline shows that skew.
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ class Arithmetic(Task):
     iid_rows: int = 1000
     """Rows of iid."""
     valid_rows: int = 1000
-    """Rows of valid_deeper."""
+    """Rows of valid_deeper; 0 leaves the split and valid_depths out."""
     test_rows: int = 1000
     """Rows of deeper."""
     branching: float = 0.2
@@ -122,7 +124,7 @@ class Arithmetic(Task):
     branching_deeper: float = 0.3
     """The same in valid_deeper and deeper."""
     grow_left: float = 0.5
-    """Probability that a grown expression is the left operand; 0 as the published generator."""
+    """Probability that a grown expression is the left operand; the published generator has 0."""
     max_length: int = 50
     """Longest expression in characters."""
     balance: Literal["none", "labels"] = "none"
@@ -140,9 +142,12 @@ class Arithmetic(Task):
         require(self, "operators", bool(known), f"some of {' '.join(OPERATORS)}, without spaces")
         check_range(self, "train_depths", minimum=1)
         require(self, "train_depths", self.train_depths[1] > 1, "[first, last] with last >= 2")
-        check_range(self, "valid_depths", minimum=1, above="train_depths")
-        check_range(self, "test_depths", minimum=1, above="valid_depths")
-        for rows in ("train_rows", "iid_rows", "valid_rows", "test_rows"):
+        require(self, "valid_rows", self.valid_rows >= 0, "at least 0")
+        if self.valid_rows:
+            check_range(self, "valid_depths", minimum=1, above="train_depths")
+        below = "valid_depths" if self.valid_rows else "train_depths"
+        check_range(self, "test_depths", minimum=1, above=below)
+        for rows in ("train_rows", "iid_rows", "test_rows"):
             require(self, rows, getattr(self, rows) >= 1, "at least 1")
         for probability in ("branching", "branching_deeper", "grow_left"):
             require(self, probability, 0 <= getattr(self, probability) <= 1, "from 0 to 1")
@@ -155,7 +160,7 @@ class Arithmetic(Task):
         return "classification" if self.output == "label" else "sequence_to_sequence"
 
     def build_splits(self) -> dict[str, list[Example]]:
-        """Return train, valid_deeper, iid and deeper, no expression in two of them."""
+        """Return train, valid_deeper (if it has rows), iid and deeper, without overlap."""
         above_one = (max(2, self.train_depths[0]), self.train_depths[1])
         taken: set[str] = set()
         drawn = {
@@ -167,6 +172,7 @@ class Arithmetic(Task):
                 ("iid", self.iid_rows, above_one, self.branching),
                 ("deeper", self.test_rows, self.test_depths, self.branching_deeper),
             )
+            if rows
         }
         train = self._all_of_depth_one() if self.train_depths[0] == 1 else []
         train += self._draw(

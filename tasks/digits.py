@@ -101,7 +101,7 @@ class Digits(Task):
     iid_rows: int = 1000
     """Rows of iid."""
     valid_rows: int = 1000
-    """Rows of valid_longer."""
+    """Rows of valid_longer; 0 leaves the split and valid_digits out."""
     test_rows: int = 2000
     """Rows of longer."""
     reverse: bool = False
@@ -114,9 +114,12 @@ class Digits(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "train_digits", minimum=1)
-        check_range(self, "valid_digits", minimum=1, above="train_digits")
-        check_range(self, "test_digits", minimum=1, above="valid_digits")
-        for rows in ("train_rows", "iid_rows", "valid_rows", "test_rows"):
+        require(self, "valid_rows", self.valid_rows >= 0, "at least 0")
+        if self.valid_rows:
+            check_range(self, "valid_digits", minimum=1, above="train_digits")
+        below = "valid_digits" if self.valid_rows else "train_digits"
+        check_range(self, "test_digits", minimum=1, above=below)
+        for rows in ("train_rows", "iid_rows", "test_rows"):
             require(self, rows, getattr(self, rows) >= 1, "at least 1")
 
     def answer(self, left: int, right: int) -> int:
@@ -129,11 +132,14 @@ class Digits(Task):
         return len(str(self.answer(longest, longest)))
 
     def build_splits(self) -> dict[str, list[Example]]:
-        """Return train, valid_longer, iid and longer, no pair of operands in two of them."""
+        """Return train, valid_longer (if it has rows), iid and longer, without overlap."""
         train, iid = self._in_distribution()
-        return {
-            "train": train,
-            "valid_longer": self._longer("valid_longer", self.valid_rows, self.valid_digits),
+        splits = {"train": train}
+        if self.valid_rows:
+            splits["valid_longer"] = self._longer(
+                "valid_longer", self.valid_rows, self.valid_digits
+            )
+        return splits | {
             "iid": iid,
             "longer": self._longer("longer", self.test_rows, self.test_digits),
         }

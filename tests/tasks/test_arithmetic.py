@@ -108,6 +108,14 @@ def test_outputs():
         assert example.target[-1:] == short.target
 
 
+def test_without_a_validation_split_the_test_may_begin_one_deeper_than_train():
+    splits = small(valid_rows=0, test_depths=(6, 7)).splits()
+    assert list(splits) == ["train", "iid", "deeper"]
+    assert {example.difficulty for example in splits["deeper"]} == {6, 7}
+    with pytest.raises(ValueError, match=r"task\.test_depths.*above task\.train_depths"):
+        small(valid_rows=0, test_depths=(5, 7))
+
+
 def test_rows_depend_on_the_seed_and_on_nothing_else():
     assert small().splits() == small().splits()
     assert small().splits()["iid"] != small(seed=1).splits()["iid"]

@@ -101,6 +101,14 @@ def test_distinct_pairs_fill_a_small_range():
     assert all(len(str(left)) == 30 and right < 10 for left, right in many)
 
 
+def test_without_a_validation_split_the_test_may_begin_one_longer_than_train():
+    splits = add(valid_rows=0, test_digits=(4, 5)).splits()
+    assert list(splits) == ["train", "iid", "longer"]
+    assert {example.difficulty for example in splits["longer"]} == {4, 5}
+    with pytest.raises(ValueError, match=r"task\.test_digits.*above task\.train_digits"):
+        add(valid_rows=0, test_digits=(3, 5))
+
+
 def test_rows_depend_on_the_seed_and_the_operation():
     assert add().splits() == add().splits()
     assert add().splits()["longer"] != add(seed=1).splits()["longer"]

@@ -9,50 +9,67 @@ import os
 
 import torch
 
+from moeut.ops.triton_device import why_not
+
 logger = logging.getLogger(__name__)
 
 BACKENDS = {
     "reference": "a loop over experts, differentiated by autograd; slow, any dtype",
     "grouped": "plain PyTorch with a backward of its own; the fast CPU path, works on any device",
-    "triton": "GPU kernels; not available in this build",
+    "triton": "GPU kernels; float32, float16 and bfloat16, NVIDIA from compute capability 8.0 on",
 }
-
-AVAILABLE = ("reference", "grouped")
 
 
 def available_backends() -> tuple[str, ...]:
-    """Return the names that ``resolve_backend`` accepts in this build, besides ``auto``."""
-    return AVAILABLE
+    """Return the names that ``resolve_backend`` accepts on this machine, besides ``auto``."""
+    serves = any(why_not(device) is None for device in ("cpu", "cuda"))
+    return tuple(name for name in BACKENDS if name != "triton" or serves)
 
 
-def resolve_backend(backend: str = "auto", device: torch.device | str = "cpu") -> str:
-    """Return the name of the backend to use on a device.
+def resolve_backend(
+    backend: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> str:
+    """Return the name of the backend to use on a device, for tensors of a dtype.
 
     An argument other than ``auto`` wins over the environment variable ``MOEUT_BACKEND``, which wins
-    over the automatic choice. Raises ValueError for a name that is unknown or not in this build.
+    over the automatic choice. Raises ValueError for a name that is unknown or cannot serve here.
     """
     if backend != "auto":
-        return _check(backend, f"backend={backend!r}")
+        return _check(backend, f"backend={backend!r}", device, dtype)
     from_environment = os.environ.get("MOEUT_BACKEND") or "auto"
     if from_environment != "auto":
-        return _check(from_environment, f"MOEUT_BACKEND={from_environment!r}")
+        return _check(from_environment, f"MOEUT_BACKEND={from_environment!r}", device, dtype)
+    chosen, reason = _choose(torch.device(device), dtype)
     if not torch.compiler.is_compiling():  # logging would break a compiled graph
-        _announce(torch.device(device).type)
-    return "grouped"
+        _announce(torch.device(device).type, chosen, reason)
+    return chosen
 
 
-def _check(name: str, where: str) -> str:
-    if name in AVAILABLE:
-        return name
-    allowed = ", ".join(("auto", *AVAILABLE))
+@functools.cache
+def _choose(device: torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
+    """Return the fastest backend and why it was chosen."""
+    if device.type == "cpu":  # the interpreter of Triton is for tests
+        return "grouped", "the fastest"
+    reason = why_not(device, dtype)
+    return ("triton", "the fastest") if reason is None else ("grouped", reason)
+
+
+def _check(
+    name: str, where: str, device: torch.device | str, dtype: torch.dtype | None
+) -> str:
+    if name == "triton":
+        reason = why_not(device, dtype)
+        if reason is not None:
+            allowed = ", ".join(("auto", *(one for one in BACKENDS if one != name)))
+            raise ValueError(f"{where}: cannot serve, {reason}; expected one of {allowed}")
     if name in BACKENDS:
-        raise ValueError(f"{where}: not available in this build; expected one of {allowed}")
-    nearest = difflib.get_close_matches(name, ("auto", *AVAILABLE), n=1)
+        return name
+    allowed = ("auto", *BACKENDS)
+    nearest = difflib.get_close_matches(name, allowed, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"{where}: expected one of {allowed}{hint}")
+    raise ValueError(f"{where}: expected one of {', '.join(allowed)}{hint}")
 
 
-@functools.cache  # one log line per device type
-def _announce(device_type: str) -> None:
-    reason = "the fastest" if device_type == "cpu" else "this build has no kernels for it"
-    logger.info("expert backend on %s: grouped (%s)", device_type, reason)
+@functools.cache  # one log line per device type and choice
+def _announce(device_type: str, chosen: str, reason: str) -> None:
+    logger.info("expert backend on %s: %s (%s)", device_type, chosen, reason)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moeut.ops.backend import resolve_backend
+
 RADIX_SORT_SIZE = 32768
 """PyTorch sorts integers on the CPU by radix from this size on, about ten times faster."""
 
@@ -36,19 +38,28 @@ class Dispatch:
     num_experts: int
     """E."""
 
+    tiles: Tensor | None = None
+    """(2, max_tiles) expert and first sorted row of each tile of the Triton kernels."""
+
+    tile_rows: int = 0
+    """Sorted rows of a full tile."""
+
     @property
     def num_slots(self) -> int:
         """Return S, slots without an expert included."""
         return self.expert_index.shape[0]
 
     @classmethod
-    def from_indices(cls, expert_index: Tensor, num_experts: int) -> Dispatch:
+    def from_indices(
+        cls, expert_index: Tensor, num_experts: int, *, backend: str = "auto"
+    ) -> Dispatch:
         """Sort the slots of a routing decision by expert.
 
         ``expert_index`` is integer of any shape, with values in [-1, num_experts), flattened to S
         slots; -1 marks a slot without an expert (padding, a halted token, a dropped expert). Raises
         ValueError for another dtype or ``num_experts < 1``; on the CPU also for a value out of
         range. On other devices values are not looked at, because that would wait for the device.
+        Every backend can use the dispatch that any other has sorted.
         """
         if num_experts < 1:
             raise ValueError(f"num_experts={num_experts}: expected at least 1")
@@ -64,6 +75,13 @@ class Dispatch:
                     f"expert_index has values from {low} to {high}: expected -1 (no expert) to "
                     f"{num_experts - 1} (num_experts={num_experts})"
                 )
+        if resolve_backend(backend, flat.device) == "triton":
+            from moeut.ops import triton_dispatch  # imports Triton, which may not be installed
+
+            tile_rows = triton_dispatch.choose_tile_rows(flat.shape[0], num_experts)
+            sorted_slots = triton_dispatch.dispatch(flat, num_experts, tile_rows)
+            order, counts, offsets, tiles = sorted_slots
+            return cls(flat, order, counts, offsets, num_experts, tiles, tile_rows)
         # No expert sorts behind every expert, so that routed rows are one prefix of the order.
         key = torch.where(flat < 0, num_experts, flat)
         sorted_key, order = _sort_keys(key, num_experts)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from moeut.ops import grouped, reference
 from moeut.ops.backend import resolve_backend
@@ -11,7 +14,6 @@ from moeut.ops.dispatch import Dispatch
 
 ACTIVATIONS = ("relu",)
 
-_IMPLEMENTATIONS = {"reference": reference, "grouped": grouped}
 
 
 def expert_linear(
@@ -48,8 +50,7 @@ def expert_linear(
     _check_shape("bias", bias, (experts, width_out))
     gate = _flatten_gate(gate, dispatch)
     dtype = _check_dtypes(x, dispatch, weight=weight, bias=bias, gate=gate)
-    implementation = _IMPLEMENTATIONS[resolve_backend(backend, x.device.type)]
-    return implementation.expert_linear(
+    return _implementation(resolve_backend(backend, x.device, dtype)).expert_linear(
         x.to(dtype),
         weight.to(dtype),
         dispatch,
@@ -71,6 +72,7 @@ def expert_mlp(
     bias_down: Tensor | None = None,
     backend: str = "auto",
     activation: str = "relu",
+    recompute: bool = False,
 ) -> Tensor:
     """Apply the MLPs of each token's experts and sum them, as σ-MoE does (arXiv 2310.10837).
 
@@ -82,7 +84,7 @@ def expert_mlp(
                  gate[s] * (relu(x[t] @ w_up[e] + bias_up[e]) @ w_down[e] + bias_down[e])
 
     One differentiable operation: kept for backward are the inputs and the hidden activations
-    (S, F). Slots without an expert, dtypes and errors are as in ``expert_linear``;
+    (S, F), which ``recompute`` computes again instead of keeping them. Slots without an expert, dtypes and errors are as in ``expert_linear``;
     ``activation`` is ``relu``.
     """
     if activation not in ACTIVATIONS:
@@ -103,8 +105,7 @@ def expert_mlp(
     dtype = _check_dtypes(
         x, dispatch, w_up=w_up, w_down=w_down, bias_up=bias_up, bias_down=bias_down, gate=gate
     )
-    implementation = _IMPLEMENTATIONS[resolve_backend(backend, x.device.type)]
-    return implementation.expert_mlp(
+    arguments = (
         x.to(dtype),
         w_up.to(dtype),
         w_down.to(dtype),
@@ -113,6 +114,21 @@ def expert_mlp(
         _to(bias_up, dtype),
         _to(bias_down, dtype),
     )
+    name = resolve_backend(backend, x.device, dtype)
+    compute = _implementation(name).expert_mlp
+    if not recompute:
+        return compute(*arguments)
+    if name == "triton":
+        return compute(*arguments, recompute=True)
+    return checkpoint(compute, *arguments, use_reentrant=False)
+
+
+def _implementation(name: str) -> Any:
+    if name == "triton":
+        from moeut.ops import triton_experts  # imports Triton, which may not be installed
+
+        return triton_experts
+    return {"reference": reference, "grouped": grouped}[name]
 
 
 def _check_slots(name: str, value: int, dispatch: Dispatch) -> None:

@@ -1,0 +1,61 @@
+"""Say where Triton kernels can run, and make a tensor's device the one that they run on.
+
+Imports Triton only when asked whether it is there, so that the package works without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+MIN_CAPABILITY = (8, 0)
+"""Compute capability from which on Triton multiplies bfloat16, and float16 correctly."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def is_interpreted() -> bool:
+    """Return whether Triton's interpreter is on, which runs kernels on the CPU, slowly."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Return whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_not(device: torch.device | str, dtype: torch.dtype | None = None) -> str | None:
+    """Return why Triton kernels cannot serve a device and dtype; None where they can."""
+    if not has_triton():
+        return "Triton is not installed"
+    device = torch.device(device)
+    if device.type == "cpu" and not is_interpreted():
+        return "Triton needs a CUDA device, or TRITON_INTERPRET=1 to run on a CPU"
+    if device.type not in ("cpu", "cuda"):
+        return f"the kernels are made for CUDA devices, not {device.type}"
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return "no CUDA device is available"
+        if _capability(device.index) < MIN_CAPABILITY:
+            return "the GPU's compute capability is below 8.0"
+    if dtype is not None and dtype not in DTYPES:
+        return f"the kernels compute in float32, float16 and bfloat16, not {dtype}"
+    return None
+
+
+@functools.cache
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Make the tensor's CUDA device current: Triton launches on the current one."""
+    if tensor.device.type == "cuda":
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()

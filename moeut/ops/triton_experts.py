@@ -1,0 +1,375 @@
+"""Compute the expert operations by Triton kernels, forward and backward, on a GPU.
+
+Shapes: T tokens, S slots, E experts, D model width, F expert width.
+
+* Rows are gathered by the product that reads them; bias, ReLU and gate are its epilogue.
+* A sum over slots is taken by a second kernel, in the order of slots, and never by atomics, over
+  slabs of columns: outputs of all slots (S, D) never exist at once where that would be large.
+* The MLP's backward takes one product, grad @ w_downᵀ, to dz, the gated hidden activations and the
+  gates' gradients at once. Kept are the inputs, the routing and the hidden activations (S, F), or
+  without the latter if they are to be computed again.
+
+Two runs give the same bits. Nothing waits for the device, so a CUDA graph can capture it all.
+Registered through ``torch.library``, so that ``torch.compile`` sees no graph break; differentiable
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from moeut.ops.dispatch import Dispatch
+from moeut.ops.triton_dispatch import choose_tile_rows, make_tiles
+from moeut.ops.triton_launch import RowProduct, Rows, Routing, weight_gradient
+
+
+def expert_linear(
+    x: Tensor,
+    weight: Tensor,
+    dispatch: Dispatch,
+    slots_per_input: int,
+    slots_per_output: int,
+    gate: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """Sum gated per-expert linear maps of the slots; see ``moeut.ops.expert_linear``."""
+    routing = (dispatch.order, dispatch.offsets, *tiles_of(dispatch))
+    return _linear(x, weight, *routing, gate, bias, slots_per_input, slots_per_output)
+
+
+def expert_mlp(
+    x: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    dispatch: Dispatch,
+    gate: Tensor | None,
+    bias_up: Tensor | None,
+    bias_down: Tensor | None,
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """Apply the whole expert MLP; see ``moeut.ops.expert_mlp``."""
+    inputs = (x, w_up, w_down, gate, bias_up, bias_down)
+    keep_hidden = not recompute and (
+        torch.is_grad_enabled()
+        and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    )
+    routing = (dispatch.order, dispatch.offsets, *tiles_of(dispatch))
+    out, _hidden = _mlp(x, w_up, w_down, *routing, gate, bias_up, bias_down, keep_hidden)
+    return out
+
+
+def tiles_of(dispatch: Dispatch) -> tuple[Tensor, int]:
+    """Return the tiles of a dispatch and their rows, made here where it came without."""
+    if dispatch.tiles is not None:
+        return dispatch.tiles, dispatch.tile_rows
+    tile_rows = choose_tile_rows(dispatch.num_slots, dispatch.num_experts)
+    return make_tiles(dispatch.offsets, dispatch.num_slots, tile_rows), tile_rows
+
+
+@torch.library.custom_op("moeut::triton_linear", mutates_args=())
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    tile_rows: int,
+    gate: Tensor | None,
+    bias: Tensor | None,
+    slots_per_input: int,
+    slots_per_output: int,
+) -> Tensor:
+    x, weight, gate, bias = _contiguous(x, weight, gate, bias)
+    return (
+        RowProduct(
+            routing=Routing(order, offsets, tiles, tile_rows),
+            inputs=Rows(x, slots_per_input),
+            weight=weight,
+            slots_per_output=slots_per_output,
+            gate=gate,
+            bias=bias,
+        )
+        .compute()
+        .output
+    )
+
+
+@_linear.register_fake
+def _(
+    x,
+    weight,
+    order,
+    offsets,
+    tiles,
+    tile_rows,
+    gate,
+    bias,
+    slots_per_input,
+    slots_per_output,
+):
+    return x.new_empty(order.shape[0] // slots_per_output, weight.shape[2])
+
+
+@torch.library.custom_op("moeut::triton_linear_backward", mutates_args=())
+def _linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    tile_rows: int,
+    gate: Tensor | None,
+    bias: Tensor | None,
+    slots_per_input: int,
+    slots_per_output: int,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight, gate and bias; those not in ``needs`` are empty."""
+    need_x, need_weight, need_gate, need_bias = needs
+    grad, x, weight, gate, bias = _contiguous(grad, x, weight, gate, bias)
+    routing = Routing(order, offsets, tiles, tile_rows)
+    d_x = d_weight = d_gate = d_bias = x.new_empty(0)
+    if need_x or need_gate:
+        d_x, _, d_gate = RowProduct(
+            routing=routing,
+            inputs=Rows(grad, slots_per_output),
+            weight=weight,
+            transposed=True,
+            slots_per_output=slots_per_input,
+            epilogue="gate_gradient" if need_gate else "linear",
+            gate=gate,
+            bias=bias if need_gate else None,
+            partner=Rows(x, slots_per_input),
+            needs_output=need_x,
+        ).compute()
+    if need_weight or need_bias:
+        d_weight, d_bias = weight_gradient(
+            routing, Rows(x, slots_per_input), Rows(grad, slots_per_output), gate=gate,
+            has_bias=need_bias,
+        )  # fmt: skip
+    return _only_needed((d_x, d_weight, d_gate, d_bias), needs)
+
+
+@_linear_backward.register_fake
+def _(
+    grad,
+    x,
+    weight,
+    order,
+    offsets,
+    tiles,
+    tile_rows,
+    gate,
+    bias,
+    slots_per_input,
+    slots_per_output,
+    needs,
+):
+    return _fake_gradients((x, weight, gate, bias), needs)
+
+
+def _linear_setup_context(ctx, inputs, output):
+    *tensors, tile_rows, gate, bias, slots_per_input, slots_per_output = inputs
+    ctx.save_for_backward(*tensors, gate, bias)
+    ctx.options = (tile_rows, slots_per_input, slots_per_output)
+
+
+def _linear_autograd(ctx, grad):
+    *tensors, gate, bias = ctx.saved_tensors
+    tile_rows, *slots = ctx.options
+    needs = [ctx.needs_input_grad[position] for position in (0, 1, 6, 7)]
+    gradients = _linear_backward(grad, *tensors, tile_rows, gate, bias, *slots, needs)
+    d_x, d_weight, d_gate, d_bias = _drop_unneeded(gradients, needs)
+    return d_x, d_weight, None, None, None, None, d_gate, d_bias, None, None
+
+
+_linear.register_autograd(_linear_autograd, setup_context=_linear_setup_context)
+
+
+@torch.library.custom_op("moeut::triton_mlp", mutates_args=())
+def _mlp(
+    x: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    tile_rows: int,
+    gate: Tensor | None,
+    bias_up: Tensor | None,
+    bias_down: Tensor | None,
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the output (T, D) and the hidden activations (S, F) in sorted order."""
+    x, w_up, w_down, gate, bias_up, bias_down = _contiguous(
+        x, w_up, w_down, gate, bias_up, bias_down
+    )
+    routing = Routing(order, offsets, tiles, tile_rows)
+    top_k = routing.num_slots // max(x.shape[0], 1)
+    hidden = _hidden(x, w_up, bias_up, routing, top_k)
+    product = RowProduct(
+        routing=routing,
+        inputs=Rows(hidden),
+        weight=w_down,
+        slots_per_output=top_k,
+        gate=gate,
+        bias=bias_down,
+    ).compute()
+    out = product.output if routing.num_slots else torch.zeros_like(x)
+    return out, hidden if keep_hidden else x.new_empty(0, w_up.shape[2])
+
+
+def _hidden(
+    x: Tensor, w_up: Tensor, bias_up: Tensor | None, routing: Routing, top_k: int
+) -> Tensor:
+    return (
+        RowProduct(
+            routing=routing, inputs=Rows(x, top_k), weight=w_up, epilogue="relu", bias=bias_up
+        )
+        .compute()
+        .output
+    )
+
+
+@_mlp.register_fake
+def _(
+    x,
+    w_up,
+    w_down,
+    order,
+    offsets,
+    tiles,
+    tile_rows,
+    gate,
+    bias_up,
+    bias_down,
+    keep_hidden,
+):
+    num_rows = order.shape[0] if keep_hidden else 0
+    return x.new_empty(x.shape), x.new_empty(num_rows, w_up.shape[2])
+
+
+@torch.library.custom_op("moeut::triton_mlp_backward", mutates_args=())
+def _mlp_backward(
+    grad: Tensor,
+    x: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    tile_rows: int,
+    gate: Tensor | None,
+    bias_up: Tensor | None,
+    bias_down: Tensor | None,
+    hidden: Tensor,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, w_up, w_down, gate, bias_up, bias_down; others are empty."""
+    need_x, need_up, need_down, need_gate, need_bias_up, need_bias_down = needs
+    grad, x, w_up, w_down, gate, bias_up, bias_down = _contiguous(
+        grad, x, w_up, w_down, gate, bias_up, bias_down
+    )
+    routing = Routing(order, offsets, tiles, tile_rows)
+    top_k = routing.num_slots // max(x.shape[0], 1)
+    if hidden.shape[0] != routing.num_slots:
+        hidden = _hidden(x, w_up, bias_up, routing, top_k)
+    d_hidden, gated, d_gate = RowProduct(
+        routing=routing,
+        inputs=Rows(grad, top_k),
+        weight=w_down,
+        transposed=True,
+        epilogue="relu_gradient",
+        gate=gate,
+        bias=bias_down if gate is not None else None,
+        partner=Rows(hidden),
+    ).compute()
+    if gate is None:
+        gated = hidden
+    d_x = d_up = d_down = d_bias_up = d_bias_down = x.new_empty(0)
+    if need_down or need_bias_down:
+        d_down, d_bias_down = weight_gradient(
+            routing, Rows(gated), Rows(grad, top_k), gate=gate, gates_product=False,
+            has_bias=need_bias_down,
+        )  # fmt: skip
+    del gated
+    if need_up or need_bias_up:
+        d_up, d_bias_up = weight_gradient(
+            routing, Rows(x, top_k), Rows(d_hidden), has_bias=need_bias_up
+        )
+    if need_x:
+        product = RowProduct(
+            routing=routing,
+            inputs=Rows(d_hidden),
+            weight=w_up,
+            transposed=True,
+            slots_per_output=top_k,
+        ).compute()
+        d_x = product.output if routing.num_slots else torch.zeros_like(x)
+    return _only_needed((d_x, d_up, d_down, d_gate, d_bias_up, d_bias_down), needs)
+
+
+@_mlp_backward.register_fake
+def _(
+    grad,
+    x,
+    w_up,
+    w_down,
+    order,
+    offsets,
+    tiles,
+    tile_rows,
+    gate,
+    bias_up,
+    bias_down,
+    hidden,
+    needs,
+):
+    return _fake_gradients((x, w_up, w_down, gate, bias_up, bias_down), needs)
+
+
+def _mlp_setup_context(ctx, inputs, output):
+    *tensors, tile_rows, gate, bias_up, bias_down, _keep_hidden = inputs
+    _out, hidden = output
+    ctx.save_for_backward(*tensors, gate, bias_up, bias_down, hidden)
+    ctx.tile_rows = tile_rows
+
+
+def _mlp_autograd(ctx, grad, _grad_hidden):
+    *tensors, gate, bias_up, bias_down, hidden = ctx.saved_tensors
+    needs = [ctx.needs_input_grad[position] for position in (0, 1, 2, 7, 8, 9)]
+    gradients = _mlp_backward(
+        grad, *tensors, ctx.tile_rows, gate, bias_up, bias_down, hidden, needs
+    )
+    d_x, d_up, d_down, d_gate, d_bias_up, d_bias_down = _drop_unneeded(gradients, needs)
+    return d_x, d_up, d_down, *(None,) * 4, d_gate, d_bias_up, d_bias_down, None
+
+
+_mlp.register_autograd(_mlp_autograd, setup_context=_mlp_setup_context)
+
+
+def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+
+
+def _only_needed(gradients: tuple[Tensor, ...], needs: list[bool]) -> tuple[Tensor, ...]:
+    """Replace the gradients that are not needed by empty tensors, as the fakes promise."""
+    pairs = zip(gradients, needs, strict=True)
+    return tuple(gradient if need else gradient.new_empty(0) for gradient, need in pairs)
+
+
+def _fake_gradients(inputs: tuple[Tensor, ...], needs: list[bool]) -> tuple[Tensor, ...]:
+    x = inputs[0]
+    return tuple(
+        x.new_empty(tensor.shape) if need else x.new_empty(0)
+        for tensor, need in zip(inputs, needs, strict=True)
+    )
+
+
+def _drop_unneeded(gradients: tuple[Tensor, ...], needs: list[bool]) -> Iterator[Tensor | None]:
+    return (g if need else None for g, need in zip(gradients, needs, strict=True))

@@ -1,0 +1,283 @@
+"""Triton kernels of the expert operations: products of routed rows, weight gradients, row sums.
+
+Shapes: S slots, E experts; R sorted rows, of which ``offsets[e]:offsets[e + 1]`` belong to expert e
+and those behind ``offsets[E]`` to no expert. A *tile* is up to ``TILE_ROWS`` sorted rows of one
+expert; ``tiles`` (2, max_tiles) holds the expert and the first row of each. Its expert is E for rows
+without an expert, which are written as zeros, and -1 behind the last tile.
+
+All tensors are contiguous and all widths are compile-time constants: a width of 412 then still
+gives vector loads, which it does not as an argument. Addresses are computed in 64 bits where rows
+enter. Rows behind the end of a tile repeat a row that exists and are not stored, so that loads need
+no row mask; where rows are summed they are masked in both factors, as 0 times NaN is NaN.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(
+    do_not_specialize=[
+        "num_slots",
+        "num_experts",
+        "max_tiles",
+        "first_column_tile",
+        "num_column_tiles",
+    ]
+)
+def row_product_kernel(
+    input_ptr,
+    weight_ptr,
+    output_ptr,
+    gated_ptr,
+    partner_ptr,
+    gate_ptr,
+    bias_ptr,
+    gate_gradient_ptr,
+    order_ptr,
+    offsets_ptr,
+    tiles_ptr,
+    num_slots,
+    num_experts,
+    max_tiles,
+    first_column_tile,
+    num_column_tiles,
+    WIDTH_IN: tl.constexpr,
+    WIDTH_OUT: tl.constexpr,
+    OUTPUT_STRIDE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    SLOTS_PER_INPUT: tl.constexpr,
+    SLOTS_PER_PARTNER: tl.constexpr,
+    BY_SLOT: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    STORES_OUTPUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """Multiply each routed row by its expert's matrix: p[r] = input[r] @ weight[expert[r]].
+
+    Input and partner rows are gathered (slot // SLOTS_PER_*) or, where that is 0, in sorted order.
+    The weight is (E, WIDTH_IN, WIDTH_OUT), or (E, WIDTH_OUT, WIDTH_IN) where TRANSPOSED. Output
+    rows are stored by slot or in sorted order. EPILOGUE:
+
+    * "linear": gate · (p + bias)
+    * "relu": relu(p + bias)
+    * "gate_gradient": gate · p, and gate_gradient = <p, partner> + <input, bias>
+    * "relu_gradient": gate · p where partner > 0, gated = gate · partner, and gate_gradient
+
+    Gate gradients are partial sums, one row of S for each column tile.
+    """
+    tile = tl.program_id(0) // num_column_tiles
+    column_tile = first_column_tile + tl.program_id(0) % num_column_tiles
+    expert = tl.load(tiles_ptr + tile)
+    if expert < 0:
+        return
+    first_row = tl.load(tiles_ptr + max_tiles + tile)
+    end_row = num_slots.to(tl.int64)
+    if expert < num_experts:
+        end_row = tl.load(offsets_ptr + expert + 1)
+    rows = first_row + tl.arange(0, TILE_ROWS)
+    in_tile = rows < end_row
+    rows = tl.where(in_tile, rows, first_row)
+    slots = tl.load(order_ptr + rows)
+    columns = column_tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    in_width = columns < WIDTH_OUT
+    stored = in_tile[:, None] & in_width[None, :]
+    output_rows = slots if BY_SLOT else rows
+    # Columns are counted from the first that this launch computes.
+    output_offsets = output_rows[:, None] * OUTPUT_STRIDE + (
+        columns - first_column_tile * BLOCK_OUT
+    )
+    gradient_ptrs = gate_gradient_ptr + column_tile.to(tl.int64) * num_slots + slots
+
+    if expert == num_experts:
+        zeros = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=output_ptr.dtype.element_ty)
+        if STORES_OUTPUT:
+            tl.store(output_ptr + output_offsets, zeros, mask=stored)
+        if EPILOGUE == "relu_gradient" and HAS_GATE:
+            tl.store(gated_ptr + output_offsets, zeros, mask=stored)
+        if (EPILOGUE == "relu_gradient" and HAS_GATE) or EPILOGUE == "gate_gradient":
+            tl.store(gradient_ptrs, tl.zeros((TILE_ROWS,), dtype=tl.float32), mask=in_tile)
+        return
+
+    input_rows = slots // SLOTS_PER_INPUT if SLOTS_PER_INPUT > 0 else rows
+    inner = tl.arange(0, BLOCK_IN)
+    input_ptrs = input_ptr + input_rows[:, None] * WIDTH_IN + inner[None, :]
+    if TRANSPOSED:
+        weight_ptrs = weight_ptr + expert * WIDTH_IN * WIDTH_OUT + (
+            columns[None, :] * WIDTH_IN + inner[:, None]
+        )
+    else:
+        weight_ptrs = weight_ptr + expert * WIDTH_IN * WIDTH_OUT + (
+            inner[:, None] * WIDTH_OUT + columns[None, :]
+        )
+    product = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=tl.float32)
+    gradient = tl.zeros((TILE_ROWS,), dtype=tl.float32)
+    for start in range(0, WIDTH_IN, BLOCK_IN):
+        if WIDTH_IN % BLOCK_IN == 0:
+            values = tl.load(input_ptrs)
+            if WIDTH_OUT % BLOCK_OUT == 0:
+                weights = tl.load(weight_ptrs)
+            else:
+                weights = tl.load(weight_ptrs, mask=in_width[None, :], other=0.0)
+        else:
+            in_inner = start + inner < WIDTH_IN
+            values = tl.load(input_ptrs, mask=in_inner[None, :], other=0.0)
+            weights = tl.load(weight_ptrs, mask=in_inner[:, None] & in_width[None, :], other=0.0)
+        product = tl.dot(values, weights, product, input_precision=PRECISION)
+        if HAS_BIAS and (EPILOGUE == "gate_gradient" or EPILOGUE == "relu_gradient"):
+            # The bias of the product that this one is the gradient of.
+            bias_ptrs = bias_ptr + expert * WIDTH_IN + start + inner
+            bias = tl.load(bias_ptrs, mask=start + inner < WIDTH_IN, other=0.0).to(tl.float32)
+            gradient += tl.sum(values.to(tl.float32) * bias[None, :], 1)
+        input_ptrs += BLOCK_IN
+        weight_ptrs += BLOCK_IN if TRANSPOSED else BLOCK_IN * WIDTH_OUT
+
+    if HAS_GATE:
+        gate = tl.load(gate_ptr + slots).to(tl.float32)[:, None]
+    if EPILOGUE == "linear" or EPILOGUE == "relu":
+        if HAS_BIAS:
+            bias_ptrs = bias_ptr + expert * WIDTH_OUT + columns
+            product += tl.load(bias_ptrs, mask=in_width, other=0.0).to(tl.float32)[None, :]
+        if EPILOGUE == "relu":
+            # A comparison and not a maximum, which would turn NaN into 0.
+            product = tl.where(product < 0.0, 0.0, product)
+    else:
+        if EPILOGUE == "relu_gradient" or EPILOGUE == "gate_gradient":
+            partner_rows = slots // SLOTS_PER_PARTNER if SLOTS_PER_PARTNER > 0 else rows
+            partner_ptrs = partner_ptr + partner_rows[:, None] * WIDTH_OUT + columns[None, :]
+            partner = tl.load(partner_ptrs, mask=in_width[None, :], other=0.0).to(tl.float32)
+        if HAS_GATE:
+            # The bias belongs to every column, so that its part is counted in one tile alone.
+            gradient = tl.where(column_tile == 0, gradient, 0.0)
+            gradient += tl.sum(product * partner, 1)
+            tl.store(gradient_ptrs, gradient, mask=in_tile)
+            if EPILOGUE == "relu_gradient":
+                gated = (partner * gate).to(gated_ptr.dtype.element_ty)
+                tl.store(gated_ptr + output_offsets, gated, mask=stored)
+        if EPILOGUE == "relu_gradient":
+            product = tl.where(partner > 0.0, product, 0.0)
+    if STORES_OUTPUT:
+        if HAS_GATE:
+            product *= gate
+        tl.store(output_ptr + output_offsets, product.to(output_ptr.dtype.element_ty), mask=stored)
+
+
+@triton.jit(do_not_specialize=["num_experts"])
+def weight_gradient_kernel(
+    left_ptr,
+    right_ptr,
+    gradient_ptr,
+    bias_gradient_ptr,
+    gate_ptr,
+    order_ptr,
+    offsets_ptr,
+    num_experts,
+    WIDTH_LEFT: tl.constexpr,
+    WIDTH_RIGHT: tl.constexpr,
+    SLOTS_PER_LEFT: tl.constexpr,
+    SLOTS_PER_RIGHT: tl.constexpr,
+    GATES_PRODUCT: tl.constexpr,
+    GATES_BIAS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_LEFT: tl.constexpr,
+    BLOCK_RIGHT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """Sum outer products over the rows of each expert: Σ_r left[r]ᵀ (gate[r] · right[r]).
+
+    The gradient is (NUM_PARTS, E, WIDTH_LEFT, WIDTH_RIGHT): with few experts their rows are cut in
+    parts that are added later. The bias gradient (NUM_PARTS, E, WIDTH_RIGHT) is Σ_r gate[r] ·
+    right[r]. Every element is written by one program, in a fixed order of rows.
+    """
+    left_tiles: tl.constexpr = (WIDTH_LEFT + BLOCK_LEFT - 1) // BLOCK_LEFT
+    right_tiles: tl.constexpr = (WIDTH_RIGHT + BLOCK_RIGHT - 1) // BLOCK_RIGHT
+    block = tl.program_id(0)
+    left_tile = block // right_tiles % left_tiles
+    right_tile = block % right_tiles
+    part_of_expert = block // (left_tiles * right_tiles)
+    expert = part_of_expert // NUM_PARTS
+    part = part_of_expert % NUM_PARTS
+    start = tl.load(offsets_ptr + expert)
+    end = tl.load(offsets_ptr + expert + 1)
+    if NUM_PARTS > 1:
+        blocks_per_part = tl.cdiv(end - start, NUM_PARTS * BLOCK_ROWS)
+        start += part * blocks_per_part * BLOCK_ROWS
+        end = tl.minimum(end, start + blocks_per_part * BLOCK_ROWS)
+    left_columns = left_tile * BLOCK_LEFT + tl.arange(0, BLOCK_LEFT)
+    right_columns = right_tile * BLOCK_RIGHT + tl.arange(0, BLOCK_RIGHT)
+    in_left = left_columns < WIDTH_LEFT
+    in_right = right_columns < WIDTH_RIGHT
+    total = tl.zeros((BLOCK_LEFT, BLOCK_RIGHT), dtype=tl.float32)
+    bias_total = tl.zeros((BLOCK_RIGHT,), dtype=tl.float32)
+    for first_row in range(0, (end - start).to(tl.int32), BLOCK_ROWS):
+        rows = start + first_row + tl.arange(0, BLOCK_ROWS)
+        in_expert = rows < end
+        slots = tl.load(order_ptr + rows, mask=in_expert, other=0)
+        left_rows = slots // SLOTS_PER_LEFT if SLOTS_PER_LEFT > 0 else rows
+        right_rows = slots // SLOTS_PER_RIGHT if SLOTS_PER_RIGHT > 0 else rows
+        left_ptrs = left_ptr + left_rows[:, None] * WIDTH_LEFT + left_columns[None, :]
+        right_ptrs = right_ptr + right_rows[:, None] * WIDTH_RIGHT + right_columns[None, :]
+        if WIDTH_LEFT % BLOCK_LEFT == 0:
+            left = tl.load(left_ptrs, mask=in_expert[:, None], other=0.0)
+        else:
+            left = tl.load(left_ptrs, mask=in_expert[:, None] & in_left[None, :], other=0.0)
+        if WIDTH_RIGHT % BLOCK_RIGHT == 0:
+            right = tl.load(right_ptrs, mask=in_expert[:, None], other=0.0)
+        else:
+            right = tl.load(right_ptrs, mask=in_expert[:, None] & in_right[None, :], other=0.0)
+        if GATES_PRODUCT or GATES_BIAS:
+            gate = tl.load(gate_ptr + slots, mask=in_expert, other=0.0).to(tl.float32)
+            gated = right.to(tl.float32) * gate[:, None]
+        if HAS_BIAS:
+            bias_total += tl.sum(gated if GATES_BIAS else right.to(tl.float32), 0)
+        if GATES_PRODUCT:
+            right = gated.to(right_ptr.dtype.element_ty)
+        total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
+    first_element = (part * num_experts + expert).to(tl.int64) * WIDTH_LEFT * WIDTH_RIGHT
+    gradient_ptrs = gradient_ptr + first_element + (
+        left_columns[:, None] * WIDTH_RIGHT + right_columns[None, :]
+    )
+    total = total.to(gradient_ptr.dtype.element_ty)
+    tl.store(gradient_ptrs, total, mask=in_left[:, None] & in_right[None, :])
+    if HAS_BIAS:
+        if left_tile == 0:
+            bias_ptrs = bias_gradient_ptr + (part * num_experts + expert) * WIDTH_RIGHT
+            bias_total = bias_total.to(bias_gradient_ptr.dtype.element_ty)
+            tl.store(bias_ptrs + right_columns, bias_total, mask=in_right)
+
+
+@triton.jit(do_not_specialize=["num_rows", "first_column"])
+def row_sum_kernel(
+    input_ptr,
+    output_ptr,
+    num_rows,
+    first_column,
+    WIDTH: tl.constexpr,
+    OUTPUT_STRIDE: tl.constexpr,
+    SLOTS_PER_OUTPUT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Sum each SLOTS_PER_OUTPUT consecutive rows of (rows, WIDTH), in float32 and in their order.
+
+    Written to columns ``first_column:first_column + WIDTH`` of the output.
+    """
+    column_tiles: tl.constexpr = (WIDTH + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
+    rows = (tl.program_id(0) // column_tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.program_id(0) % column_tiles * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    mask = (rows < num_rows)[:, None] & (columns < WIDTH)[None, :]
+    input_ptrs = input_ptr + rows[:, None] * (SLOTS_PER_OUTPUT * WIDTH) + columns[None, :]
+    total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    for _ in range(SLOTS_PER_OUTPUT):
+        total += tl.load(input_ptrs, mask=mask, other=0.0).to(tl.float32)
+        input_ptrs += WIDTH
+    output_ptrs = output_ptr + rows[:, None] * OUTPUT_STRIDE + first_column + columns[None, :]
+    tl.store(output_ptrs, total.to(output_ptr.dtype.element_ty), mask=mask)

@@ -1,0 +1,256 @@
+"""Compile the Triton kernels ahead of time, without a GPU, and read the machine code.
+
+For every kernel that a use launches, at a size and for a compute capability: registers and spills
+of a thread, shared memory of a block, warps, tensor-core instructions, and the bytes that one
+instruction loads from device memory (16 is best; 2 means scalar loads of bfloat16).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from moeut.ops.triton_device import has_triton, is_interpreted
+from runners.bench.sizes import DTYPES, SIZES, HeadSize, MlpSize, check_sizes
+from runners.bench.timing import write_json
+
+DEFAULT_SIZES = (
+    *("mlp-44m-64k", "value-44m-64k", "output-44m-64k"),
+    *("mlp-244m-64k", "value-244m-64k", "output-244m-64k"),
+)
+TYPE_NAMES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Hold one launch of a kernel: its arguments by name and its constants and options."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """Return the kernel's name, and its epilogue where it has one."""
+        name = self.kernel.__name__.removesuffix("_kernel")
+        epilogue = self.constants.get("EPILOGUE")
+        return f"{name}, {epilogue}" if epilogue else name
+
+
+class _Recorder:
+    """Stand in for a kernel and keep its launches instead of running them."""
+
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self._launch
+
+    def _launch(self, *positional: Any, **keywords: Any) -> None:
+        options = {name: keywords.pop(name) for name in ("num_warps", "num_stages") if name in keywords}
+        arguments = dict(zip(self.kernel.arg_names, positional, strict=False)) | keywords
+        constants = {
+            parameter.name: arguments.pop(parameter.name)
+            for parameter in self.kernel.params
+            if parameter.is_constexpr
+        }
+        self.launches.append(Launch(self.kernel, arguments, constants, options))
+
+
+def record_launches(size: MlpSize | HeadSize, dtype: torch.dtype) -> list[Launch]:
+    """Return what forward and backward of a use launch at its widths, on a few rows."""
+    from moeut.ops import triton_dispatch, triton_experts, triton_launch
+
+    launches: list[Launch] = []
+    tile_rows = triton_dispatch.choose_tile_rows(size.num_slots, size.total_experts)
+    with mock.patch.multiple(
+        triton_launch,
+        **{
+            name: _Recorder(getattr(triton_launch, name), launches)
+            for name in ("row_product_kernel", "row_sum_kernel", "weight_gradient_kernel")
+        },
+    ):
+        index = torch.zeros(size.slots_per_token, dtype=torch.int64)
+        empty = torch.empty(2, 2, dtype=torch.int64)
+        routing = (index, torch.zeros(3, dtype=torch.int64), empty, tile_rows)
+        gate = torch.zeros(size.slots_per_token, dtype=dtype)
+        for name, arguments in _calls(size, routing, gate, dtype):
+            getattr(triton_experts, name)._init_fn(*arguments)
+    unique = {(one.name, *sorted(map(str, one.constants.items()))): one for one in launches}
+    return list(unique.values())
+
+
+def _calls(
+    size: MlpSize | HeadSize, routing: tuple[Any, ...], gate: torch.Tensor, dtype: torch.dtype
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    width = size.width
+    if isinstance(size, MlpSize):
+        x = torch.zeros(1, width, dtype=dtype)
+        up = torch.zeros(2, width, size.expert_size, dtype=dtype)
+        weights = (up, up.mT.contiguous())
+        yield "_mlp", (x, *weights, *routing, gate, None, None, True)
+        hidden = torch.zeros(size.slots_per_token, size.expert_size, dtype=dtype)
+        needs = [True, True, True, True, False, False]
+        yield "_mlp_backward", (x, x, *weights, *routing, gate, None, None, hidden, needs)
+        return
+    heads, top_k = size.num_heads, size.top_k
+    is_value = size.kind == "value"
+    one, many = torch.zeros(1, width, dtype=dtype), torch.zeros(heads, size.head_width, dtype=dtype)
+    x, out = (one, many) if is_value else (many, one)
+    weight = torch.zeros(2, x.shape[1], out.shape[1], dtype=dtype)
+    slots = (heads * top_k, top_k) if is_value else (top_k, heads * top_k)
+    yield "_linear", (x, weight, *routing, gate, None, *slots)
+    needs = [True, True, True, False]
+    yield "_linear_backward", (out, x, weight, *routing, gate, None, *slots, needs)
+
+
+def compile_launch(launch: Launch, capability: int) -> dict[str, object]:
+    """Compile one launch and return what its machine code says."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {name: "constexpr" for name in launch.constants}
+    attributes = {}
+    for position, name in enumerate(launch.kernel.arg_names):
+        if name in launch.constants:
+            continue
+        value = launch.arguments[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = "*" + TYPE_NAMES[value.dtype]
+            attributes[(position,)] = [["tt.divisibility", 16]]  # as PyTorch allocates
+        else:
+            signature[name] = "i32"
+    signature = {name: signature[name] for name in launch.kernel.arg_names}
+    source = ASTSource(launch.kernel, signature, launch.constants, attributes)
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=launch.options)
+    ptx = compiled.asm["ptx"]
+    loads = collections.Counter[int]()
+    for size in re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (?:0x)?(\d+)", ptx):
+        loads[int(size, 16 if "0x" in ptx and size == "10" else 10)] += 1
+    for vector, bits in re.findall(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+)", ptx):
+        loads[int(vector or 1) * int(bits) // 8] += 1
+    return {
+        "kernel": launch.name,
+        "capability": capability,
+        "constants": {name: value for name, value in launch.constants.items()},
+        **launch.options,
+        "shared_bytes": compiled.metadata.shared,
+        **_resources(compiled.asm["cubin"]),
+        "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
+        "mma": len(re.findall(r"mma\.sync", ptx)),
+        "load_bytes": {str(width): count for width, count in sorted(loads.items())},
+    }
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Return the registers of a thread and the bytes of its stack, on which registers spill."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", said))
+    return {
+        "registers": int(found["REG"]),
+        "stack_bytes": int(found["STACK"]) + int(found["LOCAL"]),
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Compile every kernel of the chosen sizes and return what their machine code says."""
+    import triton
+
+    rows = []
+    for name in options.sizes:
+        for launch in record_launches(SIZES[name], DTYPES[options.dtype]):
+            for capability in options.capability:
+                rows.append({"size": name, **compile_launch(launch, capability)})
+    return {
+        "benchmark": "kernels",
+        "dtype": options.dtype,
+        "triton": triton.__version__,
+        "rows": rows,
+    }
+
+
+def print_table(result: dict[str, Any], console: Console) -> None:
+    """Print one line for every kernel."""
+    table = Table(title=f"compiled kernels, {result['dtype']}, Triton {result['triton']}")
+    for heading in ("size", "kernel", "sm", "tile", "warps", "registers", "stack", "shared KiB"):
+        table.add_column(heading)
+    table.add_column("tensor-core instructions")
+    table.add_column("loads: bytes × count")
+    for row in result["rows"]:
+        constants = row["constants"]
+        tile = "×".join(str(constants[name]) for name in constants if name.startswith("BLOCK_"))
+        if "TILE_ROWS" in constants:
+            tile = f"{constants['TILE_ROWS']}×{tile}"
+        table.add_row(
+            row["size"],
+            row["kernel"],
+            str(row["capability"]),
+            tile,
+            str(row.get("num_warps", 4)),
+            str(row["registers"]),
+            str(row["stack_bytes"]),
+            f"{row['shared_bytes'] / 1024:.0f}",
+            f"{row['wgmma']} wgmma" if row["wgmma"] else f"{row['mma']} mma",
+            ", ".join(f"{width} × {count}" for width, count in row["load_bytes"].items()),
+        )
+    console.print(table)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compile, print and, where asked, write the result."""
+    check_sizes(options.sizes)
+    if not has_triton():
+        raise ValueError("Triton is not installed")
+    if is_interpreted():
+        raise ValueError("TRITON_INTERPRET=1: the interpreter compiles nothing; unset it")
+    result = measure(options)
+    print_table(result, Console(width=None if sys.stdout.isatty() else 150))
+    if options.json is not None:
+        write_json(options.json, result)
+    return 0
+
+
+def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        name,
+        help="compile the GPU kernels, without a GPU, and count registers, memory and loads",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", default=list(DEFAULT_SIZES), help=f"some of {', '.join(SIZES)}"
+    )
+    parser.add_argument("--capability", nargs="+", type=int, default=[80, 90], help="80, 90, 100")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of every tensor")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write here")
+    parser.set_defaults(run=run)

@@ -1,0 +1,155 @@
+"""Sizes of the expert layers that are measured, and the least that a processor has to do for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class MlpSize:
+    """Size one σ-MoE layer."""
+
+    tokens: int
+    width: int
+    num_experts: int
+    expert_size: int
+    top_k: int
+
+    @property
+    def forward_flop(self) -> float:
+        """Return the operations of the routed matmuls, 2 per multiplication."""
+        return 4.0 * self.tokens * self.top_k * self.width * self.expert_size
+
+    @property
+    def total_experts(self) -> int:
+        """Return the number of experts that slots are sorted by."""
+        return self.num_experts
+
+    @property
+    def slots_per_token(self) -> int:
+        """Return how many experts work on one token."""
+        return self.top_k
+
+    @property
+    def num_slots(self) -> int:
+        """Return the routed copies of all tokens."""
+        return self.tokens * self.top_k
+
+    def elements(self) -> tuple[int, int, int]:
+        """Return the elements of inputs and outputs, of weights, and of what is kept between."""
+        weights = 2 * self.num_experts * self.width * self.expert_size
+        return 2 * self.tokens * self.width, weights, self.num_slots * self.expert_size
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSize:
+    """Size one SwitchHead projection: V (`width` to heads) or O (heads to `width`)."""
+
+    kind: str
+    tokens: int
+    width: int
+    num_heads: int
+    experts_per_head: int
+    top_k: int
+    head_width: int
+
+    @property
+    def forward_flop(self) -> float:
+        """Return the operations of the routed matmuls, 2 per multiplication."""
+        return 2.0 * self.tokens * self.num_heads * self.top_k * self.width * self.head_width
+
+    @property
+    def total_experts(self) -> int:
+        """Return the number of experts that slots are sorted by."""
+        return self.num_heads * self.experts_per_head
+
+    @property
+    def slots_per_token(self) -> int:
+        """Return how many experts work on one token."""
+        return self.num_heads * self.top_k
+
+    @property
+    def num_slots(self) -> int:
+        """Return the routed copies of all tokens."""
+        return self.tokens * self.slots_per_token
+
+    def elements(self) -> tuple[int, int, int]:
+        """Return the elements of inputs and outputs, of weights, and of what is kept between."""
+        weights = self.total_experts * self.width * self.head_width
+        return self.tokens * (self.width + self.num_heads * self.head_width), weights, 0
+
+
+def forward_bytes(size: MlpSize | HeadSize, element_bytes: int) -> float:
+    """Return the bytes that a forward pass has to move at least, everything moved once.
+
+    Inputs, weights, gates (and int64 expert indices) are read; outputs and what backward needs are
+    written.
+    """
+    rows, weights, kept = size.elements()
+    return element_bytes * (rows + weights + kept + size.num_slots) + 8.0 * size.num_slots
+
+
+def backward_bytes(size: MlpSize | HeadSize, element_bytes: int) -> float:
+    """Return the bytes that a backward pass has to move at least, everything moved once.
+
+    Read are the output's gradient, inputs, weights, gates and what was kept; written the gradients
+    of inputs, weights and gates.
+    """
+    rows, weights, kept = size.elements()
+    elements = 2 * rows + 2 * weights + kept + 2 * size.num_slots
+    return element_bytes * elements + 8.0 * size.num_slots
+
+
+def _layers(
+    name: str, tokens: int, mlp: tuple[int, ...], head: tuple[int, ...]
+) -> dict[str, MlpSize | HeadSize]:
+    return {
+        f"mlp-{name}": MlpSize(tokens, *mlp),
+        f"value-{name}": HeadSize("value", tokens, *head),
+        f"output-{name}": HeadSize("output", tokens, *head),
+    }
+
+
+#           width, experts, expert size, top_k      width, heads, experts per head, top_k, head
+SIZE_44M = ((412, 155, 128, 12), (412, 4, 8, 2, 82))
+SIZE_244M = ((1024, 387, 128, 16), (1024, 4, 10, 2, 128))
+SIZE_1B = ((1536, 565, 128, 24), (1536, 6, 12, 2, 128))
+
+SIZES: dict[str, MlpSize | HeadSize] = {
+    **_layers("44m", 2048, *SIZE_44M),
+    "mlp-44m-short": MlpSize(512, 412, 155, 128, 12),
+    "mlp-small": MlpSize(4096, 256, 32, 64, 4),
+    "mlp-quickstart": MlpSize(1024, 64, 16, 32, 4),
+    **_layers("tiny", 64, (32, 8, 16, 2), (32, 2, 4, 2, 8)),
+    # The published models on 64 sequences of 1024 tokens, and on 8 of 128.
+    **_layers("44m-64k", 65536, *SIZE_44M),
+    **_layers("244m-64k", 65536, *SIZE_244M),
+    **_layers("1b-64k", 65536, *SIZE_1B),
+    **_layers("44m-1k", 1024, *SIZE_44M),
+    **_layers("244m-1k", 1024, *SIZE_244M),
+    **_layers("1b-1k", 1024, *SIZE_1B),
+}
+
+CPU_SIZES = ("mlp-44m", "mlp-44m-short", "mlp-small", "value-44m", "output-44m")
+GPU_SIZES = tuple(
+    f"{use}-{size}-{tokens}"
+    for tokens in ("64k", "1k")
+    for size in ("44m", "244m", "1b")
+    for use in ("mlp", "value", "output")
+)
+QUICK_SIZES = ("mlp-tiny", "value-tiny", "output-tiny")
+
+
+def check_sizes(names: Iterable[str]) -> None:
+    """Raise ValueError for a name that no size has."""
+    for name in names:
+        if name not in SIZES:
+            nearest = difflib.get_close_matches(name, SIZES, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"--sizes {name!r}: expected some of {', '.join(SIZES)}{hint}")

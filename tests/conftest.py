@@ -8,6 +8,11 @@ import torch
 
 torch.set_num_threads(1)
 
+# Without a GPU, Triton kernels run in Triton's interpreter, which has to be on when they are
+# defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def _inputs(variable: str, what: str) -> Path:
     value = os.environ.get(variable)

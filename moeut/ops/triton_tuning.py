@@ -7,6 +7,9 @@ defaults serve. ``warmup`` searches:
 
     warmup(lambda: model(tokens).logits.sum().backward())
 
+Block sizes change in which order numbers are summed, so that runs on one machine repeat bit by bit
+as long as nothing is searched for between them.
+
 Results are kept in one file per GPU and Triton version in ``$MOEUT_CACHE`` or ~/.cache/moeut.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import os
@@ -39,6 +43,9 @@ class ShapeClass:
     kernel: str
     """``row_product`` or ``weight_gradient``."""
 
+    epilogue: str
+    """What follows on a row product, which takes registers."""
+
     dtype: torch.dtype
     tile_rows: int
     width_in: int
@@ -50,7 +57,8 @@ class ShapeClass:
     def key(self) -> str:
         """Return the name in the file."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.kernel}/{dtype}/{self.tile_rows}/{self.width_in}x{self.width_out}"
+        widths = f"{self.width_in}x{self.width_out}"
+        return f"{self.kernel}/{self.epilogue}/{dtype}/{self.tile_rows}/{widths}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +76,21 @@ class Blocks:
     num_stages: int
 
 
+STAGES = {"row_product": (2, 3, 4), "weight_gradient": (3, 5, 7)}
+"""Depths of software pipelines to compare, the default in the middle.
+
+A weight gradient loads the numbers of rows before the rows, and so holds a pair of blocks for every
+two stages.
+"""
+
+DEPTHS = {"row_product": (32, 64, 128), "weight_gradient": (32, 64)}
+"""Steps of the inner sum to compare."""
+
 _MAX_WIDTH = {torch.float32: 64}
 """Float32 products without TF32 run in ordinary arithmetic, in registers: smaller blocks."""
 
-_SHARED_MEMORY = 96 * 1024
-"""What every GPU from compute capability 8.0 on has, in bytes."""
+MAX_SHARED_MEMORY = 227 * 1024
+"""What the best-equipped GPU has for one block, in bytes; what does not fit others is skipped."""
 
 
 def default_blocks(shape: ShapeClass) -> Blocks:
@@ -87,34 +105,32 @@ def default_blocks(shape: ShapeClass) -> Blocks:
         rows = shape.tile_rows
         depth = _block(shape.width_in, depth)
     num_warps = 8 if rows * columns >= 128 * 128 else 4
-    return Blocks(rows, columns, depth, num_warps, num_stages=3)
+    num_stages = STAGES[shape.kernel][1]
+    return Blocks(rows, columns, depth, num_warps, num_stages)
 
 
 def candidate_blocks(shape: ShapeClass) -> list[Blocks]:
     """Return the block sizes that a search compares, the default first."""
     default = default_blocks(shape)
-    found = [default]
-    is_product = shape.kernel == "row_product"
-    for columns in sorted({default.columns, _block(shape.width_out, 64), _block(256, 256)}):
-        for depth in (32, 64, 128):
-            for num_stages in (2, 3, 4):
-                for num_warps in (4, 8):
-                    rows = default.rows if is_product else min(default.rows, 128)
-                    one = Blocks(rows, columns, depth, num_warps, num_stages)
-                    if _is_sensible(one, shape) and one not in found:
-                        found.append(one)
-    return found
+    grid = itertools.product(
+        sorted({default.columns, _block(shape.width_out, 64), _block(shape.width_out, 256)}),
+        sorted({default.depth, *DEPTHS[shape.kernel]}),
+        (4, 8),
+        STAGES[shape.kernel],
+    )
+    found = (Blocks(default.rows, *sizes) for sizes in grid)
+    sensible = [blocks for blocks in found if blocks != default and _is_sensible(blocks, shape)]
+    return [default, *sensible]
 
 
 def _is_sensible(blocks: Blocks, shape: ShapeClass) -> bool:
-    size = torch.empty((), dtype=shape.dtype).element_size()
-    memory = blocks.num_stages * blocks.depth * (blocks.rows + blocks.columns) * size
-    per_thread = blocks.rows * blocks.columns // (32 * blocks.num_warps)
-    fits_width = blocks.columns <= _block(shape.width_out, 256)
-    deep = _block(shape.width_in, 128) if shape.kernel == "row_product" else 64
-    return memory <= 2 * _SHARED_MEMORY and 8 <= per_thread <= 128 and (
-        fits_width and blocks.depth <= deep
-    )
+    is_product = shape.kernel == "row_product"
+    pairs = blocks.num_stages if is_product else (blocks.num_stages + 1) // 2
+    element_bytes = torch.finfo(shape.dtype).bits // 8
+    shared_memory = pairs * blocks.depth * (blocks.rows + blocks.columns) * element_bytes
+    sums_per_thread = blocks.rows * blocks.columns // (32 * blocks.num_warps)
+    fits_width = not is_product or blocks.depth <= _block(shape.width_in, 128)
+    return shared_memory <= MAX_SHARED_MEMORY and 8 <= sums_per_thread <= 128 and fits_width
 
 
 def _block(width: int, widest: int) -> int:

@@ -45,7 +45,6 @@ def resolve_backend(
     return chosen
 
 
-@functools.cache
 def _choose(device: torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
     """Return the fastest backend and why it was chosen."""
     if device.type == "cpu":  # the interpreter of Triton is for tests

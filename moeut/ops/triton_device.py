@@ -30,28 +30,30 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@torch.compiler.assume_constant_result
 def why_not(device: torch.device | str, dtype: torch.dtype | None = None) -> str | None:
     """Return why Triton kernels cannot serve a device and dtype; None where they can."""
+    device = torch.device(device)
     if not has_triton():
         return "Triton is not installed"
-    device = torch.device(device)
     if device.type == "cpu" and not is_interpreted():
         return "Triton needs a CUDA device, or TRITON_INTERPRET=1 to run on a CPU"
     if device.type not in ("cpu", "cuda"):
         return f"the kernels are made for CUDA devices, not {device.type}"
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            return "no CUDA device is available"
-        if _capability(device.index) < MIN_CAPABILITY:
-            return "the GPU's compute capability is below 8.0"
-    if dtype is not None and dtype not in DTYPES:
+    problem = _cuda_problem(device.index) if device.type == "cuda" else None
+    if problem is None and dtype is not None and dtype not in DTYPES:
         return f"the kernels compute in float32, float16 and bfloat16, not {dtype}"
-    return None
+    return problem
 
 
 @functools.cache
-def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
+def _cuda_problem(index: int | None) -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device is available"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < MIN_CAPABILITY:
+        return f"the GPU's compute capability is {capability}, below {MIN_CAPABILITY}"
+    return None
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:

@@ -1,9 +1,18 @@
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from moeut.ops import Dispatch, available_backends, backend, expert_linear, resolve_backend
+from moeut.ops import (
+    Dispatch,
+    available_backends,
+    backend,
+    expert_linear,
+    resolve_backend,
+    triton_device,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +37,44 @@ def test_automatic_choice_is_logged_once(caplog):
     ]
 
 
-def test_backend_that_is_not_built_is_named():
-    assert "triton" not in available_backends()
-    with pytest.raises(ValueError, match="backend='triton': not available in this build"):
+def test_backend_that_cannot_serve_says_why(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="backend='triton': cannot serve, Triton needs a CUDA"):
         resolve_backend("triton")
+    with pytest.raises(ValueError, match="not meta; expected one of auto, reference, grouped"):
+        resolve_backend("triton", "meta")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="float16 and bfloat16, not torch.float64"):
+        resolve_backend("triton", "cpu", torch.float64)
+
+
+def test_without_triton_the_package_works_and_says_so(monkeypatch):
+    monkeypatch.setattr(triton_device, "has_triton", lambda: False)
+    assert available_backends() == ("reference", "grouped")
+    with pytest.raises(ValueError, match="cannot serve, Triton is not installed"):
+        resolve_backend("triton")
+    assert resolve_backend("auto", "cuda") == "grouped"
+
+
+def test_importing_the_package_does_not_import_triton():
+    """Triton takes a second to import, and may be missing or broken."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+import moeut.ops as ops
+dispatch = ops.Dispatch.from_indices(torch.tensor([0]), 1)
+print(ops.expert_linear(torch.ones(1, 1), torch.ones(1, 1, 1), dispatch).item())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "1.0\n", result.stderr
+
+
+@pytest.mark.skipif(not triton_device.has_triton(), reason="Triton is not installed")
+def test_interpreter_serves_the_cpu_when_asked_only(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert resolve_backend("triton") == "triton"
+    assert resolve_backend() == "grouped"
 
 
 def test_misspelt_backend_gets_the_nearest_name(monkeypatch):

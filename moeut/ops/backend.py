@@ -53,9 +53,7 @@ def _choose(device: torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
     return ("triton", "the fastest") if reason is None else ("grouped", reason)
 
 
-def _check(
-    name: str, where: str, device: torch.device | str, dtype: torch.dtype | None
-) -> str:
+def _check(name: str, where: str, device: torch.device | str, dtype: torch.dtype | None) -> str:
     if name == "triton":
         reason = why_not(device, dtype)
         if reason is not None:

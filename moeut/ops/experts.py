@@ -15,7 +15,6 @@ from moeut.ops.dispatch import Dispatch
 ACTIVATIONS = ("relu",)
 
 
-
 def expert_linear(
     x: Tensor,
     weight: Tensor,
@@ -84,8 +83,8 @@ def expert_mlp(
                  gate[s] * (relu(x[t] @ w_up[e] + bias_up[e]) @ w_down[e] + bias_down[e])
 
     One differentiable operation: kept for backward are the inputs and the hidden activations
-    (S, F), which ``recompute`` computes again instead of keeping them. Slots without an expert, dtypes and errors are as in ``expert_linear``;
-    ``activation`` is ``relu``.
+    (S, F), which ``recompute`` computes again instead of keeping them. Slots without an expert,
+    dtypes and errors are as in ``expert_linear``; ``activation`` is ``relu``.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")

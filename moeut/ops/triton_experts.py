@@ -23,7 +23,7 @@ from torch import Tensor
 
 from moeut.ops.dispatch import Dispatch
 from moeut.ops.triton_dispatch import choose_tile_rows, make_tiles
-from moeut.ops.triton_launch import RowProduct, Rows, Routing, weight_gradient
+from moeut.ops.triton_launch import Routing, RowProduct, Rows, weight_gradient
 
 
 def expert_linear(
@@ -271,7 +271,7 @@ def _mlp_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, w_up, w_down, gate, bias_up, bias_down; others are empty."""
-    need_x, need_up, need_down, need_gate, need_bias_up, need_bias_down = needs
+    need_x, need_up, need_down, _need_gate, need_bias_up, need_bias_down = needs
     grad, x, w_up, w_down, gate, bias_up, bias_down = _contiguous(
         grad, x, w_up, w_down, gate, bias_up, bias_down
     )

@@ -2,8 +2,8 @@
 
 Shapes: S slots, E experts; R sorted rows, of which ``offsets[e]:offsets[e + 1]`` belong to expert e
 and those behind ``offsets[E]`` to no expert. A *tile* is up to ``TILE_ROWS`` sorted rows of one
-expert; ``tiles`` (2, max_tiles) holds the expert and the first row of each. Its expert is E for rows
-without an expert, which are written as zeros, and -1 behind the last tile.
+expert; ``tiles`` (2, max_tiles) holds the expert and the first row of each. The expert is E for
+rows without one, which are written as zeros, and -1 behind the last tile.
 
 All tensors are contiguous and all widths are compile-time constants: a width of 412 then still
 gives vector loads, which it does not as an argument. Addresses are computed in 64 bits where rows
@@ -109,12 +109,16 @@ def row_product_kernel(
     inner = tl.arange(0, BLOCK_IN)
     input_ptrs = input_ptr + input_rows[:, None] * WIDTH_IN + inner[None, :]
     if TRANSPOSED:
-        weight_ptrs = weight_ptr + expert * WIDTH_IN * WIDTH_OUT + (
-            columns[None, :] * WIDTH_IN + inner[:, None]
+        weight_ptrs = (
+            weight_ptr
+            + expert * WIDTH_IN * WIDTH_OUT
+            + (columns[None, :] * WIDTH_IN + inner[:, None])
         )
     else:
-        weight_ptrs = weight_ptr + expert * WIDTH_IN * WIDTH_OUT + (
-            inner[:, None] * WIDTH_OUT + columns[None, :]
+        weight_ptrs = (
+            weight_ptr
+            + expert * WIDTH_IN * WIDTH_OUT
+            + (inner[:, None] * WIDTH_OUT + columns[None, :])
         )
     product = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=tl.float32)
     gradient = tl.zeros((TILE_ROWS,), dtype=tl.float32)
@@ -242,12 +246,14 @@ def weight_gradient_kernel(
             right = gated.to(right_ptr.dtype.element_ty)
         total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
     first_element = (part * num_experts + expert).to(tl.int64) * WIDTH_LEFT * WIDTH_RIGHT
-    gradient_ptrs = gradient_ptr + first_element + (
-        left_columns[:, None] * WIDTH_RIGHT + right_columns[None, :]
+    gradient_ptrs = (
+        gradient_ptr
+        + first_element
+        + (left_columns[:, None] * WIDTH_RIGHT + right_columns[None, :])
     )
     total = total.to(gradient_ptr.dtype.element_ty)
     tl.store(gradient_ptrs, total, mask=in_left[:, None] & in_right[None, :])
-    if HAS_BIAS:
+    if HAS_BIAS:  # noqa: SIM102, the outer condition is decided when compiling
         if left_tile == 0:
             bias_ptrs = bias_gradient_ptr + (part * num_experts + expert) * WIDTH_RIGHT
             bias_total = bias_total.to(bias_gradient_ptr.dtype.element_ty)

@@ -2,7 +2,7 @@
 
 For every kernel that a use launches, at a size and for a compute capability: registers and spills
 of a thread, shared memory of a block, warps, tensor-core instructions, and the bytes that one
-instruction loads from device memory (16 is best; 2 means scalar loads of bfloat16).
+asynchronous copy brings from device memory (16 is best).
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class _Recorder:
         return self._launch
 
     def _launch(self, *positional: Any, **keywords: Any) -> None:
-        options = {name: keywords.pop(name) for name in ("num_warps", "num_stages") if name in keywords}
+        options = {
+            name: keywords.pop(name) for name in ("num_warps", "num_stages") if name in keywords
+        }
         arguments = dict(zip(self.kernel.arg_names, positional, strict=False)) | keywords
         constants = {
             parameter.name: arguments.pop(parameter.name)
@@ -130,7 +132,7 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, object]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature = {name: "constexpr" for name in launch.constants}
+    signature = dict.fromkeys(launch.constants, "constexpr")
     attributes = {}
     for position, name in enumerate(launch.kernel.arg_names):
         if name in launch.constants:
@@ -146,21 +148,34 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, object]:
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=launch.options)
     ptx = compiled.asm["ptx"]
-    loads = collections.Counter[int]()
-    for size in re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (?:0x)?(\d+)", ptx):
-        loads[int(size, 16 if "0x" in ptx and size == "10" else 10)] += 1
-    for vector, bits in re.findall(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+)", ptx):
-        loads[int(vector or 1) * int(bits) // 8] += 1
     return {
         "kernel": launch.name,
         "capability": capability,
-        "constants": {name: value for name, value in launch.constants.items()},
+        "constants": dict(launch.constants),
         **launch.options,
         "shared_bytes": compiled.metadata.shared,
         **_resources(compiled.asm["cubin"]),
         "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
         "mma": len(re.findall(r"mma\.sync", ptx)),
-        "load_bytes": {str(width): count for width, count in sorted(loads.items())},
+        **_loads(ptx),
+    }
+
+
+def _loads(ptx: str) -> dict[str, dict[str, int]]:
+    """Return how many load instructions there are of each width, in bytes.
+
+    Asynchronous copies to shared memory feed the products; others load gates, row numbers and what
+    an epilogue needs.
+    """
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], 0x(\w+)", ptx)
+    asynchronous = collections.Counter(int(width, 16) for width in copies)
+    others = collections.Counter(
+        int(vector or 1) * int(bits) // 8
+        for vector, bits in re.findall(r"ld\.global(?:\.[a-z]\w*)*?(?:\.v(\d))?\.[bfsu](\d+)", ptx)
+    )
+    return {
+        name: {str(width): count for width, count in sorted(counter.items())}
+        for name, counter in (("async_load_bytes", asynchronous), ("load_bytes", others))
     }
 
 
@@ -204,7 +219,7 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     for heading in ("size", "kernel", "sm", "tile", "warps", "registers", "stack", "shared KiB"):
         table.add_column(heading)
     table.add_column("tensor-core instructions")
-    table.add_column("loads: bytes × count")
+    table.add_column("async copies: bytes × count")
     for row in result["rows"]:
         constants = row["constants"]
         tile = "×".join(str(constants[name]) for name in constants if name.startswith("BLOCK_"))
@@ -220,7 +235,7 @@ def print_table(result: dict[str, Any], console: Console) -> None:
             str(row["stack_bytes"]),
             f"{row['shared_bytes'] / 1024:.0f}",
             f"{row['wgmma']} wgmma" if row["wgmma"] else f"{row['mma']} mma",
-            ", ".join(f"{width} × {count}" for width, count in row["load_bytes"].items()),
+            ", ".join(f"{width} × {count}" for width, count in row["async_load_bytes"].items()),
         )
     console.print(table)
 

@@ -1,4 +1,4 @@
-"""Sizes of the expert layers that are measured, and the least that a processor has to do for them."""
+"""Sizes of the expert layers that are measured, and the least work that each takes."""
 
 from __future__ import annotations
 

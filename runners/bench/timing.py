@@ -78,6 +78,20 @@ def _time_once(candidate: Candidate) -> tuple[float, float]:
     return 1e3 * (middle - start), 1e3 * (end - start)
 
 
+def peak_memory(candidate: Candidate) -> int | None:
+    """Return the most bytes that forward and backward hold beside the inputs; None off a GPU."""
+    device = candidate.inputs[0].device
+    if device.type != "cuda":
+        return None
+    for tensor in candidate.inputs:
+        tensor.grad = None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    out = candidate.forward()
+    out.backward(torch.ones_like(out))
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def retain_memory() -> bool:
     """Make malloc keep freed memory, and return whether it could be asked to.
 

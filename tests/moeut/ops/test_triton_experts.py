@@ -11,7 +11,7 @@ from moeut.ops import Dispatch, expert_linear, expert_mlp
 pytest.importorskip("triton")
 
 from moeut.ops import triton_dispatch, triton_experts, triton_launch
-from moeut.ops.triton_launch import RowProduct, Rows, Routing, weight_gradient
+from moeut.ops.triton_launch import Routing, RowProduct, Rows, weight_gradient
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATIONS = ("mlp", "up", "down", "value", "output")
@@ -227,7 +227,9 @@ def test_rows_beyond_two_to_the_31_elements():
 def kept_elements(**options):
     """Return the largest number of elements among the tensors kept for backward."""
     case = make_case("mlp", 17, top_k=3, width=10, inner=7)
-    x, w_up, w_down = (case.inputs[n].float().to(DEVICE).requires_grad_() for n in ("x", "w_up", "w_down"))
+    x, w_up, w_down = (
+        case.inputs[n].float().to(DEVICE).requires_grad_() for n in ("x", "w_up", "w_down")
+    )
     sizes = []
     dispatch = Dispatch.from_indices(case.dispatch.expert_index.to(DEVICE), 6, backend="triton")
 

@@ -3,8 +3,10 @@ import json
 import pytest
 import torch
 
+from moeut.ops import Dispatch
 from runners.bench import __main__ as command
-from runners.bench.experts import SIZES, candidates_for
+from runners.bench.competitors import candidates_for, grouped_mm_mlp
+from runners.bench.sizes import CPU_SIZES, QUICK_SIZES, SIZES
 
 
 @pytest.mark.parametrize("name", ["mlp-tiny", "value-tiny", "output-tiny"])
@@ -15,7 +17,7 @@ def test_competitors_compute_the_same(name):
         torch.testing.assert_close(candidates[other].forward(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [*CPU_SIZES, *QUICK_SIZES])
 def test_floor_does_as_many_multiplications(name):
     size = SIZES[name]
     candidates = candidates_for(size, "auto", torch.device("cpu"), torch.float32)
@@ -25,7 +27,7 @@ def test_floor_does_as_many_multiplications(name):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 def test_floor_by_onednn_equals_the_floor(monkeypatch):
-    monkeypatch.setattr("runners.bench.experts.onednn_is_faster", lambda: True)
+    monkeypatch.setattr("runners.bench.competitors.onednn_is_faster", lambda: True)
     candidates = candidates_for(SIZES["mlp-tiny"], "auto", torch.device("cpu"), torch.float32)
     gradients = []
     for name in ("dense", "dense, oneDNN"):
@@ -55,9 +57,71 @@ def test_quick_run_prints_and_writes(tmp_path, capsys):
     [
         (["--sizes", "mlp-44"], "did you mean 'mlp-44m'"),
         (["--threads", "0"], "--threads 0: expected at least 1"),
-        (["--quick", "--backend", "triton"], "not available in this build"),
+        (["--quick", "--backend", "tritn"], "did you mean 'triton'"),
+        (["--quick", "--peer", "cvmm"], "--peer 'cvmm': expected NAME=PATH"),
     ],
 )
 def test_bad_option_ends_with_status_2(options, message, capsys):
     assert command.main(["experts", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_grouped_product_of_pytorch_computes_the_same():
+    candidate = candidates_for(SIZES["mlp-tiny"], "auto", torch.device("cpu"), torch.bfloat16)[
+        "ours"
+    ]
+    got = grouped_mm_mlp(*candidate.inputs[:3], candidate_dispatch(candidate), candidate.inputs[3])
+    expected = candidate.forward()
+    assert (got - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def candidate_dispatch(candidate):
+    """Return the dispatch of the index that a candidate closes over."""
+    cells = dict(
+        zip(candidate.forward.__code__.co_freevars, candidate.forward.__closure__, strict=True)
+    )
+    return Dispatch.from_indices(cells["index"].cell_contents, cells["experts"].cell_contents)
+
+
+def test_autocast_computes_in_bfloat16_from_float32(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    options = ["--quick", "--repeats", "1", "--dtype", "autocast", "--sizes", "mlp-tiny"]
+    assert command.main(["experts", *options, "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert {row["candidate"] for row in result["rows"]} == {"ours", "dense"}
+
+
+def test_roofline_is_the_same_for_all_and_fractions_are_of_it(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    options = ["--quick", "--repeats", "1", "--sizes", "mlp-tiny", "--json", str(file)]
+    assert command.main(["experts", *options]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert len({row["roofline_forward_backward_ms"] for row in rows}) == 1
+    for row in rows:
+        fraction = row["roofline_forward_backward_ms"] / row["forward_backward_ms"]
+        assert row["roofline_forward_backward_fraction"] == pytest.approx(fraction, rel=0.05)
+
+
+PEER = """
+import torch
+
+def expert_mlp(x, w_up, w_down, index, gate):
+    hidden = torch.relu(torch.einsum("td,edf->tef", x, w_up))
+    y = torch.einsum("tef,efd->ted", hidden, w_down)
+    weight = torch.zeros(x.shape[0], w_up.shape[0]).scatter(1, index, gate)
+    return torch.einsum("ted,te->td", y, weight)
+
+def expert_linear(x, weight, index, gate, slots_per_input, slots_per_output):
+    raise RuntimeError("takes no heads")
+"""
+
+
+def test_peer_is_measured_where_it_takes_the_size(tmp_path, capsys):
+    peer, file = tmp_path / "adapter.py", tmp_path / "result.json"
+    peer.write_text(PEER)
+    options = ["--quick", "--repeats", "1", "--peer", f"mine={peer}", "--json", str(file)]
+    assert command.main(["experts", *options]) == 0
+    result = json.loads(file.read_text())
+    assert [row["size"] for row in result["rows"] if row["candidate"] == "mine"] == ["mlp-tiny"]
+    assert result["failures"]["value-tiny, mine"] == "RuntimeError: takes no heads"
+    assert "output-tiny, mine: left out" in capsys.readouterr().out

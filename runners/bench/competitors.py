@@ -1,0 +1,247 @@
+"""What the expert operations could be replaced by, on the same inputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moeut.ops import Dispatch, expert_linear, expert_mlp
+from moeut.ops.matmul import ONEDNN, onednn_is_faster
+from runners.bench.peers import Peer
+from runners.bench.sizes import HeadSize, MlpSize
+from runners.bench.timing import Candidate
+
+MAX_ALL_EXPERTS_FLOP = 5e10
+"""Computing all experts is left out where its forward pass would take more operations than this."""
+
+
+def mlp_candidates(
+    size: MlpSize,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    peers: Sequence[Peer] = (),
+) -> dict[str, Candidate]:
+    """Return the σ-MoE layer and its competitors, with weights drawn from a fixed seed."""
+    draw = _Draw(device, dtype)
+    tokens, experts, top_k = size.tokens, size.num_experts, size.top_k
+    x = draw(tokens, size.width)
+    w_up = draw(experts, size.width, size.expert_size, scale=size.width**-0.5)
+    w_down = draw(experts, size.expert_size, size.width, scale=(top_k * size.expert_size) ** -0.5)
+    gate, index = draw.router(tokens, experts, top_k)
+    active = top_k * size.expert_size
+    dense_up = draw(active, size.width, scale=size.width**-0.5)
+    dense_down = draw(size.width, active, scale=active**-0.5)
+
+    def ours() -> Tensor:
+        dispatch = Dispatch.from_indices(index, experts)
+        return expert_mlp(x, w_up, w_down, dispatch, gate=gate, backend=backend)
+
+    def dense() -> Tensor:
+        return functional.linear(torch.relu(functional.linear(x, dense_up)), dense_down)
+
+    def dense_onednn() -> Tensor:
+        hidden = torch.relu(_OnednnLinear.apply(x, dense_up))
+        return _OnednnLinear.apply(hidden, dense_down)
+
+    def loop() -> Tensor:
+        out = torch.zeros_like(x)
+        for expert, (up, down) in enumerate(zip(w_up.unbind(0), w_down.unbind(0), strict=True)):
+            rows, choice = (index == expert).nonzero(as_tuple=True)
+            y = torch.relu(x[rows] @ up) @ down
+            out = out.index_add(0, rows, y * gate[rows, choice].unsqueeze(1))
+        return out
+
+    def all_experts() -> Tensor:
+        weight = torch.zeros(tokens, experts, dtype=dtype, device=device).scatter(1, index, gate)
+        hidden = torch.relu(torch.einsum("td,edf->tef", x, w_up)) * weight.unsqueeze(2)
+        return torch.einsum("tef,efd->td", hidden, w_down)
+
+    candidates = {
+        "ours": Candidate(ours, (x, w_up, w_down, gate)),
+        "dense": Candidate(dense, (x, dense_up, dense_down)),
+        "loop": Candidate(loop, (x, w_up, w_down, gate)),
+    }
+    if _uses_onednn(x):
+        candidates["dense, oneDNN"] = Candidate(dense_onednn, (x, dense_up, dense_down))
+    if size.forward_flop * experts / top_k <= MAX_ALL_EXPERTS_FLOP:
+        candidates["all experts"] = Candidate(all_experts, (x, w_up, w_down, gate))
+    if device.type == "cuda":
+        dispatch = Dispatch.from_indices(index, experts)
+
+        def sorted_before() -> Tensor:
+            return expert_mlp(x, w_up, w_down, dispatch, gate=gate, backend=backend)
+
+        candidates["ours, sorted before"] = Candidate(sorted_before, (x, w_up, w_down, gate))
+    if takes_grouped_mm(device, size.width, size.expert_size):
+
+        def grouped_mm() -> Tensor:
+            return grouped_mm_mlp(x, w_up, w_down, Dispatch.from_indices(index, experts), gate)
+
+        candidates["torch grouped_mm"] = Candidate(grouped_mm, (x, w_up, w_down, gate))
+    for peer in peers:
+        if peer.expert_mlp is not None:
+            run = functools.partial(peer.expert_mlp, x, w_up, w_down, index, gate)
+            candidates[peer.name] = Candidate(run, (x, w_up, w_down, gate))
+    return candidates
+
+
+def takes_grouped_mm(device: torch.device, *widths: int) -> bool:
+    """Return whether PyTorch's grouped product is more than a loop: bfloat16, rows of 16 bytes."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    return hasattr(torch, "_grouped_mm") and all(width % 8 == 0 for width in widths)
+
+
+def grouped_mm_mlp(
+    x: Tensor, w_up: Tensor, w_down: Tensor, dispatch: Dispatch, gate: Tensor
+) -> Tensor:
+    """Compute a σ-MoE layer in bfloat16 by PyTorch's grouped product of sorted rows."""
+    top_k = dispatch.num_slots // x.shape[0]
+    ends = dispatch.offsets[1:].to(torch.int32)
+    x, w_up, w_down = (tensor.to(torch.bfloat16) for tensor in (x, w_up, w_down))
+    rows = x.index_select(0, dispatch.order // top_k)
+    hidden = torch.relu(torch._grouped_mm(rows, w_up, offs=ends))
+    sorted_out = torch._grouped_mm(hidden, w_down, offs=ends)
+    place = torch.empty_like(dispatch.order)
+    place[dispatch.order] = torch.arange(dispatch.num_slots, device=x.device)
+    out = sorted_out.index_select(0, place).view(x.shape[0], top_k, -1)
+    return torch.einsum("tkd,tk->td", out, gate.view(x.shape[0], top_k).to(out.dtype))
+
+
+def head_candidates(
+    size: HeadSize,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    peers: Sequence[Peer] = (),
+) -> dict[str, Candidate]:
+    """Return a SwitchHead projection and its competitors, with weights from a fixed seed."""
+    draw = _Draw(device, dtype)
+    is_value = size.kind == "value"
+    tokens, heads, top_k = size.tokens, size.num_heads, size.top_k
+    experts = heads * size.experts_per_head
+    width_in, width_out = size.width, size.head_width
+    rows_in, rows_out = tokens, tokens * heads
+    if not is_value:
+        width_in, width_out, rows_in, rows_out = width_out, width_in, rows_out, rows_in
+    slots = tokens * heads * top_k
+    x = draw(rows_in, width_in)
+    weight = draw(experts, width_in, width_out, scale=width_in**-0.5)
+    gate, index = draw.router(tokens * heads, size.experts_per_head, top_k)
+    first_expert = torch.arange(heads, device=device).mul(size.experts_per_head)
+    index = index.view(tokens, heads, top_k) + first_expert.view(1, heads, 1)
+    active = heads * top_k * size.head_width
+    dense_shape = (active, size.width) if is_value else (size.width, active)
+    dense_weight = draw(*dense_shape, scale=dense_shape[1] ** -0.5)
+    dense_x = x if is_value else draw(tokens, active)
+    slot_input = torch.arange(slots, device=device) // (slots // rows_in)
+    slot_output = torch.arange(slots, device=device) // (slots // rows_out)
+
+    def ours() -> Tensor:
+        return expert_linear(
+            x,
+            weight,
+            Dispatch.from_indices(index, experts),
+            slots_per_input=slots // rows_in,
+            slots_per_output=slots // rows_out,
+            gate=gate,
+            backend=backend,
+        )
+
+    def dense() -> Tensor:
+        return functional.linear(dense_x, dense_weight)
+
+    def dense_onednn() -> Tensor:
+        return _OnednnLinear.apply(dense_x, dense_weight)
+
+    def loop() -> Tensor:
+        out = x.new_zeros(rows_out, width_out)
+        flat_index, flat_gate = index.flatten(), gate.flatten()
+        for expert, one in enumerate(weight.unbind(0)):
+            chosen = (flat_index == expert).nonzero().squeeze(1)
+            y = (x[slot_input[chosen]] @ one) * flat_gate[chosen].unsqueeze(1)
+            out = out.index_add(0, slot_output[chosen], y)
+        return out
+
+    def all_experts() -> Tensor:
+        scores = torch.zeros(tokens, experts, dtype=dtype, device=device)
+        scores = scores.scatter(1, index.flatten(1), gate.view(tokens, -1))
+        scores = scores.view(tokens, heads, size.experts_per_head)
+        per_head = weight.view(heads, size.experts_per_head, width_in, width_out)
+        if is_value:
+            y = torch.einsum("td,hedf->thef", x, per_head)
+            return torch.einsum("thef,the->thf", y, scores).reshape(rows_out, width_out)
+        gated = torch.einsum("thd,the->thed", x.view(tokens, heads, width_in), scores)
+        return torch.einsum("thed,hedf->tf", gated, per_head)
+
+    candidates = {
+        "ours": Candidate(ours, (x, weight, gate)),
+        "dense": Candidate(dense, (dense_x, dense_weight)),
+        "loop": Candidate(loop, (x, weight, gate)),
+        "all experts": Candidate(all_experts, (x, weight, gate)),
+    }
+    if _uses_onednn(x):
+        candidates["dense, oneDNN"] = Candidate(dense_onednn, (dense_x, dense_weight))
+    gate_3d = gate.view(tokens, heads, top_k)
+    for peer in peers:
+        if peer.expert_linear is not None:
+            run = functools.partial(
+                *(peer.expert_linear, x, weight, index, gate_3d),
+                *(slots // rows_in, slots // rows_out),
+            )
+            candidates[peer.name] = Candidate(run, (x, weight, gate))
+    return candidates
+
+
+def _uses_onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and onednn_is_faster()
+
+
+class _OnednnLinear(torch.autograd.Function):
+    """Apply a linear layer by the routine that serves the experts."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return ONEDNN.product(x, weight.t())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return ONEDNN.product(grad, weight), ONEDNN.product(grad.t(), x)
+
+
+class _Draw:
+    """Draw trainable tensors from a fixed seed."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.randn(*shape, generator=self.generator) * scale
+        return values.to(self.device, self.dtype).requires_grad_()
+
+    def router(self, rows: int, num_experts: int, top_k: int) -> tuple[Tensor, Tensor]:
+        """Return gates and experts, (rows, top_k) each, every expert equally likely."""
+        scores = torch.randn(rows, num_experts, generator=self.generator).sigmoid()
+        gate, index = scores.topk(top_k, sorted=False)
+        return gate.to(self.device, self.dtype).requires_grad_(), index.to(self.device)
+
+
+def candidates_for(
+    size: MlpSize | HeadSize,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    peers: Sequence[Peer] = (),
+) -> dict[str, Candidate]:
+    """Return the competitors of one size by name, ``ours`` and ``dense`` among them."""
+    if isinstance(size, MlpSize):
+        return mlp_candidates(size, backend, device, dtype, peers)
+    return head_candidates(size, backend, device, dtype, peers)

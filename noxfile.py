@@ -55,4 +55,6 @@ def gpu(session: nox.Session) -> None:
     """Run the GPU tests, with the environment's own torch, and the benchmarks."""
     session.install("-e", ".[test]")
     session.run("pytest", "-m", "gpu", *session.posargs)
+    session.run("pytest", "tests/moeut/ops", "tests/golden/test_triton.py", *session.posargs)
     session.run("python", "-m", "runners.bench", "experts")
+    session.run("python", "-m", "runners.bench", "model")

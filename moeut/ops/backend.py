@@ -61,10 +61,10 @@ def _check(name: str, where: str, device: torch.device | str, dtype: torch.dtype
             raise ValueError(f"{where}: cannot serve, {reason}; expected one of {allowed}")
     if name in BACKENDS:
         return name
-    allowed = ("auto", *BACKENDS)
-    nearest = difflib.get_close_matches(name, allowed, n=1)
+    names = ("auto", *BACKENDS)
+    nearest = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"{where}: expected one of {', '.join(allowed)}{hint}")
+    raise ValueError(f"{where}: expected one of {', '.join(names)}{hint}")
 
 
 @functools.cache  # one log line per device type and choice

@@ -189,10 +189,16 @@ def _(offsets, num_slots, tile_rows):
     return offsets.new_empty(2, max_num_tiles(num_slots, offsets.shape[0] - 1, tile_rows))
 
 
-def _empty(index: Tensor, num_experts: int, tile_rows: int) -> tuple[Tensor, ...]:
-    sizes = ((index.shape[0],), (num_experts,), (num_experts + 1,))
+def _empty(
+    index: Tensor, num_experts: int, tile_rows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     max_tiles = max_num_tiles(index.shape[0], num_experts, tile_rows)
-    return tuple(index.new_empty(size, dtype=torch.int64) for size in (*sizes, (2, max_tiles)))
+    return (
+        index.new_empty(index.shape[0], dtype=torch.int64),
+        index.new_empty(num_experts, dtype=torch.int64),
+        index.new_empty(num_experts + 1, dtype=torch.int64),
+        index.new_empty(2, max_tiles, dtype=torch.int64),
+    )
 
 
 def _write_offsets(
@@ -205,7 +211,7 @@ def _write_offsets(
     )
 
 
-def _sort(index: Tensor, num_experts: int, tile_rows: int) -> tuple[Tensor, ...]:
+def _sort(index: Tensor, num_experts: int, tile_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     is_routed = (index >= 0) & (index < num_experts)
     key, order = torch.sort(torch.where(is_routed, index, num_experts), stable=True)
     offsets = torch.searchsorted(key, torch.arange(num_experts + 1, device=index.device))

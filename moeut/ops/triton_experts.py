@@ -17,6 +17,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -353,11 +354,11 @@ def _mlp_autograd(ctx, grad, _grad_hidden):
 _mlp.register_autograd(_mlp_autograd, setup_context=_mlp_setup_context)
 
 
-def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _contiguous(*tensors: Tensor | None) -> Any:
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
-def _only_needed(gradients: tuple[Tensor, ...], needs: list[bool]) -> tuple[Tensor, ...]:
+def _only_needed(gradients: tuple[Tensor, ...], needs: list[bool]) -> Any:
     """Replace the gradients that are not needed by empty tensors, as the fakes promise."""
     pairs = zip(gradients, needs, strict=True)
     return tuple(gradient if need else gradient.new_empty(0) for gradient, need in pairs)

@@ -83,10 +83,8 @@ class RowProduct:
         if num_slots == 0:
             empty = x.new_empty(0, self.width_out)
             return Product(empty, empty.clone(), x.new_empty(0))
-        shape = ShapeClass(
-            *("row_product", self.epilogue, x.dtype, self.routing.tile_rows),
-            *(self.width_in, self.width_out),
-        )
+        tile_rows, widths = self.routing.tile_rows, (self.width_in, self.width_out)
+        shape = ShapeClass("row_product", self.epilogue, x.dtype, tile_rows, *widths)
         with on_device(x):
             return self._compute(TUNER.choose(shape, x.device, self._compute))
 
@@ -242,10 +240,9 @@ def weight_gradient(
             return gradient[0], bias_gradient[0]
         return gradient.sum(0).to(x.dtype), bias_gradient.sum(0).to(x.dtype)
 
-    shape = ShapeClass(
-        *("weight_gradient", "gated" if gate is not None and gates_product else "plain"),
-        *(x.dtype, routing.tile_rows, width_left, width_right),
-    )
+    epilogue = "gated" if gate is not None and gates_product else "plain"
+    widths = (width_left, width_right)
+    shape = ShapeClass("weight_gradient", epilogue, x.dtype, routing.tile_rows, *widths)
     with on_device(x):
         return launch(TUNER.choose(shape, x.device, launch))
 

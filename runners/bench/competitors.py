@@ -190,10 +190,8 @@ def head_candidates(
     gate_3d = gate.view(tokens, heads, top_k)
     for peer in peers:
         if peer.expert_linear is not None:
-            run = functools.partial(
-                *(peer.expert_linear, x, weight, index, gate_3d),
-                *(slots // rows_in, slots // rows_out),
-            )
+            per_row = (slots // rows_in, slots // rows_out)
+            run = functools.partial(peer.expert_linear, x, weight, index, gate_3d, *per_row)
             candidates[peer.name] = Candidate(run, (x, weight, gate))
     return candidates
 

@@ -75,6 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         candidates = candidates_for(size, options.backend, device, dtype, peers)
         candidates = {key: value for key, value in candidates.items() if key not in skip}
         if mixed:
+            candidates.pop("dense, oneDNN", None)  # float32 alone
             candidates = {key: _autocast(value, device) for key, value in candidates.items()}
         for peer in [one.name for one in peers if one.name in candidates]:
             problem = _try(candidates[peer])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import re
 import subprocess
@@ -38,6 +39,10 @@ TYPE_NAMES = {
     torch.int64: "i64",
     torch.int32: "i32",
 }
+KERNELS = {
+    "moeut.ops.triton_dispatch": ("count_kernel", "scan_kernel", "offset_kernel", "place_kernel"),
+    "moeut.ops.triton_launch": ("row_product_kernel", "row_sum_kernel", "weight_gradient_kernel"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Launch:
     kernel: Any
     arguments: dict[str, Any]
     constants: dict[str, Any]
-    options: dict[str, int]
+    options: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -67,9 +72,8 @@ class _Recorder:
         return self._launch
 
     def _launch(self, *positional: Any, **keywords: Any) -> None:
-        options = {
-            name: keywords.pop(name) for name in ("num_warps", "num_stages") if name in keywords
-        }
+        names = ("num_warps", "num_stages")
+        options: dict[str, Any] = {name: keywords.pop(name) for name in names if name in keywords}
         arguments = dict(zip(self.kernel.arg_names, positional, strict=False)) | keywords
         constants = {
             parameter.name: arguments.pop(parameter.name)
@@ -85,16 +89,15 @@ def record_launches(size: MlpSize | HeadSize, dtype: torch.dtype) -> list[Launch
 
     launches: list[Launch] = []
     tile_rows = triton_dispatch.choose_tile_rows(size.num_slots, size.total_experts)
-    with mock.patch.multiple(
-        triton_launch,
-        **{
-            name: _Recorder(getattr(triton_launch, name), launches)
-            for name in ("row_product_kernel", "row_sum_kernel", "weight_gradient_kernel")
-        },
-    ):
-        index = torch.zeros(size.slots_per_token, dtype=torch.int64)
+    with contextlib.ExitStack() as stack:
+        for module in (triton_dispatch, triton_launch):
+            for name in KERNELS[module.__name__]:
+                recorder = _Recorder(getattr(module, name), launches)
+                stack.enter_context(mock.patch.object(module, name, recorder))
+        slots = torch.zeros(size.slots_per_token, dtype=torch.int64)
+        triton_dispatch.dispatch._init_fn(slots, size.total_experts, tile_rows)
         empty = torch.empty(2, 2, dtype=torch.int64)
-        routing = (index, torch.zeros(3, dtype=torch.int64), empty, tile_rows)
+        routing = (slots, torch.zeros(3, dtype=torch.int64), empty, tile_rows)
         gate = torch.zeros(size.slots_per_token, dtype=dtype)
         for name, arguments in _calls(size, routing, gate, dtype):
             getattr(triton_experts, name)._init_fn(*arguments)
@@ -187,7 +190,7 @@ def _resources(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool, "--dump-resource-usage", file.name]
+        command = [str(tool), "--dump-resource-usage", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", said))
     return {

@@ -85,7 +85,7 @@ class Trainee:
         self.model = moeut.build(config).to(device).train()
         on_gpu = device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=1e-4, fused=True, **({"capturable": True} if on_gpu else {})
+            self.model.parameters(), lr=1e-4, fused=True, capturable=on_gpu
         )
         shape = (size.batch, size.length + 1)
         self.tokens = torch.randint(config.vocabulary_size, shape, device=device)

@@ -24,6 +24,9 @@ from moeut.ops.triton_device import on_device
 BLOCK_SLOTS = 128
 """Slots of one block; every pair in a block is compared."""
 
+SCAN_BLOCKS = 1024
+"""Blocks whose counts are summed in one step."""
+
 MAX_COUNTED_EXPERTS = 4096
 """Up to this many experts a block's counts fit in a multiprocessor; beyond, PyTorch sorts."""
 
@@ -157,7 +160,7 @@ def dispatch(
             count_kernel[(num_blocks,)](
                 index, block_counts, num_slots, num_experts, BINS=bins, BLOCK=BLOCK_SLOTS
             )
-        scan_kernel[(groups,)](block_counts, totals, num_blocks, groups, BLOCK=1024)
+        scan_kernel[(groups,)](block_counts, totals, num_blocks, groups, BLOCK=SCAN_BLOCKS)
         _write_offsets(totals, counts, offsets, tiles, num_experts, tile_rows)
         if num_slots:
             place_kernel[(num_blocks,)](

@@ -54,8 +54,9 @@ def test_skewed_and_empty_experts():
     check(torch.tensor([6] * 129 + [0] + [-1] * 3 + [6]), 7, 16)
 
 
-def test_more_blocks_than_one_scan_step():
-    check(draw(1100 * triton_dispatch.BLOCK_SLOTS, 1), 1, 128)
+def test_more_blocks_than_one_scan_step(monkeypatch):
+    monkeypatch.setattr(triton_dispatch, "SCAN_BLOCKS", 4)
+    check(draw(9 * triton_dispatch.BLOCK_SLOTS + 5, 3), 3, 128)
 
 
 def test_too_many_experts_to_count_are_sorted(monkeypatch):

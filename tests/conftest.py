@@ -1,5 +1,6 @@
 """Shared fixtures: one thread per test process, and the external inputs of parity tests."""
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -8,9 +9,20 @@ import torch
 
 torch.set_num_threads(1)
 
+
+def _interpreter_works() -> bool:
+    """Return whether Triton's interpreter can loop: before 3.7 it could not with NumPy 2.4."""
+    try:
+        triton = importlib.metadata.version("triton").split(".")[:2]
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    numpy = importlib.metadata.version("numpy").split(".")[:2]
+    return [*map(int, triton)] >= [3, 7] or [*map(int, numpy)] < [2, 4]
+
+
 # Without a GPU, Triton kernels run in Triton's interpreter, which has to be on when they are
 # defined.
-if not torch.cuda.is_available():
+if not torch.cuda.is_available() and _interpreter_works():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 

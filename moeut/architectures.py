@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import types
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -32,6 +31,7 @@ from moeut.config import (
     Sinusoidal,
     StackConfig,
     SwitchHead,
+    check_type,
     nearest,
 )
 
@@ -310,7 +310,7 @@ def read_options(name: str, options: dict[str, Any]) -> Options:
                 f"{option}={value!r}: architecture {name!r} takes {', '.join(allowed)}"
                 f"{nearest(option, allowed)}"
             )
-        _check_type(option, value, hints[option])
+        check_type(option, value, hints[option])
     return chosen(**options)
 
 
@@ -336,6 +336,14 @@ def from_options(
             used=options.position == owner,
             where=f"position={options.position!r}",
         )
+    if isinstance(options, MoEUTOptions):
+        for option in _ATTENTION_OPTIONS:
+            # The gates belong to the one-expert case, all others to several experts.
+            used = (option == "attention_gates") == (options.attention_experts == 1)
+            where = f"attention_experts={options.attention_experts}"
+            _refuse_unused(options, option, used=used, where=where)
+    if options.match_parameters is not None:
+        options = _without_free_width(options)
     config = ModelConfig(
         form=form,
         d_model=options.d_model,
@@ -388,35 +396,29 @@ _POSITION_OPTIONS = {
 }
 
 
+_ATTENTION_OPTIONS = (
+    "attention_top_k",
+    "attention_balance_loss",
+    "attention_expert_dropout",
+    "renormalise_attention_experts",
+    "attention_gates",
+)
+
+
+def _without_free_width(options: Options) -> Options:
+    """Refuse a width that ``match_parameters`` replaces, and leave room for the active experts."""
+    where = f"match_parameters={options.match_parameters}"
+    if isinstance(options, SigmaMoEOptions):
+        _refuse_unused(options, "num_experts", used=False, where=where)
+        num_experts = max(options.num_experts, options.top_k)
+        return dataclasses.replace(options, num_experts=num_experts)
+    _refuse_unused(options, "feed_forward_size", used=False, where=where)
+    return options
+
+
 def _refuse_unused(options: Options, option: str, *, used: bool, where: str) -> None:
     """Raise if an option that has no effect here was set to something else than its default."""
     value = getattr(options, option)
     default = next(f.default for f in dataclasses.fields(options) if f.name == option)
     if not used and value != default:
         raise ValueError(f"{option}={value!r}: has no effect with {where}")
-
-
-def _check_type(option: str, value: Any, annotation: Any) -> None:
-    """Raise unless ``value`` is of the annotated type; a whole number passes for a float."""
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    kinds = typing.get_args(annotation) if union else (annotation,)
-    for kind in kinds:
-        if typing.get_origin(kind) is Literal:
-            allowed = typing.get_args(kind)
-            if value in allowed:
-                return
-            raise ValueError(
-                f"{option}={value!r}: expected one of {', '.join(allowed)}{nearest(value, allowed)}"
-            )
-        is_bool = isinstance(value, bool)
-        if kind is bool and is_bool:
-            return
-        if kind is int and isinstance(value, int) and not is_bool:
-            return
-        if kind is float and isinstance(value, int | float) and not is_bool:
-            return
-        if kind is type(None) and value is None:
-            return
-    words = {bool: "true or false", int: "a whole number", float: "a number"}
-    allowed_words = " or ".join(words[kind] for kind in kinds if kind in words)
-    raise ValueError(f"{option}={value!r}: expected {allowed_words}")

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -23,18 +25,27 @@ NormPlacement = Literal["pre", "post", "peri"]
 RouterInput = Literal["sigmoid", "softmax"]
 
 
+class _Checked:
+    """A dataclass whose values are of the types that its annotations say."""
+
+    def __post_init__(self) -> None:
+        own: Any = type(self)
+        for name, annotation in _type_hints(own).items():
+            check_type(name, getattr(self, name), annotation)
+
+
 # --- positions --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoPosition:
+class NoPosition(_Checked):
     """No position information besides the causal mask."""
 
     kind: ClassVar[str] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rotary:
+class Rotary(_Checked):
     """Rotary position embedding on the first channels of each head (RoPE, rotate-half form)."""
 
     kind: ClassVar[str] = "rotary"
@@ -43,12 +54,23 @@ class Rotary:
     base: float = 10000.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(0.0 < self.fraction <= 1.0, "fraction", self.fraction, "above 0 and at most 1")
-        _require(self.base > 1.0, "base", self.base, "above 1")
+        _require(1.0 < self.base < math.inf, "base", self.base, "a finite number above 1")
+
+    def width(self, head_size: int) -> int:
+        """Return the number of rotated channels; raise ``ValueError`` if there are none."""
+        width = int(self.fraction * head_size) // 2 * 2
+        if width == 0:
+            raise ValueError(
+                f"position.fraction={self.fraction!r}: rotates no channel of a head of "
+                f"head_size={head_size}; it must reach 2 channels"
+            )
+        return width
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relative:
+class Relative(_Checked):
     """Transformer-XL relative positions in self-attention; cross-attention has none."""
 
     kind: ClassVar[str] = "relative"
@@ -57,7 +79,7 @@ class Relative:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sinusoidal:
+class Sinusoidal(_Checked):
     """Fixed sinusoids added to the embedding, computed in float32."""
 
     kind: ClassVar[str] = "sinusoidal"
@@ -66,13 +88,14 @@ class Sinusoidal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned:
+class Learned(_Checked):
     """A learned vector per absolute position, added to the embedding."""
 
     kind: ClassVar[str] = "learned"
     max_length: int = 1024
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.max_length >= 1, "max_length", self.max_length, "at least 1")
 
 
@@ -83,7 +106,7 @@ Position = NoPosition | Rotary | Relative | Sinusoidal | Learned
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseAttention:
+class DenseAttention(_Checked):
     """Multi-head attention with dense projections without bias."""
 
     kind: ClassVar[str] = "dense"
@@ -96,12 +119,13 @@ class DenseAttention:
     """Dropout on attention weights."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "num_heads", "head_size")
         _require_dropout(self, "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwitchHead:
+class SwitchHead(_Checked):
     """Attention whose value and output projections are experts, chosen per head and token."""
 
     kind: ClassVar[str] = "switch_head"
@@ -119,8 +143,10 @@ class SwitchHead:
     """Initialise expert weights with equal norm over experts (training code: ``norm_init``)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "num_heads", "head_size", "num_experts", "top_k")
         _require_top_k(self)
+        _require_balance_loss(self)
         _require_dropout(self, "dropout", "expert_dropout")
 
 
@@ -131,7 +157,7 @@ Attention = DenseAttention | SwitchHead
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseFeedForward:
+class DenseFeedForward(_Checked):
     """Two dense layers with ReLU between them."""
 
     kind: ClassVar[str] = "dense"
@@ -141,12 +167,13 @@ class DenseFeedForward:
     """Dropout on the hidden activations."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "hidden_size")
         _require_dropout(self, "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigmaMoE:
+class SigmaMoE(_Checked):
     """Mixture of small ReLU experts with non-competitive sigmoid gates (σ-MoE)."""
 
     kind: ClassVar[str] = "sigma_moe"
@@ -165,8 +192,10 @@ class SigmaMoE:
     """Initialise all router rows with one norm (the release does, the training code does not)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "num_experts", "expert_size", "top_k")
         _require_top_k(self)
+        _require_balance_loss(self)
         _require_dropout(self, "expert_dropout")
 
 
@@ -177,7 +206,7 @@ FeedForward = DenseFeedForward | SigmaMoE
 
 
 @dataclass(frozen=True, kw_only=True)
-class StackConfig:
+class StackConfig(_Checked):
     """A stack of layers applied in depth, ``group_size`` of them distinct."""
 
     num_layers: int
@@ -213,6 +242,7 @@ class StackConfig:
         return self.group_size < self.num_layers
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "num_layers", "group_size")
         if self.num_layers % self.group_size:
             divisors = [g for g in range(1, self.num_layers + 1) if self.num_layers % g == 0]
@@ -220,13 +250,14 @@ class StackConfig:
                 f"group_size={self.group_size}: must divide num_layers={self.num_layers}; "
                 f"allowed: {', '.join(map(str, divisors))}"
             )
-        _require_choice(self, "schedule", Schedule)
-        _require_choice(self, "norm", NormPlacement)
+        if isinstance(self.position, Rotary):
+            self.position.width(self.attention.head_size)
+        _require(self.norm_epsilon > 0.0, "norm_epsilon", self.norm_epsilon, "above 0")
         _require_dropout(self, "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(_Checked):
     """Everything that decides a model's parameters and its function."""
 
     form: Form
@@ -252,18 +283,19 @@ class ModelConfig:
     """Scheme of ``moeut.initialization``; its docstring has the table."""
 
     def __post_init__(self) -> None:
-        _require_choice(self, "form", Form)
+        super().__post_init__()
         _require_positive(self, "d_model", "vocabulary_size")
         wanted = {
-            "decoder_lm": ({"decoder"}, set()),
-            "encoder_decoder": ({"encoder", "decoder", "source_vocabulary_size"}, set()),
-            "encoder_classifier": ({"encoder", "num_classes"}, set()),
-        }[self.form][0]
+            "decoder_lm": {"decoder"},
+            "encoder_decoder": {"encoder", "decoder", "source_vocabulary_size"},
+            "encoder_classifier": {"encoder", "num_classes"},
+        }[self.form]
         for name in ("encoder", "decoder", "source_vocabulary_size", "num_classes"):
             present = getattr(self, name) is not None
             if present != (name in wanted):
                 verb = "needs" if name in wanted else "does not take"
                 raise ValueError(f"form={self.form!r} {verb} {name!r}")
+        _require_positive(self, *wanted & {"source_vocabulary_size", "num_classes"})
         if self.form != "decoder_lm" and any(s.float32_routing for s in self.stacks.values()):
             raise ValueError(f"float32_routing=True: only form='decoder_lm', not {self.form!r}")
         if self.form == "encoder_classifier" and self.tie_embeddings:
@@ -308,7 +340,7 @@ def _require(condition: bool, name: str, value: object, allowed: str) -> None:
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
+        _require(value >= 1, name, value, "a whole number of at least 1")
 
 
 def _require_dropout(config: Any, *names: str) -> None:
@@ -322,12 +354,36 @@ def _require_top_k(config: Any) -> None:
         raise ValueError(f"top_k={config.top_k}: must be at most num_experts={config.num_experts}")
 
 
-def _require_choice(config: Any, name: str, literal: Any) -> None:
-    value, allowed = getattr(config, name), typing.get_args(literal)
-    if value not in allowed:
-        raise ValueError(
-            f"{name}={value!r}: expected one of {', '.join(allowed)}" + nearest(value, allowed)
-        )
+def _require_balance_loss(config: Any) -> None:
+    value = config.balance_loss
+    _require(0.0 <= value < math.inf, "balance_loss", value, "a finite number of at least 0")
+
+
+@functools.cache
+def _type_hints(chosen: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(chosen)
+    return {one.name: hints[one.name] for one in dataclasses.fields(chosen)}
+
+
+def check_type(name: str, value: Any, annotation: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is of the annotated type; an int passes for a float."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(annotation) if union else (annotation,)
+    is_bool = isinstance(value, bool)
+    for kind in kinds:
+        if typing.get_origin(kind) is Literal:
+            allowed = typing.get_args(kind)
+            if value in allowed:
+                return
+            raise ValueError(
+                f"{name}={value!r}: expected one of {', '.join(allowed)}{nearest(value, allowed)}"
+            )
+        accepted = (int, float) if kind is float else kind
+        if isinstance(value, accepted) and (kind is bool or not is_bool):
+            return
+    words = {bool: "true or false", int: "a whole number", float: "a number"}
+    allowed_words = [words.get(kind, kind.__name__) for kind in kinds if kind is not types.NoneType]
+    raise ValueError(f"{name}={value!r}: expected {' or '.join(allowed_words)}")
 
 
 def nearest(value: object, allowed: typing.Iterable[str]) -> str:
@@ -367,8 +423,8 @@ def _from_plain(annotation: Any, data: Any, path: str) -> Any:
                 f"{path}.kind={kind!r}: expected one of {', '.join(kinds)}{nearest(kind, kinds)}"
             )
         chosen = kinds[kind]
-    hints = typing.get_type_hints(chosen)
-    names = [f.name for f in dataclasses.fields(chosen)]
+    hints = _type_hints(chosen)
+    names = list(hints)
     for name in data:
         if name not in names:
             raise ValueError(

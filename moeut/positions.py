@@ -59,17 +59,6 @@ class RotaryTables(NamedTuple):
     sine: Tensor
 
 
-def rotary_width(position: Rotary, head_size: int) -> int:
-    """Return the number n of rotated channels: ``fraction`` of the head, rounded down to even."""
-    width = int(position.fraction * head_size) // 2 * 2
-    if width == 0:
-        raise ValueError(
-            f"position.fraction={position.fraction!r}: rotates no channel of a head of "
-            f"head_size={head_size}; it must reach 2 channels"
-        )
-    return width
-
-
 def rotary_tables(
     positions: Tensor,
     position: Rotary,
@@ -84,7 +73,7 @@ def rotary_tables(
     ``float32_frequencies`` rounds that power to float32 even in a float64 model.
     """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    width = rotary_width(position, head_size)
+    width = position.width(head_size)
     rounded = torch.float32 if float32_frequencies else exact
     even = torch.arange(0, width, 2, dtype=rounded, device=positions.device)
     frequencies = 1.0 / position.base ** (even / width)

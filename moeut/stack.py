@@ -20,7 +20,6 @@ from moeut.positions import (
     ragged_distances,
     regular_distances,
     rotary_tables,
-    rotary_width,
     sinusoids,
 )
 from moeut.routing import RoutingContext, RoutingRecord
@@ -110,8 +109,6 @@ class DepthStack(nn.Module):
         self.position = None
         if isinstance(options.position, config.Learned):
             self.position = LearnedPositions(options.position.max_length, d_model)
-        if isinstance(options.position, config.Rotary):
-            rotary_width(options.position, options.attention.head_size)  # refuses a width of 0
         self.layers = nn.ModuleList(
             Layer(options, d_model, cross_attention=cross_attention)
             for _ in range(options.group_size)

@@ -182,6 +182,22 @@ def test_left_out_values_follow_others() -> None:
         ("moeut", {"position_scale": "inverse_sqrt"}, r"position_scale=.*: has no effect with pos"),
         ("moeut", {"num_encoder_layers": 2}, r"num_encoder_layers=2: has no effect with form="),
         ("moeut", {"pooling": "last"}, r"pooling='last': has no effect with form="),
+        ("moeut", {"attention_gates": "none"}, r"attention_gates='none': has no effect with att"),
+        (
+            "moeut",
+            {"attention_experts": 1, "attention_top_k": 1},
+            r"attention_top_k=1: has no effect with attention_experts=1",
+        ),
+        (
+            "moeut",
+            {"match_parameters": 900_000, "num_experts": 20},
+            r"num_experts=20: has no effect with match_parameters=900000",
+        ),
+        (
+            "transformer",
+            {"match_parameters": 900_000, "feed_forward_size": 20},
+            r"feed_forward_size=20: has no effect with match_parameters=900000",
+        ),
         ("moeut", {"match_parameters": 5}, r"match_parameters=5: the smallest feed-forward"),
     ],
 )

@@ -16,6 +16,7 @@ from moeut.config import (
     Relative,
     Rotary,
     SigmaMoE,
+    Sinusoidal,
     StackConfig,
     SwitchHead,
 )
@@ -76,7 +77,34 @@ def test_repeats_and_sharing() -> None:
     [
         (lambda: stack(group_size=3), r"group_size=3: must divide num_layers=4; allowed: 1, 2, 4"),
         (lambda: stack(num_layers=0), r"num_layers=0: must be a whole number of at least 1"),
-        (lambda: stack(num_layers=2.5), r"num_layers=2.5: must be a whole number"),
+        (lambda: stack(num_layers=2.5), r"num_layers=2.5: expected a whole number"),
+        (lambda: stack(num_layers=True), r"num_layers=True: expected a whole number"),
+        (lambda: stack(final_norm="no"), r"final_norm='no': expected true or false"),
+        (lambda: stack(attention=Rotary()), r"expected DenseAttention or SwitchHead"),
+        (lambda: stack(norm_epsilon=0.0), r"norm_epsilon=0.0: must be above 0"),
+        (
+            lambda: stack(attention=DenseAttention(num_heads=2, head_size=3)),
+            r"fraction=0.5: rotates no channel of a head of head_size=3",
+        ),
+        (
+            lambda: Sinusoidal(scale="sqrt"),
+            r"scale='sqrt': expected one of none, inverse_sqrt",
+        ),
+        (
+            lambda: DenseAttention(num_heads=2, head_size=4, attention_gates="outputs"),
+            r"attention_gates='outputs': expected .* did you mean 'output'",
+        ),
+        (lambda: SigmaMoE(num_experts=9, router="sofmax"), r"router='sofmax': .*'softmax'"),
+        (lambda: SigmaMoE(num_experts=12, balance_loss=-1.0), r"balance_loss=-1.0: must be"),
+        (lambda: Rotary(fraction="0.5"), r"fraction='0.5': expected a number"),
+        (lambda: model(initialization="glorut"), r"initialization='glorut': .*'glorot'"),
+        (lambda: model(embedding_scale="sqrt"), r"embedding_scale='sqrt': expected one of"),
+        (lambda: model(pooling="middle"), r"pooling='middle': expected one of first, last"),
+        (lambda: model(head_bias=1), r"head_bias=1: expected true or false"),
+        (
+            lambda: model(form="encoder_classifier", decoder=None, encoder=stack(), num_classes=0),
+            r"num_classes=0: must be a whole number of at least 1",
+        ),
         (lambda: stack(norm="peri_"), r"norm='peri_': expected one of .* did you mean 'peri'"),
         (lambda: stack(dropout=1.0), r"dropout=1.0"),
         (lambda: Rotary(fraction=0.0), r"fraction=0.0: must be above 0"),

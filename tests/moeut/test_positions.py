@@ -10,7 +10,6 @@ from moeut.positions import (
     ragged_distances,
     regular_distances,
     rotary_tables,
-    rotary_width,
     rotate,
     sinusoids,
 )
@@ -49,12 +48,12 @@ def test_sinusoids_of_negative_positions_mirror_and_odd_widths_are_cut():
     ("fraction", "head_size", "width"), [(0.5, 82, 40), (0.5, 96, 48), (1.0, 7, 6), (0.5, 41, 20)]
 )
 def test_rotary_width_is_rounded_down_to_even(fraction, head_size, width):
-    assert rotary_width(Rotary(fraction=fraction), head_size) == width
+    assert Rotary(fraction=fraction).width(head_size) == width
 
 
 def test_rotary_width_of_zero_is_refused():
     with pytest.raises(ValueError, match="rotates no channel of a head of head_size=8"):
-        rotary_width(Rotary(fraction=0.2), 8)
+        Rotary(fraction=0.2).width(8)
 
 
 def test_rotate_turns_channel_pairs_as_complex_numbers():

@@ -42,7 +42,9 @@ def random_config(seed: int) -> ModelConfig:
         options |= {"num_experts": draw.choice([4, 7]), "expert_size": 5, "top_k": 3}
     if name == "moeut":
         options["attention_experts"] = draw.choice([1, 3])
-        options["attention_gates"] = draw.choice(["none", "output", "value_and_output"])
+        gates = draw.choice(["none", "output", "value_and_output"])
+        if options["attention_experts"] == 1:
+            options["attention_gates"] = gates
     if name in ("moeut", "universal"):
         options["group_size"] = group_size
     if form == "encoder_decoder":
@@ -97,6 +99,10 @@ def test_matching_by_option() -> None:
     moeut = architecture("moeut", match_parameters=600_000, **kwargs)
     assert abs(count_parameters(dense) - 600_000) <= 257 * 4
     assert abs(count_parameters(moeut) - 600_000) <= 8320
+    # More active experts than the default number of experts: what is sized needs no start value.
+    wide = architecture("moeut", match_parameters=900_000, top_k=24, **kwargs)
+    assert wide.decoder.feed_forward.num_experts > 24
+    assert abs(count_parameters(wide) - 900_000) <= 8320
 
 
 # PyTorch counts the operations of every matrix product it runs; two per multiply-accumulate.

@@ -89,10 +89,11 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         if not _is_disk_full(error):
             raise
+        before = list_checkpoints(folder)
         raise DiskFull(
             errno.ENOSPC,
-            f"no room for a checkpoint: {needed:,} bytes needed, {_free_bytes(folder):,} free; "
-            "the checkpoint before is intact",
+            f"no room for a checkpoint: more than {needed:,} bytes needed, {_free_bytes(folder):,} "
+            f"free; {f'{before[-1].name} before it is intact' if before else 'there is none yet'}",
             str(final),
         ) from error
     remove_leftovers(folder)

@@ -274,8 +274,9 @@ class SweepConfig:
 def _at_least(config: Any, minimum: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value >= minimum:
-            raise ValueError(f"{name}={value}: must be at least {minimum}")
+        if value is not None and not minimum <= value < float("inf"):
+            finite = " and finite" if value == float("inf") else ""
+            raise ValueError(f"{name}={value}: must be at least {minimum}{finite}")
 
 
 def _above_zero(config: Any, *names: str) -> None:

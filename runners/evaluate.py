@@ -24,6 +24,7 @@ from runners.evaluation import Evaluation, evaluate_split
 from runners.loop import Stopped
 from runners.progress import make_console
 from runners.rundirectory import RunDirectory
+from tasks.command_line import Parser
 from tasks.options import nearest
 
 
@@ -148,7 +149,7 @@ def _numbers(text: str) -> list[int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m runners.evaluate",
         description="Score a finished run on any split and depth.",
     )

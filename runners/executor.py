@@ -254,8 +254,7 @@ def work(orders: BinaryIO, messages: BinaryIO) -> int:
                 )
                 ended["status"] = status
                 if status == "failed":
-                    content = json.loads(RunDirectory(directory).error.read_text())
-                    ended["message"] = content["message"]
+                    ended["message"] = RunDirectory(directory).failure()
             except Stopped as stopped:
                 ended |= {"status": "stopped", "message": str(stopped)}
             except Locked as error:

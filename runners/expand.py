@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def expand(
             config = build_run(_with_seed(node, seeds[0]), checker)
             key = json.dumps(config.task, sort_keys=True)
             if key not in hashes:
-                hashes[key] = hash_of(config.task)
+                hashes[key] = _hash_data(hash_of, config)
             digest = config_hash(config, hashes[key])
             other = owners.setdefault(digest, (variant, parameters))
             if other != (variant, parameters):
@@ -146,6 +147,25 @@ def _same_run(
         f"{place}: variants.{one[0]}: {describe(one)} and {describe(other)} are the same run; "
         "a variant or grid value must change something"
     )
+
+
+def _hash_data(hash_of: Callable[[dict[str, Any]], str], config: RunConfig) -> str:
+    """Return the hash of a run's data; trouble with a user's own file names the config too."""
+    from tasks.files import DataDamaged, DataMissing
+
+    try:
+        return hash_of(config.task)
+    except (DataDamaged, DataMissing):  # of the machine, not of what the config says
+        raise
+    except ValueError as error:
+        place = config.place(_option_of(error))
+        raise ConfigError(f"{place}: {error}" if place else str(error)) from error
+
+
+def _option_of(error: ValueError) -> str:
+    """Return the option that a message of a task begins with (``task.train='…'``), or ``task``."""
+    match = re.match(r"task[.\w]*(?==)", str(error))
+    return match[0] if match else "task"
 
 
 def task_data_hash(task: dict[str, Any]) -> str:

@@ -114,6 +114,8 @@ class Display:
             if not self.console.is_terminal and now - row.shown >= LINE_SECONDS:
                 row.shown = now
                 self._print(f"{label}: " + "  ".join(cell for cell in row.cells() if cell))
+        elif event == "notice":
+            self._print(f"{label}: {message['message']}")
         elif event == "ended":
             row = self._rows.pop(directory)
             seconds = time.monotonic() - row.began

@@ -31,6 +31,7 @@ from runners import comparison, figures, tables
 from runners.results import Run, SweepResults, compact, load
 from runners.statistics import TOO_SMALL, summarize
 from runners.strict_yaml import ConfigError
+from tasks.command_line import Parser
 from tasks.options import nearest
 
 EXIT_DONE, EXIT_BAD_INPUT = 0, 2
@@ -329,7 +330,7 @@ def print_report(results: SweepResults) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``python -m runners.report`` and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m runners.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -343,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         results = _with_choices(load(options.sweep), options)
         trouble = write_files(results, with_figures=not options.no_figures)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     print_report(results)

@@ -230,7 +230,7 @@ def _read_run(path: Path, item: dict[str, Any]) -> Run:
     elif (path / "error.json").is_file():
         error = _read_json(path / "error.json")
         status = "failed"
-        step = f"step {error['step']}: " if error.get("step") is not None else ""
+        step = f"after step {error['step']}: " if error.get("step") is not None else ""
         message = f"{step}{error.get('message', '')}"
     return Run(
         variant=item["variant"],

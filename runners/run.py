@@ -47,7 +47,8 @@ def run(
     Args:
         directory: has a ``config.yaml`` and a ``run.json``.
         stop: asked before every step and every batch of an evaluation.
-        on_progress: gets a message now and then: phase, step, steps, loss, tokens per second.
+        on_progress: gets a message now and then: phase, step, steps, loss, tokens per second; or
+            ``{"event": "notice", "message": …}`` about a damaged checkpoint.
 
     Raises:
         Stopped: a stop was asked for and the state is saved.
@@ -69,19 +70,12 @@ def run(
                 raise
             logger.exception("the run has failed")
             step = None if active is None else active.step
-            _record_failure(files, str(error) or repr(error), step=step)
+            files.fail(str(error) or repr(error), step=step)
             return "failed"
         finally:
             if active is not None:
                 active.close()
     return "done"
-
-
-def _record_failure(files: RunDirectory, message: str, *, step: int | None) -> None:
-    try:
-        files.fail(message, step=step)
-    except OSError as error:  # the disk may be what failed; the caller still learns of it
-        logger.error("%s: cannot be written: %s", files.error, error)
 
 
 @dataclass
@@ -139,7 +133,7 @@ class _Run:
     def train(self) -> None:
         """Train from the last whole checkpoint, or from the start, to the last step."""
         config = self.config
-        checkpoint = load_latest(self.files.checkpoints)
+        checkpoint = load_latest(self.files.checkpoints, warn=self._warn)
         if checkpoint is not None:
             self._check_same_run(checkpoint)
         seed_everything(config.seed)
@@ -168,6 +162,10 @@ class _Run:
             fit(loop, self, evaluate_interval=config.evaluate.interval)
         finally:
             self._time_training()
+
+    def _warn(self, text: str) -> None:
+        logger.warning(text)
+        self.on_progress({"event": "notice", "message": text})
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint that was made under a config with another identity."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runners.config import ConfigError, RunConfig, from_yaml, to_yaml
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["new", "resumable", "done", "failed"]
 
@@ -105,8 +108,21 @@ class RunDirectory:
         return RunRecord(**json.loads((self.path / "run.json").read_text()))
 
     def fail(self, message: str, *, step: int | None) -> None:
-        """Write that the run has failed, and why."""
-        write_json(self.error, {"status": "failed", "step": step, "message": message})
+        """Write that the run has failed, and why.
+
+        On a full disk the log alone says so, and the run counts as stopped.
+        """
+        try:
+            write_json(self.error, {"status": "failed", "step": step, "message": message})
+        except OSError as error:
+            logger.error("%s: cannot be written: %s; %s", self.error, error, message)
+
+    def failure(self) -> str:
+        """Return why the run has failed."""
+        try:
+            return str(json.loads(self.error.read_text(encoding="utf-8"))["message"])
+        except FileNotFoundError:
+            return f"the reason could not be written, as on a full disk; see {self.log}"
 
 
 class MetricsLog:

@@ -9,7 +9,6 @@ status: 0 all done, 1 some run failed, 2 bad input, 75 stopped but resumable, 13
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -29,6 +28,7 @@ from runners.help import sweep_help
 from runners.lock import DirectoryLock, Locked
 from runners.progress import Display, make_console
 from runners.rundirectory import RunDirectory, RunRecord
+from tasks.command_line import Parser
 from tasks.options import nearest
 
 
@@ -118,7 +118,7 @@ def reconcile(
     labels = {run.directory: run_label(run) for run in planned}
     for run in planned:
         if statuses[run.directory] == "failed":
-            message = json.loads(RunDirectory(run.directory).error.read_text())["message"]
+            message = RunDirectory(run.directory).failure()
             console.print(
                 f"{labels[run.directory]}: has failed: {message}; --retry-failed tries again",
                 markup=False,
@@ -166,7 +166,7 @@ def select_variant(sweep: Sweep, planned: list[PlannedRun], only: str | None) ->
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m runners.sweep",
         description="Train and score every run of a sweep; the same command continues it.",
         epilog=sweep_help(),
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = select_variant(sweep, planned, options.only)
         built = check(planned)
         for described in built.values():
-            sweep.check_headline(list(described.task.splits()))
+            sweep.check_headline(list(described.task.splits()), described.task.kind)
     except ValueError as error:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT
@@ -209,8 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
         print_plan(chosen, built, workers=workers, console=console)
         return signals.DONE
     directory = options.runs_dir / sweep.config.name
-    directory.mkdir(parents=True, exist_ok=True)
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         with DirectoryLock(directory, wait=1.0), signals.Stop(announce=True) as stop:
             write_plan(sweep, planned)
             counts = reconcile(
@@ -222,9 +222,14 @@ def main(arguments: list[str] | None = None) -> int:
                 console=console,
             )
             _report(directory, with_figures=not options.no_figures)
-    except Locked as error:
+    except (ConfigError, Locked) as error:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, or a place that may not be written to
+        print(f"{directory}: {error}; the same command continues", file=sys.stderr)
+        return signals.FAILED
     status = exit_status(counts, stop)
     if status in (signals.RESUMABLE, signals.INTERRUPTED):
         print("stopped; the same command continues", file=sys.stderr)

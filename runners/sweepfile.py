@@ -18,7 +18,12 @@ from runners.config import ConfigError, RunConfig, SweepConfig, include, merge, 
 from runners.strict_yaml import COMMAND_LINE, Node, show, unknown_key, wrong_value
 
 WANDB_KEYS = ("program", "command", "method", "metric", "description", "project", "entity")
-METRICS = ("exact_match", "prefix_match", "eos_oracle_match", "token_accuracy", "accuracy")
+METRICS = {
+    "sequence_to_sequence": ("exact_match", "prefix_match", "eos_oracle_match", "token_accuracy"),
+    "classification": ("accuracy",),
+}
+"""Metrics by the task's kind."""
+_EVERY_METRIC = tuple(name for names in METRICS.values() for name in names)
 _RUN_KEYS = tuple(convert.hints(RunConfig))
 _SWEEP_KEYS = tuple(convert.hints(SweepConfig))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
@@ -47,12 +52,13 @@ class Sweep:
         """The variant that the others are tested against."""
         return self.config.baseline or next(iter(self.variants))
 
-    def check_headline(self, splits: Sequence[str]) -> None:
-        """Raise ConfigError unless ``headline.split``, where given, is one of a task's splits."""
-        split = self.config.headline.get("split")
-        if split is not None and split not in splits:
-            node = self.root.value["headline"].value["split"]
-            raise wrong_value(node, "headline.split", f"one of {', '.join(splits)}", splits)
+    def check_headline(self, splits: Sequence[str], kind: str) -> None:
+        """Raise ConfigError unless ``headline`` names a split and a metric that a task has."""
+        for key, allowed in (("split", splits), ("metric", METRICS[kind])):
+            value = self.config.headline.get(key)
+            if value is not None and value not in allowed:
+                node = self.root.value["headline"].value[key]
+                raise wrong_value(node, f"headline.{key}", f"one of {', '.join(allowed)}", allowed)
 
 
 # --- reading ----------------------------------------------------------------------------
@@ -332,5 +338,6 @@ def _check_choices(config: SweepConfig, top: dict[str, Node], variants: Mapping[
             raise unknown_key(child, f"headline.{key}", ("split", "metric"), "headline takes")
         if not isinstance(child.value, str):
             raise wrong_value(child, f"headline.{key}", "a word")
-        if key == "metric" and child.value not in METRICS:
-            raise wrong_value(child, "headline.metric", f"one of {', '.join(METRICS)}", METRICS)
+        if key == "metric" and child.value not in _EVERY_METRIC:
+            allowed = ", ".join(_EVERY_METRIC)
+            raise wrong_value(child, "headline.metric", f"one of {allowed}", _EVERY_METRIC)

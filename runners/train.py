@@ -24,6 +24,7 @@ from runners.lock import Locked
 from runners.loop import Stopped
 from runners.run import run
 from runners.rundirectory import RunDirectory, RunRecord
+from tasks.command_line import Parser
 
 
 def plan_single(config: RunConfig, *, name: str, root: Path) -> tuple[Path, RunRecord]:
@@ -35,7 +36,7 @@ def plan_single(config: RunConfig, *, name: str, root: Path) -> tuple[Path, RunR
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m runners.train",
         description="Train and score one run; the same command continues it.",
         epilog=run_help(),
@@ -68,8 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT
     if files.status() == "failed" and not options.retry_failed:
-        message = json.loads(files.error.read_text())["message"]
-        print(f"{directory}: has failed: {message}; try again with --retry-failed")
+        print(f"{directory}: has failed: {files.failure()}; try again with --retry-failed")
         return signals.FAILED
     print(f"{directory}: {files.status()}", flush=True)
     if files.status() != "done":
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return signals.BAD_INPUT
     if status == "failed":
-        print(json.loads(files.error.read_text())["message"], file=sys.stderr)
+        print(files.failure(), file=sys.stderr)
         return signals.FAILED
     _print_result(files)
     return signals.DONE
@@ -106,6 +106,9 @@ def _check_directory(files: RunDirectory, config: RunConfig, record: RunRecord) 
 
 
 def _print_progress(message: dict[str, Any]) -> None:
+    if message.get("event") == "notice":
+        print(message["message"], file=sys.stderr)
+        return
     if message["phase"] == "train":
         text = f"loss {message['loss']:.4f}  {message['tokens_per_second']:,.0f} tokens/s"
     else:

@@ -250,7 +250,7 @@ def train(monkeypatch) -> Callable[..., str]:
     It returns the status: done, failed or stopped.
     """
 
-    def run(directory: Path, *, stop_at: int | None = None) -> str:
+    def run(directory: Path, *, stop_at: int | None = None, on_progress=None) -> str:
         from runners import run as module
         from runners import signals
         from runners.loop import Loop, Stopped
@@ -269,7 +269,9 @@ def train(monkeypatch) -> Callable[..., str]:
         with monkeypatch.context() as patch:
             patch.setattr(Loop, "advance", advance_and_stop)
             try:
-                return module.run(directory, stop=stop)
+                return module.run(
+                    directory, stop=stop, on_progress=on_progress or (lambda message: None)
+                )
             except Stopped:
                 return "stopped"
 

@@ -92,6 +92,7 @@ def test_written_and_read_back_equal(toy, write):
         ("train.accumulate: 200", "train.accumulate=200: must be at most batch_size=128"),
         ("train.schedule: noam", "warmup_steps=0: schedule noam needs at least 1"),
         ("train.warmup_steps: -1", "train.warmup_steps=-1: must be at least 0"),
+        ("train.weight_decay: .inf", "train.weight_decay=inf: must be at least 0 and finite"),
         ("train.label_smoothing: 1", "must be at least 0 and below 1"),
         ("evaluate.repeats: [0]", "evaluate.repeats=[0]: each must be at least 1"),
         ("evaluate.splits: [test, test]", "one is given twice"),

@@ -86,3 +86,11 @@ def test_duration():
         "3 min 20 s",
         "2 h 05 min",
     ]
+
+
+def test_notice_about_a_run_is_a_line_of_its_own():
+    output = io.StringIO()
+    display = Display(LABELS, Console(file=output, width=200), 1)
+    display.on_message(ONE, {"event": "started"})
+    display.on_message(ONE, {"event": "notice", "message": "step_000005: damaged"})
+    assert output.getvalue().splitlines()[-1] == f"{LABELS[ONE]}: step_000005: damaged"

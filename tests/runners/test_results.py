@@ -12,7 +12,7 @@ from runners.strict_yaml import ConfigError
 def test_every_planned_run_is_there(make_sweep):
     results = load(make_sweep(a=[0.5, "loss is nan", None], b=[0.7, 0.8, 0.9]))
     assert [run.status for run in results.runs] == ["done", "failed", "missing", *["done"] * 3]
-    assert results.runs[1].message == "step 7: loss is nan"
+    assert results.runs[1].message == "after step 7: loss is nan"
     assert results.runs[2].message == "not started"
     assert results.settings[1].values("gen", "exact_match") == [0.7, 0.8, 0.9]
     assert results.baseline == "a"

@@ -123,8 +123,8 @@ def test_every_part_of_the_state_is_needed(drop, make_run, train, monkeypatch):
     train(parts, stop_at=7)
     load = module.load_latest
 
-    def load_without(folder):
-        checkpoint = load(folder)
+    def load_without(folder, **options):
+        checkpoint = load(folder, **options)
         if drop is None:
             monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)
         else:
@@ -162,8 +162,11 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_used(make_run, train,
     weights = bytearray((last / "model.safetensors").read_bytes())
     weights[-5] ^= 1
     (last / "model.safetensors").write_bytes(weights)
-    assert train(parts) == "done"
+    messages = []
+    assert train(parts, on_progress=messages.append) == "done"
     assert f"{last / 'model.safetensors'}: damaged" in caplog.text
+    notices = [each["message"] for each in messages if each.get("event") == "notice"]
+    assert [f"{last / 'model.safetensors'}: damaged" in each for each in notices] == [True]
     assert differences(fingerprint(whole), fingerprint(parts)) == []
 
 

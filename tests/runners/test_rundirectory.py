@@ -63,3 +63,19 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_failure_on_a_full_disk_is_in_the_log_alone(make_run, monkeypatch, caplog):
+    files = RunDirectory(make_run())
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    files.fail("no room for a checkpoint", step=3)
+    assert "No space left on device; no room for a checkpoint" in caplog.text
+    assert files.status() == "new"
+    assert "could not be written" in files.failure()
+    monkeypatch.undo()
+    files.fail("no room for a checkpoint", step=3)
+    assert files.failure() == "no room for a checkpoint"

@@ -29,6 +29,21 @@ def test_request_without_a_signal():
     assert stop.exit_status == signals.RESUMABLE
 
 
+def test_reader_that_has_gone_is_no_traceback(capfd):
+    def main():
+        raise BrokenPipeError
+
+    with capfd.disabled():
+        kept = os.dup(1)
+        try:
+            with pytest.raises(SystemExit) as caught:
+                signals.exit_with(main)
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+    assert caught.value.code == signals.RESUMABLE
+
+
 def test_interrupt_before_the_command_listens():
     def main():
         raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """A sweep is a reconcile: the same command does what is left to do, and nothing twice."""
 
+import errno
 import json
 import os
 import signal
@@ -117,9 +118,10 @@ def test_dry_run_writes_nothing(command, tmp_path, capsys, monkeypatch):
         ("train.stepz=3", "train.steps"),
         ("model.d_model=15", "must divide"),
         ("evaluate.splits=[tset]", "did you mean 'test'"),
-        ("task.test=nowhere.tsv", "nowhere.tsv"),
+        ("task.test=nowhere.tsv", "command line: task.test='nowhere.tsv': no such file"),
         ("--only=univresal", "did you mean 'universal'"),
         ("--workers=0", "must be at least 1"),
+        ("headline.metric=accuracy", "headline.metric='accuracy': expected one of exact_match"),
         ("train.steps=-1", "at least 1"),
     ],
 )
@@ -131,6 +133,28 @@ def test_bad_input_ends_with_status_2_and_writes_nothing(
     assert expected in message
     assert message.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_arguments_are_one_line(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        sweep.main([*command, "--workers=two"])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "invalid int value: 'two'" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["write_plan", "_report"])
+def test_full_disk_of_the_driver_is_one_line(where, command, capsys, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sweep, where, full)
+    monkeypatch.setattr(sweep, "reconcile", lambda *arguments, **options: Counter())
+    assert sweep.main(command) == 1
+    message = capsys.readouterr().err
+    assert "No space left on device; the same command continues" in message
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -149,8 +149,15 @@ def test_bad_sweeps(toy, write, change, expected):
 def test_the_headline_is_a_split_of_the_task(toy, write):
     sweep = read_sweep(write(SWEEP + "headline:\n  split: gne\n"))
     with pytest.raises(ConfigError, match=r":\d+: headline.split='gne': .*; did you mean 'gen'\?"):
-        sweep.check_headline(["test", "gen"])
-    read_sweep(write(SWEEP)).check_headline(["test"])
+        sweep.check_headline(["test", "gen"], "sequence_to_sequence")
+    read_sweep(write(SWEEP)).check_headline(["test"], "sequence_to_sequence")
+
+
+def test_the_headline_is_a_metric_of_the_kind_of_task(toy, write):
+    sweep = read_sweep(write(SWEEP + "headline:\n  metric: accuracy\n"))
+    sweep.check_headline(["test"], "classification")
+    with pytest.raises(ConfigError, match=r"headline.metric='accuracy': expected one of exact_m"):
+        sweep.check_headline(["test"], "sequence_to_sequence")
 
 
 def test_base_may_be_another_file(toy, write):

@@ -30,7 +30,6 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result
 def why_not(device: torch.device | str, dtype: torch.dtype | None = None) -> str | None:
     """Return why Triton kernels cannot serve a device and dtype; None where they can."""
     device = torch.device(device)
@@ -44,6 +43,11 @@ def why_not(device: torch.device | str, dtype: torch.dtype | None = None) -> str
     if problem is None and dtype is not None and dtype not in DTYPES:
         return f"the kernels compute in float32, float16 and bfloat16, not {dtype}"
     return problem
+
+
+# Compiled code takes the answer as a constant. torch.compiler.assume_constant_result sets this mark
+# too, but imports all of torch._dynamo, and Triton with it, for those who never compile.
+why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

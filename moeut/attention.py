@@ -319,7 +319,7 @@ class SwitchHeadAttention(Attention):
             slots_per_output=self.num_heads * self.top_k,
             gate=decision.gates,
         )
-        return outputs.view(*attended.shape[:2], -1)
+        return outputs.view(*attended.shape[:2], self.output.shape[-1])
 
     def _decide(
         self, routed: Tensor, weight: Tensor, context: RoutingContext

@@ -50,7 +50,8 @@ def greedy_decode(
 
     At most ``max_length`` decisions are made for a row, the decision to end included, so a row of n
     tokens needs max_length = n + 1. ``suppress_eos`` gives the end probability 0 (the oracle of
-    arXiv 2010.07174): every row then has max_length tokens, and none is finished.
+    arXiv 2010.07174): every row then has max_length tokens, and none is finished. Raises ValueError
+    for max_length < 1 and, on the CPU, where looking waits for nothing, for an empty prompt.
     """
     if max_length < 1:
         raise ValueError(f"max_length={max_length}: must be at least 1")
@@ -108,6 +109,8 @@ def _start(
 
     cache = model.new_cache(num_repeats)
     lengths = source_mask.sum(dim=1)
+    if lengths.device.type == "cpu" and bool((lengths < 1).any()):
+        raise ValueError("source_mask: a row has no real token for a decoder to continue")
     logits = model(
         source,
         padding_mask=source_mask,
@@ -116,7 +119,7 @@ def _start(
         cache=cache,
     ).logits
     rows = torch.arange(source.shape[0], device=source.device)
-    return _Reader(logits[rows, (lengths - 1).clamp_min(0)], cache, None, read_lm)
+    return _Reader(logits[rows, lengths - 1], cache, None, read_lm)
 
 
 def _decode(

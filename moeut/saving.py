@@ -40,7 +40,10 @@ def load(directory: str | Path) -> Any:
         data = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{directory / CONFIG}: not a JSON file ({error})") from error
-    config = ModelConfig.from_dict(data)
+    try:
+        config = ModelConfig.from_dict(data)
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG}: {error}") from error
     try:
         weights = load_file(directory / WEIGHTS)
     except SafetensorError as error:

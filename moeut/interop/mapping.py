@@ -159,7 +159,10 @@ def load(
     *,
     ignore: tuple[str, ...] = (),
 ) -> Any:
-    """Build ``config`` and fill it with ``state_dict``, in the dtype of those tensors."""
+    """Build ``config`` and fill it with ``state_dict``, in the dtype of those tensors.
+
+    The model is in training mode, as a new module is.
+    """
     maps = list(maps)
     ours = to_ours(maps, state_dict, ignore=ignore)
     dtype = next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point())

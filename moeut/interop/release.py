@@ -43,8 +43,9 @@ def from_release(config: dict[str, Any], state_dict: dict[str, Tensor]) -> Decod
     """Return the model that the release's ``MoEUTLM(**config)`` with ``state_dict`` is.
 
     ``config`` holds constructor arguments; what is left out has the constructor's default. The
-    model has the dtype of ``state_dict``. Raises ``ValueError`` for an argument that is not known
-    or not supported, and for tensors that are missing, left over or of another shape.
+    model has the dtype of ``state_dict`` and is in training mode, as a new module is. Raises
+    ``ValueError`` for an argument that is not known or not supported, and for tensors that are
+    missing, left over or of another shape.
     """
     ours = release_config(config)
     return load(ours, release_maps(ours), state_dict)

@@ -138,6 +138,23 @@ def test_decoding_stops_when_every_row_has_ended(make_model):
     assert (decoded.lengths == 0).all()
 
 
+@pytest.mark.parametrize("form", ["decoder_lm", "encoder_decoder"])
+def test_no_rows_decode_to_no_rows(make_model, form):
+    model = _model(make_model, form)
+    source, mask = _sources()
+    decoded = greedy_decode(model, source[:0], mask[:0], **TOKENS, max_length=4)
+    assert decoded.tokens.shape == (0, 0)
+    assert decoded.lengths.shape == decoded.finished.shape == (0,)
+
+
+def test_a_row_without_a_prompt_is_refused(make_model):
+    model = _model(make_model, "decoder_lm")
+    source, mask = _sources()
+    mask[1] = False
+    with pytest.raises(ValueError, match="source_mask: a row has no real token"):
+        greedy_decode(model, source, mask, **TOKENS, max_length=4)
+
+
 def test_the_model_is_left_as_it_was(make_model):
     model = _model(make_model, "decoder_lm", dropout=0.5).train()
     source, mask = _sources()

@@ -62,7 +62,9 @@ def test_configs_that_do_not_fit_are_refused(make_model, tmp_path):
     path = tmp_path / "config.json"
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "d_modle": 3}))
-    with pytest.raises(ValueError, match=r"model.d_modle: unknown; .*did you mean 'd_model'"):
+    with pytest.raises(
+        ValueError, match=r"config.json: model.d_modle: unknown; .*did you mean 'd_model'"
+    ):
         moeut.load(tmp_path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"config.json: not a JSON file"):

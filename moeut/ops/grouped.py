@@ -28,6 +28,9 @@ from moeut.ops.matmul import MAX_BLOCK_ROWS, Routine, choose_routine, padded_row
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
+MIN_SHARED_ROWS = 320
+"""Mean rows of a block from which on several threads add them to the output faster than one."""
+
 
 def expert_linear(
     x: Tensor,
@@ -113,8 +116,10 @@ class _Plan:
         rows = self.order
         if slots_per_row > 1:
             rows = rows.div(slots_per_row, rounding_mode="floor")
-        # Several threads would sort int64 rows in every index_add_; int32 rows one thread adds.
-        if rows.device.type == "cpu" and torch.get_num_threads() > 1:
+        # Several threads sort int64 rows in every index_add_, which pays for large blocks alone;
+        # int32 rows one thread adds.
+        is_small = self.num_routed < MIN_SHARED_ROWS * len(self.blocks)
+        if is_small and rows.device.type == "cpu" and torch.get_num_threads() > 1:
             rows = rows.to(torch.int32)
         return self.split(rows)
 

@@ -13,12 +13,18 @@ ATTENTION = {
     "output_gate": c.DenseAttention(num_heads=2, head_size=8, attention_gates="output"),
     "gates": c.DenseAttention(num_heads=2, head_size=8, attention_gates="value_and_output"),
     "switch_head": c.SwitchHead(num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1),
+    "dropping_experts": c.SwitchHead(
+        num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1, expert_dropout=0.6
+    ),
 }
 FEED_FORWARD = {
     "dense": c.DenseFeedForward(hidden_size=32),
     "sigma_moe": c.SigmaMoE(num_experts=5, expert_size=8, top_k=2, balance_loss=0.2),
     "softmax": c.SigmaMoE(
         num_experts=5, expert_size=8, top_k=2, router="softmax", balance_loss=0.2
+    ),
+    "dropping_experts": c.SigmaMoE(
+        num_experts=5, expert_size=8, top_k=2, balance_loss=0.2, expert_dropout=0.9
     ),
 }
 POSITION = {

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-ATTENTION = ["dense", "gates", "switch_head"]
+ATTENTION = ["dense", "output_gate", "gates", "switch_head"]
 NORM = ["pre", "post", "peri"]
 POSITION = ["rotary", "relative", "learned_scale", "sinusoidal", "learned", "none"]
 LENGTHS = torch.tensor([7, 4, 1])  # of the prompts of three rows

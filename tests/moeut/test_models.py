@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import moeut
+from moeut.layer import Layer
 from moeut.models import build
 
 FORMS = ["decoder_lm", "encoder_decoder", "encoder_classifier"]
@@ -90,12 +91,19 @@ def test_padding_tokens_matter_to_nothing(make_model, form, position):
 @pytest.mark.parametrize("form", FORMS)
 def test_activation_checkpointing_changes_no_bit(make_model, form):
     model = make_model(form, dropout=0.1).float().train()
+    started = []
+    for module in model.modules():
+        if isinstance(module, Layer):
+            module.register_forward_pre_hook(lambda *_: started.append(1))
+    applied = 4 * len(model.config.stacks)
     results = []
     for model.activation_checkpointing in (False, True):
+        started.clear()
         torch.manual_seed(5)
         model.zero_grad()
         loss = _loss(_run(model))
         loss.backward()
+        assert len(started) == applied * (2 if model.activation_checkpointing else 1)
         results.append((loss, [p.grad.clone() for p in model.parameters()]))
     assert torch.equal(results[0][0], results[1][0])
     assert all(torch.equal(*pair) for pair in zip(results[0][1], results[1][1], strict=True))

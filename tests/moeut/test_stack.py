@@ -166,18 +166,27 @@ def test_padding_changes_neither_states_nor_loss_nor_gradients(make_config, caus
         assert (unmasked.states[1, :3] - out.states[1, :3]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_activation_checkpointing_changes_no_bit(make_config, dropout):
-    stack = _stack(make_config, dropout=dropout).train()
+DROPPING = {"attention": "dropping_experts", "feed_forward": "dropping_experts"}
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, DROPPING])
+def test_activation_checkpointing_changes_no_bit(make_config, options):
+    stack = _stack(make_config, **options).train()
+    started = []
+    stack.layers[0].register_forward_pre_hook(lambda *_: started.append(1))
     results = []
     for recompute in (False, True):
         torch.manual_seed(3)
+        started.clear()
         for _ in range(2):  # a second step shows what a first one may have left behind
             out = stack(_x(), activation_checkpointing=recompute)
             loss = out.states.square().sum() + out.auxiliary_loss
             gradients = _gradients(stack, loss)
+        # Two passes of two repeats; recomputing runs each of them once more.
+        assert len(started) == (8 if recompute else 4)
         results.append((out, gradients))
     (plain, wanted), (recomputed, gradients) = results
+    assert all(gradient.isfinite().all() for gradient in wanted.values())
     assert torch.equal(plain.states, recomputed.states)
     assert torch.equal(plain.auxiliary_loss, recomputed.auxiliary_loss)
     for name, gradient in wanted.items():

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 import subprocess
@@ -249,6 +250,60 @@ def test_compiles_without_a_graph_break(make_model, attention):
     ]
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("part", "option", "value", "in_training_only"),
+    [
+        ("stack", "norm_epsilon", 0.5, False),
+        ("stack", "norm_input", True, False),
+        ("stack", "schedule", "sequence", False),
+        ("stack", "dropout", 0.3, True),
+        ("position", "base", 10.0, False),
+        ("position", "fraction", 1.0, False),
+        ("attention", "top_k", 1, False),
+        ("attention", "dropout", 0.3, True),
+        ("attention", "expert_dropout", 0.3, True),
+        ("feed_forward", "top_k", 1, False),
+        ("feed_forward", "router", "softmax", False),
+        ("feed_forward", "expert_dropout", 0.3, True),
+    ],
+)
+def test_every_option_changes_what_is_computed(make_model, part, option, value, in_training_only):
+    """With the same weights, and each option of its own."""
+    model = make_model()
+    stack = model.config.decoder
+    if part == "stack":
+        changed = dataclasses.replace(stack, **{option: value})
+    else:
+        one = dataclasses.replace(getattr(stack, part), **{option: value})
+        changed = dataclasses.replace(stack, **{part: one})
+    other = build(dataclasses.replace(model.config, decoder=changed)).double()
+    other.load_state_dict(model.state_dict())
+    tokens = _batch()[0]
+    for training in (True, False):
+        logits = [one.train(training)(tokens).logits for one in (model, other)]
+        if in_training_only and not training:
+            assert torch.equal(*logits)
+        else:
+            assert (logits[0] - logits[1]).abs().max() > 1e-4
+
+
+def test_every_norm_has_the_epsilon(make_model):
+    model = make_model("encoder_decoder", norm_epsilon=0.5)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 2 * (2 + 3) + 2
+    assert {norm.eps for norm in norms} == {0.5}
+
+
+def test_dropout_falls_on_the_embedded_input(make_model):
+    model = make_model(dropout=0.5).train()
+    tokens = _batch()[0]
+    embedded = model(tokens, trace=True).hidden["decoder"][0]
+    assert 0.3 < (embedded == 0).double().mean() < 0.7
+    whole = model.eval()(tokens, trace=True).hidden["decoder"][0]
+    kept = embedded != 0
+    assert torch.allclose(embedded[kept], 2 * whole[kept])
 
 
 def test_public_names_are_there():

@@ -132,6 +132,11 @@ class EvaluateConfig:
         for number in self.repeats:
             if number < 1:
                 raise ValueError(f"repeats={self.repeats}: each must be at least 1")
+        if self.interval_splits and self.interval is None:
+            raise ValueError(
+                f"interval_splits={self.interval_splits}: has no effect without interval, the "
+                "number of steps between evaluations"
+            )
         for name in ("splits", "interval_splits", "repeats"):
             values = getattr(self, name)
             if len(set(values)) != len(values):

@@ -217,6 +217,12 @@ def test_rows_per_category_for_every_split_or_for_some():
         EvaluateConfig(rows_per_category={"gen": 0})
 
 
+def test_splits_on_the_way_need_an_interval():
+    assert EvaluateConfig(interval=5, interval_splits=["dev"]).interval == 5
+    with pytest.raises(ValueError, match=r"interval_splits=.*has no effect without interval"):
+        EvaluateConfig(interval_splits=["dev"])
+
+
 def test_places_are_no_part_of_a_config(toy, write):
     config = read_run(write(RUN))
     assert config.place("train.steps").endswith("config.yaml:6")

@@ -8,6 +8,7 @@ dense and σ-MoE models of one label are matched in parameters to MoEUT's.
 from __future__ import annotations
 
 from moeut.config import (
+    Attention,
     DenseAttention,
     DenseFeedForward,
     ModelConfig,
@@ -18,6 +19,29 @@ from moeut.config import (
 
 VOCABULARY_SIZE = 8000
 EXPERT_SIZE = 128
+
+
+def _sparse(
+    d_model: int,
+    num_layers: int,
+    group_size: int,
+    attention: Attention,
+    num_experts: int,
+    top_k: int,
+) -> ModelConfig:
+    return ModelConfig(
+        form="decoder_lm",
+        d_model=d_model,
+        vocabulary_size=VOCABULARY_SIZE,
+        decoder=StackConfig(
+            num_layers=num_layers,
+            group_size=group_size,
+            attention=attention,
+            feed_forward=SigmaMoE(num_experts=num_experts, expert_size=EXPERT_SIZE, top_k=top_k),
+            norm="peri",
+        ),
+        initialization="moeut",
+    )
 
 
 def _moeut(
@@ -32,44 +56,22 @@ def _moeut(
     *,
     renormalise_experts: bool = True,
 ) -> ModelConfig:
-    return ModelConfig(
-        form="decoder_lm",
-        d_model=d_model,
-        vocabulary_size=VOCABULARY_SIZE,
-        decoder=StackConfig(
-            num_layers=num_layers,
-            group_size=group_size,
-            attention=SwitchHead(
-                num_heads=num_heads,
-                head_size=head_size,
-                num_experts=attention_experts,
-                renormalise_experts=renormalise_experts,
-            ),
-            feed_forward=SigmaMoE(num_experts=num_experts, expert_size=EXPERT_SIZE, top_k=top_k),
-            norm="peri",
-        ),
-        initialization="moeut",
+    attention = SwitchHead(
+        num_heads=num_heads,
+        head_size=head_size,
+        num_experts=attention_experts,
+        renormalise_experts=renormalise_experts,
     )
+    return _sparse(d_model, num_layers, group_size, attention, num_experts, top_k)
 
 
 def _sigma_moe(
     d_model: int, num_layers: int, num_heads: int, head_size: int, num_experts: int, top_k: int
 ) -> ModelConfig:
-    return ModelConfig(
-        form="decoder_lm",
-        d_model=d_model,
-        vocabulary_size=VOCABULARY_SIZE,
-        decoder=StackConfig(
-            num_layers=num_layers,
-            group_size=num_layers,
-            attention=DenseAttention(
-                num_heads=num_heads, head_size=head_size, attention_gates="value_and_output"
-            ),
-            feed_forward=SigmaMoE(num_experts=num_experts, expert_size=EXPERT_SIZE, top_k=top_k),
-            norm="peri",
-        ),
-        initialization="moeut",
+    attention = DenseAttention(
+        num_heads=num_heads, head_size=head_size, attention_gates="value_and_output"
     )
+    return _sparse(d_model, num_layers, num_layers, attention, num_experts, top_k)
 
 
 def _transformer(

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-import sys
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from rich.table import Table
 from moeut.ops import resolve_backend
 from moeut.ops.matmul import onednn_is_faster
 from moeut.ops.triton_device import has_triton
+from runners.bench.command import check_counts, deliver
 from runners.bench.competitors import candidates_for
 from runners.bench.limits import Limits, measure_limits
 from runners.bench.peers import load_peer
@@ -49,7 +49,6 @@ from runners.bench.timing import (
     describe_machine,
     peak_memory,
     retain_memory,
-    write_json,
 )
 
 SLOW = ("loop", "all experts")
@@ -210,16 +209,12 @@ def print_table(result: dict, console: Console) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, print and, where asked, write the result."""
     check_sizes(options.sizes)
-    for option in ("threads", "repeats"):
-        if getattr(options, option) < 1:
-            raise ValueError(f"--{option} {getattr(options, option)}: expected at least 1")
+    check_counts(options, "threads", "repeats")
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: no CUDA device is available")
     resolve_backend(options.backend, options.device)
     result = measure(options)
-    print_table(result, Console(width=None if sys.stdout.isatty() else 110))
-    if options.json is not None:
-        write_json(options.json, result)
+    deliver(result, options, print_table)
     return 0
 
 

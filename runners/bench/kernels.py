@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from moeut.ops.triton_device import has_triton, is_interpreted
+from runners.bench.command import deliver
 from runners.bench.sizes import DTYPES, SIZES, HeadSize, MlpSize, check_sizes
-from runners.bench.timing import write_json
 
 DEFAULT_SIZES = (
     *("mlp-44m-64k", "value-44m-64k", "output-44m-64k"),
@@ -251,9 +250,7 @@ def run(options: argparse.Namespace) -> int:
     if is_interpreted():
         raise ValueError("TRITON_INTERPRET=1: the interpreter compiles nothing; unset it")
     result = measure(options)
-    print_table(result, Console(width=None if sys.stdout.isatty() else 150))
-    if options.json is not None:
-        write_json(options.json, result)
+    deliver(result, options, print_table, width=150)
     return 0
 
 

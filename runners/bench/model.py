@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +28,10 @@ import moeut
 from moeut.config import ModelConfig
 from moeut.ops.triton_device import has_triton
 from moeut.sizing import count_parameters, macs_per_token, match_parameters
+from runners.bench.command import check_counts, deliver
 from runners.bench.limits import measure_limits
-from runners.bench.timing import describe_machine, write_json
+from runners.bench.sizes import check_sizes
+from runners.bench.timing import describe_machine
 
 VOCABULARY_SIZE = 8000
 MODES = ("eager", "compiled", "graph")
@@ -266,21 +266,12 @@ def run(options: argparse.Namespace) -> int:
         options.modes = list(MODES) if on_gpu else ["eager"]
     if options.sizes is None:
         options.sizes = list(GPU_SIZES if on_gpu else CPU_SIZES)
-    for name in options.sizes:
-        if name not in SIZES:
-            nearest = difflib.get_close_matches(name, SIZES, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"--sizes {name!r}: expected some of {', '.join(SIZES)}{hint}")
+    check_sizes(options.sizes, SIZES)
     if "graph" in options.modes and not on_gpu:
         raise ValueError("--modes graph: CUDA graphs need a CUDA device")
-    for option in ("threads", "repeats", "batch"):
-        value = getattr(options, option)
-        if value is not None and value < 1:
-            raise ValueError(f"--{option} {value}: expected at least 1")
+    check_counts(options, "threads", "repeats", "batch")
     result = measure(options)
-    print_table(result, Console(width=None if sys.stdout.isatty() else 110))
-    if options.json is not None:
-        write_json(options.json, result)
+    deliver(result, options, print_table)
     return 0
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 
 import torch
+
+from tasks.options import nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -146,10 +147,11 @@ GPU_SIZES = tuple(
 QUICK_SIZES = ("mlp-tiny", "value-tiny", "output-tiny")
 
 
-def check_sizes(names: Iterable[str]) -> None:
-    """Raise ValueError for a name that no size has."""
+def check_sizes(names: Iterable[str], menu: Iterable[str] = SIZES) -> None:
+    """Raise ValueError for a name that no size of the menu has."""
+    allowed = list(menu)
     for name in names:
-        if name not in SIZES:
-            nearest = difflib.get_close_matches(name, SIZES, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"--sizes {name!r}: expected some of {', '.join(SIZES)}{hint}")
+        if name not in allowed:
+            raise ValueError(
+                f"--sizes {name!r}: expected some of {', '.join(allowed)}{nearest(name, allowed)}"
+            )

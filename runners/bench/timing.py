@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import json
 import os
 import platform
 import statistics
@@ -133,9 +132,3 @@ def _cpu_name() -> str:
             family = fields.get("cpu family", "?")
             return f"{fields['model name']} (family {family}, model {fields.get('model', '?')})"
     return platform.processor() or platform.machine()
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a benchmark's result."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")

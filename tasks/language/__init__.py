@@ -1,0 +1,1 @@
+"""Language modelling: corpora, tokenizers, packed tokens and the windows that a model sees."""

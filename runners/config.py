@@ -55,12 +55,13 @@ class TrainConfig:
     """Weight decay on every parameter."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; null turns clipping off."""
-    schedule: Literal["constant", "linear", "cosine", "noam"] = "constant"
-    """Shape after the warm-up."""
+    schedule: Literal["constant", "linear", "cosine", "cosine_paper", "noam"] = "constant"
+    """Shape after the warm-up. cosine_paper is MoEUT's: the cosine is as long as the run but begins
+    after the warm-up, so that it ends before its floor by as many steps."""
     warmup_steps: int = 0
     """Linear warm-up."""
     final_learning_rate_ratio: float = 0.1
-    """Where linear and cosine end, as a share of the peak."""
+    """Floor of linear and both cosines, as a share of the peak."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross entropy."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -71,6 +72,9 @@ class TrainConfig:
     """Recompute layers in the backward pass instead of keeping their activations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several ranks under torchrun share the work: ddp keeps weights and optimiser on each,
+    fsdp (FSDP2) a part of them; one process is neither."""
     num_threads: int = 1
     """CPU threads of one run; part of its identity, since it decides the last bits."""
     deterministic: bool = True
@@ -79,6 +83,8 @@ class TrainConfig:
     """Steps between rows in metrics.jsonl."""
     checkpoint_interval: int = 200
     """Steps between checkpoints."""
+    tensorboard: bool = False
+    """Write the rows of metrics.jsonl for TensorBoard too, into the run's directory."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "steps", "batch_size", "tokens_per_batch", "accumulate", "num_threads")
@@ -97,7 +103,10 @@ class TrainConfig:
             )
         if self.schedule == "noam" and self.warmup_steps < 1:
             raise ValueError(f"warmup_steps={self.warmup_steps}: schedule noam needs at least 1")
-        if self.schedule in ("linear", "cosine") and self.warmup_steps >= self.steps:
+        if (
+            self.schedule in ("linear", "cosine", "cosine_paper")
+            and self.warmup_steps >= self.steps
+        ):
             raise ValueError(
                 f"warmup_steps={self.warmup_steps}: must be below steps={self.steps} "
                 f"under schedule {self.schedule}"

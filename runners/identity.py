@@ -2,8 +2,9 @@
 
 Covered: the task with the hash of its data, the model, ``train``, ``evaluate`` and ``select``, all
 with defaults filled in, so that writing a default out changes nothing and changing a default in the
-code does. Not covered: the seed (a directory of its own below the hash), names, paths, and what
-only decides how often is logged and saved.
+code does. Not covered: the seed (a directory of its own below the hash), names, paths, what only
+decides how often and where is logged and saved, and over how many processes a batch is spread and
+how: a run may go on with more or fewer, and is then the same within rounding.
 
 ``train.device`` is covered as written: ``auto`` is one identity on every machine, so that a sweep
 planned on a login node finds its directories on the compute nodes, while ``cpu`` and ``cuda`` asked
@@ -21,7 +22,7 @@ from runners.config import RunConfig
 
 NOT_IDENTITY: dict[str, tuple[str, ...]] = {
     "": ("seed",),
-    "train": ("log_interval", "checkpoint_interval"),
+    "train": ("log_interval", "checkpoint_interval", "parallel", "tensorboard"),
 }
 """Keys left out of the hash, by section."""
 

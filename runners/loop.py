@@ -16,10 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from runners import parallel
 from runners.config import TrainConfig
-from runners.data import BatchOrder, Columns, collate
+from runners.data import Batch, BatchOrder, Columns, collate
+from runners.distributed import World, rank_seed
 from runners.objective import Objective
 from runners.optimization import build_optimizer, clip_gradients, gradient_norm, learning_rate
+from runners.prefetch import Prefetch
 
 
 class NonFinite(RuntimeError):
@@ -48,6 +51,17 @@ class Position:
     best_step: int | None = None
 
 
+@dataclass(frozen=True)
+class _Share:
+    """What one rank reads in one step."""
+
+    rows: np.ndarray
+    """Rows of the whole batch, over all ranks and parts."""
+    parts: list[tuple[Batch, int]]
+    """A batch to accumulate, and how many of its rows count: all, or 0 for one that only stands in
+    so that every rank has as many."""
+
+
 class Loop:
     """A model in training: its optimiser, its place in the data, and one update at a time.
 
@@ -59,6 +73,7 @@ class Loop:
         seed: decides the data order; dropout draws from the global generators.
         d_model: width, which noam needs.
         device: where the model is.
+        world: this process's place among the ranks that share each batch.
     """
 
     def __init__(
@@ -71,6 +86,7 @@ class Loop:
         seed: int,
         d_model: int,
         device: torch.device,
+        world: World = World(),  # noqa: B008 - frozen
     ) -> None:
         self.config = config
         self.objective = objective
@@ -78,6 +94,8 @@ class Loop:
         self.columns = columns
         self.d_model = d_model
         self.device = device
+        self.world = world
+        self.seed = seed
         self.position = Position()
         self.order = BatchOrder(
             columns.shape,
@@ -85,45 +103,66 @@ class Loop:
             tokens_per_batch=config.tokens_per_batch,
             seed=seed,
         )
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(self.parameters, config)
         if config.activation_checkpointing:
             model.activation_checkpointing = True  # type: ignore[assignment]
-        self._call = torch.compile(model, dynamic=True) if config.compile else model
+        self._call = parallel.spread(model, config, world, has_one_shape=_has_one_shape(columns))
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(self.parameters, config)
+        self._shares = Prefetch(self._share, num_steps=config.steps)
+        if not world.is_first:  # the ranks begin with one model, and then draw dropout of their own
+            seed_everything(rank_seed(seed, world.rank))
+
+    def _share(self, step: int) -> _Share:
+        """Return what this rank reads in a step, counted from 0; called in a thread."""
+        rows = self.order.rows(step)
+        parts = []
+        for piece in self.world.pieces(rows, self.config.accumulate):
+            used = piece if len(piece) else rows[:1]
+            parts.append((collate(self.columns, used, device=self.device), len(piece)))
+        return _Share(rows, parts)
 
     def advance(self) -> dict[str, float]:
         """Do one update and return what a row of the log says about it.
 
-        The gradients are those of the whole batch, however many parts it is split into: the cross
-        entropy is averaged over the batch's targets, the auxiliary loss over its sequences.
+        The gradients are those of the whole batch, however many parts and ranks it is split into:
+        the cross entropy is averaged over the batch's targets, the auxiliary loss over its
+        sequences.
 
         Raises:
-            NonFinite: the loss or the gradient norm is infinite or not a number. The weights, the
-                optimiser and the position are those after the step before.
+            NonFinite: the loss or the gradient norm is infinite or not a number, on every rank at
+                once. The weights, the optimiser and the position are those after the step before.
         """
-        position, config = self.position, self.config
-        rows = self.order.rows(position.step)
+        position, config, world = self.position, self.config, self.world
+        share = self._shares.get(position.step)
+        rows = share.rows
         rate = learning_rate(config, position.step + 1, d_model=self.d_model)
-        parts = [
-            collate(self.columns, part, device=self.device)
-            for part in np.array_split(rows, min(config.accumulate, len(rows)))
-        ]
-        num_targets = sum(part.num_targets for part in parts)
+        counted = [part for part, count in share.parts if count]
+        num_targets, num_tokens = world.sum_counts(
+            sum(part.num_targets for part in counted), sum(part.num_tokens for part in counted)
+        )
 
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         cross_entropy = torch.zeros((), device=self.device)
         auxiliary = torch.zeros((), device=self.device)
-        for part in parts:
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-            ):
-                loss = self.objective.loss(self._call, part, label_smoothing=config.label_smoothing)
-            part_cross_entropy = loss.cross_entropy_sum / num_targets
-            part_auxiliary = loss.auxiliary * (len(part.rows) / len(rows))
-            (part_cross_entropy + part_auxiliary).backward()
+        for index, (part, count) in enumerate(share.parts):
+            is_last = index == len(share.parts) - 1
+            with parallel.gradients_sent(self._call, is_last):
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+                ):
+                    loss = self.objective.loss(
+                        self._call, part, label_smoothing=config.label_smoothing
+                    )
+                part_cross_entropy = loss.cross_entropy_sum / num_targets
+                if not count:
+                    part_cross_entropy = part_cross_entropy * 0.0
+                part_auxiliary = loss.auxiliary * (count / len(rows))
+                # The ranks' gradients are averaged, and the loss is their sum.
+                ((part_cross_entropy + part_auxiliary) * world.size).backward()
             cross_entropy += part_cross_entropy.detach()
             auxiliary += part_auxiliary.detach()
+        cross_entropy, auxiliary = world.sum(torch.stack([cross_entropy, auxiliary]))
         norm = gradient_norm(self.parameters)
 
         values = {
@@ -139,7 +178,7 @@ class Loop:
         self.optimizer.step()
 
         position.step += 1
-        position.tokens_seen += sum(part.num_tokens for part in parts)
+        position.tokens_seen += num_tokens
         position.steps_since_row += 1
         position.loss_sum += values["loss"]
         position.auxiliary_sum += values["auxiliary_loss"]
@@ -160,18 +199,38 @@ class Loop:
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all but the weights, in types that ``torch.load(weights_only=True)`` reads."""
+        """Return all but the weights, in types that ``torch.load(weights_only=True)`` reads.
+
+        Every rank has to call it, since each has random states of its own.
+        """
+        states = self.world.gather(random_state())
+        several = {"random_of_ranks": states} if len(states) > 1 else {}
         return {
             "optimizer": self.optimizer.state_dict(),
-            "random": random_state(),
+            "random": states[0],
             "position": dataclasses.asdict(self.position),
+            **several,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state that ``state_dict`` gave."""
+        """Take up the state that ``state_dict`` gave, also one of another number of ranks.
+
+        Rank 0 goes on with its random states; where there were fewer or more ranks before, the
+        others begin new ones.
+        """
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(**state["position"])
-        set_random_state(state["random"])
+        states = state.get("random_of_ranks", [state["random"]])
+        if len(states) == self.world.size:
+            set_random_state(states[self.world.rank])
+        elif self.world.is_first:
+            set_random_state(state["random"])
+        else:
+            seed_everything(rank_seed(self.seed, self.world.rank, self.position.step))
+
+
+def _has_one_shape(columns: Columns) -> bool:
+    return bool(len(columns) and (columns.shape == columns.shape[:1]).all())
 
 
 def _describe(values: dict[str, float], *, step: int, rate: float, rows: np.ndarray) -> str:
@@ -267,12 +326,13 @@ def fit(loop: Loop, host: Host, *, evaluate_interval: int | None) -> None:
                 position.best_score, position.best_step = score, position.step
                 host.keep_best()
             unsaved = True
-        if unsaved and (is_due(config.checkpoint_interval) or host.stop_requested):
+        stop_requested = host.stop_requested  # once a step: the ranks have to agree on it
+        if unsaved and (is_due(config.checkpoint_interval) or stop_requested):
             host.save()
             unsaved = False
         if position.step >= config.steps:
             return
-        if host.stop_requested:
+        if stop_requested:
             raise Stopped(f"stopped after step {position.step}")
         values = loop.advance()
         unsaved = True

@@ -19,7 +19,10 @@ def learning_rate(config: TrainConfig, step: int, *, d_model: int) -> float:
         d_model: width of the model, which noam divides by the root of.
 
     The warm-up is linear from 0 and reaches the peak at ``warmup_steps``. ``linear`` and ``cosine``
-    reach ``final_learning_rate_ratio`` of the peak at the last step. ``noam`` is
+    reach ``final_learning_rate_ratio`` of the peak at the last step. ``cosine_paper`` is what
+    MoEUT's training code computes: ``CosineAnnealingLR`` of length ``steps``, stepped with the
+    updates done since the warm-up ended, so that it stops ``warmup_steps`` before its end
+    (RobertCsordas/moeut_training_code, ``framework/task/task.py``). ``noam`` is
     ``factor / sqrt(d_model) * min(step**-0.5, step * warmup_steps**-1.5)`` (Vaswani et al. 2017).
     """
     peak, warmup = config.learning_rate, config.warmup_steps
@@ -30,7 +33,10 @@ def learning_rate(config: TrainConfig, step: int, *, d_model: int) -> float:
         return peak * step / warmup
     if config.schedule == "constant":
         return peak
-    done = (step - warmup) / max(config.steps - warmup, 1)
+    if config.schedule == "cosine_paper":
+        done = max(step - 1 - warmup, 0) / config.steps
+    else:
+        done = (step - warmup) / max(config.steps - warmup, 1)
     share = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     floor = config.final_learning_rate_ratio
     return peak * (floor + (1.0 - floor) * share)

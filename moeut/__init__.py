@@ -33,6 +33,7 @@ _MODULE_OF = {
     "ARCHITECTURES": "architectures",
     "architecture": "architectures",
     "PRESETS": "presets",
+    "PRESET_OPTIONS": "presets",
     "count_parameters": "sizing",
     "macs_per_token": "sizing",
     "from_release": "interop",

@@ -127,10 +127,11 @@ class EvaluateConfig:
     """Further depths (num_repeats) at which a shared model is scored at the end, besides its
     own."""
     rows_per_category: int | dict[str, int] | None = None
-    """Score only so many rows of each category of a split, chosen by hash; tables say so. One
-    number for every split, or {split: number}, where a split that is not named is scored whole."""
+    """Score only so many rows of each category of a split, chosen by hash, or so many windows of
+    text, evenly spread; tables say so. One number for every split, or {split: number}, where a
+    split that is not named is scored whole."""
     batch_size: int = 256
-    """Sequences decoded at once."""
+    """Sequences decoded at once; of text as many windows are read as their logits have room for."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "interval", "batch_size")
@@ -164,7 +165,7 @@ class RunConfig:
     task: dict[str, Any]
     """name and the options of that task; see ``python -m tasks.show --help``."""
     model: dict[str, Any]
-    """architecture and its options."""
+    """architecture and its options; or preset, whose options all others change."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

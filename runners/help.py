@@ -86,7 +86,7 @@ def _first_sentence(cls: type) -> str:
 def run_help() -> str:
     """Return the reference of a run's config: every key, every task, every architecture."""
     import tasks
-    from moeut import architectures
+    from moeut import architectures, presets
 
     parts = [
         "A run's file (YAML); any key can be given as key=value, for example train.steps=100",
@@ -117,6 +117,10 @@ def run_help() -> str:
             6,
         )
     )
+    parts.append(
+        _wrap("preset: one of these instead of an architecture, with any of its options over it", 2)
+    )
+    parts.append(_wrap(" | ".join(presets.PRESET_OPTIONS), 6))
     shared = _shared_fields(list(architectures.ARCHITECTURES.values()))
     options = next(iter(architectures.ARCHITECTURES.values()))
     others = tuple(f.name for f in dataclasses.fields(options) if f.name not in shared)

@@ -14,6 +14,7 @@ from tasks.options import nearest
 FORMS: dict[str, tuple[str, ...]] = {
     "sequence_to_sequence": ("encoder_decoder", "decoder_lm"),
     "classification": ("encoder_classifier",),
+    "language_modelling": ("decoder_lm",),
 }
 """Model forms that serve a kind of task, the default first."""
 
@@ -89,7 +90,8 @@ def _named(node: Node, path: str, key: str, registry: dict[str, Any]) -> tuple[s
         raise wrong_value(node, path, "a mapping")
     names = ", ".join(registry)
     if key not in node.value:
-        raise ConfigError(f"{node.place}: {path}.{key}: missing; expected one of {names}")
+        other = " (or preset)" if path == "model" else ""
+        raise ConfigError(f"{node.place}: {path}.{key}: missing{other}; expected one of {names}")
     name = node.value[key]
     if not isinstance(name.value, str) or name.value not in registry:
         hint = nearest(name.value, registry)
@@ -108,10 +110,36 @@ def _check_task(node: Node) -> tuple[dict[str, Any], str]:
     return {"name": name} | options_of(task), task.kind
 
 
+def _without_preset(node: Node) -> Node:
+    """Return a model section with ``preset`` spelled out beneath what else the section says.
+
+    The result is what the section would be without the preset, so both are one identity.
+    """
+    from moeut import presets
+
+    if not isinstance(node.value, dict) or "preset" not in node.value:
+        return node
+    given = dict(node.value)
+    preset = given.pop("preset")
+    if not isinstance(preset.value, str) or preset.value not in presets.PRESET_OPTIONS:
+        names = ", ".join(presets.PRESET_OPTIONS)
+        raise wrong_value(preset, "model.preset", f"one of {names}", presets.PRESET_OPTIONS)
+    if "architecture" in given:
+        chosen = given["architecture"]
+        raise ConfigError(
+            f"{chosen.place}: model.architecture={show(chosen.plain())}: expected either "
+            f"architecture or preset, which is {preset.value!r} ({preset.place})"
+        )
+    options = presets.preset_options(preset.value, **Node(given, node.place).plain())
+    spelled = {name: Node(value, preset.place) for name, value in options.items()}
+    return Node({**spelled, **given}, node.place)
+
+
 def _check_model(node: Node, kind: str) -> dict[str, Any]:
     # Imported here: reading a config for --help or a report needs no torch.
     from moeut import architectures
 
+    node = _without_preset(node)
     name, options = _named(node, "model", "architecture", architectures.ARCHITECTURES)
     forms = FORMS[kind]
     form = options.value.pop("form", Node(forms[0], node.place))

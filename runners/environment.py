@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from runners.config import RunConfig, TrainConfig
+from runners.config import ConfigError, RunConfig, TrainConfig
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "triton", "PyYAML", "rich")
@@ -25,17 +25,37 @@ def thread_environment(num_threads: int) -> dict[str, str]:
     return {**os.environ, **threads, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def choose_device(config: TrainConfig) -> torch.device:
+def choose_device(config: TrainConfig, *, local_rank: int | None = None) -> torch.device:
     """Return the device of a run; ``auto`` is a GPU if there is one.
 
+    Args:
+        config: the ``train`` section.
+        local_rank: number of this process on its machine, where there are several.
+
     Raises:
-        ValueError: ``cuda`` is asked for and there is none.
+        ValueError: ``cuda`` is asked for and there is none, or there are fewer than processes.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("train.device='cuda': no CUDA device on this machine; allowed: auto, cpu")
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda")
+    if local_rank is None:
+        return torch.device("cuda")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"train.device={config.device!r}: {torch.cuda.device_count()} CUDA devices on this "
+            f"machine, too few for local rank {local_rank}; start fewer processes"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def check_device(config: RunConfig, *, local_rank: int | None = None) -> None:
+    """Raise ConfigError, with the line of the file, for a device that is not there."""
+    try:
+        choose_device(config.train, local_rank=local_rank)
+    except ValueError as error:
+        place = config.place("train.device")
+        raise ConfigError(f"{place}: {error}" if place else str(error)) from error
 
 
 def prepare_process(config: TrainConfig, device: torch.device) -> None:

@@ -1,81 +1,137 @@
 """One run in this process, from wherever its directory stands to its result.
 
 What the loop needs of the world is here: checkpoints, the log, scoring, timings, selected weights.
+Where several ranks train, all of them come through here in step, and rank 0 alone writes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from runners import environment, signals
-from runners.build import Built, build, build_model, train_columns
+from runners import distributed, environment, signals
+from runners.build import (
+    Built,
+    build,
+    build_model,
+    describe_task,
+    save_task_files,
+    train_columns,
+)
 from runners.checkpoint import Checkpoint, load_latest, save_checkpoint
 from runners.config import ConfigError
+from runners.distributed import World
 from runners.evaluation import Evaluation, evaluate_split
 from runners.identity import config_hash, identity
-from runners.lock import DirectoryLock
+from runners.lock import DirectoryLock, Locked
 from runners.loop import Loop, NonFinite, Stopped, fit, seed_everything
 from runners.rundirectory import MetricsLog, RunDirectory, write_json, write_json_lines
 from runners.sizes import describe_model
 from runners.strict_yaml import dump
-from tasks.scoring import headline_metric
+from tasks.scoring import selection_score
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, Any]], None]
+Result = TypeVar("Result")
 
 PROGRESS_SECONDS = 0.5
 """Least time between two messages about a run's progress."""
 
 
 def run(
-    directory: Path, *, stop: signals.Stop, on_progress: Progress = lambda message: None
+    directory: Path,
+    *,
+    stop: signals.Stop,
+    on_progress: Progress = lambda message: None,
+    world: World = World(),  # noqa: B008 - frozen
 ) -> str:
     """Train and score the run of a directory, from wherever it stands; return ``done`` or
     ``failed``.
 
     Args:
-        directory: has a ``config.yaml`` and a ``run.json``.
+        directory: has a ``config.yaml`` and a ``run.json``; on a disk that all ranks share.
         stop: asked before every step and every batch of an evaluation.
         on_progress: gets a message now and then: phase, step, steps, loss, tokens per second; or
             ``{"event": "notice", "message": …}`` about a damaged checkpoint.
+        world: this process's place among the ranks.
 
     Raises:
-        Stopped: a stop was asked for and the state is saved.
+        Stopped: a stop was asked for and the state is saved, or another rank is gone.
         Locked: another process works on the directory.
         ConfigError: the directory's config is unreadable, or not the one its checkpoints are of.
     """
     files = RunDirectory(directory)
-    with DirectoryLock(directory, wait=10.0):
-        if files.result.is_file():
+    with _lock(directory, world):
+        if world.share(files.result.is_file()):
             return "done"
-        files.error.unlink(missing_ok=True)
+        if world.is_first:
+            files.error.unlink(missing_ok=True)
         active = None
         try:
-            active = _Run(files, stop=stop, on_progress=on_progress)
+            active = _Run(files, stop=stop, on_progress=on_progress, world=world)
             active.train()
             active.score()
         except (NonFinite, OSError, RuntimeError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
-            logger.exception("the run has failed")
-            step = None if active is None else active.step
-            files.fail(str(error) or repr(error), step=step)
+            _fail(files, error, step=None if active is None else active.step, world=world)
             return "failed"
         finally:
             if active is not None:
                 active.close()
     return "done"
+
+
+@contextlib.contextmanager
+def _lock(directory: Path, world: World) -> Iterator[None]:
+    """Hold the lock of a directory on rank 0, or raise Locked on every rank."""
+    with contextlib.ExitStack() as stack:
+        problem = None
+        if world.is_first:
+            try:
+                stack.enter_context(DirectoryLock(directory, wait=10.0))
+            except Locked as error:
+                problem = error
+        message = world.share(None if problem is None else str(problem))
+        if message is not None:
+            raise problem or Locked(message)
+        yield
+
+
+def _fail(files: RunDirectory, error: Exception, *, step: int | None, world: World) -> None:
+    """Record why the run has failed, or raise Stopped if another rank has just gone.
+
+    What a rank raises because the connection to another one broke is not the reason: that is what
+    the other one has left in the store, if it could.
+    """
+    message = str(error) or repr(error)
+    if world.size > 1:
+        reported = world.reported()
+        if distributed.is_lost(error) and reported is None:
+            raise Stopped(
+                "lost another rank, which was killed or whose machine is gone; the run continues "
+                "from its last checkpoint"
+            ) from error
+        if reported is not None:
+            message = reported
+        else:
+            logger.exception("rank %d has failed", world.rank)
+            world.report(message)
+    else:
+        logger.exception("the run has failed")
+    if world.is_first:
+        files.fail(message, step=step)
 
 
 @dataclass
@@ -97,8 +153,11 @@ class _Timings:
 class _Run:
     """A run in this process: what the loop asks of its surroundings (``loop.Host``)."""
 
-    def __init__(self, files: RunDirectory, *, stop: signals.Stop, on_progress: Progress) -> None:
-        self.files, self.stop, self.on_progress = files, stop, on_progress
+    def __init__(
+        self, files: RunDirectory, *, stop: signals.Stop, on_progress: Progress, world: World
+    ) -> None:
+        self.files, self.stop, self.world = files, stop, world
+        self.on_progress = on_progress if world.is_first else lambda message: None
         self.timings = self._read_timings()
         self._began = time.monotonic()
         self._shown = 0.0
@@ -108,7 +167,9 @@ class _Run:
 
         self.config = files.read_config()
         self.record = files.read_record()
-        self.device = environment.choose_device(self.config.train)
+        self.device = environment.choose_device(
+            self.config.train, local_rank=world.local_rank if world.size > 1 else None
+        )
         environment.prepare_process(self.config.train, self.device)
         self.built: Built = build(self.config)
         self.data_hash = self.built.task.data_hash()
@@ -118,9 +179,13 @@ class _Run:
                 f"{files.config}: its config and data have the hash {found}, but the run is "
                 f"{self.record.hash}: the file or the data was changed; plan the run anew"
             )
-        write_json(
-            files.path / "env.json", environment.describe_environment(self.config, self.device)
-        )
+        if world.is_first:
+            write_json(
+                files.path / "env.json",
+                environment.describe_environment(self.config, self.device)
+                | ({"ranks": world.size} if world.size > 1 else {}),
+            )
+            save_task_files(self.built.task, files.path)
         self._write_timings()
 
     @property
@@ -134,6 +199,11 @@ class _Run:
         """Train from the last whole checkpoint, or from the start, to the last step."""
         config = self.config
         checkpoint = load_latest(self.files.checkpoints, warn=self._warn)
+        if len(set(self.world.gather(None if checkpoint is None else checkpoint.step))) > 1:
+            raise ValueError(
+                f"{self.files.checkpoints}: the ranks find different checkpoints there; runs have "
+                "to be on a disk that all of them share"
+            )
         if checkpoint is not None:
             self._check_same_run(checkpoint)
         seed_everything(config.seed)
@@ -146,11 +216,12 @@ class _Run:
             seed=config.seed,
             d_model=self.built.model_config.d_model,
             device=self.device,
+            world=self.world,
         )
-        if checkpoint is None:
-            self._metrics = MetricsLog(self.files.metrics)
-        else:
-            self._metrics = MetricsLog(self.files.metrics, size=checkpoint.state["metrics_bytes"])
+        if self.world.is_first:
+            size = 0 if checkpoint is None else checkpoint.state["metrics_bytes"]
+            self._metrics = MetricsLog(self.files.metrics, size=size)
+        if checkpoint is not None:
             self.model.load_state_dict(checkpoint.weights())
             if (checkpoint.path / "best.safetensors").is_file():
                 self.best = checkpoint.weights("best")
@@ -185,25 +256,44 @@ class _Run:
 
     @property
     def stop_requested(self) -> bool:
+        if self.world.size > 1:
+            wanted = self.stop.exit_status if self.stop.requested else 0
+            if status := self.world.largest(wanted):
+                self.stop.adopt(status)
         return self.stop.requested
+
+    def _on_first(self, work: Callable[[], Result]) -> Result:
+        """Let rank 0 do what the others wait for, and return what it returned on every rank.
+
+        Raises:
+            Stopped: on every rank, if rank 0 was stopped in the middle of it.
+        """
+        if self.world.size == 1:
+            return work()
+        outcome: tuple[str, Any, int] | None = None
+        if self.world.is_first:
+            try:
+                outcome = "done", work(), 0
+            except Stopped as stopped:
+                outcome = "stopped", str(stopped), self.stop.exit_status
+        kind, value, status = self.world.share(outcome)
+        if kind == "stopped":
+            self.stop.adopt(status)
+            raise Stopped(value)
+        return value
 
     def evaluate(self) -> float | None:
         """Score the interval splits and log their metrics; return the selecting split's score."""
         assert self.loop is not None
-        results = [
-            self._evaluate(split, oracle=False) for split in self.built.interval_splits(self.config)
-        ]
+        splits = self.built.interval_splits(self.config)
+        results = self._on_first(
+            lambda: {split: self._evaluate(split, oracle=False).scores.metrics for split in splits}
+        )
         selected = None
-        for result in results:
-            self.log(
-                {
-                    "step": self.loop.position.step,
-                    "split": result.split,
-                    "metrics": result.scores.metrics,
-                }
-            )
-            if result.split == self.config.selection_split:
-                selected = result.scores.metrics[headline_metric(self.built.task.kind)]
+        for split, metrics in results.items():
+            self.log({"step": self.loop.position.step, "split": split, "metrics": metrics})
+            if split == self.config.selection_split:
+                selected = selection_score(self.built.task.kind, metrics)
         return selected
 
     def keep_best(self) -> None:
@@ -212,28 +302,30 @@ class _Run:
         }
 
     def log(self, row: dict[str, Any]) -> None:
-        assert self._metrics is not None
-        self._metrics.append(row)
+        if self._metrics is not None:
+            self._metrics.append(row)
 
     def save(self) -> None:
         assert self.loop is not None
-        assert self._metrics is not None
         weights = {"model": self.model.state_dict()}
         if self.best is not None:
             weights["best"] = self.best
+        state = {
+            "loop": self.loop.state_dict(),
+            "metrics_bytes": None if self._metrics is None else self._metrics.flush(),
+            "hash": self.record.hash,
+            "identity": identity(self.config, self.data_hash),
+        }
         model_config = json.dumps(self.built.model_config.to_dict(), indent=1) + "\n"
-        save_checkpoint(
-            self.files.checkpoints,
-            step=self.loop.position.step,
-            state={
-                "loop": self.loop.state_dict(),
-                "metrics_bytes": self._metrics.flush(),
-                "hash": self.record.hash,
-                "identity": identity(self.config, self.data_hash),
-            },
-            weights=weights,
-            files={"config.json": model_config.encode()},
-        )
+        if self.world.is_first:
+            save_checkpoint(
+                self.files.checkpoints,
+                step=self.loop.position.step,
+                state=state,
+                weights=weights,
+                files={"config.json": model_config.encode()},
+            )
+        self.world.wait()
         self._time_training()
         self._write_timings()
 
@@ -259,6 +351,9 @@ class _Run:
 
     def score(self) -> None:
         """Score the selected weights on every split and depth, and write the result."""
+        self._on_first(self._score)
+
+    def _score(self) -> None:
         assert self.loop is not None
         position, config = self.loop.position, self.config
         selected_step = position.step
@@ -279,8 +374,6 @@ class _Run:
         )
         self._write_timings()
         notes = [evaluation.note(config.evaluate) for evaluation in own]
-        task = self.built.task
-        splits = self.built.final_splits(config)
         write_json(
             self.files.result,
             {
@@ -288,13 +381,7 @@ class _Run:
                 **dataclasses.asdict(self.record),
                 "select": config.select,
                 "step": selected_step,
-                "task": {
-                    "name": task.name,
-                    "kind": kind,
-                    "difficulty_name": task.difficulty_name,
-                    "headline_split": splits[-1],
-                    "in_distribution_split": task.in_distribution_split,
-                },
+                "task": describe_task(self.built.task, self.built.final_splits(config)),
                 "model": describe_model(self.built),
                 "tokens_seen": position.tokens_seen,
                 "notes": [note for note in notes if note],
@@ -363,6 +450,8 @@ class _Run:
         self._timed_tokens = self.loop.position.tokens_seen
 
     def _write_timings(self) -> None:
+        if not self.world.is_first:
+            return
         now = time.monotonic()
         self.timings.wall_seconds += now - self._began
         self._began = now

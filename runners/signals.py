@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit statuses: 75 is EX_TEMPFAIL, on which batch systems try again; 130 is the user's Ctrl-C."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def exit_with(main: Callable[[], int]) -> None:
@@ -31,12 +31,15 @@ class Stop:
     """Tell whether a stop was asked for, by a signal while the context lasts or by ``request``.
 
     Further signals change nothing: the first one is being answered. The handlers that were there
-    before come back at the end.
+    before come back at the end, unless ``restore`` is false: torchrun sends SIGTERM to the ranks
+    that are still leaving when the first has left.
     """
 
-    def __init__(self, *, announce: bool = False) -> None:
+    def __init__(self, *, announce: bool = False, restore: bool = True) -> None:
         self._event = threading.Event()
         self._announce = announce
+        self._restore = restore
+        self._adopted: int | None = None
         self._previous: dict[int, object] = {}
         self.signal: int | None = None
 
@@ -48,10 +51,17 @@ class Stop:
     @property
     def exit_status(self) -> int:
         """Exit status after a stop: 130 for Ctrl-C, 75 for everything else."""
+        if self._adopted is not None:
+            return self._adopted
         return INTERRUPTED if self.signal == signal.SIGINT else RESUMABLE
 
     def request(self) -> None:
         """Ask for a stop."""
+        self._event.set()
+
+    def adopt(self, status: int) -> None:
+        """Take up a stop that the ranks have agreed on, with its exit status."""
+        self._adopted = status
         self._event.set()
 
     def __enter__(self) -> Stop:
@@ -65,6 +75,8 @@ class Stop:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._restore:
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

@@ -45,7 +45,7 @@ def check(planned: Sequence[PlannedRun]) -> dict[str, Built]:
     for run in planned:
         if run.hash not in built:
             built[run.hash] = build(run.config)
-            environment.choose_device(run.config.train)
+            environment.check_device(run.config)
     return built
 
 

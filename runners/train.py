@@ -3,21 +3,33 @@
 The run's directory is its whole state: the same command begins it, continues it from its last whole
 checkpoint, or finds it done. Exit status: 0 done, 1 failed, 2 bad input, 75 stopped but resumable,
 130 interrupted by the user.
+
+On several devices::
+
+    torchrun --standalone --nproc-per-node 8 -m runners.train config.yaml [key=value …]
+
+Every rank ends with the status above, which torchrun names in its report; its own status is 0 if
+all ranks are done and 1 otherwise. SIGTERM and SIGINT sent to torchrun reach the ranks, which save
+and leave; SIGUSR1 and SIGUSR2 do with ``--signals-to-handle SIGTERM,SIGINT,SIGUSR1,SIGUSR2``, or
+sent to the ranks, of which one is enough. A run may go on with another number of ranks.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from runners import environment, signals
+from runners import distributed, environment, signals
 from runners.build import build, build_task
 from runners.config import ConfigError, RunConfig, read_run, to_yaml
+from runners.distributed import World
 from runners.help import run_help
 from runners.identity import config_hash
 from runners.lock import Locked
@@ -52,42 +64,76 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    first = int(os.environ["RANK"]) == 0 if distributed.is_launched() else True
+    with contextlib.ExitStack() as stack:
+        if not first:  # what every rank has to say is said once
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    world = distributed.join()
+    status = _train(options, world)
+    distributed.leave(world)
+    return status
+
+
+def _train(options: argparse.Namespace, world: World) -> int:
+    """Do what the command line says on this rank; return the exit status, the same on every."""
+
+    def say(text: object, *, error: bool = False) -> None:
+        if world.is_first:
+            print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+    problem = None
     try:
-        config = read_run(options.config, options.overrides)
-        build(config)
-        environment.choose_device(config.train)
-        directory, record = plan_single(
-            config, name=Path(options.config).stem, root=options.runs_dir
-        )
-        if options.run_directory is not None:
-            directory = options.run_directory
-        files = RunDirectory(directory)
-        _check_directory(files, config, record)
+        config, record, files = _prepare(options, world)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        problem = str(error)
+    problems = [text for text in world.gather(problem) if text is not None]
+    if problems:
+        say(problems[0], error=True)
         return signals.BAD_INPUT
-    if files.status() == "failed" and not options.retry_failed:
-        print(f"{directory}: has failed: {files.failure()}; try again with --retry-failed")
+    directory = files.path
+    before = world.share(files.status())
+    if before == "failed" and not options.retry_failed:
+        say(f"{directory}: has failed: {files.failure()}; try again with --retry-failed")
         return signals.FAILED
-    print(f"{directory}: {files.status()}", flush=True)
-    if files.status() != "done":
+    say(f"{directory}: {before}")
+    if before != "done" and world.is_first:
         files.prepare(config, record)
-    with signals.Stop(announce=True) as stop:
+    world.wait()
+    with signals.Stop(announce=world.is_first, restore=world.size == 1) as stop:
         try:
-            status = run(directory, stop=stop, on_progress=_print_progress)
+            status = run(directory, stop=stop, on_progress=_print_progress, world=world)
         except Stopped as stopped:
-            print(f"{stopped}; the same command continues", file=sys.stderr)
+            say(f"{stopped}; the same command continues", error=True)
             return stop.exit_status
         except (ConfigError, Locked) as error:
-            print(error, file=sys.stderr)
+            say(error, error=True)
             return signals.BAD_INPUT
     if status == "failed":
-        print(files.failure(), file=sys.stderr)
+        say(files.failure(), error=True)
         return signals.FAILED
-    _print_result(files)
+    if world.is_first:
+        _print_result(files)
     return signals.DONE
+
+
+def _prepare(
+    options: argparse.Namespace, world: World
+) -> tuple[RunConfig, RunRecord, RunDirectory]:
+    """Check all that can be checked before anything is written."""
+    config = read_run(options.config, options.overrides)
+    distributed.check_batch(config, world.size)
+    build(config)
+    environment.check_device(config, local_rank=world.local_rank if world.size > 1 else None)
+    directory, record = plan_single(config, name=Path(options.config).stem, root=options.runs_dir)
+    if options.run_directory is not None:
+        directory = options.run_directory
+    files = RunDirectory(directory)
+    _check_directory(files, config, record)
+    return config, record, files
 
 
 def _check_directory(files: RunDirectory, config: RunConfig, record: RunRecord) -> None:

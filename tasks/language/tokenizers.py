@@ -1,4 +1,8 @@
-"""Text to token ids and back: bytes, SentencePiece, and any ``tokenizer.json``."""
+"""Text to token ids and back: bytes, SentencePiece, and any ``tokenizer.json``.
+
+A tokenizer is one file. What it is saved as are the bytes it was read from, so its SHA-256 names
+it; a pickled one carries those bytes and is built from them again in the other process.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +10,54 @@ import abc
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 from tasks import options
+from tasks.language.extras import need
+
+BOUNDARY_PIECE = "<document>"
+"""The boundary's piece in tokenizers that are trained here; text cannot produce it."""
+BOUNDARY_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+"""Special tokens that serve as the boundary in a ``tokenizer.json``; the first that is there."""
 
 
 class Tokenizer(abc.ABC):
     """Turns text into ids and back; one file on disk says all of it."""
 
+    FILE: ClassVar[str]
+    """Name of the file that it is saved as."""
     vocabulary_size: int
     """Number of ids, the boundary token's included."""
     boundary_id: int | None
     """Id of the token between documents; None where the tokenizer has none."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without any boundary token."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text."""
+        """Return the ids of each text, by one thread: packing has a process per core."""
         return [self.encode(text) for text in texts]
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids; boundary ids are left out."""
 
-    @abc.abstractmethod
     def sha256(self) -> str:
         """Return the SHA-256 of the tokenizer's file, in hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
 
-    @abc.abstractmethod
     def save(self, folder: Path) -> Path:
         """Write the tokenizer's one file into a folder, and return its path."""
+        path = Path(folder) / self.FILE
+        path.write_bytes(self.data)
+        return path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.data,)
 
 
 class Bytes(Tokenizer):
@@ -55,6 +76,11 @@ class Bytes(Tokenizer):
     vocabulary_size = 257
     boundary_id = 256
 
+    def __init__(self, data: bytes = CONTENT) -> None:
+        if data != self.CONTENT:
+            raise ValueError("not the file that a bytes tokenizer writes")
+        super().__init__(data)
+
     def encode(self, text: str) -> list[int]:
         """Return the UTF-8 bytes of a text."""
         return list(text.encode("utf-8"))
@@ -63,40 +89,158 @@ class Bytes(Tokenizer):
         """Return the text; bytes that are not UTF-8 become U+FFFD."""
         return bytes(number for number in ids if number < 256).decode("utf-8", "replace")
 
-    def sha256(self) -> str:
-        """Return the SHA-256 of the file that says how bytes are numbered."""
-        return hashlib.sha256(self.CONTENT).hexdigest()
 
-    def save(self, folder: Path) -> Path:
-        """Write ``tokenizer.bytes``."""
-        path = Path(folder) / self.FILE
-        path.write_bytes(self.CONTENT)
-        return path
+class SentencePiece(Tokenizer):
+    """A SentencePiece model: one that is trained here, or anyone's ``tokenizer.model``.
+
+    Only the models that are trained here have a boundary. The authors' own have none: their code
+    puts no id between documents, and their ``</s>`` was never trained.
+    """
+
+    FILE = "tokenizer.model"
+    SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+    """How SentencePiece writes a space: a text that holds the character itself must escape it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        if not {1, 2, 3} <= set(_protobuf_fields(data)):  # pieces, trainer, normaliser
+            raise ValueError("not a whole SentencePiece model")
+        sentencepiece = need("sentencepiece", "a SentencePiece tokenizer")
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise ValueError(f"not a SentencePiece model ({error})") from None
+        self.vocabulary_size = self._model.get_piece_size()
+        boundary = self._model.piece_to_id(BOUNDARY_PIECE)
+        self.boundary_id = boundary if self._model.is_control(boundary) else None
+        # Byte pieces give back a character that no piece can: the one that stands for a space.
+        # Only a model without normalisation keeps it; the others turn it into a space like any.
+        pieces = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in self.SPACE.encode()]
+        self._escaped_space = pieces if self._keeps_text() else None
+
+    def _keeps_text(self) -> bool:
+        probe = " a\n  \tb "
+        return self._model.decode(self._model.encode(probe)) == probe
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        if self._escaped_space is None or self.SPACE not in text:
+            return self._model.encode(text, num_threads=1)
+        first, *others = text.split(self.SPACE)
+        ids = self._model.encode(first)
+        for part in others:
+            ids += self._escaped_space
+            ids += self._model.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids."""
+        return self._model.decode([int(number) for number in ids])
 
 
-FILES = {Bytes.FILE: Bytes}
+class TokenizerJson(Tokenizer):
+    """Any tokenizer of the ``tokenizers`` library, as published beside most models.
+
+    Text is text: the name of a special token in a document does not become that token. Truncation
+    and padding that the file may ask for are switched off. Where there is no special token that
+    ends a document, the boundary is appended after the vocabulary.
+    """
+
+    FILE = "tokenizer.json"
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        library = need("tokenizers", "a tokenizer.json")
+        try:
+            self._model = library.Tokenizer.from_buffer(data)
+        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+            raise ValueError(f"not a tokenizer of the tokenizers library ({error})") from None
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.encode_special_tokens = True
+        special = {
+            token.content: number
+            for number, token in self._model.get_added_tokens_decoder().items()
+            if token.special
+        }
+        # Ids may have gaps: the size of the embedding is the largest id and one.
+        size = 1 + max(self._model.get_vocab(with_added_tokens=True).values(), default=-1)
+        boundary = next((special[name] for name in BOUNDARY_TOKENS if name in special), size)
+        self.boundary_id = boundary
+        self.vocabulary_size = max(size, boundary + 1)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without the special tokens that a template would add."""
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids."""
+        kept = [int(number) for number in ids if number != self.boundary_id]
+        return self._model.decode(kept, skip_special_tokens=False)
+
+
+def _protobuf_fields(data: bytes) -> list[int]:
+    """Return the numbers of a message's top fields; empty where it is cut short or is no message.
+
+    A protobuf message that is cut between two fields is one still, so a parser takes half a
+    vocabulary for a whole one. SentencePiece's fields are all length-delimited messages.
+    """
+
+    def varint(position: int) -> tuple[int, int]:
+        value = shift = 0
+        while True:
+            byte = data[position]
+            value |= (byte & 0x7F) << shift
+            position, shift = position + 1, shift + 7
+            if byte < 0x80:
+                return value, position
+
+    fields, position = [], 0
+    try:
+        while position < len(data):
+            key, position = varint(position)
+            length, position = varint(position)
+            position += length
+            fields.append(key >> 3)
+    except IndexError:
+        return []
+    return fields if position == len(data) else []
+
+
+KINDS: dict[str, type[Tokenizer]] = {
+    kind.FILE: kind for kind in (Bytes, SentencePiece, TokenizerJson)
+}
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer from its file, or from a folder that holds exactly one such file.
 
+    The suffix decides the kind: ``.model`` SentencePiece, ``.json`` the tokenizers library,
+    ``.bytes`` bytes.
+
     Raises:
-        ValueError: no such file, none or several in the folder, an unknown kind, a damaged file.
+        ValueError: no such file, none or several in the folder, an unknown kind, a damaged file,
+            or a package that is not installed.
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in FILES if (path / name).is_file()]
+        found = [name for name in KINDS if (path / name).is_file()]
         if len(found) != 1:
             raise ValueError(
-                f"{path}: expected one tokenizer file ({', '.join(FILES)}), "
-                f"found {', '.join(file.name for file in found) or 'none'}"
+                f"{path}: expected one tokenizer file ({', '.join(KINDS)}), "
+                f"found {' and '.join(found) or 'none'}"
             )
-        path = found[0]
-    if path.name not in FILES:
+        path = path / found[0]
+    kind = next((KINDS[name] for name in KINDS if Path(name).suffix == path.suffix), None)
+    if kind is None:
         raise ValueError(
-            f"{path}: unknown kind of tokenizer; expected {', '.join(FILES)}"
-            f"{options.nearest(path.name, FILES)}"
+            f"{path}: unknown kind of tokenizer; expected a folder or a file like "
+            f"{', '.join(KINDS)}{options.nearest(path.name, KINDS)}"
         )
-    if path.read_bytes() != Bytes.CONTENT:
-        raise ValueError(f"{path}: damaged: not the file that a bytes tokenizer writes")
-    return Bytes()
+    if not path.is_file():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"{path}: no such file{options.nearest(path.name, siblings)}")
+    try:
+        return kind(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -55,6 +55,36 @@ def check_prefix(prefix_length: Tensor | None, mask: Tensor | None, tokens: Tens
             raise ValueError("prefix_length: a prefix is longer than its row")
 
 
+def check_documents(document_numbers: Tensor | None, tokens: Tensor) -> None:
+    """Raise ValueError unless ``document_numbers`` are shaped like ``tokens`` and never fall.
+
+    The values are looked at on the CPU only.
+    """
+    if document_numbers is None:
+        return
+    if document_numbers.shape != tokens.shape or document_numbers.dtype.is_floating_point:
+        raise ValueError(
+            f"document_numbers: expected whole numbers of shape {tuple(tokens.shape)}, got "
+            f"{document_numbers.dtype} of shape {tuple(document_numbers.shape)}"
+        )
+    falls = document_numbers[:, 1:] < document_numbers[:, :-1]
+    if _can_look(document_numbers) and bool(falls.any()):
+        raise ValueError("document_numbers: must not fall along a row")
+
+
+def same_document(document_numbers: Tensor) -> Tensor:  # (B, 1, T, T)
+    """Let queries see the keys of their own document (B, T)."""
+    return (document_numbers.unsqueeze(2) == document_numbers.unsqueeze(1)).unsqueeze(1)
+
+
+def positions_in_documents(document_numbers: Tensor) -> Tensor:  # (B, T)
+    """Return each token's position, counted from 0 at the first token of its document."""
+    columns = torch.arange(document_numbers.shape[1], device=document_numbers.device)
+    begins = torch.ones_like(document_numbers, dtype=torch.bool)
+    begins[:, 1:] = document_numbers[:, 1:] != document_numbers[:, :-1]
+    return columns - (columns * begins).cummax(dim=1).values
+
+
 def causal(
     positions: Tensor, num_keys: int, prefix_length: Tensor | None = None
 ) -> Tensor:  # (1 or B, 1, T, K)

@@ -121,6 +121,7 @@ class DecoderLM(Model):
         *,
         padding_mask: Tensor | None = None,
         prefix_length: Tensor | None = None,
+        document_numbers: Tensor | None = None,
         num_repeats: int | None = None,
         cache: StackCache | None = None,
         trace: bool = False,
@@ -129,16 +130,24 @@ class DecoderLM(Model):
 
         ``padding_mask`` (B, T) bool: True at real tokens; padding is on the right.
         ``prefix_length`` (B,): each row's first tokens that see one another in both directions.
+        ``document_numbers`` (B, T), never falling along a row: tokens see those of their own number
+        alone, and absolute positions begin anew with each, so that the logits of a document are
+        those of the document alone. The balance loss stays one of rows: a router's choices are
+        balanced over a row's tokens, whatever documents they are of. Not with a prefix or a cache.
         With ``cache``, ``tokens`` continue what it holds; rows may have prompts of different
         length, whose padding is then overwritten; a prefix has to come in one call, the first.
         """
         mask = masks.check_mask(padding_mask, tokens, "padding_mask")
         masks.check_right_padded(mask, "padding_mask")
         masks.check_prefix(prefix_length, mask, tokens)
+        masks.check_documents(document_numbers, tokens)
+        if document_numbers is not None and not (prefix_length is None and cache is None):
+            raise ValueError("document_numbers: cannot be given with prefix_length or cache")
         out = self.decoder(
             self._embed(self.embedding, tokens, "tokens"),
             real=mask,
             prefix_length=prefix_length,
+            document_numbers=document_numbers,
             num_repeats=num_repeats,
             cache=cache,
             trace=trace,

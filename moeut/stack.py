@@ -160,6 +160,7 @@ class DepthStack(nn.Module):
         *,
         real: Tensor | None = None,
         prefix_length: Tensor | None = None,
+        document_numbers: Tensor | None = None,
         memory: Memory | None = None,
         num_repeats: int | None = None,
         cache: StackCache | None = None,
@@ -169,13 +170,17 @@ class DepthStack(nn.Module):
         """Transform embedded tokens x (B, T, D).
 
         ``real`` (B, T): True at tokens that are no padding. ``prefix_length`` (B,): tokens before
-        it are seen by all. ``cache``, made by ``new_cache`` for the same depth, holds the earlier
-        tokens of each row and takes up these.
+        it are seen by all. ``document_numbers`` (B, T): tokens see those of their own number alone,
+        and absolute positions begin anew with each. ``cache``, made by ``new_cache`` for the same
+        depth, holds the earlier tokens of each row and takes up these.
         """
         schedule = self.schedule(num_repeats)
         window = self._window(x, real, num_repeats, cache, prefix_length)
-        x = self._enter(x, window)
-        context = self._context(x, real, prefix_length, window, trace)
+        positions = window.positions
+        if document_numbers is not None:
+            positions = masks.positions_in_documents(document_numbers)
+        x = self._enter(x, positions, window.num_keys)
+        context = self._context(x, real, prefix_length, document_numbers, window, trace)
         cross_context, sources, source_routing = self._read_memory(x, memory, context, cache)
         recompute = activation_checkpointing and cache is None and torch.is_grad_enabled()
         run = None if self.controller is None else self.controller.start(x, real)
@@ -239,15 +244,18 @@ class DepthStack(nn.Module):
             raise ValueError("prefix_length: give it with the first tokens of a cache only")
         return cache.begin(real, x.shape[0], x.shape[1], x.device)
 
-    def _enter(self, x: Tensor, window: Window) -> Tensor:
-        """Add absolute positions to the embedded tokens, norm and drop out."""
+    def _enter(self, x: Tensor, positions: Tensor, length: int) -> Tensor:
+        """Add absolute positions (T,) or (B, T) to the embedded tokens, norm and drop out.
+
+        ``length``: the number of tokens of a row up to now, which learned positions must reach.
+        """
         position = self.options.position
         if self.position is not None:
-            self.position.check_length(window.num_keys)
-            x = x + self.position(window.positions)
+            self.position.check_length(length)
+            x = x + self.position(positions)
         elif isinstance(position, config.Sinusoidal):
             scale = self.d_model**-0.5 if position.scale == "inverse_sqrt" else 1.0
-            x = x + sinusoids(window.positions, self.d_model, x.dtype, scale=scale)
+            x = x + sinusoids(positions, self.d_model, x.dtype, scale=scale)
         if self.options.norm_input:
             x = F.layer_norm(x, (self.d_model,), eps=self.options.norm_epsilon)
         if self.options.dropout and self.training:
@@ -259,6 +267,7 @@ class DepthStack(nn.Module):
         x: Tensor,
         real: Tensor | None,
         prefix_length: Tensor | None,
+        document_numbers: Tensor | None,
         window: Window,
         trace: bool,
     ) -> AttentionContext:
@@ -267,6 +276,9 @@ class DepthStack(nn.Module):
         is_causal, allowed = False, None
         if not self.causal:
             allowed = None if real is None else masks.real_keys(real)
+        elif document_numbers is not None:
+            allowed = masks.causal(window.positions, window.num_keys)
+            allowed = allowed & masks.same_document(document_numbers)
         elif window.num_keys == num_tokens and prefix_length is None:
             is_causal = True  # padding is on the right, so no real token sees it
         elif window.offset is None or num_tokens > 1:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,8 @@ from runners.data import Columns
 from runners.objective import OBJECTIVES, Objective
 from tasks.task import Task
 
-DECODE_MARGIN = 2
-"""Tokens that decoding may write beyond the longest target: its end, and one that is too much."""
+TOKENIZER_FOLDER = "tokenizer"
+"""Where the directory of a language run keeps the tokenizer that its model was trained with."""
 
 
 @dataclass(frozen=True)
@@ -84,37 +86,59 @@ def build(config: RunConfig) -> Built:
             config.model["architecture"], **objective.sizes(), **options
         )
     except ValueError as error:
-        raise ConfigError(f"{config.place('model')}: model: {error}") from error
-    _check_positions(config, task, model_config)
-    return Built(task=task, objective=objective, model_config=model_config)
+        raise _model_error(config, objective, error) from error
+    _check_positions(config, objective, model_config)
+    built = Built(task=task, objective=objective, model_config=model_config)
+    if task.kind == "language_modelling":
+        _check_windows(config, built)
+    return built
+
+
+def _model_error(config: RunConfig, objective: Objective, error: ValueError) -> ConfigError:
+    option = str(error).partition("=")[0]
+    sizes = ", ".join(f"{name} {size}" for name, size in objective.sizes().items())
+    hint = f" (with the task's {sizes})" if option == "match_parameters" else ""
+    return ConfigError(f"{config.place(f'model.{option}')}: model: {error}{hint}")
+
+
+def _check_windows(config: RunConfig, built: Built) -> None:
+    """Refuse a context that is longer than a split of which windows are needed."""
+    task = built.task
+    length: int = task.context_length  # type: ignore[attr-defined]
+    needed = [task.train_split, *built.final_splits(config)]
+    if config.evaluate.interval is not None:
+        needed += built.interval_splits(config)
+    for name in dict.fromkeys(needed):
+        split: Any = task.splits()[name]
+        if not len(split):
+            raise config.error(
+                "task.context_length",
+                length,
+                f"longer than split {name}, which has {split.num_tokens} tokens; a window needs "
+                f"{length + 1}",
+            )
 
 
 def _check_longest_row(config: RunConfig, objective: Objective) -> None:
     budget = config.train.tokens_per_batch
     if budget is None:
         return
-    longest = int(train_columns(objective).shape.sum(axis=1).max())
+    longest = int(train_columns(objective).shape.sum(axis=1).max(initial=0))
     if longest > budget:
         raise config.error(
             "train.tokens_per_batch", budget, f"below the longest row of train, {longest} tokens"
         )
 
 
-def _check_positions(config: RunConfig, task: Task, model_config: ModelConfig) -> None:
+def _check_positions(config: RunConfig, objective: Objective, model_config: ModelConfig) -> None:
     """Refuse learned positions that end before the longest row of any split does."""
-    source = task.max_source_length() + 2  # between its two marks
-    target = task.max_target_length() + DECODE_MARGIN
-    lengths = {
-        "encoder": source,
-        "decoder": target if model_config.encoder is not None else source + target,
-    }
-    for name, stack in model_config.stacks.items():
-        position = stack.position
-        if isinstance(position, Learned) and position.max_length < lengths[name]:
+    for name, length in objective.longest().items():
+        position = model_config.stacks[name].position
+        if isinstance(position, Learned) and position.max_length < length:
             raise config.error(
                 "model.max_length",
                 position.max_length,
-                f"must be at least {lengths[name]}, which the longest row needs in the {name}",
+                f"must be at least {length}, which the longest row needs in the {name}",
             )
 
 
@@ -139,6 +163,50 @@ def train_columns(objective: Objective) -> Columns:
     """Return the train split, encoded; the last few stay in memory."""
     task = objective.task
     return objective.columns(task.split(task.train_split))
+
+
+def describe_task(task: Any, splits: list[str]) -> dict[str, Any]:
+    """Return the entry ``task`` of a result; ``splits`` are those scored, the headline last."""
+    record = {
+        "name": task.name,
+        "kind": task.kind,
+        "difficulty_name": task.difficulty_name,
+        "headline_split": splits[-1],
+        "in_distribution_split": task.in_distribution_split,
+    }
+    if task.kind == "language_modelling":
+        tokenizer = task.load_tokenizer()
+        record["context_length"] = task.context_length
+        record["tokenizer"] = {
+            "name": task.tokenizer,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "sha256": tokenizer.sha256(),
+        }
+        record["data"] = {
+            name: {
+                "tokens": split.num_tokens,
+                "bytes": split.num_bytes,
+                "documents": split.num_documents,
+                "windows": len(split),
+            }
+            for name, split in task.splits().items()
+        }
+    return record
+
+
+def save_task_files(task: Any, directory: Path) -> None:
+    """Write into a run's directory what its model is of no use without: a tokenizer, if any.
+
+    It lies in ``tokenizer/``, there whole or not at all; one that is there is left as it is.
+    """
+    folder = directory / TOKENIZER_FOLDER
+    if task.kind != "language_modelling" or folder.is_dir():
+        return
+    partial = directory / f"{TOKENIZER_FOLDER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    task.load_tokenizer().save(partial)
+    partial.rename(folder)
 
 
 @functools.lru_cache(maxsize=8)

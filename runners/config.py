@@ -37,7 +37,7 @@ class TrainConfig:
     steps: int = 1000
     """Optimiser updates."""
     batch_size: int = 128
-    """Sequences per update, over all accumulated parts."""
+    """Sequences, or windows of text, per update, over all accumulated parts and all ranks."""
     tokens_per_batch: int | None = None
     """Upper bound on padded target + source tokens per update; length-bucketed batches fill it.
     Replaces batch_size where given."""

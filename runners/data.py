@@ -1,13 +1,17 @@
-"""Rows of a split as padded arrays, and the order in which training visits them.
+"""Rows of a split as batches, and the order in which training visits them.
 
-A split is encoded once, so that a step costs one fancy index per array and no loop over tokens. The
-order is a pure function of (seed, epoch, index): a resumed run needs nothing but its step.
+Rows of tasks with examples are encoded once, as padded arrays; those of a language task are windows
+cut from memory-mapped tokens. Either way a step costs one fancy index per array and no loop over
+tokens. The order is a pure function of (seed, epoch, index): a resumed run needs nothing but its
+step.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +27,37 @@ BATCHES_PER_POOL = 32
 
 
 @dataclass(frozen=True)
-class Columns:
+class Batch:
+    """Rows of a split on the device."""
+
+    tensors: Mapping[str, torch.Tensor]
+    """What the model reads and predicts, by the names that the task's objective knows."""
+    rows: np.ndarray
+    """Which rows of the split these are."""
+    num_targets: int
+    """Predictions that the loss counts."""
+    num_tokens: int
+    """Real tokens of all sequences that the model reads."""
+
+
+class Columns(abc.ABC):
+    """The rows of a split, ready to be made into batches."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> np.ndarray:
+        """Return (N, number of sequences): lengths of what the model reads of each row."""
+
+    @abc.abstractmethod
+    def batch(self, rows: np.ndarray, *, device: torch.device) -> Batch:
+        """Return the batch that ``rows`` (row numbers, in any order) make."""
+
+
+@dataclass(frozen=True)
+class PaddedColumns(Columns):
     """Named arrays over the rows of a split.
 
     ``arrays[name]`` is (N, longest) for sequences, (N,) for one number a row; ``lengths[name]``,
@@ -42,19 +76,71 @@ class Columns:
         read = [lengths for name, lengths in self.lengths.items() if name != TARGETS]
         return np.stack(read, axis=1)
 
+    def batch(self, rows: np.ndarray, *, device: torch.device) -> Batch:
+        """Return the arrays of ``rows``, cut to the longest of them.
+
+        For each sequence there is also ``<name>_mask``, True at real positions.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        num_tokens = 0
+        num_targets = len(rows)
+        for name, array in self.arrays.items():
+            if name in self.lengths:
+                lengths = self.lengths[name][rows]
+                longest = int(lengths.max())
+                values = array[rows, :longest]
+                if name == TARGETS:
+                    num_targets = int((values != IGNORE).sum())
+                else:
+                    num_tokens += int(lengths.sum())
+                    tensors[f"{name}_mask"] = _tensor(np.arange(longest) < lengths[:, None], device)
+            else:
+                values = array[rows]
+            tensors[name] = _tensor(values.astype(np.int64), device)
+        return Batch(tensors=tensors, rows=rows, num_targets=num_targets, num_tokens=num_tokens)
+
+
+class Windows(Protocol):
+    """What windows are cut from; ``tasks.language.windows.TokenSplit`` is one."""
+
+    context_length: int
+
+    def __len__(self) -> int: ...
+
+    def windows(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N, context_length + 1) int64: each window and the token after it."""
+
+    def documents(self, rows: np.ndarray) -> np.ndarray:
+        """Return (N, context_length) int32: number of each token's document in its window."""
+
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of a split, cut to the longest of them, on the device."""
+class WindowColumns(Columns):
+    """Windows of one length over a stream of tokens, read from it batch by batch."""
 
-    tensors: Mapping[str, torch.Tensor]
-    """The columns' arrays, and ``<name>_mask``, True at real positions, for each sequence."""
-    rows: np.ndarray
-    """Which rows of the split these are."""
-    num_targets: int
-    """Predictions that the loss counts."""
-    num_tokens: int
-    """Real tokens of all sequences that the model reads."""
+    split: Windows
+    separate_documents: bool = False
+    """Whether a batch also says which document of its window each token is of."""
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    @property
+    def shape(self) -> np.ndarray:
+        """Return (N, 1), the window's length in every row; takes no memory."""
+        return np.broadcast_to(np.int64(self.split.context_length), (len(self), 1))
+
+    def batch(self, rows: np.ndarray, *, device: torch.device) -> Batch:
+        """Return ``tokens`` and ``targets``, the tokens one further on, (B, context_length) each.
+
+        With ``separate_documents`` also ``documents``, of the same shape.
+        """
+        windows = _tensor(self.split.windows(rows), device)
+        tensors = {"tokens": windows[:, :-1].contiguous(), TARGETS: windows[:, 1:].contiguous()}
+        if self.separate_documents:
+            tensors["documents"] = _tensor(self.split.documents(rows), device)
+        count = tensors[TARGETS].numel()
+        return Batch(tensors=tensors, rows=rows, num_targets=count, num_tokens=count)
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,29 +153,12 @@ def pad(sequences: Sequence[Sequence[int]], value: int) -> tuple[np.ndarray, np.
     return array, lengths
 
 
-def collate(columns: Columns, rows: np.ndarray, *, device: torch.device) -> Batch:
-    """Return the batch that ``rows`` of ``columns`` make."""
-    tensors: dict[str, torch.Tensor] = {}
-    num_tokens = 0
-    num_targets = len(rows)
-    for name, array in columns.arrays.items():
-        if name in columns.lengths:
-            lengths = columns.lengths[name][rows]
-            longest = int(lengths.max())
-            values = array[rows, :longest]
-            if name == TARGETS:
-                num_targets = int((values != IGNORE).sum())
-            else:
-                num_tokens += int(lengths.sum())
-                tensors[f"{name}_mask"] = _tensor(np.arange(longest) < lengths[:, None], device)
-        else:
-            values = array[rows]
-        tensors[name] = _tensor(values.astype(np.int64), device)
-    return Batch(tensors=tensors, rows=rows, num_targets=num_targets, num_tokens=num_tokens)
-
-
 def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        # Only a copy from page-locked memory runs beside what the GPU computes.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class BatchOrder:

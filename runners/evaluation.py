@@ -1,7 +1,9 @@
-"""Scoring a model on a split: decode, score, tabulate."""
+"""Scoring a model on a split: decode, score, tabulate; of text, take the cross entropy."""
 
 from __future__ import annotations
 
+import abc
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,22 +12,22 @@ import numpy as np
 import torch
 
 from moeut.decoding import greedy_decode
-from runners.build import DECODE_MARGIN, Built
+from runners.build import Built
 from runners.config import EvaluateConfig
+from runners.objective import DECODE_MARGIN, AnswerObjective
+from runners.perplexity import choose_windows, loss_by_position, score_windows, windows_at_once
 from tasks import scoring
 from tasks.scoring import Prediction, Scores
 from tasks.task import Example, Vocabulary, select_rows
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(abc.ABC):
     """A split scored at one depth."""
 
     split: str
     repeats: int | list[int]
     is_default_depth: bool
-    examples: list[Example]
-    predictions: list[Prediction]
     rows_available: int
     scores: Scores
 
@@ -39,8 +41,30 @@ class Evaluation:
             **self.scores.to_dict(),
         }
 
+    @abc.abstractmethod
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """Return the lines of ``predictions.jsonl``."""
+
+    def note(self, config: EvaluateConfig) -> str | None:
+        """Return what a table has to say about the rows that were scored, if not all were."""
+        if self.scores.rows == self.rows_available:
+            return None
+        return f"{self.split}: {self.scores.rows} of {self.rows_available} {self._choice(config)}"
+
+    @abc.abstractmethod
+    def _choice(self, config: EvaluateConfig) -> str:
+        """Say what the rows are, and how some were chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerEvaluation(Evaluation):
+    """Examples and what the model answered."""
+
+    examples: list[Example]
+    predictions: list[Prediction]
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """Return the lines of ``predictions.jsonl``, one for each example."""
         correct = scoring.correctness(kind, self.examples, self.predictions)
         return [
             {
@@ -58,14 +82,20 @@ class Evaluation:
             )
         ]
 
-    def note(self, config: EvaluateConfig) -> str | None:
-        """Return what a table has to say about the rows that were scored, if not all were."""
-        if len(self.examples) == self.rows_available:
-            return None
-        return (
-            f"{self.split}: {len(self.examples)} of {self.rows_available} rows, "
-            f"{config.rows_of(self.split)} per category chosen by hash"
-        )
+    def _choice(self, config: EvaluateConfig) -> str:
+        return f"rows, {config.rows_of(self.split)} per category chosen by hash"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowEvaluation(Evaluation):
+    """Windows of text: nothing is decoded, so there are no predictions to keep."""
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """Return no line: what there is to say of each token is its loss, too much to keep."""
+        return []
+
+    def _choice(self, config: EvaluateConfig) -> str:
+        return "windows, evenly spread"
 
 
 def evaluate_split(
@@ -80,13 +110,13 @@ def evaluate_split(
     oracle: bool = True,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Score a model on a split by greedy decoding, or by the most likely class.
+    """Score a model on a split by greedy decoding, the most likely class, or cross entropy.
 
     Args:
         model: what ``moeut.build`` returned; put into evaluation mode and left as it was.
         built: task and objective.
         split: name of the split.
-        config: rows per category and the batch size of decoding.
+        config: rows per category, or windows, and the batch size of decoding.
         device: where the model is.
         precision: that of training.
         repeats: depth, where it is not the model's own.
@@ -96,8 +126,14 @@ def evaluate_split(
     Raises:
         ValueError: no such split.
     """
-    available = built.task.split(split)
-    examples = select_rows(available, config.rows_of(split))
+    available: Any = built.task.split(split)
+    limit = config.rows_of(split)
+    common: dict[str, Any] = {
+        "split": split,
+        "repeats": built.default_repeats if repeats is None else repeats,
+        "is_default_depth": repeats is None or repeats == built.default_repeats,
+        "rows_available": len(available),
+    }
     was_training = model.training
     model.eval()
     try:
@@ -105,6 +141,20 @@ def evaluate_split(
             torch.inference_mode(),
             torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
         ):
+            if built.task.kind == "language_modelling":
+                rows = choose_windows(len(available), limit)
+                losses = loss_by_position(
+                    functools.partial(model, num_repeats=_num_repeats(built, repeats)),
+                    built.objective,
+                    built.objective.columns(available),
+                    rows,
+                    at_once=windows_at_once(built.model_config, available.context_length),
+                    device=device,
+                    on_batch=on_batch,
+                )
+                scores = score_windows(losses, len(rows), available)
+                return WindowEvaluation(scores=scores, **common)
+            examples = select_rows(available, limit)
             predictor = _Predictor(model, built, device, repeats, config.batch_size, on_batch)
             if built.task.kind == "classification":
                 predictions, oracle_predictions = predictor.classify(examples), None
@@ -115,15 +165,21 @@ def evaluate_split(
                 )
     finally:
         model.train(was_training)
-    return Evaluation(
-        split=split,
-        repeats=built.default_repeats if repeats is None else repeats,
-        is_default_depth=repeats is None or repeats == built.default_repeats,
+    return AnswerEvaluation(
         examples=examples,
         predictions=predictions,
-        rows_available=len(available),
         scores=scoring.score(built.task, examples, predictions, oracle_predictions),
+        **common,
     )
+
+
+def _num_repeats(
+    built: Built, repeats: int | list[int] | None
+) -> int | tuple[int | None, int | None] | None:
+    """Return the depth as models take it; None where it is the model's own."""
+    if repeats is None or repeats == built.default_repeats:
+        return None
+    return (repeats[0], repeats[1]) if isinstance(repeats, list) else repeats
 
 
 class _Predictor:
@@ -139,12 +195,12 @@ class _Predictor:
         on_batch: Callable[[int, int], None],
     ) -> None:
         self.model = model
+        assert isinstance(built.objective, AnswerObjective)
         self.objective = built.objective
         self.device = device
         self.batch_size = batch_size
         self.on_batch = on_batch
-        depth = tuple(repeats) if isinstance(repeats, list) else repeats
-        self.num_repeats = None if repeats == built.default_repeats else depth
+        self.num_repeats = _num_repeats(built, repeats)
 
     def classify(self, examples: Sequence[Example]) -> list[Prediction]:
         def answer(source: torch.Tensor, mask: torch.Tensor) -> list[Prediction]:

@@ -18,7 +18,7 @@ import torch
 
 from runners import parallel
 from runners.config import TrainConfig
-from runners.data import Batch, BatchOrder, Columns, collate
+from runners.data import Batch, BatchOrder, Columns
 from runners.distributed import World, rank_seed
 from runners.objective import Objective
 from runners.optimization import build_optimizer, clip_gradients, gradient_norm, learning_rate
@@ -118,7 +118,7 @@ class Loop:
         parts = []
         for piece in self.world.pieces(rows, self.config.accumulate):
             used = piece if len(piece) else rows[:1]
-            parts.append((collate(self.columns, used, device=self.device), len(piece)))
+            parts.append((self.columns.batch(used, device=self.device), len(piece)))
         return _Share(rows, parts)
 
     def advance(self) -> dict[str, float]:
@@ -322,7 +322,8 @@ def fit(loop: Loop, host: Host, *, evaluate_interval: int | None) -> None:
                 raise
             position.evaluated_step = position.step
             # Of equal scores the later counts, as in Csordás et al. (2022).
-            if score is not None and score >= (position.best_score or 0.0):
+            best = position.best_score
+            if score is not None and (best is None or score >= best):
                 position.best_score, position.best_step = score, position.step
                 host.keep_best()
             unsaved = True

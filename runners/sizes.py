@@ -34,22 +34,18 @@ def describe_model(built: Built) -> dict[str, Any]:
 
 def macs_per_token(built: Built) -> int:
     """Return the multiply-accumulates of one forward pass per token that the model reads."""
-    source, target = mean_lengths(built.objective)
-    if built.model_config.form == "encoder_decoder":
-        return sizing.macs_per_token(
-            built.model_config, sequence_length=source, target_length=target
-        )
-    length = source + target - 1 if built.model_config.form == "decoder_lm" else source
-    return sizing.macs_per_token(built.model_config, sequence_length=length)
+    first, *second = mean_lengths(built.objective)
+    return sizing.macs_per_token(
+        built.model_config,
+        sequence_length=first,
+        target_length=second[0] if second else None,
+    )
 
 
 @functools.lru_cache(maxsize=8)
-def mean_lengths(objective: Objective) -> tuple[int, int]:
-    """Return train's mean lengths: of sources with both marks, of targets with the end."""
-    rows = objective.task.split(objective.task.train_split)
-    source = sum(len(row.source) + 2 for row in rows) / len(rows)
-    target = sum(len(row.target) + 1 for row in rows) / len(rows)
-    return round(source), round(target)
+def mean_lengths(objective: Objective) -> tuple[int, ...]:
+    """Return the mean length, over train's rows, of each sequence that the model reads."""
+    return tuple(round(length) for length in train_columns(objective).shape.mean(axis=0).tolist())
 
 
 def seconds_per_step(config: RunConfig, built: Built, *, seconds: float) -> float:

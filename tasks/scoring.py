@@ -15,12 +15,21 @@ Sequence to sequence, for a gold target y of n tokens and an output z of m token
                       comparable with exact match.
 
 Classification: accuracy.
+
+Language modelling, over the tokens of a split's windows, each predicted from those before it in its
+window:
+
+    loss           mean cross entropy in nats per token.
+    perplexity     exp(loss), per token: comparable between models of one tokenizer alone.
+    bits_per_byte  loss · tokens / bytes / ln 2, with the tokens and the UTF-8 bytes of the whole
+                   split: comparable between tokenizers too. The headline; lower is better.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,11 +55,11 @@ class Scores:
 
     metrics: dict[str, float]
     rows: int
-    ceiling: float
+    ceiling: float | None = None
     """Highest score open to a model that can write only target tokens seen in training."""
-    chance: float
+    chance: float | None = None
     """Expected score of uniform guesses."""
-    majority: float
+    majority: float | None = None
     """Score of always answering with train's most frequent target."""
     by_category: Table = field(default_factory=dict)
     by_difficulty: Table = field(default_factory=dict)
@@ -62,9 +71,30 @@ class Scores:
         return asdict(self)
 
 
+HEADLINE_METRICS = {
+    "sequence_to_sequence": "exact_match",
+    "classification": "accuracy",
+    "language_modelling": "bits_per_byte",
+}
+"""What a kind of task is judged by."""
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
+"""Metrics of which less is better; of all others more is."""
+
+
 def headline_metric(kind: str) -> str:
     """Return the name of the metric that a kind of task is judged by."""
-    return "accuracy" if kind == "classification" else "exact_match"
+    return HEADLINE_METRICS[kind]
+
+
+def selection_score(kind: str, metrics: Mapping[str, float]) -> float:
+    """Return what chooses among weights, higher being better: the headline, negated if need be.
+
+    What is no number is worse than every number.
+    """
+    name = headline_metric(kind)
+    value = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
+    return -math.inf if math.isnan(value) else value
 
 
 def is_exact(example: Example, prediction: Prediction) -> bool:
@@ -123,6 +153,22 @@ def score_classification(
     _check_lengths(examples, predictions)
     right = sum(p.tokens == e.target for e, p in zip(examples, predictions, strict=True))
     return {"accuracy": right / len(examples)}
+
+
+def score_language(loss: float, *, num_tokens: int, num_bytes: int) -> dict[str, float]:
+    """Return the metrics of a split of text.
+
+    Args:
+        loss: mean cross entropy in nats per token.
+        num_tokens: of the whole split, boundaries between documents among them.
+        num_bytes: UTF-8 bytes of the text that these tokens stand for.
+    """
+    try:
+        perplexity = math.exp(loss)
+    except OverflowError:
+        perplexity = math.inf
+    bits_per_byte = loss * num_tokens / num_bytes / math.log(2)
+    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits_per_byte}
 
 
 def correctness(

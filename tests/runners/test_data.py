@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from runners.data import IGNORE, BatchOrder, Columns, collate, pad
+from runners.data import IGNORE, BatchOrder, PaddedColumns, pad
 
 CPU = torch.device("cpu")
 
@@ -101,14 +101,14 @@ def test_pad():
     assert lengths.tolist() == [3, 0, 1]
 
 
-def test_collate_cuts_to_the_longest_row_and_counts():
+def test_batch_is_cut_to_the_longest_row_and_counts():
     source, source_lengths = pad([[1, 4, 2], [1, 4, 5, 6, 2], [1, 2]], 0)
     targets, lengths = pad([[7, 2], [7, 8, 2], [IGNORE, 2]], IGNORE)
-    columns = Columns(
+    columns = PaddedColumns(
         {"source": source, "targets": targets, "prefix": np.array([3, 5, 2])},
         {"source": source_lengths, "targets": lengths},
     )
-    batch = collate(columns, np.array([2, 0]), device=CPU)
+    batch = columns.batch(np.array([2, 0]), device=CPU)
     assert batch.tensors["source"].tolist() == [[1, 2, 0], [1, 4, 2]]
     assert batch.tensors["source_mask"].tolist() == [[True, True, False], [True, True, True]]
     assert batch.tensors["targets"].tolist() == [[IGNORE, 2], [7, 2]]

@@ -8,7 +8,6 @@ import torch
 
 import moeut
 from runners.build import build, train_columns
-from runners.data import collate
 from runners.loop import Loop, NonFinite, random_state, seed_everything, set_random_state
 from runners.rundirectory import RunDirectory
 
@@ -62,7 +61,7 @@ def test_parts_have_different_numbers_of_targets(make_loop):
     """Otherwise the test above could not tell a mean of means from the mean of the batch."""
     loop = make_loop()
     first, second = np.array_split(loop.order.rows(0), 2)
-    parts = [collate(loop.columns, part, device=CPU) for part in (first, second)]
+    parts = [loop.columns.batch(part, device=CPU) for part in (first, second)]
     assert parts[0].num_targets != parts[1].num_targets
     with torch.no_grad():
         losses = [loop.objective.loss(loop.model, part) for part in parts]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import tasks
-from runners.data import IGNORE, collate
+from runners.data import IGNORE
 from runners.objective import OBJECTIVES
 from tasks.task import Example
 
@@ -67,7 +67,7 @@ def test_classification(task):
 @pytest.mark.parametrize("form", ["encoder_decoder", "decoder_lm"])
 def test_loss_is_summed_over_answers_alone(task, form):
     one = objective(task(), form)
-    batch = collate(one.columns(task().split("train")), torch.arange(2).numpy(), device=CPU)
+    batch = one.columns(task().split("train")).batch(torch.arange(2).numpy(), device=CPU)
     assert batch.num_targets == 6  # Y X Z end, X end
     width = batch.tensors["targets"].shape[1]
     generator = torch.Generator().manual_seed(0)

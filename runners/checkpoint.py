@@ -3,7 +3,9 @@
 A checkpoint is a directory ``step_000500`` with the model as ``moeut.load`` reads it, ``state.pt``
 (optimiser, random states, position) and, last, ``manifest.json`` with the SHA-256 of every file. It
 is written under a temporary name, flushed to the disk and renamed. Checksums are compared before
-anything is loaded, since one flipped bit in a weight loads without a word.
+anything is loaded, since one flipped bit in a weight loads without a word. Of several ranks the
+first writes; where each holds a part of the optimiser, all of them write theirs into ``optimizer/``
+before the manifest.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
+from runners.distributed import World
+
 logger = logging.getLogger(__name__)
+
+SHARDS = "optimizer"
+"""Folder of what each rank has written by itself."""
 
 KEPT = 2
 """Checkpoints that are kept: the last, and the one before in case the last is damaged."""
@@ -48,6 +55,11 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
 
+    @property
+    def shards(self) -> Path:
+        """Where the optimiser's pieces are, if it was saved in pieces."""
+        return self.path / SHARDS
+
     def weights(self, name: str = "model") -> dict[str, torch.Tensor]:
         """Return the tensors of ``<name>.safetensors``: ``model``, or ``best``."""
         return load_file(self.path / f"{name}.safetensors")
@@ -60,8 +72,12 @@ def save_checkpoint(
     state: dict[str, Any],
     weights: dict[str, dict[str, torch.Tensor]],
     files: dict[str, bytes] | None = None,
+    write_shards: Callable[[Path], None] | None = None,
+    world: World = World(),  # noqa: B008 - frozen
 ) -> Path:
     """Write ``folder/step_<step>`` in one piece and remove all but the last two checkpoints.
+
+    Every rank has to call it and returns when the checkpoint is there.
 
     Args:
         folder: where a run's checkpoints are; made if it is missing.
@@ -69,6 +85,8 @@ def save_checkpoint(
         state: anything that ``torch.load(weights_only=True)`` reads back.
         weights: name → tensors, each written as ``<name>.safetensors``.
         files: name → bytes of further files.
+        write_shards: writes a rank's part into the folder it is given, which is made.
+        world: this process's place; what is above counts on rank 0 alone.
 
     Raises:
         DiskFull: no room; the temporary directory is removed, older checkpoints are untouched.
@@ -77,9 +95,17 @@ def save_checkpoint(
     temporary = folder / f".writing-{final.name}"
     needed = _estimate(state, weights)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        temporary.mkdir()
+        if world.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+            temporary.mkdir()
+        if write_shards is not None:
+            world.wait()
+            write_shards(temporary / SHARDS)
+            world.wait()
+        if not world.is_first:
+            world.wait()
+            return final
         _write_files(temporary, state=state, weights=weights, files=files or {}, step=step)
         if final.exists():
             os.rename(final, folder / f".replaced-{final.name}")
@@ -99,6 +125,7 @@ def save_checkpoint(
     remove_leftovers(folder)
     for path in list_checkpoints(folder)[:-KEPT]:
         remove_checkpoint(path)
+    world.wait()
     return final
 
 
@@ -193,7 +220,8 @@ def _write_files(
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    checksums = {path.name: _sha256(path) for path in sorted(directory.iterdir())}
+    found = sorted(path for path in directory.rglob("*") if path.is_file())
+    checksums = {path.relative_to(directory).as_posix(): _sha256(path) for path in found}
     manifest = {"step": step, "sha256": checksums}
     _write(directory / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     _flush_directory(directory)

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -206,19 +207,20 @@ class Loop:
         states = self.world.gather(random_state())
         several = {"random_of_ranks": states} if len(states) > 1 else {}
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": parallel.optimizer_state(self.model, self.optimizer),
             "random": states[0],
             "position": dataclasses.asdict(self.position),
             **several,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, shards: Path = Path("none")) -> None:
         """Take up the state that ``state_dict`` gave, also one of another number of ranks.
 
-        Rank 0 goes on with its random states; where there were fewer or more ranks before, the
-        others begin new ones.
+        ``shards`` is the folder with the optimiser's pieces, if it was saved in pieces. Rank 0 goes
+        on with its random states; where there were fewer or more ranks before, the others begin new
+        ones.
         """
-        self.optimizer.load_state_dict(state["optimizer"])
+        parallel.load_optimizer_state(self.model, self.optimizer, state["optimizer"], shards)
         self.position = Position(**state["position"])
         states = state.get("random_of_ranks", [state["random"]])
         if len(states) == self.world.size:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from runners.config import TrainConfig
 
@@ -64,7 +65,8 @@ def build_optimizer(
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     """Return the global L2 norm of the gradients, a scalar tensor."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients, foreach=True)
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # over the ranks' pieces
 
 
 def clip_gradients(

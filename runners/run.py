@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from runners import distributed, environment, signals
+from runners import distributed, environment, parallel, signals
 from runners.build import (
     Built,
     build,
@@ -222,10 +222,10 @@ class _Run:
             size = 0 if checkpoint is None else checkpoint.state["metrics_bytes"]
             self._metrics = MetricsLog(self.files.metrics, size=size)
         if checkpoint is not None:
-            self.model.load_state_dict(checkpoint.weights())
+            parallel.load_weights(self.model, checkpoint.weights())
             if (checkpoint.path / "best.safetensors").is_file():
                 self.best = checkpoint.weights("best")
-            loop.load_state_dict(checkpoint.state["loop"])
+            loop.load_state_dict(checkpoint.state["loop"], shards=checkpoint.shards)
         self._training_since = self._speed_since = time.monotonic()
         self._timed_tokens = self._speed_tokens = loop.position.tokens_seen
         self._timed_evaluation = self.timings.evaluate_seconds
@@ -286,6 +286,7 @@ class _Run:
         """Score the interval splits and log their metrics; return the selecting split's score."""
         assert self.loop is not None
         splits = self.built.interval_splits(self.config)
+        self._make_scored()
         results = self._on_first(
             lambda: {split: self._evaluate(split, oracle=False).scores.metrics for split in splits}
         )
@@ -296,10 +297,14 @@ class _Run:
                 selected = selection_score(self.built.task.kind, metrics)
         return selected
 
+    def _make_scored(self) -> None:
+        """Have the model that rank 0 scores: the one in training, or a copy in one piece."""
+        self.scored = self.model
+        if parallel.is_sharded(self.model):
+            self.scored = parallel.whole_copy(self.model, self.device, keep=self.world.is_first)
+
     def keep_best(self) -> None:
-        self.best = {
-            name: value.detach().clone() for name, value in self.model.state_dict().items()
-        }
+        self.best = parallel.full_weights(self.model)
 
     def log(self, row: dict[str, Any]) -> None:
         if self._metrics is not None:
@@ -307,7 +312,8 @@ class _Run:
 
     def save(self) -> None:
         assert self.loop is not None
-        weights = {"model": self.model.state_dict()}
+        is_sharded = parallel.is_sharded(self.model)
+        weights = {"model": parallel.full_weights(self.model, keep=self.world.is_first)}
         if self.best is not None:
             weights["best"] = self.best
         state = {
@@ -317,17 +323,21 @@ class _Run:
             "identity": identity(self.config, self.data_hash),
         }
         model_config = json.dumps(self.built.model_config.to_dict(), indent=1) + "\n"
-        if self.world.is_first:
-            save_checkpoint(
-                self.files.checkpoints,
-                step=self.loop.position.step,
-                state=state,
-                weights=weights,
-                files={"config.json": model_config.encode()},
-            )
-        self.world.wait()
+        save_checkpoint(
+            self.files.checkpoints,
+            step=self.loop.position.step,
+            state=state,
+            weights=weights,
+            files={"config.json": model_config.encode()},
+            write_shards=self._write_shards if is_sharded else None,
+            world=self.world,
+        )
         self._time_training()
         self._write_timings()
+
+    def _write_shards(self, folder: Path) -> None:
+        assert self.loop is not None
+        parallel.save_shards(folder, self.model, self.loop.optimizer, self.world)
 
     def progress(self, values: dict[str, float]) -> None:
         now = time.monotonic()
@@ -351,6 +361,7 @@ class _Run:
 
     def score(self) -> None:
         """Score the selected weights on every split and depth, and write the result."""
+        self._make_scored()
         self._on_first(self._score)
 
     def _score(self) -> None:
@@ -360,7 +371,7 @@ class _Run:
         if config.selection_split is not None:
             assert self.best is not None
             assert position.best_step is not None
-            self.model.load_state_dict(self.best)
+            self.scored.load_state_dict(self.best)
             selected_step = position.best_step
         evaluations = [
             self._evaluate(split, repeats=depth)
@@ -414,7 +425,7 @@ class _Run:
         began = time.monotonic()
         try:
             return evaluate_split(
-                self.model,
+                self.scored,
                 self.built,
                 split,
                 config=self.config.evaluate,

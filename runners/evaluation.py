@@ -148,7 +148,7 @@ def evaluate_split(
                     built.objective,
                     built.objective.columns(available),
                     rows,
-                    at_once=windows_at_once(built.model_config, available.context_length),
+                    at_once=windows_at_once(built.model_config, available.context_length, device),
                     device=device,
                     on_batch=on_batch,
                 )

@@ -18,8 +18,8 @@ from runners.data import Columns
 from runners.objective import Objective
 from tasks.scoring import Scores, Table, score_language
 
-LOGITS_AT_ONCE = 2**24
-"""Most logits of a batch: with those in float32, their logarithms and a copy, 200 MB."""
+LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}
+"""Most logits of a batch: with their logarithms and a copy, 200 MB on a CPU, 1.6 GB on a GPU."""
 
 
 def choose_windows(count: int, limit: int | None) -> np.ndarray:
@@ -29,9 +29,9 @@ def choose_windows(count: int, limit: int | None) -> np.ndarray:
     return np.arange(limit) * count // limit
 
 
-def windows_at_once(config: ModelConfig, context_length: int) -> int:
+def windows_at_once(config: ModelConfig, context_length: int, device: torch.device) -> int:
     """Return how many windows are read in one batch: as many as their logits have room for."""
-    return max(1, LOGITS_AT_ONCE // (config.vocabulary_size * context_length))
+    return max(1, LOGITS_AT_ONCE[device.type] // (config.vocabulary_size * context_length))
 
 
 def loss_by_position(

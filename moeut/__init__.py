@@ -37,6 +37,7 @@ _MODULE_OF = {
     "count_parameters": "sizing",
     "macs_per_token": "sizing",
     "from_release": "interop",
+    "from_training_checkpoint": "interop",
     "from_training_code": "interop",
     "from_transformer_generalization": "interop",
     "from_ndr": "interop",

@@ -2,7 +2,14 @@
 
 from moeut.interop.ndr import from_ndr
 from moeut.interop.release import from_release
+from moeut.interop.training_checkpoint import from_training_checkpoint
 from moeut.interop.training_code import from_training_code
 from moeut.interop.transformer_generalization import from_transformer_generalization
 
-__all__ = ["from_ndr", "from_release", "from_training_code", "from_transformer_generalization"]
+__all__ = [
+    "from_ndr",
+    "from_release",
+    "from_training_checkpoint",
+    "from_training_code",
+    "from_transformer_generalization",
+]

@@ -1,0 +1,131 @@
+"""Checkpoint files of the training code become models that give the numbers it gives."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import moeut
+from moeut.interop import mapping
+from moeut.interop.training_checkpoint import read_training_checkpoint
+from moeut.interop.training_code import training_code_maps
+
+pytestmark = pytest.mark.golden
+
+FOLDERS = ("training_code",)
+
+
+def checkpoints(golden) -> list[Path]:
+    """The checkpoint files of a golden file: the whole one, and that of a release on a GPU."""
+    folder = golden.path.parent
+    folder = folder.parent if folder.name == "pure64" else folder
+    return sorted(folder.glob(f"{golden.path.stem}.*ckpt"))
+
+
+def test_logits_loss_and_gradients_of_the_checkpoint(golden) -> None:
+    bound = 1e-10 if golden.path.parent.name == "pure64" else 1e-6
+    tokens = golden.tensors["tokens"]
+    files = checkpoints(golden)
+    assert files
+    for path in files:
+        model = moeut.from_training_checkpoint(path).double().train()
+        output = model(tokens[:, :-1])
+        loss = F.cross_entropy(output.logits.flatten(0, 1), tokens[:, 1:].flatten())
+        assert (output.logits - golden.tensors["logits"]).abs().max() <= bound
+        assert (loss - golden.tensors["cross_entropy"]).abs() <= max(bound / 100, 1e-12)
+        assert (output.auxiliary_loss - golden.tensors["reg_loss"]).abs() <= bound
+        (loss + output.auxiliary_loss).backward()
+        gradients = mapping.to_theirs(
+            training_code_maps(model.config),
+            {name: parameter.grad for name, parameter in model.named_parameters()},
+        )
+        for name, gradient in golden.part("grad").items():
+            assert (gradients[name] - gradient).abs().max() <= 10 * bound, name
+
+
+@pytest.fixture
+def checkpoint(golden_dir: Path) -> Path:
+    return golden_dir / "training_code" / "moeut_periln.ckpt"
+
+
+def changed(checkpoint: Path, tmp_path: Path, change) -> Path:
+    with torch.serialization.safe_globals([(dict, "framework.data_structures.dotdict.DotDict")]):
+        content = torch.load(checkpoint, weights_only=True)
+    change(content)
+    path = tmp_path / "changed.ckpt"
+    torch.save(content, path)
+    return path
+
+
+def test_the_step_and_the_raw_options_are_read(checkpoint: Path) -> None:
+    read = read_training_checkpoint(checkpoint)
+    assert read.step == 1
+    assert read.options["transformer.head_projection_size"] == "14"
+    assert "embedding.weight" in read.state_dict
+
+
+@pytest.mark.parametrize("name", ["sut_act", "sut_act_g2"])
+def test_an_unsupported_variant_is_named(golden_dir: Path, name: str) -> None:
+    path = golden_dir / "training_code" / f"{name}.ckpt"
+    with pytest.raises(ValueError, match=rf"{name}\.ckpt: .*transformer\.variant=.*sut") as error:
+        moeut.from_training_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+class Payload:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "executed"
+    path = changed(checkpoint, tmp_path, lambda content: content.update(extra=Payload(target)))
+    plain = tmp_path / "plain.ckpt"
+    plain.write_bytes(pickle.dumps(Payload(target)))
+    for file in (path, plain):
+        with pytest.raises(ValueError, match=r"\.ckpt: (refused|damaged)") as error:
+            moeut.from_training_checkpoint(file)
+        assert "\n" not in str(error.value)
+        assert not target.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_file_cut_short_is_refused(checkpoint: Path, tmp_path: Path, share: float) -> None:
+    path = tmp_path / "short.ckpt"
+    data = checkpoint.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match=r"short\.ckpt: (damaged|refused)") as error:
+        moeut.from_training_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def test_other_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"missing\.ckpt: no such file"):
+        moeut.from_training_checkpoint(tmp_path / "missing.ckpt")
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"has no mapping 'run_invariants'"):
+        moeut.from_training_checkpoint(tmp_path / "other.ckpt")
+    with zipfile.ZipFile(tmp_path / "archive.ckpt", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(ValueError, match=r"archive\.ckpt: damaged"):
+        moeut.from_training_checkpoint(tmp_path / "archive.ckpt")
+
+
+def test_weights_of_another_model_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    def widen(content) -> None:
+        content["run_invariants"]["args"]["moe.n_experts"] = 9
+
+    path = changed(checkpoint, tmp_path, widen)
+    with pytest.raises(ValueError, match=r"changed\.ckpt: .*shape") as error:
+        moeut.from_training_checkpoint(path)
+    assert "\n" not in str(error.value)

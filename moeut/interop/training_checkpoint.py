@@ -59,7 +59,8 @@ def read_training_checkpoint(path: str | Path) -> TrainingCheckpoint:
     state_dict = _entry(path, content, "model")
     for name, tensor in state_dict.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{path}: model.{name}: expected a tensor, got {type(tensor).__name__}")
+            kind = type(tensor).__name__
+            raise ValueError(f"{path}: model.{name}: expected a tensor, got {kind}")
     state = content.get("state")
     step = state.get("iter") if isinstance(state, Mapping) else None
     return TrainingCheckpoint(

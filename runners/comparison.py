@@ -6,9 +6,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from runners.results import Run, Setting, SweepResults, compact, depth_of
+from runners.results import Run, Setting, SweepResults, compact, depth_of, is_lower_better
 from runners.statistics import LEVEL, TOO_SMALL, Comparison, compare_family, summarize
-from runners.tables import MISSING, Table, count, duration, interval, mean, mean_std, p_value
+from runners.tables import (
+    MISSING,
+    Table,
+    count,
+    duration,
+    interval,
+    mean,
+    mean_std,
+    number,
+    p_value,
+)
 
 TOLERANCE = 0.01
 """Relative difference up to which a quantity counts as matched."""
@@ -38,13 +48,17 @@ def against_baseline(results: SweepResults) -> dict[str, Comparison]:
 def best_settings(results: SweepResults) -> set[str] | None:
     """Return the hashes of the best setting and of those not distinguishable from it.
 
-    None where no comparison with the best has enough seeds to be made.
+    The best has the highest mean, or the lowest of a metric of which less is better. None where no
+    comparison with the best has enough seeds to be made.
     """
     values = {s.hash: headline_values(results, s) for s in results.settings}
+    signs = {
+        s.hash: -1 if is_lower_better(results.headline_metric(s)) else 1 for s in results.settings
+    }
     values = {key: numbers for key, numbers in values.items() if numbers}
     if len(values) < 2:
         return None
-    best = max(values, key=lambda key: math.fsum(values[key]) / len(values[key]))
+    best = max(values, key=lambda key: signs[key] * math.fsum(values[key]) / len(values[key]))
     tests = compare_family({key: (v, values[best]) for key, v in values.items() if key != best})
     if all(test.is_different is None for test in tests.values()):
         return None
@@ -57,18 +71,17 @@ def best_settings(results: SweepResults) -> set[str] | None:
 def main_table(results: SweepResults) -> Table:
     """Return the comparison: size, cost, accuracy in and out of distribution, test."""
     tests, best = against_baseline(results), best_settings(results)
-    inside = _common(results, lambda s: s.first("task", "in_distribution_split"))
     outside = _common(results, results.headline_split)
-    metric = _common(results, results.headline_metric) or "accuracy"
     columns = ["model", *(key.rpartition(".")[2] for key in results.grid_keys)]
     columns += ["parameters", "MACs/token", "tokens seen", "wall time", "n"]
-    columns += [f"{inside or 'in distribution'} {metric}", f"{outside or 'headline'} {metric}"]
+    beside = _beside_headline(results)
+    columns += [title for title, _ in beside]
+    main = len(columns)
+    columns += [f"{outside or 'headline'} {_titled(_metric(results))}"]
     columns += ["95 % CI", "every seed", f"p against {results.baseline}"]
     rows, bold = [], set()
     for index, setting in enumerate(results.settings):
-        values = headline_values(results, setting)
-        summary = summarize(values) if values else None
-        inside_split = setting.first("task", "in_distribution_split")
+        values, metric = headline_values(results, setting), results.headline_metric(setting)
         row = [setting.variant]
         row += [
             compact(setting.parameters[key]) if key in setting.parameters else MISSING
@@ -80,25 +93,65 @@ def main_table(results: SweepResults) -> Table:
             count(mean(run.result.get("tokens_seen") for run in setting.done)),
             duration(mean(run.timings.get("wall_seconds") for run in setting.done)),
             _n(setting, len(values)),
-            mean_std(setting.values(inside_split, results.headline_metric(setting)))
-            if inside_split
-            else MISSING,
-            mean_std(values),
-            interval(summary),
-            " ".join(f"{value:.3f}" for value in values) or MISSING,
+            *(read(setting) for _, read in beside),
+            mean_std(values, metric),
+            interval(summarize(values) if values else None, metric),
+            " ".join(number(value, metric) for value in values) or MISSING,
             "baseline" if setting.variant == results.baseline else p_value(tests.get(setting.hash)),
         ]
         if best is not None and setting.hash in best:
-            bold.add((index, columns.index("95 % CI") - 1))
+            bold.add((index, main))
         rows.append(row)
     return Table(
         name=f"{results.name}-main",
-        title=f"{results.name}: {outside or 'headline'} {metric}",
+        title=f"{results.name}: {outside or 'headline'} {_metric(results)}",
         columns=columns,
         rows=rows,
         bold=frozenset(bold),
         notes=main_notes(results, tests, best is not None),
     )
+
+
+def _metric(results: SweepResults) -> str:
+    """Return the name of what the main column shows."""
+    if any(setting.done for setting in results.settings):
+        return _common(results, results.headline_metric) or "accuracy"
+    return results.headline_metric(results.settings[0])
+
+
+def _titled(metric: str) -> str:
+    return f"{metric} ↓" if is_lower_better(metric) else metric
+
+
+def _beside_headline(results: SweepResults) -> list[tuple[str, Callable[[Setting], str]]]:
+    """Return the columns before the main one: in distribution, and perplexity where there is one.
+
+    A language model is compared in bits per byte, which do not depend on the tokenizer; papers
+    give its perplexity.
+    """
+    metric = _metric(results)
+    outside = _common(results, results.headline_split)
+    inside = _common(results, _inside)
+
+    def in_distribution(setting: Setting) -> str:
+        split, own = _inside(setting), results.headline_metric(setting)
+        return mean_std(setting.values(split, own), own) if split else MISSING
+
+    def perplexity(setting: Setting) -> str:
+        split = results.headline_split(setting)
+        return mean_std(setting.values(split, "perplexity") if split else [], "perplexity")
+
+    columns: list[tuple[str, Callable[[Setting], str]]] = []
+    done = [setting for setting in results.settings if setting.done]
+    if not done or any(_inside(s) not in (None, results.headline_split(s)) for s in done):
+        columns.append((f"{inside or 'in distribution'} {_titled(metric)}", in_distribution))
+    if metric != "perplexity" and "perplexity" in results.metrics():
+        columns.append((f"{outside or 'headline'} {_titled('perplexity')}", perplexity))
+    return columns
+
+
+def _inside(setting: Setting) -> str | None:
+    return setting.first("task", "in_distribution_split")
 
 
 def _n(setting: Setting, number: int) -> str:
@@ -130,6 +183,8 @@ def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bo
             f"{TOO_SMALL}: with so few seeds ({small}) no corrected p can be below {LEVEL}, and no "
             "difference is claimed."
         )
+    if is_lower_better(_metric(results)):
+        notes.append(f"{_metric(results)}: lower is better.")
     if has_bold:
         notes.append("Bold: the best, and those not distinguishable from it (Holm-corrected).")
     notes += baseline_notes(results)
@@ -147,7 +202,7 @@ def baseline_notes(results: SweepResults) -> list[str]:
     for setting in results.settings:
         for split in (
             results.headline_split(setting),
-            setting.first("task", "in_distribution_split"),
+            _inside(setting),
         ):
             score = setting.done[0].score(split) if setting.done and split else None
             for name in ("chance", "majority", "ceiling"):
@@ -223,9 +278,11 @@ def splits_table(results: SweepResults) -> Table:
     rows = []
     for split in results.splits():
         for metric in results.metrics():
-            cells = [mean_std(setting.values(split, metric)) for setting in results.settings]
+            cells = [
+                mean_std(setting.values(split, metric), metric) for setting in results.settings
+            ]
             if any(cell != MISSING for cell in cells):
-                rows.append([split, metric, _rows(results, split), *cells])
+                rows.append([split, _titled(metric), _rows(results, split), *cells])
     labels = [setting.label for setting in results.settings]
     return Table(
         name=f"{results.name}-splits",
@@ -286,7 +343,8 @@ def _breakdown(
         for setting in results.settings:
             metric = results.headline_metric(setting)
             entries = (found(run).get(key, {}).get(metric) for run in setting.done)
-            cells.append(mean_std([v for v in entries if v is not None and math.isfinite(v)]))
+            there = [v for v in entries if v is not None and math.isfinite(v)]
+            cells.append(mean_std(there, metric))
         rows.append([key, " or ".join(map(count, sorted(sizes))), *cells])
     slug = "".join(c if c.isalnum() else "-" for c in f"{split}-{name}")
     return Table(
@@ -318,7 +376,8 @@ def depth_tables(results: SweepResults) -> list[Table]:
             cells = []
             for setting, values in zip(deep, by_setting, strict=True):
                 star = "*" if depth == trained_depth(setting, split) else ""
-                cells.append(mean_std(values.get(depth, [])) + star)
+                metric = results.headline_metric(setting)
+                cells.append(mean_std(values.get(depth, []), metric) + star)
             shown = " + ".join(map(str, depth)) if isinstance(depth, tuple) else str(depth)
             rows.append([shown, *cells])
         tables.append(

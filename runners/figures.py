@@ -1,4 +1,4 @@
-"""The figures of a report: accuracy by difficulty, by depth at evaluation, and learning curves.
+"""The figures of a report: the score by difficulty, by depth at evaluation, and learning curves.
 
 matplotlib is an extra (``pip install moeut-suite[plots]``), imported here alone and only to draw.
 Files carry no dates, so the same results give the same bytes.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from runners.comparison import depth_values, trained_depth
-from runners.results import Setting, SweepResults
+from runners.results import Run, Setting, SweepResults, is_lower_better
 
 Curve = Mapping[float, Sequence[float]]
 """Position on the x axis → every seed's value there."""
@@ -64,6 +64,7 @@ class Panel:
         marks: Setting's label → x of a vertical mark.
         accuracy: Whether y runs from 0 to 1; otherwise it is logarithmic.
         points: Whether every seed is drawn as a point beside its band.
+        wide: Whether x is logarithmic.
     """
 
     def __init__(
@@ -76,10 +77,11 @@ class Panel:
         marks: Mapping[str, float] | None = None,
         accuracy: bool = True,
         points: bool = True,
+        wide: bool = False,
     ) -> None:
         self.title, self.x, self.y = title, x, y
         self.curves, self.marks = curves, marks or {}
-        self.accuracy, self.points = accuracy, points
+        self.accuracy, self.points, self.wide = accuracy, points, wide
 
 
 def difficulty_panels(results: SweepResults) -> list[Panel]:
@@ -92,12 +94,23 @@ def difficulty_panels(results: SweepResults) -> list[Panel]:
                 (s.first("task", "difficulty_name") for s in results.settings if s.done), ""
             )
             y = results.headline_metric(results.settings[0])
-            panels.append(Panel(title=split, x=name or "difficulty", y=y, curves=curves))
+            is_accuracy = not is_lower_better(y)
+            panels.append(
+                Panel(
+                    title=split,
+                    x=name or "difficulty",
+                    y=y,
+                    curves=curves,
+                    accuracy=is_accuracy,
+                    # Positions in a text, which double from one bucket to the next.
+                    wide=not is_accuracy,
+                )
+            )
     return panels
 
 
 def difficulty_curve(results: SweepResults, setting: Setting, split: str) -> Curve:
-    """Return every seed's accuracy by difficulty at the model's own depth."""
+    """Return every seed's score by difficulty at the model's own depth."""
     metric = results.headline_metric(setting)
     curve: dict[float, list[float]] = {}
     for run in setting.done:
@@ -123,7 +136,16 @@ def depth_panels(results: SweepResults) -> list[Panel]:
         if curves:
             y = results.headline_metric(results.settings[0])
             x = "repeats at evaluation (dotted: in training)"
-            panels.append(Panel(title=split, x=x, y=y, curves=curves, marks=marks))
+            panels.append(
+                Panel(
+                    title=split,
+                    x=x,
+                    y=y,
+                    curves=curves,
+                    marks=marks,
+                    accuracy=not is_lower_better(y),
+                )
+            )
     return panels
 
 
@@ -132,46 +154,86 @@ def _scalar(depth: Any) -> int:
 
 
 def learning_panels(results: SweepResults) -> list[Panel]:
-    """Return a panel of the training loss, and one for each split scored on the way."""
-    rows = {run.directory: run.metrics_rows() for run in results.runs}
+    """Return a panel of the training loss, and one for each split scored on the way.
+
+    They run over steps; where the score is that of a language model, over the tokens seen.
+    """
+    y = results.headline_metric(results.settings[0])
+    over_tokens = is_lower_better(y) and all(map(_tokens_by_step, results.runs))
+    x = "tokens seen" if over_tokens else "step"
+    rows = {run.directory: _placed_rows(run, over_tokens) for run in results.runs}
     loss = {s.label: _curve(rows, s, lambda row: row.get("loss")) for s in results.settings}
     panels = []
     if any(loss.values()):
         panels.append(
-            Panel(title="train", x="step", y="loss", curves=loss, accuracy=False, points=False)
+            Panel(title="train", x=x, y="loss", curves=loss, accuracy=False, points=False)
         )
     splits = dict.fromkeys(
-        row["split"] for found in rows.values() for row in found if "split" in row
+        row["split"] for found in rows.values() for _, row in found if "split" in row
     )
     for split in splits:
         curves = {
             setting.label: _curve(rows, setting, _split_reader(split, results, setting))
             for setting in results.settings
         }
-        y = results.headline_metric(results.settings[0])
-        if len({x for curve in curves.values() for x in curve}) > 1:
-            panels.append(Panel(title=split, x="step", y=y, curves=curves, points=False))
+        if len({at for curve in curves.values() for at in curve}) > 1:
+            panels.append(
+                Panel(
+                    title=split,
+                    x=x,
+                    y=y,
+                    curves=curves,
+                    accuracy=not is_lower_better(y),
+                    points=False,
+                )
+            )
     return panels
+
+
+Row = dict[str, Any]
+
+
+def _tokens_by_step(run: Run) -> dict[int, int] | None:
+    """Return the tokens seen at each logged step; None where rows do not tell."""
+    rows = [row for row in run.metrics_rows() if "loss" in row]
+    if any("tokens_seen" not in row for row in rows):
+        return None
+    return {0: 0} | {row["step"]: row["tokens_seen"] for row in rows}
+
+
+def _placed_rows(run: Run, over_tokens: bool) -> list[tuple[float, Row]]:
+    """Return the rows of the log, each with its position on the x axis."""
+    rows = run.metrics_rows()
+    tokens = _tokens_by_step(run) if over_tokens else None
+    if tokens is None:
+        return [(row["step"], row) for row in rows]
+    # A score may lie between two logged steps, or after the last: all steps read as many tokens.
+    steps = [row["step"] for row in rows]
+    last, end = max(tokens), max(steps, default=0)
+    if end > last > 0:
+        tokens[end] = tokens[last] * end // last
+    at = np.interp(steps, list(tokens), list(tokens.values()))
+    return [(float(round(x)), row) for x, row in zip(at, rows, strict=True)]
 
 
 def _split_reader(
     split: str, results: SweepResults, setting: Setting
-) -> Callable[[dict[str, Any]], float | None]:
+) -> Callable[[Row], float | None]:
     metric = results.headline_metric(setting)
     return lambda row: row["metrics"].get(metric) if row.get("split") == split else None
 
 
 def _curve(
-    rows: Mapping[Path, list[dict[str, Any]]],
+    rows: Mapping[Path, list[tuple[float, Row]]],
     setting: Setting,
-    read: Callable[[dict[str, Any]], float | None],
+    read: Callable[[Row], float | None],
 ) -> Curve:
     curve: dict[float, list[float]] = {}
     for run in setting.runs:
-        for row in rows[run.directory]:
+        for at, row in rows[run.directory]:
             value = read(row)
             if value is not None and math.isfinite(value):
-                curve.setdefault(row["step"], []).append(value)
+                curve.setdefault(at, []).append(value)
     return curve
 
 
@@ -235,7 +297,20 @@ def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, Any]) -> None:
         axes.set_ylim(-0.03, 1.03)
     else:
         axes.set_yscale("log")
+        _write_numbers_out(axes.yaxis)
+    if panel.wide:
+        axes.set_xscale("log", base=2)
+        _write_numbers_out(axes.xaxis)
     axes.grid(alpha=0.3)
+
+
+def _write_numbers_out(axis: Any) -> None:
+    """Label a logarithmic axis with numbers (1.5, not 1.5 × 10⁰), also between powers."""
+    from matplotlib.ticker import LogFormatter, ScalarFormatter
+
+    axis.set_major_formatter(ScalarFormatter())
+    # It leaves out labels between powers where the axis spans too many of them.
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
 
 
 def _legend(all_axes: Iterable[Any]) -> tuple[list[Any], list[str]]:

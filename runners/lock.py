@@ -81,6 +81,28 @@ class DirectoryLock:
         self._descriptor = -1
 
 
+def holder(directory: Path) -> str | None:
+    """Return who holds the lock of a directory, ``process 7 on host``, or None if nobody does.
+
+    A file that another host has left counts as held, as it does for whoever wants the lock.
+    """
+    try:
+        descriptor = os.open(directory / ".lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        named = _read(descriptor)
+        try:
+            # Shared, so that two readers do not see each other, and gone again at once.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            is_held = bool(named) and named.get("host") != socket.gethostname()
+        except BlockingIOError:
+            is_held = True
+    finally:
+        os.close(descriptor)
+    return f"process {named.get('pid')} on {named.get('host')}" if is_held else None
+
+
 def _read(descriptor: int) -> dict[str, object]:
     try:
         content = json.loads(os.pread(descriptor, 4096, 0) or b"{}")

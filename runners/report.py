@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from runners import comparison, figures, tables
-from runners.results import Run, SweepResults, compact, load
+from runners.results import Run, SweepResults, compact, is_lower_better, load
 from runners.statistics import TOO_SMALL, summarize
 from runners.strict_yaml import ConfigError
 from tasks.command_line import Parser
@@ -199,7 +199,7 @@ def to_data(results: SweepResults) -> dict[str, Any]:
                 "hash": setting.hash,
                 "runs": {
                     status: sum(run.status == status for run in setting.runs)
-                    for status in ("done", "failed", "missing")
+                    for status in ("done", "running", "failed", "missing")
                 },
                 "model": setting.first("model"),
                 "select": setting.first("select"),
@@ -207,7 +207,11 @@ def to_data(results: SweepResults) -> dict[str, Any]:
                 "wall_seconds": tables.mean(
                     run.timings.get("wall_seconds") for run in setting.done
                 ),
-                "headline": {"split": split, "metric": metric},
+                "headline": {
+                    "split": split,
+                    "metric": metric,
+                    "is_lower_better": is_lower_better(metric),
+                },
                 "in_distribution_split": setting.first("task", "in_distribution_split"),
                 "scores": {
                     name: {
@@ -225,6 +229,10 @@ def to_data(results: SweepResults) -> dict[str, Any]:
                     "p": test.p,
                     "p_holm": test.adjusted,
                     "is_different": test.is_different,
+                    # Only of a difference that is there can it be said which way it goes.
+                    "is_better": (test.difference < 0) == is_lower_better(metric)
+                    if test.is_different
+                    else None,
                     "verdict": TOO_SMALL if test.adjusted is None else None,
                 },
                 "is_best_or_not_distinguishable": None if best is None else setting.hash in best,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -9,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from runners.lock import holder
 from runners.strict_yaml import ConfigError
 from tasks.options import nearest
+from tasks.scoring import LOWER_IS_BETTER
 
-Status = Literal["done", "failed", "missing"]
+Status = Literal["done", "running", "failed", "missing"]
 Depth = int | tuple[int, int] | None
 
-ACCURACIES = ("exact_match", "accuracy")
+HEADLINES = ("exact_match", "accuracy", "bits_per_byte")
 """Headline metrics, whichever a task has."""
 
 
@@ -51,6 +54,10 @@ class Run:
         score = self.score(split)
         value = None if score is None else score["metrics"].get(metric)
         return None if value is None or not math.isfinite(value) else float(value)
+
+    def learning_rows(self) -> list[dict[str, Any]]:
+        """Return the rows of ``metrics.jsonl`` that score a split on the way."""
+        return [row for row in self.metrics_rows() if "split" in row]
 
     def metrics_rows(self) -> list[dict[str, Any]]:
         """Return the learning curve; a torn last line, which a kill can leave, is left out."""
@@ -128,15 +135,25 @@ class SweepResults:
         return self.headline.get("split") or setting.first("task", "headline_split")
 
     def headline_metric(self, setting: Setting) -> str:
-        """Return the metric of the main column: the one named, or the task's accuracy."""
+        """Return the metric of the main column: the one named, or what the task is judged by."""
         if "metric" in self.headline:
             return self.headline["metric"]
-        for run in setting.done:
+        for run in [*setting.done, *self.runs]:
             for score in run.scores():
-                for metric in ACCURACIES:
+                for metric in HEADLINES:
                     if metric in score["metrics"]:
                         return metric
-        return ACCURACIES[0]
+        return self._metric_on_the_way or HEADLINES[0]
+
+    @functools.cached_property
+    def _metric_on_the_way(self) -> str | None:
+        """The headline metric of a sweep of which no run has ended yet."""
+        for run in self.runs:
+            for row in run.learning_rows():
+                for metric in HEADLINES:
+                    if metric in row["metrics"]:
+                        return metric
+        return None
 
     def splits(self) -> list[str]:
         """Return every split that was scored, in the order of the results."""
@@ -147,6 +164,11 @@ class SweepResults:
         """Return every metric that was taken, in the order of the results."""
         found = (name for run in self.runs for score in run.scores() for name in score["metrics"])
         return list(dict.fromkeys(found))
+
+
+def is_lower_better(metric: str) -> bool:
+    """Return whether less of a metric is better, as of a loss."""
+    return metric in LOWER_IS_BETTER
 
 
 def compact(value: Any) -> str:
@@ -227,6 +249,8 @@ def _read_run(path: Path, item: dict[str, Any]) -> Run:
             for value in score["metrics"].values()
         ):
             message = "a score is not a number"
+    elif (holding := holder(path)) is not None:
+        status, message = "running", f"{holding}{_progress(path)}"
     elif (path / "error.json").is_file():
         error = _read_json(path / "error.json")
         status = "failed"
@@ -244,6 +268,13 @@ def _read_run(path: Path, item: dict[str, Any]) -> Run:
         timings=optional("timings.json"),
         environment=optional("env.json"),
     )
+
+
+def _progress(path: Path) -> str:
+    """Return how far a run's log is, or nothing."""
+    run = Run(variant="", parameters={}, seed=0, hash="", directory=path, status="running")
+    steps = [row["step"] for row in run.metrics_rows() if "step" in row]
+    return f", at step {steps[-1]:,}" if steps else ""
 
 
 def _plan_from_disk(directory: Path) -> dict[str, Any]:

@@ -67,6 +67,7 @@ _LATEX = {
     "–": "--",
     "σ": r"$\sigma$",
     "→": r"$\rightarrow$",
+    "↓": r"$\downarrow$",
 }
 
 
@@ -139,19 +140,29 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def mean_std(values: Sequence[float]) -> str:
+_DECIMALS = {"perplexity": 2, "bits_per_byte": 4, "loss": 4}
+
+
+def number(value: float, metric: str = "") -> str:
+    """Return a metric's value with as many decimals as differences between models need."""
+    return f"{value:.{_DECIMALS.get(metric, 3)}f}"
+
+
+def mean_std(values: Sequence[float], metric: str = "") -> str:
     """Return ``mean ± std``, the mean alone for one value, a dash for none."""
     if not values:
         return MISSING
     summary = summarize(values)
-    return f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
+    spread = "" if summary.std is None else f" ± {number(summary.std, metric)}"
+    return number(summary.mean, metric) + spread
 
 
-def interval(summary: Summary | None) -> str:
+def interval(summary: Summary | None, metric: str = "") -> str:
     """Return the confidence interval, or a dash where there is none."""
     if summary is None or summary.interval is None:
         return MISSING
-    return f"[{summary.interval[0]:.3f}, {summary.interval[1]:.3f}]"
+    low, high = summary.interval
+    return f"[{number(low, metric)}, {number(high, metric)}]"
 
 
 def p_value(comparison: Comparison | None) -> str:

@@ -68,7 +68,7 @@ def test_summaries(directory):
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 5
     data = json.loads((directory / "summary.json").read_text())
     moeut = data["settings"][1]
-    assert moeut["runs"] == {"done": 3, "failed": 1, "missing": 1}
+    assert moeut["runs"] == {"done": 3, "running": 0, "failed": 1, "missing": 1}
     scores = moeut["scores"]["gen"]["exact_match"]
     assert scores["n"] == 3
     assert scores["mean"] == pytest.approx(0.8)

@@ -4,31 +4,40 @@
     python -m tasks.fetch scan/template_split                      one file, or a folder of files
     python -m tasks.fetch scan --from https://mirror.example/data  the same paths from elsewhere
 
-Every file comes from a pinned upstream commit and is kept only if its SHA-256 is the published one.
-What is there already is not fetched again, and an interrupted download goes on where it stopped.
+Every file comes from a pinned upstream commit and is kept only if its SHA-256 is the published one;
+a file out of a published archive, if the archive's is. What is there already is not fetched again,
+and an interrupted download goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import http.client
 import os
+import shutil
+import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from tasks import cogs, scan
 from tasks.command_line import Parser, run
-from tasks.files import DataFile, cache_folder, data_folders, sha256_of
+from tasks.files import DataFile, cache_folder, data_folders, sha256_of_file
 from tasks.options import nearest
+from tasks.zero_shot import ZERO_SHOT
 
 PROVENANCE: dict[str, tuple[DataFile, ...]] = {
     "scan": tuple(scan.PROVENANCE),
     "cogs": tuple(cogs.PROVENANCE),
+    **{name: benchmark.files for name, benchmark in ZERO_SHOT.items()},
 }
 """Official files by collection."""
 
@@ -77,7 +86,7 @@ def is_present(file: DataFile) -> bool:
     for folder in data_folders():
         path = folder / file.path
         if path.is_file():  # the first one there is the one that is read
-            return sha256_of(path.read_bytes()) == file.sha256
+            return file.sha256 is None or sha256_of_file(path) == file.sha256
     return False
 
 
@@ -89,6 +98,7 @@ def fetch_file(
 ) -> Path:
     """Download one file into a folder, check it, and return where it lies.
 
+    Of a file that is part of an archive the archive is downloaded, and stays for its other files.
     The bytes gather in ``<name>.part`` beside the goal, from which a later call goes on, and take
     the goal's name only when their checksum is right.
 
@@ -96,22 +106,59 @@ def fetch_file(
         FetchError: no connection, an answer other than the file, or bytes of another checksum.
         OSError: the folder cannot be written to.
     """
-    address = f"{mirror.rstrip('/')}/{urllib.parse.quote(file.path)}" if mirror else file.url
     goal = folder / file.path
-    part = goal.with_name(goal.name + ".part")
+    if file.archive is not None:
+        archive = folder / file.archive.path
+        if not (archive.is_file() and sha256_of_file(archive) == file.archive.sha256):
+            fetch_file(file.archive, folder, mirror, report)
+        _extract(archive, file.member, goal)
+        return goal
+    address = f"{mirror.rstrip('/')}/{urllib.parse.quote(file.path)}" if mirror else file.url
+    part = _part(goal)
     goal.parent.mkdir(parents=True, exist_ok=True)
     resumed = _download(address, part, report)
-    found = sha256_of(part.read_bytes())
+    found = sha256_of_file(part)
     if found != file.sha256 and resumed:
         # What was there before may have been the start of something else.
         part.unlink()
         _download(address, part, report)
-        found = sha256_of(part.read_bytes())
+        found = sha256_of_file(part)
     if found != file.sha256:
         part.unlink()
         raise FetchError(f"{address}: damaged: SHA-256 {found}, expected {file.sha256}")
     os.replace(part, goal)
     return goal
+
+
+def _part(goal: Path) -> Path:
+    return goal.with_name(goal.name + ".part")
+
+
+def _extract(archive: Path, member: str, goal: Path) -> None:
+    """Write one member of a zip or tar archive to a path of its own."""
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(goal)
+    try:
+        with _open_member(archive, member) as source, open(part, "wb") as sink:
+            shutil.copyfileobj(source, sink, CHUNK)
+    except (KeyError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        part.unlink(missing_ok=True)
+        raise FetchError(f"{archive}: no {member} inside that can be read: {error}") from error
+    os.replace(part, goal)
+
+
+@contextmanager
+def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped, zipped.open(member) as stream:
+            yield stream
+        return
+    with tarfile.open(archive) as tar:
+        extracted = tar.extractfile(member)
+        if extracted is None:
+            raise KeyError(f"{member} is no file")
+        with extracted:
+            yield extracted
 
 
 def _download(address: str, part: Path, report: Report) -> bool:
@@ -177,6 +224,8 @@ def fetch(files: Sequence[DataFile], mirror: str | None, console: Console) -> in
             goal = fetch_file(file, cache_folder(), mirror, report)
             progress.remove_task(bar)
             console.print(f"{goal}", soft_wrap=True, highlight=False)
+    for archive in {file.archive.path for file in missing if file.archive is not None}:
+        (cache_folder() / archive).unlink(missing_ok=True)
     return len(missing)
 
 

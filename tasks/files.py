@@ -28,12 +28,17 @@ class DataFile:
     """Path under the data folder, with forward slashes: ``scan/tasks.txt``."""
     url: str
     """Address at a pinned upstream commit."""
-    sha256: str
-    """SHA-256 of the file's bytes, in hexadecimal."""
+    sha256: str | None
+    """SHA-256 of the file's bytes, in hexadecimal; None where only its archive's is published."""
     rows: int | None = None
     """Lines of the file; None for what is not a list of rows."""
     by_default: bool = True
     """Whether ``python -m tasks.fetch <collection>`` fetches it, or only a fetch by its path."""
+    archive: DataFile | None = None
+    """The published archive that the file is taken out of, and that is not kept; its ``url`` is
+    then the file's too."""
+    member: str = ""
+    """Path inside the archive."""
 
     @property
     def collection(self) -> str:
@@ -63,6 +68,12 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal, without holding all of it in memory."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def locate(file: DataFile) -> Path:
     """Return where a data file lies, without reading it.
 
@@ -90,7 +101,7 @@ def read_bytes(file: DataFile) -> bytes:
     path = locate(file)
     data = path.read_bytes()
     found = sha256_of(data)
-    if found != file.sha256:
+    if file.sha256 is not None and found != file.sha256:
         raise DataDamaged(
             f"{path}: damaged: SHA-256 {found}, expected {file.sha256}; remove it and fetch it "
             f"again with: {file.fetch_command}"
@@ -105,7 +116,12 @@ def read_lines(file: DataFile) -> list[str]:
         DataMissing: no data folder has it.
         DataDamaged: it has another checksum, or another number of lines.
     """
-    lines = read_bytes(file).decode("utf-8").splitlines()
+    # Only line feeds end a line: text may hold other characters that Python splits at.
+    try:
+        text = read_bytes(file).decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataDamaged(f"{locate(file)}: not UTF-8 at byte {error.start}") from error
+    lines = text.removesuffix("\n").split("\n") if text else []
     if file.rows is not None and len(lines) != file.rows:
         raise DataDamaged(f"{locate(file)}: {len(lines)} lines, expected {file.rows}")
     return lines

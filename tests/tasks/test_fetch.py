@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import io
+import tarfile
 import threading
+import zipfile
 
 import pytest
 from rich.console import Console
@@ -203,6 +206,81 @@ def test_file_in_the_data_folder_is_not_fetched(server, cache, file, tmp_path, m
     assert server.asked == []
 
 
+def archived(kind: str, members: dict[str, bytes]) -> bytes:
+    """Return a zip or tar.gz archive of some files."""
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for name, content in members.items():
+                header = tarfile.TarInfo(name)
+                header.size = len(content)
+                archive.addfile(header, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture(params=["zip", "tar.gz"])
+def archive(request, server, monkeypatch):
+    """Return two files out of one archive on the server."""
+    content = archived(request.param, {"inner/a.txt": b"a", "inner/b.txt": CONTENT, "c.txt": b"c"})
+    path = f"/rows.{request.param}"
+    server.table[path] = content
+    whole = DataFile(f"toy{path}", server.address + path, sha256_of(content))
+    entries = tuple(
+        DataFile(f"toy/{name}.txt", whole.url, None, archive=whole, member=f"inner/{name}.txt")
+        for name in ("a", "b")
+    )
+    monkeypatch.setitem(fetch.PROVENANCE, "toy", entries)
+    return entries
+
+
+def test_files_of_an_archive_are_taken_out_of_it_and_it_is_not_kept(server, cache, archive):
+    fetch.main(["toy"])
+    assert everything_under(cache) == ["toy/a.txt", "toy/b.txt"]
+    assert files.read_bytes(archive[0]) == b"a"
+    assert files.read_bytes(archive[1]) == CONTENT
+    assert len(server.asked) == 1
+    fetch.main(["toy"])
+    assert len(server.asked) == 1
+
+
+def test_damaged_archive_is_refused_and_nothing_is_left(server, cache, archive):
+    (path,) = server.table
+    server.table[path] = server.table[path][:-1] + b"!"
+    with pytest.raises(fetch.FetchError, match=r"damaged: SHA-256 .* expected"):
+        fetch.main(["toy"])
+    assert everything_under(cache) == []
+
+
+def test_archive_without_the_file_is_one_line(server, cache, archive, monkeypatch):
+    wrong = DataFile("toy/x.txt", archive[0].url, None, archive=archive[0].archive, member="x.txt")
+    monkeypatch.setitem(fetch.PROVENANCE, "toy", (wrong,))
+    with pytest.raises(fetch.FetchError, match=r"no x\.txt inside that can be read") as error:
+        fetch.main(["toy"])
+    assert "\n" not in str(error.value)
+    assert not (cache / "toy/x.txt").exists()
+
+
+def test_archive_comes_from_the_mirror_too(server, cache, archive):
+    (path,) = list(server.table)
+    server.table = {f"/data/toy{path}": server.table[path]}
+    fetch.main(["toy", "--from", f"{server.address}/data"])
+    assert files.read_bytes(archive[1]) == CONTENT
+
+
+def test_benchmarks_can_be_fetched():
+    assert len(fetch.choose(["blimp"])) == 67
+    assert [file.path for file in fetch.choose(["piqa", "lambada"])] == [
+        "piqa/valid.jsonl",
+        "piqa/valid-labels.lst",
+        "lambada/lambada_test.jsonl",
+    ]
+    assert len({file.archive for file in fetch.choose(["cbt"])}) == 1
+
+
 def test_names_choose_files():
     assert len(fetch.choose(["scan"])) == 4
     assert {file.path for file in fetch.choose(["cogs"])} == {
@@ -227,3 +305,6 @@ def test_every_address_is_pinned_to_a_commit():
             assert entry.path.startswith(f"{collection}/")
             if "githubusercontent" in entry.url:
                 assert len(entry.url.split("/")[5]) == 40
+            published = entry.archive or entry
+            assert published.sha256 is not None
+            assert len(published.sha256) == 64

@@ -1,0 +1,175 @@
+"""Scores of a zero-shot benchmark, as functions of log-likelihoods.
+
+    acc                the continuation with the largest log-likelihood is the right one
+    acc_norm           likewise, log-likelihoods divided by the choice's number of characters
+    acc_token          likewise, divided by the number of tokens (the MoEUT paper's); ties are wrong
+    greedy_acc         every token of the one continuation is the most likely one (LAMBADA)
+    perplexity         exp(-mean log-likelihood of the continuation)
+    token_perplexity   exp(-mean of log-likelihood per token, averaged within a continuation first)
+
+``acc``, ``acc_norm``, ``greedy_acc`` and ``perplexity`` are those of lm-evaluation-harness (which
+calls ``greedy_acc`` ``acc``); there, of equal log-likelihoods the first one counts.
+
+The standard error of a mean is that of the harness, sample standard deviation / sqrt(n); of a mean
+over k groups it is sqrt(sum of squared standard errors) / k; of a perplexity p it is p times that
+of the mean in its exponent (the delta method; the harness bootstraps it).
+
+>>> question = choices("Question: 2 + 2?\\nAnswer:", ["four", "twenty-two"], 0)
+>>> answers = [Likelihood(-3.0, 1, False), Likelihood(-4.0, 5, False)]
+>>> choice_values(question, answers)
+{'acc': 1.0, 'acc_norm': 0.0, 'acc_token': 0.0}
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tasks.zero_shot.benchmark import Benchmark, Likelihood, Question, choices
+
+__all__ = ["METRICS", "Result", "Score", "choice_values", "choices", "score", "word_values"]
+
+METRICS: dict[str, str] = {
+    "acc": "share",
+    "acc_norm": "share",
+    "acc_token": "share",
+    "greedy_acc": "share",
+    "perplexity": "perplexity",
+    "token_perplexity": "perplexity",
+}
+"""Whether a metric is the mean of its values, or exp(-mean)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number."""
+
+    value: float
+    standard_error: float | None
+    """None where a single question leaves none."""
+    questions: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """Every number of one benchmark."""
+
+    benchmark: str
+    headline: str
+    metrics: dict[str, Score]
+    groups: dict[str, dict[str, dict[str, Score]]]
+    """Grouping → group → metric, groups in the order of the files."""
+    averaged_over: str | None
+    truncated: int = 0
+    """Continuations whose context was cut on the left because the model's is shorter."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+def choice_values(question: Question, answers: Sequence[Likelihood]) -> dict[str, float]:
+    """Return ``acc``, ``acc_norm`` and ``acc_token`` of one question, each 0 or 1."""
+    sums = [answer.log_likelihood for answer in answers]
+    by_character = [_ratio(s, n) for s, n in zip(sums, question.lengths, strict=True)]
+    by_token = [_ratio(answer.log_likelihood, answer.num_tokens) for answer in answers]
+    right = by_token[question.answer]
+    others = [value for i, value in enumerate(by_token) if i != question.answer]
+    return {
+        "acc": float(_first_largest(sums) == question.answer),
+        "acc_norm": float(_first_largest(by_character) == question.answer),
+        "acc_token": float(all(right > other for other in others)),
+    }
+
+
+def word_values(answer: Likelihood) -> dict[str, float]:
+    """Return ``greedy_acc`` and what the perplexities average, of one continuation.
+
+    >>> word_values(Likelihood(-3.0, 2, True))
+    {'greedy_acc': 1.0, 'perplexity': -3.0, 'token_perplexity': -1.5}
+    """
+    return {
+        "greedy_acc": float(answer.is_greedy),
+        "perplexity": answer.log_likelihood,
+        "token_perplexity": _ratio(answer.log_likelihood, answer.num_tokens),
+    }
+
+
+def _ratio(log_likelihood: float, length: int) -> float:
+    return log_likelihood / length if length else -math.inf
+
+
+def _first_largest(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def score(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    answers: Sequence[Sequence[Likelihood]],
+    truncated: int = 0,
+) -> Result:
+    """Return every number of a benchmark.
+
+    Args:
+        benchmark: says which metrics, and how the total is averaged.
+        questions: those that were asked.
+        answers: for each, the likelihood of each of its continuations.
+        truncated: kept in the result.
+
+    Raises:
+        ValueError: no questions, or another number of answers than of continuations.
+    """
+    if not questions:
+        raise ValueError(f"{benchmark.name}: no questions to score")
+    values = [
+        benchmark.values(question, row) for question, row in zip(questions, answers, strict=True)
+    ]
+    groups = {}
+    for grouping in benchmark.groupings:
+        members: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
+        for question, row in zip(questions, values, strict=True):
+            members[question.groups[grouping]].append(row)
+        groups[grouping] = {
+            group: {name: _mean(name, rows) for name in benchmark.metrics}
+            for group, rows in members.items()
+        }
+    total = {name: _mean(name, values) for name in benchmark.metrics}
+    if benchmark.averaged_over is not None:
+        parts = list(groups[benchmark.averaged_over].values())
+        total = {name: _mean_of_groups([part[name] for part in parts]) for name in total}
+    return Result(
+        benchmark.name, benchmark.headline, total, groups, benchmark.averaged_over, truncated
+    )
+
+
+def _mean(metric: str, rows: Sequence[dict[str, float]]) -> Score:
+    values = [row[metric] for row in rows]
+    n = len(values)
+    mean = math.fsum(values) / n
+    error = None
+    if n > 1:
+        error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    if METRICS[metric] == "perplexity":
+        try:
+            perplexity = math.exp(-mean)
+        except OverflowError:
+            perplexity = math.inf
+        return Score(perplexity, None if error is None else perplexity * error, n)
+    return Score(mean, error, n)
+
+
+def _mean_of_groups(parts: Sequence[Score]) -> Score:
+    """Return the mean in which each group counts the same, whatever its size."""
+    errors = [part.standard_error for part in parts]
+    known = [error for error in errors if error is not None]
+    return Score(
+        math.fsum(part.value for part in parts) / len(parts),
+        math.sqrt(math.fsum(e * e for e in known)) / len(parts)
+        if len(known) == len(parts)
+        else None,
+        sum(part.questions for part in parts),
+    )

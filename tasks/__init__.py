@@ -16,6 +16,7 @@ from tasks.cogs_like import CogsLike
 from tasks.digits import Addition, Multiplication
 from tasks.file import FileTask
 from tasks.files import DataDamaged, DataFile, DataMissing
+from tasks.language.task import Language
 from tasks.scan import Scan
 from tasks.table_lookup import TableLookup
 from tasks.task import Example, Task, Vocabulary, select_rows
@@ -42,6 +43,7 @@ TASKS: dict[str, type[Task]] = {
     "multiplication": Multiplication,
     "table_lookup": TableLookup,
     "file": FileTask,
+    "language": Language,
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from tasks import options
 
-Kind = Literal["sequence_to_sequence", "classification"]
+Kind = Literal["sequence_to_sequence", "classification", "language_modelling"]
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNKNOWN)

@@ -9,7 +9,8 @@ never lie on both sides:
 ['test', 'train', 'validation', 'train', 'validation']
 
 Where upstream fixes a validation split, it is used; the test split is cut from it by hash, unless
-upstream fixes that too. There a text may be in several splits: it is kept in one of them alone, in
+upstream fixes that too; validation is cut from the training text where upstream fixes a test alone.
+There a text may be in several splits: it is kept in one of them alone, in
 test before validation before train, and every copy left out is counted.
 """
 
@@ -56,7 +57,11 @@ class SplitRule:
             # The two fractions say how the one held-out split of upstream is shared.
             both = self.test_fraction + self.validation_fraction
             return "test" if place * both < self.test_fraction else "validation"
-        return part_split or "train"
+        if part_split in ("validation", "test"):
+            return part_split
+        if "validation" not in self.fixed and place < self.validation_fraction:
+            return "validation"
+        return "train"
 
     def may_reach(self, part_split: str | None) -> frozenset[str]:
         """Return the splits that documents of a part can come to."""
@@ -64,7 +69,9 @@ class SplitRule:
             return frozenset(SPLITS)
         if part_split == "validation" and "test" not in self.fixed:
             return frozenset(HELD_OUT)
-        return frozenset({part_split or "train"})
+        if part_split in ("validation", "test"):
+            return frozenset({part_split})
+        return frozenset({"train"} if "validation" in self.fixed else {"train", "validation"})
 
 
 class DigestSet:

@@ -118,7 +118,7 @@ class TokenSplit:
 
     def _checked(self, rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows, dtype=np.int64)
-        if len(rows) and not (0 <= rows.min() and rows.max() < len(self)):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(
                 f"split {self.name!r} has windows 0 to {len(self) - 1}, "
                 f"asked for {rows.min()} to {rows.max()}"

@@ -1,0 +1,322 @@
+"""Language modelling on a corpus: which text, which tokens, which windows.
+
+Documents become one stream of tokens for each split, with a boundary before and after each, and
+the stream is cut into windows, of which each shares its last token with the next:
+
+>>> from tasks.language.packing import encode_documents
+>>> stream = [256, *sum(encode_documents(["ab", "c"], Bytes(), "token", ""), [])]
+>>> stream
+[256, 97, 98, 256, 99, 256]
+>>> [stream[first : first + 3] for first in (0, 2)]                         # context_length: 2
+[[256, 97, 98], [98, 256, 99]]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn
+
+from tasks import options
+from tasks.files import DataMissing, cache_folder
+from tasks.language.corpora import CORPORA, open_corpus
+from tasks.language.documents import Corpus, Part
+from tasks.language.packing import TOKENIZER, Prepared, Recipe, pack, read_prepared
+from tasks.language.splitting import SPLITS, SplitRule, digest
+from tasks.language.tokenizers import Bytes, Tokenizer, load_tokenizer
+from tasks.language.windows import TokenSplit
+from tasks.language.workers import locked
+from tasks.task import Kind, Task
+
+FORMAT = 1
+"""Version of the packed files; another one is packed anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language(Task):
+    """Predict the next token of a corpus, cut into windows.
+
+    Documents become tokens, tokens one stream a split, the stream windows of ``context_length``.
+    Held-out documents are chosen by a hash of their text. Packed data is kept in the cache.
+    """
+
+    name: ClassVar[str] = "language"
+    selection_splits: ClassVar[tuple[str, ...]] = ("validation",)
+    in_distribution_split: ClassVar[str | None] = "validation"  # type: ignore[assignment]
+    kind: ClassVar[Kind] = "language_modelling"  # type: ignore[assignment]
+    difficulty_name: ClassVar[str] = "position in the window, tokens"
+
+    corpus: str = "stdlib"
+    """Which text: ``stdlib`` (the running Python's standard library), ``files``, ``hub``, or a
+    published corpus by name."""
+    files: list[str] = field(default_factory=list)
+    """Of ``corpus: files``: text files, folders, JSONL (plain, .gz, .zst) or Parquet."""
+    hub: str | None = None
+    """Of ``corpus: hub``: a data set's name on the Hugging Face hub."""
+    hub_config: str | None = None
+    """Of ``corpus: hub``: its configuration."""
+    hub_revision: str | None = None
+    """Of ``corpus: hub``: its revision, a commit for data that cannot change."""
+    text_field: str = "text"
+    """Field with the text, in JSONL, Parquet and hub data sets."""
+    tokenizer: str = "bpe"
+    """``bpe`` (SentencePiece, trained on the corpus), ``bytes``, or the path of a
+    ``tokenizer.model`` or ``tokenizer.json``."""
+    vocabulary_size: int = 8000
+    """Ids of ``tokenizer: bpe``, special ones included."""
+    normalization: Literal["keep", "paper"] = "keep"
+    """Of ``tokenizer: bpe``: keep every character, or collapse newlines and runs of spaces as the
+    MoEUT paper's does."""
+    tokenizer_documents: int = 100_000
+    """First documents of the corpus, held-out ones left out, that ``tokenizer: bpe`` learns from;
+    it stops earlier after 50 million characters."""
+    boundary: Literal["token", "paper", "none"] = "token"
+    """Between documents: a token of its own, the paper's literal separator text, or nothing."""
+    context_length: int = 1024
+    """Tokens that a model reads at once."""
+    attend_across_documents: bool = True
+    """Whether a token sees the documents before its own in the window."""
+    validation_fraction: float = 0.005
+    """Share of the documents in ``validation``, where upstream fixes no split."""
+    test_fraction: float = 0.005
+    """Share of the documents in ``test``, where upstream fixes no split."""
+    train_tokens: int | None = None
+    """Pack only as many parts of the corpus, from its first, as give train so many tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.corpus not in CORPORA:
+            raise ValueError(
+                f"task.corpus={self.corpus!r}: expected one of {', '.join(CORPORA)}"
+                f"{options.nearest(self.corpus, CORPORA)}"
+            )
+        for name in ("validation_fraction", "test_fraction"):
+            options.require(self, name, 0 < getattr(self, name) < 1, "between 0 and 1")
+        total = self.validation_fraction + self.test_fraction
+        options.require(
+            self, "test_fraction", total < 1, "below 1 together with validation_fraction"
+        )
+        for name in ("context_length", "tokenizer_documents"):
+            options.require(self, name, getattr(self, name) >= 1, "at least 1")
+        options.require(self, "vocabulary_size", self.vocabulary_size >= 2, "at least 2")
+        if self.train_tokens is not None:
+            options.require(self, "train_tokens", self.train_tokens >= 1, "at least 1")
+        self._check_owners()
+
+    def _check_owners(self) -> None:
+        """Refuse an option that has no effect with the corpus or tokenizer chosen."""
+        owners = {"files": "files", "hub": "hub", "hub_config": "hub", "hub_revision": "hub"}
+        for name, owner in owners.items():
+            if getattr(self, name) and self.corpus != owner:
+                raise ValueError(
+                    f"task.{name}={getattr(self, name)!r}: only with corpus: {owner}, "
+                    f"not {self.corpus}"
+                )
+        for name in ("files", "hub"):
+            if self.corpus == name and not getattr(self, name):
+                raise ValueError(f"task.{name}: corpus {name!r} needs it")
+        described = options.describe(type(self))
+        for name in ("vocabulary_size", "normalization", "tokenizer_documents"):
+            value = getattr(self, name)
+            if self.tokenizer != "bpe" and value != described[name].default:
+                raise ValueError(
+                    f"task.{name}={value!r}: only with tokenizer: bpe, not {self.tokenizer}"
+                )
+
+    # --- what the runners ask of a task ---------------------------------------------------
+
+    def build_splits(self) -> dict[str, TokenSplit]:  # type: ignore[override]
+        """Open the packed splits, packing the corpus first where it is local and not packed yet.
+
+        Raises:
+            DataMissing: a corpus of the hub is not packed; the message has the command.
+            DataDamaged: a packed file is missing or changed.
+            ValueError: a document cannot be read; a split has less than one window.
+        """
+        prepared = self.prepared()
+        boundary = self.load_tokenizer().boundary_id if self.boundary == "token" else None
+        splits = {
+            name: TokenSplit(
+                prepared.folder,
+                name,
+                prepared.splits[name],
+                prepared.dtype,
+                self.context_length,
+                boundary,
+            )
+            for name in SPLITS
+        }
+        for name, split in splits.items():
+            if not len(split):
+                raise ValueError(
+                    f"task.context_length={self.context_length}: the {name} split has "
+                    f"{split.num_tokens} tokens of {split.num_documents} documents, fewer than "
+                    f"one window of {self.context_length + 1}; expected more text, a larger "
+                    f"fraction of it or a shorter context"
+                )
+        return splits
+
+    def splits(self) -> dict[str, TokenSplit]:  # type: ignore[override]
+        """Return every split, train first."""
+        return super().splits()  # type: ignore[return-value]
+
+    def vocabularies(self) -> NoReturn:
+        """Refuse: the words of a language task are its tokenizer's."""
+        raise TypeError("task 'language' has windows of tokens and no examples")
+
+    classes = max_source_length = max_target_length = vocabularies  # type: ignore[assignment]
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer that the corpus is packed with."""
+        if "_tokenizer" not in self.__dict__:
+            tokenizer = load_tokenizer(self.prepared().folder / TOKENIZER)
+            object.__setattr__(self, "_tokenizer", tokenizer)
+        return self.__dict__["_tokenizer"]
+
+    def data_hash(self) -> str:
+        """Return the SHA-256 over the tokenizer and every shard's checksums, in order."""
+        prepared = self.prepared()
+        content = {
+            "tokenizer": self.load_tokenizer().sha256(),
+            "splits": {
+                split: [[s.tokens_sha256, s.offsets_sha256] for s in prepared.splits[split]]
+                for split in SPLITS
+            },
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    # --- packing --------------------------------------------------------------------------
+
+    def folder(self) -> Path:
+        """Return where the packed corpus lies, by a hash of all that decides its bytes."""
+        if "_folder" not in self.__dict__:
+            decides = {
+                "format": FORMAT,
+                "corpus": self._open_corpus().fingerprint(),
+                "tokenizer": self._tokenizer_recipe(),
+                "boundary": self.boundary,
+                "validation_fraction": float(self.validation_fraction),
+                "test_fraction": float(self.test_fraction),
+                "train_tokens": self.train_tokens,
+            }
+            key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+            folder = cache_folder() / "language" / f"{self.corpus}-{key[:16]}"
+            object.__setattr__(self, "_folder", folder)
+        return self.__dict__["_folder"]
+
+    def prepared(self) -> Prepared:
+        """Return the packed corpus; pack it first where that needs no network.
+
+        Raises:
+            DataMissing: a corpus of the hub is not packed; the message has the command.
+            DataDamaged: its index is damaged.
+        """
+        if "_prepared" not in self.__dict__:
+            prepared = read_prepared(self.folder())
+            if prepared is None and self._open_corpus().uses_network:
+                raise DataMissing(
+                    f"corpus {self.corpus!r} is not prepared in {self.folder()}; prepare it with: "
+                    f"{self.prepare_command()}"
+                )
+            object.__setattr__(self, "_prepared", prepared or self.prepare())
+        return self.__dict__["_prepared"]
+
+    def prepare(self, *, workers: int | None = None) -> Prepared:
+        """Train the tokenizer and pack the corpus, or go on where that was interrupted.
+
+        Args:
+            workers: processes; None: one for each core. They do not change a byte.
+
+        Raises:
+            ValueError: the corpus is empty, or a document or the tokenizer cannot be read.
+            OSError: the disk is full or not writable; what is packed is kept.
+        """
+        folder = self.folder()
+        with locked(folder.with_name(f".{folder.name}.lock")):
+            prepared = read_prepared(folder)
+            if prepared is None:
+                corpus = self._open_corpus()
+                parts = corpus.parts()
+                fixed = frozenset(part.split for part in parts if part.split)
+                rule = SplitRule(self.validation_fraction, self.test_fraction, fixed)
+                tokenizer = self._make_tokenizer(folder / TOKENIZER, parts, rule)
+                recipe = Recipe(rule, self.boundary, corpus.separator, self.train_tokens)
+                prepared = pack(folder, parts, tokenizer, recipe, workers=workers)
+        return prepared
+
+    def prepare_command(self) -> str:
+        """Return the command that packs this task's corpus."""
+        words = []
+        for name, option in options.describe(type(self)).items():
+            value = getattr(self, name)
+            if value != option.default and name not in (
+                "context_length",
+                "attend_across_documents",
+            ):
+                words.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+        return " ".join(["python -m tasks.prepare", *(f"'{w}'" if " " in w else w for w in words)])
+
+    def _open_corpus(self) -> Corpus:
+        return open_corpus(
+            self.corpus,
+            files=self.files,
+            hub=self.hub,
+            hub_config=self.hub_config,
+            hub_revision=self.hub_revision,
+            text_field=self.text_field,
+        )
+
+    def _tokenizer_recipe(self) -> dict[str, Any]:
+        if self.tokenizer == "bytes":
+            return {"bytes": True}
+        if self.tokenizer != "bpe":
+            return {"sha256": self._given_tokenizer().sha256()}
+        return {
+            "bpe": self.vocabulary_size,
+            "normalization": self.normalization,
+            "documents": self.tokenizer_documents,
+        }
+
+    def _given_tokenizer(self) -> Tokenizer:
+        try:
+            tokenizer = load_tokenizer(Path(self.tokenizer).expanduser())
+        except ValueError as error:
+            raise ValueError(f"task.tokenizer={self.tokenizer!r}: {error}") from None
+        if self.boundary == "token" and tokenizer.boundary_id is None:
+            raise ValueError(
+                f"task.boundary='token': {self.tokenizer} has no boundary token; expected "
+                "boundary: paper or none"
+            )
+        return tokenizer
+
+    def _make_tokenizer(self, folder: Path, parts: list[Part], rule: SplitRule) -> Tokenizer:
+        if self.tokenizer == "bytes":
+            return Bytes()
+        if self.tokenizer != "bpe":
+            return self._given_tokenizer()
+        if folder.is_dir() and any(folder.iterdir()):
+            return load_tokenizer(folder)  # of a packing that was interrupted
+        from tasks.language.train_tokenizer import train_tokenizer
+
+        return train_tokenizer(
+            train_texts(parts, rule, self.tokenizer_documents),
+            vocabulary_size=self.vocabulary_size,
+            normalization=self.normalization,
+            boundary=self.boundary == "token",
+        )
+
+
+def train_texts(parts: Iterable[Part], rule: SplitRule, count: int) -> Iterator[str]:
+    """Yield the first ``count`` documents that are not held out."""
+    for part in parts:
+        if "train" not in rule.may_reach(part.split):
+            continue
+        for document in part.documents():
+            if rule.split(part.split, digest(document.text)) == "train":
+                yield document.text
+                count -= 1
+                if not count:
+                    return

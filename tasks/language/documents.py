@@ -6,7 +6,7 @@ import abc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 DOCUMENT_SEPARATOR = "<STORY_SEP>"
 """What the paper's code appends to each document; ordinary text to its tokenizers, no symbol."""
@@ -46,7 +46,7 @@ class Corpus(abc.ABC):
     name: str
     separator: str = DOCUMENT_SEPARATOR
     """Text that the paper's code puts after each document; empty where it puts none."""
-    uses_network: ClassVar[bool] = False
+    uses_network: bool = False
     """Whether reading a part needs the network."""
     paper_tokenizer_parts: int | None = None
     """Of how many of the first training parts the paper's tokenizer is made; None: not the

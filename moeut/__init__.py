@@ -29,6 +29,7 @@ _MODULE_OF = {
     "ModelOutput": "models",
     "greedy_decode": "decoding",
     "Decoded": "decoding",
+    "generate": "sampling",
     "load": "saving",
     "ARCHITECTURES": "architectures",
     "architecture": "architectures",

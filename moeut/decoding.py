@@ -58,14 +58,21 @@ def greedy_decode(
     was_training = model.training
     model.eval()
     try:
-        reader = _start(model, source, source_mask, bos, num_repeats, bidirectional_prompt)
+        reader = start(
+            model,
+            source,
+            source_mask,
+            bos=bos,
+            num_repeats=num_repeats,
+            bidirectional_prompt=bidirectional_prompt,
+        )
         return _decode(reader, source.shape[0], eos, pad, max_length, suppress_eos)
     finally:
         model.train(was_training)
 
 
 @dataclass
-class _Reader:
+class Reader:
     """The rows still being decoded: their cache, and the logits of their next token."""
 
     logits: Tensor
@@ -83,14 +90,15 @@ class _Reader:
         self.memory = None if self.memory is None else self.memory.select(rows)
 
 
-def _start(
+def start(
     model: DecoderLM | EncoderDecoder,
     source: Tensor,
     source_mask: Tensor,
+    *,
     bos: int,
     num_repeats: Any,
     bidirectional_prompt: bool,
-) -> _Reader:
+) -> Reader:
     """Read the source, or the prompt, up to the logits of the first token."""
     if isinstance(model, EncoderDecoder):
         memory = model.encode(source, source_mask=source_mask, num_repeats=num_repeats)
@@ -100,7 +108,7 @@ def _start(
             assert memory is not None
             return model.decode(tokens, memory, cache=cache, num_repeats=num_repeats).logits
 
-        reader = _Reader(source.new_empty(0), cache, memory, read)
+        reader = Reader(source.new_empty(0), cache, memory, read)
         reader.advance(source.new_full((source.shape[0],), bos))
         return reader
 
@@ -119,11 +127,11 @@ def _start(
         cache=cache,
     ).logits
     rows = torch.arange(source.shape[0], device=source.device)
-    return _Reader(logits[rows, lengths - 1], cache, None, read_lm)
+    return Reader(logits[rows, lengths - 1], cache, None, read_lm)
 
 
 def _decode(
-    reader: _Reader, batch: int, eos: int, pad: int, max_length: int, suppress_eos: bool
+    reader: Reader, batch: int, eos: int, pad: int, max_length: int, suppress_eos: bool
 ) -> Decoded:
     device = reader.logits.device
     tokens = torch.full((batch, max_length), pad, dtype=torch.int64, device=device)

@@ -1,0 +1,166 @@
+"""Continue prompts by sampling, with the key/value cache: one model evaluation per token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moeut.decoding import Decoded, start
+from moeut.models import DecoderLM
+
+
+@torch.no_grad()
+def generate(
+    model: DecoderLM,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    *,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: int | None = None,
+    pad: int = 0,
+    generator: torch.Generator | None = None,
+    num_repeats: int | None = None,
+    use_cache: bool = True,
+    on_token: Callable[[Tensor, Tensor], None] | None = None,
+) -> Decoded:
+    """Continue each of ``prompts`` (B, T) by at most ``max_tokens`` tokens.
+
+    ``prompt_mask`` (B, T) is True at real tokens; padding is on the right, and rows may have
+    prompts of different length. A row ends before the token ``stop``. ``temperature`` 0 takes the
+    most likely token; otherwise one is drawn by ``generator`` from ``probabilities``. ``on_token``
+    is called after each step with the tokens (B,) and with which rows they belong to (B,) bool.
+    Without ``use_cache`` the whole text is read again for every token, to the same result within
+    rounding. Raises ValueError for a number out of range and for an empty prompt.
+    """
+    check_settings(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens)
+    if not bool(prompt_mask[:, :1].all()):
+        raise ValueError("prompts: one is empty; there is nothing to continue")
+    was_training = model.training
+    model.eval()
+    try:
+        next_logits = _cached if use_cache else _reread
+        reader = next_logits(model, prompts, prompt_mask, num_repeats)
+        return _generate(
+            reader,
+            prompts.shape[0],
+            lambda logits: _choose(logits, temperature, top_k, top_p, generator),
+            max_tokens=max_tokens,
+            stop=stop,
+            pad=pad,
+            on_token=on_token,
+        )
+    finally:
+        model.train(was_training)
+
+
+def check_settings(
+    *, temperature: float, top_k: int | None, top_p: float | None, max_tokens: int
+) -> None:
+    """Raise ValueError for a setting of ``generate`` that is out of range."""
+    if not 0.0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature}: must be at least 0 and finite")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k}: must be at least 1")
+    if top_p is not None and not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p={top_p}: must be above 0 and at most 1")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens={max_tokens}: must be at least 1")
+
+
+def probabilities(
+    logits: Tensor, *, temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """Return the distribution (B, V) that is drawn from.
+
+    The softmax of ``logits / temperature``, of which ``top_k`` keeps the k most likely tokens, and
+    then ``top_p`` the smallest set of most likely ones that together have at least that
+    probability (nucleus sampling, arXiv 1904.09751); what is kept adds up to 1 again.
+    """
+    ordered, tokens = (logits.float() / temperature).sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ordered[:, top_k:] = float("-inf")
+    kept = ordered.softmax(dim=-1)
+    if top_p is not None:
+        before = kept.cumsum(dim=-1) - kept
+        kept = kept.masked_fill(before >= top_p, 0.0)
+        kept = kept / kept.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(kept).scatter(-1, tokens, kept)
+
+
+def _choose(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if temperature == 0.0:
+        return logits.argmax(dim=-1)
+    chances = probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    return torch.multinomial(chances, 1, generator=generator).squeeze(1)
+
+
+class _Rereader:
+    """Reads everything again for each token: what the cache is compared with."""
+
+    def __init__(self, model: DecoderLM, prompts: Tensor, mask: Tensor, repeats: int | None):
+        self.model, self.repeats = model, repeats
+        self.rows = [row[real] for row, real in zip(prompts, mask, strict=True)]
+        self.logits = self._read()
+
+    def advance(self, tokens: Tensor) -> None:
+        pairs = zip(self.rows, tokens[:, None], strict=True)
+        self.rows = [torch.cat((row, one)) for row, one in pairs]
+        self.logits = self._read()
+
+    def _read(self) -> Tensor:
+        lengths = torch.tensor([len(row) for row in self.rows], device=self.rows[0].device)
+        tokens = torch.nn.utils.rnn.pad_sequence(self.rows, batch_first=True)
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        output = self.model(
+            tokens, padding_mask=columns < lengths[:, None], num_repeats=self.repeats
+        )
+        return output.logits[torch.arange(len(self.rows), device=tokens.device), lengths - 1]
+
+
+def _reread(model: DecoderLM, prompts: Tensor, mask: Tensor, repeats: int | None) -> Any:
+    return _Rereader(model, prompts, mask, repeats)
+
+
+def _cached(model: DecoderLM, prompts: Tensor, mask: Tensor, repeats: int | None) -> Any:
+    return start(model, prompts, mask, bos=0, num_repeats=repeats, bidirectional_prompt=False)
+
+
+def _generate(
+    reader: Any,
+    batch: int,
+    choose: Callable[[Tensor], Tensor],
+    *,
+    max_tokens: int,
+    stop: int | None,
+    pad: int,
+    on_token: Callable[[Tensor, Tensor], None] | None,
+) -> Decoded:
+    device = reader.logits.device
+    tokens = torch.full((batch, max_tokens), pad, dtype=torch.int64, device=device)
+    lengths = torch.full((batch,), max_tokens, dtype=torch.int64, device=device)
+    running = torch.ones(batch, dtype=torch.bool, device=device)
+    for step in range(max_tokens):
+        chosen = choose(reader.logits)
+        if stop is not None:
+            ended = running & (chosen == stop)
+            lengths[ended] = step
+            running = running & ~ended
+        tokens[:, step] = torch.where(running, chosen, pad)
+        if on_token is not None:
+            on_token(tokens[:, step], running)
+        if step == max_tokens - 1 or not bool(running.any()):
+            break
+        reader.advance(tokens[:, step])
+    return Decoded(tokens[:, : int(lengths.max()) if batch else 0], lengths, ~running)

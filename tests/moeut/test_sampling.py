@@ -1,0 +1,161 @@
+"""Sampling: the right distribution, one model evaluation a token, the same without a cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import moeut
+from moeut.sampling import generate, probabilities
+
+VOCABULARY = 11
+
+
+@pytest.fixture(params=["transformer", "universal", "moeut"])
+def model(request):
+    torch.manual_seed(0)
+    config = moeut.architecture(
+        request.param,
+        form="decoder_lm",
+        vocabulary_size=VOCABULARY,
+        d_model=16,
+        num_layers=4,
+        num_heads=2,
+    )
+    return moeut.build(config).double().eval()
+
+
+def prompts() -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 0, 0, 0], [8, 9, 10, 0, 0]])
+    lengths = torch.tensor([5, 2, 3])
+    return tokens, torch.arange(5) < lengths[:, None]
+
+
+def test_greedy_equals_the_full_pass_of_each_row_alone(model) -> None:
+    tokens, mask = prompts()
+    result = generate(model, tokens, mask, max_tokens=6, temperature=0.0)
+    for row in range(3):
+        text = tokens[row][mask[row]]
+        for expected in result.tokens[row]:
+            best = model(text[None]).logits[0, -1].argmax()
+            assert best == expected
+            text = torch.cat((text, best[None]))
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 0.0}])
+def test_cache_and_rereading_give_the_same_text(model, settings) -> None:
+    tokens, mask = prompts()
+    results = [
+        generate(
+            model,
+            tokens,
+            mask,
+            max_tokens=7,
+            generator=torch.Generator().manual_seed(3),
+            use_cache=use_cache,
+            num_repeats=None,
+            **settings,
+        ).tokens
+        for use_cache in (True, False)
+    ]
+    assert torch.equal(*results)
+
+
+def test_one_model_evaluation_of_one_token_per_step(model) -> None:
+    tokens, mask = prompts()
+    read = []
+    model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape[1]))
+    generate(model, tokens, mask, max_tokens=6, temperature=0.0)
+    assert read == [5, 1, 1, 1, 1, 1]
+    read.clear()
+    generate(model, tokens, mask, max_tokens=6, temperature=0.0, use_cache=False)
+    assert read == [5, 6, 7, 8, 9, 10]
+
+
+def test_a_row_ends_before_the_stop_token(model) -> None:
+    tokens, mask = prompts()
+    free = generate(model, tokens, mask, max_tokens=6, temperature=0.0)
+    stop = int(free.tokens[1, 2])
+    stopped = generate(model, tokens, mask, max_tokens=6, temperature=0.0, stop=stop, pad=0)
+    for row in range(3):
+        places = (free.tokens[row] == stop).nonzero().flatten().tolist()
+        length = places[0] if places else 6
+        assert int(stopped.lengths[row]) == length
+        assert bool(stopped.finished[row]) == bool(places)
+        assert torch.equal(stopped.tokens[row, :length], free.tokens[row, :length])
+
+
+def test_tokens_are_told_as_they_come(model) -> None:
+    tokens, mask = prompts()
+    told = []
+    result = generate(
+        model,
+        tokens,
+        mask,
+        max_tokens=5,
+        temperature=0.0,
+        on_token=lambda chosen, running: told.append(chosen.clone()),
+    )
+    assert torch.equal(torch.stack(told, dim=1), result.tokens)
+
+
+def test_probabilities_by_hand() -> None:
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+
+    def kept(**settings) -> list[float]:
+        return probabilities(logits, **{"temperature": 1.0} | settings)[0].tolist()
+
+    assert kept() == pytest.approx([0.1, 0.4, 0.2, 0.3])
+    assert kept(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7])
+    # 0.4 and 0.3 have 0.7 between them: the third is needed for anything above.
+    assert kept(top_p=0.69) == pytest.approx([0, 4 / 7, 0, 3 / 7])
+    assert kept(top_p=0.71) == pytest.approx([0, 4 / 9, 2 / 9, 3 / 9])
+    assert kept(top_p=1e-6) == pytest.approx([0, 1, 0, 0])
+    squares = [0.01, 0.16, 0.04, 0.09]
+    assert kept(temperature=0.5) == pytest.approx([s / 0.3 for s in squares])
+    # top_p looks at what top_k has left.
+    assert kept(top_k=3, top_p=0.5) == pytest.approx([0, 4 / 7, 0, 3 / 7])
+
+
+def test_what_is_drawn_has_the_distribution() -> None:
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log().expand(20_000, -1)
+    chances = probabilities(logits, temperature=1.0, top_p=0.71)
+    drawn = torch.multinomial(chances, 1, generator=torch.Generator().manual_seed(0))
+    share = drawn.flatten().bincount(minlength=4) / 20_000
+    expected = torch.tensor([0, 4 / 9, 2 / 9, 3 / 9])
+    assert (share - expected).abs().max() < 4 * (0.25 / 20_000) ** 0.5
+    assert share[0] == 0
+
+
+def test_the_seed_decides(model) -> None:
+    tokens, mask = prompts()
+
+    def text(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return generate(model, tokens, mask, max_tokens=20, generator=generator).tokens
+
+    assert torch.equal(text(1), text(1))
+    assert not torch.equal(text(1), text(2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature=-1"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"top_p": 0.0}, r"top_p=0\.0"),
+        ({"top_p": 1.5}, r"top_p=1\.5"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+    ],
+)
+def test_settings_out_of_range(model, settings, message) -> None:
+    tokens, mask = prompts()
+    with pytest.raises(ValueError, match=message):
+        generate(model, tokens, mask, **{"max_tokens": 3} | settings)
+
+
+def test_an_empty_prompt_is_refused(model) -> None:
+    tokens, mask = prompts()
+    mask[1] = False
+    with pytest.raises(ValueError, match="empty"):
+        generate(model, tokens, mask, max_tokens=3)

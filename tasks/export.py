@@ -71,7 +71,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", required=True, help="which split")
     parser.add_argument("--output", required=True, metavar="FILE", help="where to; - for stdout")
     arguments = parse_task_arguments(parser, words)
-    rows = task_from_words(arguments.task, arguments.options).split(arguments.split)
+    task = task_from_words(arguments.task, arguments.options)
+    if task.kind == "language_modelling":
+        raise ValueError(
+            f"task {arguments.task!r}: has windows of tokens and no rows to export; its packed "
+            "files are described by: python -m tasks.show language"
+        )
+    rows = task.split(arguments.split)
     lines = (to_json_line(row) for row in rows)
     if arguments.output == "-":
         sys.stdout.writelines(line + "\n" for line in lines)

@@ -9,13 +9,19 @@ import collections
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tasks import scoring
 from tasks.command_line import parse_task_arguments, run, task_from_words, task_parser
+from tasks.language.task import Language
+from tasks.prepare import show_prepared
 from tasks.task import SPECIAL_TOKENS, Example, Task, select_rows
+
+WINDOW_CHARACTERS = 400
+"""Of a window, as much is shown."""
 
 
 def unseen_tokens(task: Task, split: str) -> tuple[list[str], list[str]]:
@@ -114,6 +120,9 @@ def count_table(task: Task, title: str, counts: dict[str, collections.Counter[st
 
 def show(task: Task, console: Console, num_examples: int = 3) -> None:
     """Print a task on a console."""
+    if isinstance(task, Language):
+        show_language(task, console, num_examples)
+        return
     splits = task.splits()  # first: where data is missing nothing is printed but the error
     source, target = task.vocabularies()
     special = len(SPECIAL_TOKENS)
@@ -145,6 +154,24 @@ def show(task: Task, console: Console, num_examples: int = 3) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def show_language(task: Language, console: Console, num_windows: int) -> None:
+    """Print what the splits of a language task hold, and their first windows as text."""
+    splits = task.splits()
+    console.print(f"[bold]{escape(repr(task))}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"kind: {task.kind}", highlight=False)
+    show_prepared(task, console)
+    tokenizer = task.load_tokenizer()
+    for name, split in splits.items():
+        console.print(
+            f"[bold]{escape(name)}[/bold]: {len(split):,} windows of {task.context_length:,} "
+            f"tokens, the first as text:",
+            highlight=False,
+        )
+        for window in split.windows(np.arange(min(num_windows, len(split)))):
+            text = tokenizer.decode(window.tolist())
+            console.print(f"  {text[:WINDOW_CHARACTERS]!r}", markup=False, soft_wrap=True)
 
 
 def examples_of(rows: Sequence[Example], count: int) -> list[Example]:

@@ -212,6 +212,9 @@ class _Packer:
 
     def run(self) -> Prepared:
         self._prepare_folder()
+        logger.info(
+            "packing %d parts into %s, workers: %d", len(self.parts), self.folder, self.workers
+        )
         limit = self.recipe.train_tokens
         bar = (
             Bar("packing", "parts", len(self.parts))

@@ -1,0 +1,118 @@
+"""Tokenise a corpus and pack it for training: the way to read one of the Hugging Face hub.
+
+    python -m tasks.prepare                                        the standard library, BPE
+    python -m tasks.prepare corpus=files files='["text/"]' tokenizer=bytes
+    python -m tasks.prepare corpus=c4 train_tokens=6000000000 --workers 16
+
+The options are those of the task ``language``; give the same to a run, which then finds the data.
+A corpus that lies on this machine is also packed by the first run that needs it. What is packed is
+kept in the cache (MOEUT_CACHE names another folder); stopped or killed, the same command goes on,
+and neither that nor the number of workers changes a byte.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tasks import options
+from tasks.command_line import Parser, run
+from tasks.language.packing import Prepared
+from tasks.language.shards import check_files
+from tasks.language.task import Language
+
+
+def describe_options() -> str:
+    """Return every option of the task with its type, its default and what it means."""
+    lines = []
+    for option in options.describe(Language).values():
+        lines.append(
+            f"  {option.name}: {options.type_words(option.type)}; default {option.default!r}"
+        )
+        lines.append(f"      {option.doc}")
+    return "\n".join(lines)
+
+
+def table(prepared: Prepared) -> Table:
+    """Return what each split of a packed corpus holds."""
+    result = Table(
+        title="splits (duplicates: documents dropped)",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    result.add_column("split", no_wrap=True)
+    for column in ("documents", "duplicates", "tokens", "bytes", "bytes/token", "shards"):
+        result.add_column(column, justify="right")
+    for name, shards in prepared.splits.items():
+        tokens = sum(shard.tokens for shard in shards)
+        size = sum(shard.bytes for shard in shards)
+        result.add_row(
+            name,
+            f"{sum(shard.documents for shard in shards):,}",
+            f"{prepared.duplicates[name]:,}",
+            f"{tokens:,}",
+            f"{size:,}",
+            f"{size / tokens:.3f}" if tokens else "–",
+            f"{len(shards):,}",
+        )
+    return result
+
+
+def show_prepared(task: Language, console: Console) -> None:
+    """Print where a packed corpus lies, how it was made and what it holds."""
+    prepared = task.prepared()
+    tokenizer = task.load_tokenizer()
+    for line in (
+        f"folder: {prepared.folder}",
+        f"parts: {prepared.num_parts:,} of {prepared.of_parts:,}",
+        f"tokenizer: {task.tokenizer}, {tokenizer.vocabulary_size:,} ids, SHA-256 "
+        f"{tokenizer.sha256()}",
+        f"data hash: {task.data_hash()}",
+    ):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    console.print(table(prepared))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Prepare as the command line says.
+
+    Raises:
+        ValueError: a wrong option, or a corpus that is empty or cannot be read.
+        OSError: the cache cannot be written to.
+    """
+    parser = Parser(
+        prog="python -m tasks.prepare",
+        description=__doc__,
+        epilog=f"options:\n\n{describe_options()}",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("options", nargs="*", metavar="option=value", help="see below")
+    parser.add_argument(
+        "--workers", type=int, default=None, metavar="N", help="processes; one for each core"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="read every packed file again and compare checksums"
+    )
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ValueError(f"--workers={arguments.workers}: must be at least 1")
+    task = Language(**options.parse_words("language", Language, arguments.options))
+    prepared = task.prepare(workers=arguments.workers)
+    read = check_files(prepared.folder, prepared.shards(), prepared.dtype, thorough=arguments.check)
+    show_prepared(task, Console(width=None if sys.stdout.isatty() else 120))
+    if arguments.check:
+        print(f"{read} files read: all as they were packed")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("tasks").setLevel(logging.INFO)
+    run(main)

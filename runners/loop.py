@@ -109,6 +109,8 @@ class Loop:
         self._call = parallel.spread(model, config, world, has_one_shape=_has_one_shape(columns))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, config)
+        self.rows = np.array([], dtype=np.int64)
+        """Rows of the last step's whole batch."""
         self._shares = Prefetch(self._share, num_steps=config.steps)
         if not world.is_first:  # the ranks begin with one model, and then draw dropout of their own
             seed_everything(rank_seed(seed, world.rank))
@@ -135,7 +137,7 @@ class Loop:
         """
         position, config, world = self.position, self.config, self.world
         share = self._shares.get(position.step)
-        rows = share.rows
+        rows = self.rows = share.rows
         rate = learning_rate(config, position.step + 1, d_model=self.d_model)
         counted = [part for part, count in share.parts if count]
         num_targets, num_tokens = world.sum_counts(

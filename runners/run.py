@@ -36,8 +36,10 @@ from runners.identity import config_hash, identity
 from runners.lock import DirectoryLock, Locked
 from runners.loop import Loop, NonFinite, Stopped, fit, seed_everything
 from runners.rundirectory import MetricsLog, RunDirectory, write_json, write_json_lines
-from runners.sizes import describe_model
+from runners.sizes import describe_model, macs_per_token
 from runners.strict_yaml import dump
+from runners.telemetry import Stopwatch, expert_usage, peak_flops, perplexity
+from runners.tensorboard import Board
 from tasks.scoring import selection_score
 
 logger = logging.getLogger(__name__)
@@ -162,6 +164,7 @@ class _Run:
         self._began = time.monotonic()
         self._shown = 0.0
         self._metrics: MetricsLog | None = None
+        self._board: Board | None = None
         self.loop: Loop | None = None
         self.best: dict[str, torch.Tensor] | None = None
 
@@ -226,6 +229,14 @@ class _Run:
             if (checkpoint.path / "best.safetensors").is_file():
                 self.best = checkpoint.weights("best")
             loop.load_state_dict(checkpoint.state["loop"], shards=checkpoint.shards)
+        if self.world.is_first and config.train.tensorboard:
+            self._board = Board(self.files.path / "tensorboard", step=loop.position.step)
+        self._stopwatch = Stopwatch(
+            macs_per_token=macs_per_token(self.built),
+            peak=self._peak_flops(),
+            device=self.device,
+        )
+        self._stopwatch.start(loop.position.tokens_seen, self.timings.evaluate_seconds)
         self._training_since = self._speed_since = time.monotonic()
         self._timed_tokens = self._speed_tokens = loop.position.tokens_seen
         self._timed_evaluation = self.timings.evaluate_seconds
@@ -233,6 +244,12 @@ class _Run:
             fit(loop, self, evaluate_interval=config.evaluate.interval)
         finally:
             self._time_training()
+
+    def _peak_flops(self) -> float | None:
+        if self.device.type != "cuda":
+            return None
+        one = peak_flops(torch.cuda.get_device_name(self.device), self.config.train.precision)
+        return None if one is None else one * self.world.size
 
     def _warn(self, text: str) -> None:
         logger.warning(text)
@@ -292,7 +309,7 @@ class _Run:
         )
         selected = None
         for split, metrics in results.items():
-            self.log({"step": self.loop.position.step, "split": split, "metrics": metrics})
+            self._append({"step": self.loop.position.step, "split": split, "metrics": metrics})
             if split == self.config.selection_split:
                 selected = selection_score(self.built.task.kind, metrics)
         return selected
@@ -307,8 +324,30 @@ class _Run:
         self.best = parallel.full_weights(self.model)
 
     def log(self, row: dict[str, Any]) -> None:
+        assert self.loop is not None
+        if self.built.task.kind == "language_modelling":
+            row = row | {"perplexity": perplexity(row["loss"])}
+            # Where the model lies in pieces, all ranks have to run it.
+            if self.world.is_first or parallel.is_sharded(self.model):
+                usage = expert_usage(
+                    self.model,
+                    self.built.objective,
+                    self.loop.columns,
+                    self.loop.rows,
+                    device=self.device,
+                    precision=self.config.train.precision,
+                )
+                row |= {"routing": usage} if usage else {}
+            row["speed"] = self._stopwatch.lap(
+                self.loop.position.tokens_seen, self.timings.evaluate_seconds
+            )
+        self._append(row)
+
+    def _append(self, row: dict[str, Any]) -> None:
         if self._metrics is not None:
             self._metrics.append(row)
+        if self._board is not None:
+            self._board.add(row)
 
     def save(self) -> None:
         assert self.loop is not None
@@ -472,6 +511,8 @@ class _Run:
         """Close the log and write the timings, also of a run that was stopped."""
         if self._metrics is not None:
             self._metrics.close()
+        if self._board is not None:
+            self._board.close()
         try:
             self._write_timings()
         except OSError as error:

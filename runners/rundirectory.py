@@ -5,7 +5,9 @@
     config.yaml       the resolved config
     run.json          its place in a sweep: variant, parameters, seed, hash
     env.json          where and with what it runs
-    metrics.jsonl     learning curve; no times, so that it is the same however often it was resumed
+    metrics.jsonl     learning curve; the same however often it was resumed, apart from what a
+                      language run's rows have under "speed"
+    tensorboard/      the same for TensorBoard, if asked for
     checkpoints/      the last two
     predictions.jsonl every scored row
     timings.json      what differs from machine to machine

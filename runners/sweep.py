@@ -28,6 +28,7 @@ from runners.help import sweep_help
 from runners.lock import DirectoryLock, Locked
 from runners.progress import Display, make_console
 from runners.rundirectory import RunDirectory, RunRecord
+from runners.tensorboard import check_tensorboard
 from tasks.command_line import Parser
 from tasks.options import nearest
 
@@ -46,6 +47,7 @@ def check(planned: Sequence[PlannedRun]) -> dict[str, Built]:
         if run.hash not in built:
             built[run.hash] = build(run.config)
             environment.check_device(run.config)
+            check_tensorboard(run.config)
     return built
 
 

@@ -36,6 +36,7 @@ from runners.lock import Locked
 from runners.loop import Stopped
 from runners.run import run
 from runners.rundirectory import RunDirectory, RunRecord
+from runners.tensorboard import check_tensorboard
 from tasks.command_line import Parser
 
 
@@ -126,6 +127,7 @@ def _prepare(
     """Check all that can be checked before anything is written."""
     config = read_run(options.config, options.overrides)
     distributed.check_batch(config, world.size)
+    check_tensorboard(config)
     build(config)
     environment.check_device(config, local_rank=world.local_rank if world.size > 1 else None)
     directory, record = plan_single(config, name=Path(options.config).stem, root=options.runs_dir)

@@ -41,7 +41,14 @@ def test_what_changes_the_result_changes_the_hash(base, override):
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=7", "train.log_interval=1", "train.checkpoint_interval=9"]
+    "override",
+    [
+        "seed=7",
+        "train.log_interval=1",
+        "train.checkpoint_interval=9",
+        "train.parallel=fsdp",
+        "train.tensorboard=true",
+    ],
 )
 def test_what_does_not_change_the_result_does_not(base, override):
     assert digest(base, override) == digest(base)

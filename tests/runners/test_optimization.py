@@ -1,6 +1,7 @@
 """Schedules against their formulas, optimisers and clipping against hand-made updates."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ def rates(**options):
     return [learning_rate(config, step, d_model=64) for step in range(1, 101)]
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "cosine_paper"])
 def test_warm_up_is_linear_and_reaches_the_peak(schedule):
     values = rates(schedule=schedule, warmup_steps=10)
     assert values[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
@@ -36,6 +37,24 @@ def test_noam():
     assert values[24] == pytest.approx(0.5 / 8 / 5)  # factor / sqrt(64) / sqrt(25)
     assert values[4] == pytest.approx(values[24] / 5)
     assert values[99] == pytest.approx(values[24] / 2)
+
+
+@pytest.mark.parametrize("warmup", [0, 25])
+def test_cosine_of_the_paper_is_the_one_of_torch(warmup):
+    """As MoEUT's training code steps it: with the updates done, less those of the warm-up."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100, eta_min=0.05)
+    expected = []
+    for done in range(100):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an epoch given to step is deprecated
+            schedule.step(max(0, done - warmup))
+        rate = optimizer.param_groups[0]["lr"]
+        expected.append(rate * (done + 1) / warmup if done < warmup else rate)
+    found = rates(schedule="cosine_paper", warmup_steps=warmup)
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found[-1] > 0.05  # it ends before the floor
+    assert found != pytest.approx(rates(schedule="cosine", warmup_steps=warmup), rel=1e-4)
 
 
 def one_update(**options):

@@ -9,7 +9,8 @@ from runners import signals
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75)],
 )
 def test_signal_asks_for_a_stop(number, status):
     before = [signal.getsignal(each) for each in signals.SIGNALS]
@@ -27,6 +28,25 @@ def test_request_without_a_signal():
     stop.request()
     assert stop.requested
     assert stop.exit_status == signals.RESUMABLE
+
+
+def test_stop_that_the_ranks_agree_on_has_their_status():
+    stop = signals.Stop()
+    stop.adopt(signals.INTERRUPTED)
+    assert stop.requested
+    assert stop.exit_status == 130
+
+
+def test_handlers_can_stay_to_the_end():
+    before = {each: signal.getsignal(each) for each in signals.SIGNALS}
+    try:
+        with signals.Stop(restore=False) as stop:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_reader_that_has_gone_is_no_traceback(capfd):

@@ -33,7 +33,7 @@ def test_command_line_trains_and_finds_the_run_done(command, tmp_path, capsys):
         ("select=best:test", "must not choose"),
         ("select=best:dev", "needs evaluate.interval"),
         ("model.d_model=15", "must divide"),
-        ("train.device=cuda", "no CUDA device"),
+        ("train.device=cuda", "command line: train.device='cuda': no CUDA device"),
         ("train.tokens_per_batch=9", "longest row"),
     ],
 )

@@ -73,7 +73,7 @@ def build(config: RunConfig) -> Built:
         tasks.DataMissing, tasks.DataDamaged: a data file is missing, or not the published one.
     """
     task = build_task(config.task)
-    config.check_splits(list(task.splits()), list(task.selection_splits))
+    config.check_splits(_split_names(config, task), list(task.selection_splits))
     if config.selection_split and config.evaluate.interval is None:
         raise config.error(
             "select", config.select, "needs evaluate.interval, the steps between its evaluations"
@@ -88,10 +88,19 @@ def build(config: RunConfig) -> Built:
     except ValueError as error:
         raise _model_error(config, objective, error) from error
     _check_positions(config, objective, model_config)
-    built = Built(task=task, objective=objective, model_config=model_config)
-    if task.kind == "language_modelling":
-        _check_windows(config, built)
-    return built
+    return Built(task=task, objective=objective, model_config=model_config)
+
+
+def _split_names(config: RunConfig, task: Task) -> list[str]:
+    """Build the splits and return their names; trouble that an option makes has its place."""
+    try:
+        return list(task.splits())
+    except (tasks.DataMissing, tasks.DataDamaged):  # of the machine, not of what the config says
+        raise
+    except ValueError as error:
+        option = str(error).partition("=")[0]
+        place = config.place(option if option.startswith("task.") else "task")
+        raise ConfigError(f"{place}: {error}" if place else str(error)) from error
 
 
 def _model_error(config: RunConfig, objective: Objective, error: ValueError) -> ConfigError:
@@ -99,24 +108,6 @@ def _model_error(config: RunConfig, objective: Objective, error: ValueError) -> 
     sizes = ", ".join(f"{name} {size}" for name, size in objective.sizes().items())
     hint = f" (with the task's {sizes})" if option == "match_parameters" else ""
     return ConfigError(f"{config.place(f'model.{option}')}: model: {error}{hint}")
-
-
-def _check_windows(config: RunConfig, built: Built) -> None:
-    """Refuse a context that is longer than a split of which windows are needed."""
-    task = built.task
-    length: int = task.context_length  # type: ignore[attr-defined]
-    needed = [task.train_split, *built.final_splits(config)]
-    if config.evaluate.interval is not None:
-        needed += built.interval_splits(config)
-    for name in dict.fromkeys(needed):
-        split: Any = task.splits()[name]
-        if not len(split):
-            raise config.error(
-                "task.context_length",
-                length,
-                f"longer than split {name}, which has {split.num_tokens} tokens; a window needs "
-                f"{length + 1}",
-            )
 
 
 def _check_longest_row(config: RunConfig, objective: Objective) -> None:

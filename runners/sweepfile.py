@@ -21,6 +21,7 @@ WANDB_KEYS = ("program", "command", "method", "metric", "description", "project"
 METRICS = {
     "sequence_to_sequence": ("exact_match", "prefix_match", "eos_oracle_match", "token_accuracy"),
     "classification": ("accuracy",),
+    "language_modelling": ("bits_per_byte", "loss", "perplexity"),
 }
 """Metrics by the task's kind."""
 _EVERY_METRIC = tuple(name for names in METRICS.values() for name in names)

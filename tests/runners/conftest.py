@@ -276,3 +276,40 @@ def train(monkeypatch) -> Callable[..., str]:
                 return "stopped"
 
     return run
+
+
+LANGUAGE_RUN = """
+task: {name: language, corpus: files, files: [FILE], tokenizer: bytes, context_length: 16,
+       validation_fraction: 0.2, test_fraction: 0.2}
+model: {architecture: moeut, d_model: 16, num_layers: 2, group_size: 1, num_heads: 2,
+        num_experts: 4, expert_size: 8, top_k: 2}
+train: {steps: 2, batch_size: 2, checkpoint_interval: 1}
+"""
+
+
+def make_language_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, config: str = LANGUAGE_RUN
+) -> Path:
+    """A finished run on made-up text."""
+    monkeypatch.setenv("MOEUT_CACHE", str(folder / "cache"))
+    text = folder / "text.jsonl"
+    text.write_text("".join(f'{{"text": "{"abc def " * (3 + n % 5)}{n}"}}\n' for n in range(60)))
+    path = folder / "lm.yaml"
+    path.write_text(config.replace("FILE", str(text)))
+    from runners import signals
+    from runners.config import read_run
+    from runners.run import run
+    from runners.rundirectory import RunDirectory
+    from runners.train import plan_single
+
+    read = read_run(path)
+    directory, record = plan_single(read, name="lm", root=folder / "runs")
+    RunDirectory(directory).prepare(read, record)
+    assert run(directory, stop=signals.Stop()) == "done"
+    return directory
+
+
+@pytest.fixture(scope="session")
+def language_run():
+    """What makes a finished run of a tiny language model in a folder."""
+    return make_language_run

@@ -1,0 +1,123 @@
+"""The command that continues text: the same as the library, streamed, batched, and in one line on
+bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from moeut.sampling import generate
+from runners.generate import TextStream, main
+from runners.loading import load_language_model
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory, language_run) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        return language_run(tmp_path_factory.mktemp("generate"), patch)
+
+
+def test_greedy_text_is_that_of_the_library(directory: Path, capsys) -> None:
+    assert main([str(directory), "--prompt", "abc ", "--greedy", "--max-tokens", "9"]) == 0
+    printed = capsys.readouterr()
+    loaded = load_language_model(directory)
+    ids = [256, *b"abc "]
+    for _ in range(9):
+        best = int(loaded.model(torch.tensor([ids])).logits[0, -1].argmax())
+        if best == 256:
+            break
+        ids.append(best)
+    assert printed.out == "abc " + loaded.tokenizer.decode(ids[5:]) + "\n"
+    assert "tokens/s" in printed.err
+
+
+def test_a_file_of_prompts_is_a_batch(directory: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("abc\n\nd\nabc def\n")
+    words = ["--greedy", "--json", "--max-tokens", "5"]
+    assert main([str(directory), "--prompts", str(path), *words]) == 0
+    batch = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in batch] == ["abc", "d", "abc def"]
+    for row in batch:
+        assert main([str(directory), "--prompt", row["prompt"], *words]) == 0
+        assert json.loads(capsys.readouterr().out) == row
+
+
+def test_prompts_are_typed(directory: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\nd\n"))
+    assert main([str(directory), "--greedy", "--json", "--max-tokens", "2"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["abc", "d"]
+
+
+def test_the_seed_and_the_depth_are_taken(directory: Path, capsys) -> None:
+    def text(*words: str) -> str:
+        command = [str(directory), "--prompt", "abc", "--json", "--max-tokens", "30", *words]
+        assert main(command) == 0
+        return json.loads(capsys.readouterr().out)["text"]
+
+    assert text("--seed", "1") == text("--seed", "1") == text("--seed", "1", "--no-cache")
+    assert text("--seed", "1") != text("--seed", "2")
+    deeper = text("--repeats", "5", "--seed", "1")
+    assert deeper == text("--repeats", "5", "--seed", "1", "--no-cache")
+
+
+def test_characters_come_whole(directory: Path) -> None:
+    stream = TextStream(load_language_model(directory))
+    pieces = [stream.add(byte) for byte in "aé€".encode()]
+    assert pieces == ["a", "", "é", "", "", "€"]
+    assert stream.add(0xC3) == ""
+    assert stream.rest() == "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature", "-1"], "temperature=-1"),
+        (["--top-p", "2"], "top_p=2"),
+        (["--max-tokens", "0"], "max_tokens=0"),
+        (["--prompts", "missing.txt"], "missing.txt: no such file"),
+        (["--tokenizer", "missing.model"], "missing.model: no such file"),
+        (["--batch-size", "0"], "--batch-size 0"),
+    ],
+)
+def test_bad_input_is_one_line(directory: Path, capsys, words, message) -> None:
+    prompt = [] if "--prompts" in words else ["--prompt", "a"]
+    assert main([str(directory), *prompt, *words]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.strip() in ("", "a")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\n", "not UTF-8 at byte 0"),
+        (b"\n", "holds no prompt"),
+        (b'{"text": "a"}\n', ":1: expected"),
+    ],
+)
+def test_bad_prompt_files(directory: Path, tmp_path: Path, capsys, content, message) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(content)
+    assert main([str(directory), "--prompts", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_batched_rows_of_different_length_are_each_as_alone(directory: Path) -> None:
+    model = load_language_model(directory).model.double()
+    rows = [[256, 97], [256, 97, 98, 99, 100, 101], [256]]
+    tokens = torch.zeros(3, 6, dtype=torch.int64)
+    for target, row in zip(tokens, rows, strict=True):
+        target[: len(row)] = torch.tensor(row)
+    mask = torch.arange(6) < torch.tensor([len(row) for row in rows])[:, None]
+    together = generate(model, tokens, mask, max_tokens=8, temperature=0.0).tokens
+    for index, row in enumerate(rows):
+        alone = torch.tensor([row])
+        single = generate(model, alone, alone >= 0, max_tokens=8, temperature=0.0).tokens
+        assert torch.equal(single[0], together[index])

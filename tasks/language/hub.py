@@ -176,7 +176,7 @@ class HubDatasetPart(Part):
                 text = text_of_row(row, f"{place}:{number}", self.text_field)
                 if text:
                     yield Document(text, f"{place}:{number}")
-        except (*DAMAGES, *_network_errors()) as error:
+        except (*DAMAGES, *_library_errors()) as error:
             raise ValueError(f"{place}: {_reason(error)}") from None
 
 
@@ -275,21 +275,24 @@ def _streamed(repository: str, config: str | None, revision: str | None) -> Any:
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(repository, config, revision=revision, streaming=True)
-    except (ValueError, *DAMAGES, *_network_errors()) as error:
+    except (ValueError, *DAMAGES, *_library_errors()) as error:
         raise ValueError(f"task.hub={repository!r}: {_reason(error)}") from None
 
 
 def _network_errors() -> tuple[type[BaseException], ...]:
     """Return what reading from the hub can raise beside OSError, whatever the versions.
 
-    huggingface_hub has changed its HTTP library twice; its own error still inherits from the base
-    of that library's. ``datasets`` wraps what its builders raise in a base of its own.
+    huggingface_hub has changed its HTTP library twice; its own error inherits from the base of
+    that library's.
     """
     hub = need("huggingface_hub.errors", PURPOSE)
-    http = [base for base in hub.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
-    exceptions = need("datasets.exceptions", PURPOSE)
-    arrow = need("pyarrow", PURPOSE).ArrowException
-    return (*http, exceptions.DatasetsError, arrow)
+    return tuple(base for base in hub.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+
+
+def _library_errors() -> tuple[type[BaseException], ...]:
+    """Return what ``datasets`` can raise beside these: its own base, and Arrow's."""
+    library = need("datasets.exceptions", PURPOSE).DatasetsError
+    return (*_network_errors(), library, need("pyarrow", PURPOSE).ArrowException)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,13 +1,43 @@
 """Every config that ships expands, opens with its contract, and has a sibling for two cores."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+import moeut
+from moeut.presets import PRESETS
+from moeut.sizing import count_parameters
+from runners import strict_yaml
+from runners.config import read_run
 from runners.expand import expand, read_sweep
+from runners.sweepfile import METRICS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SWEEPS = [path for path in CONFIGS if "\nvariants:" in path.read_text(encoding="utf-8")]
+RUNS = [path for path in CONFIGS if path not in SWEEPS]
+SIZES = ["44m", "126m", "244m", "319m", "728m", "1b"]
+FOLDER = CONFIGS[0].parent
+
+
+def planned_of(path, *overrides):
+    return expand(read_sweep(path, overrides), data_hash=lambda task: "")
+
+
+def by_variant(path, *overrides):
+    """Return each variant's config, as one seed has it."""
+    return {run.variant: run.config for run in planned_of(path, *overrides)}
+
+
+def model_of(config):
+    """Return the config of a run's model at the paper's vocabulary."""
+    options = {name: value for name, value in config.model.items() if name != "architecture"}
+    return moeut.architecture(config.model["architecture"], **options, vocabulary_size=8000)
+
+
+def header_of(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
@@ -17,13 +47,13 @@ def test_it_expands(path):
     assert sweep.config.name == path.stem
     assert sweep.notices == ()
     assert len({run.variant for run in planned}) >= 2
-    assert len({run.seed for run in planned}) >= 2
+    # The paper trained its larger language models once.
+    assert len({run.seed for run in planned}) >= (1 if path.stem.startswith("lm_") else 2)
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_opens_with_its_contract(path):
-    lines = path.read_text(encoding="utf-8").splitlines()
-    header = "\n".join(lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))])
+    header = "\n".join(header_of(path))
     for word in ("# Command ", "# Cost ", "# Expect "):
         assert word in header, word
     assert f"configs/{path.name}" in header
@@ -33,4 +63,143 @@ def test_published_scales_have_small_siblings():
     names = {path.stem for path in SWEEPS}
     assert {"scan_length", "scan_jump", "scan_templates"} <= names
     for name in names - {"quickstart"}:
-        assert name.endswith("_small") or f"{name}_small" in names, name
+        if not name.startswith("lm_"):
+            assert name.endswith("_small") or f"{name}_small" in names, name
+
+
+# --- language models ----------------------------------------------------------------------
+
+
+def test_every_size_has_a_run_and_a_comparison():
+    assert {f"lm_{size}" for size in SIZES} <= {path.stem for path in RUNS}
+    assert {f"lm_{size}_compare" for size in SIZES} <= {path.stem for path in SWEEPS}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_run_has_the_papers_hyper_parameters(size):
+    config = read_run(FOLDER / f"lm_{size}.yaml")
+    assert model_of(config) == PRESETS[f"moeut-{size}"]
+    task, train = config.task, config.train
+    assert (task["name"], task["corpus"], task["context_length"]) == ("language", "c4", 1024)
+    assert (task["normalization"], task["boundary"]) == ("paper", "paper")
+    assert (task["tokenizer"], task["vocabulary_size"]) == ("bpe", 8000)
+    assert (train.steps, train.batch_size, train.learning_rate) == (100_000, 64, 2.5e-4)
+    assert (train.optimizer, train.betas, train.weight_decay) == ("adamw", (0.9, 0.999), 0.01)
+    assert (train.schedule, train.final_learning_rate_ratio) == ("cosine_paper", 0.1)
+    assert train.precision == "bfloat16"
+    is_smallest = size == "44m"
+    assert (train.warmup_steps, train.clip_norm) == ((0, 0.1) if is_smallest else (4000, 0.25))
+    # One pass over the text, and as many tokens of validation as the paper's.
+    windows = train.steps * train.batch_size
+    assert windows * task["context_length"] <= task["train_tokens"]
+    assert config.evaluate.interval == 2000
+    assert config.evaluate.rows_of("validation") * task["context_length"] == 1_032_192
+    assert config.select == "final"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_comparison_is_of_the_four_presets_under_one_budget(size):
+    configs = by_variant(FOLDER / f"lm_{size}_compare.yaml")
+    assert list(configs) == ["transformer", "universal", "sigma_moe", "moeut"]
+    budget = count_parameters(PRESETS[f"moeut-{size}"])
+    for family, config in configs.items():
+        assert model_of(config) == PRESETS[f"{family}-{size}"]
+        assert count_parameters(model_of(config)) == pytest.approx(budget, rel=0.01)
+        same = dataclasses.replace(config, model={}, seed=0)
+        assert same == dataclasses.replace(read_run(FOLDER / f"lm_{size}.yaml"), model={})
+
+
+def test_the_dearest_model_can_be_left_out():
+    configs = by_variant(FOLDER / "lm_1b_compare.yaml", "exclude=[{variant: universal}]")
+    assert list(configs) == ["transformer", "sigma_moe", "moeut"]
+
+
+@pytest.mark.parametrize("corpus", ["pes2o", "slimpajama", "the_stack"])
+def test_other_corpora_are_an_override(corpus):
+    path = FOLDER / "lm_44m_compare.yaml"
+    sweep = read_sweep(path, [f"task.corpus={corpus}", f"name=lm_44m_{corpus}"])
+    assert sweep.config.name == f"lm_44m_{corpus}"
+    for run in expand(sweep, data_hash=lambda task: ""):
+        assert run.config.task["corpus"] == corpus
+
+
+ABLATIONS = {
+    # feed-forward and attention experts, active experts, their size, of each variant
+    "group_size": [
+        ("g1", 1, 779, 20, 16, 128),
+        ("g2", 2, 387, 10, 16, 128),
+        ("g3", 3, 260, 6, 16, 128),
+        ("g6", 6, 128, 3, 16, 128),
+        ("g9", 9, 84, 2, 16, 128),
+        ("g18", 18, 40, 1, 16, 128),
+    ],
+    "norm": [(name, 2, 387, 10, 16, 128) for name in ("peri", "pre", "post")],
+    "schedule": [(name, 2, 387, 10, 16, 128) for name in ("abab", "aabb")],
+    "expert_size": [
+        ("size128", 2, 387, 10, 16, 128),
+        ("size256", 2, 194, 10, 8, 256),
+        ("size512", 2, 97, 10, 4, 512),
+        ("size1024", 2, 49, 10, 2, 1024),
+    ],
+    "top_k": [(f"k{k}", 2, 387, 10, k, 128) for k in (8, 16, 24)],
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_at_244m(name):
+    configs = by_variant(FOLDER / f"lm_244m_{name}.yaml")
+    models = {variant: model_of(config) for variant, config in configs.items()}
+    found = [
+        (
+            variant,
+            model.decoder.group_size,
+            model.decoder.feed_forward.num_experts,
+            getattr(model.decoder.attention, "num_experts", 1),
+            model.decoder.feed_forward.top_k,
+            model.decoder.feed_forward.expert_size,
+        )
+        for variant, model in models.items()
+    ]
+    assert found == ABLATIONS[name]
+    budget = count_parameters(PRESETS["moeut-244m"])
+    for variant, model in models.items():
+        assert count_parameters(model) == pytest.approx(budget, rel=0.008), variant
+        assert model.decoder.num_layers == 18
+    assert PRESETS["moeut-244m"] in models.values()
+
+
+def test_what_else_the_ablations_change():
+    norms = by_variant(FOLDER / "lm_244m_norm.yaml")
+    stacks = {name: model_of(config).decoder for name, config in norms.items()}
+    assert {name: stack.norm for name, stack in stacks.items()} == {n: n for n in stacks}
+    # What the training code's post-norm variant has.
+    assert [stack.norm_input for stack in stacks.values()] == [False, False, True]
+    assert [stack.final_norm for stack in stacks.values()] == [True, True, False]
+    assert model_of(norms["post"]).embedding_scale == "sqrt_d_model"
+    orders = by_variant(FOLDER / "lm_244m_schedule.yaml")
+    assert [model_of(c).decoder.schedule for c in orders.values()] == ["cycle", "sequence"]
+    # Without sharing, MoEUT with one attention expert is σ-MoE.
+    groups = by_variant(FOLDER / "lm_244m_group_size.yaml")
+    assert model_of(groups["g18"]) == PRESETS["sigma_moe-244m"]
+
+
+def test_the_command_that_packs_is_the_one_that_the_task_gives():
+    import tasks
+
+    for path in (path for path in [*RUNS, *SWEEPS] if path.stem.startswith("lm_")):
+        config = read_run(path) if path in RUNS else planned_of(path)[0].config
+        if config.task["corpus"] != "c4":
+            continue
+        options = {name: value for name, value in config.task.items() if name != "name"}
+        header = " ".join(line.strip("# \\") for line in header_of(path))
+        assert tasks.create("language", **options).prepare_command() in header
+
+
+def test_metrics_of_every_kind_of_task_can_be_a_headline():
+    from tasks.scoring import HEADLINE_METRICS
+
+    assert all(metric in METRICS[kind] for kind, metric in HEADLINE_METRICS.items())
+    assert strict_yaml.read(FOLDER / "lm_44m_compare.yaml").value["headline"].plain() == {
+        "split": "test",
+        "metric": "bits_per_byte",
+    }

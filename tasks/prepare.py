@@ -49,7 +49,7 @@ def table(prepared: Prepared) -> Table:
         pad_edge=False,
     )
     result.add_column("split", no_wrap=True)
-    for column in ("documents", "duplicates", "tokens", "bytes", "bytes/token", "shards"):
+    for column in ("documents", "duplicates", "tokens", "bytes", "bytes/token"):
         result.add_column(column, justify="right")
     for name, shards in prepared.splits.items():
         tokens = sum(shard.tokens for shard in shards)
@@ -61,7 +61,6 @@ def table(prepared: Prepared) -> Table:
             f"{tokens:,}",
             f"{size:,}",
             f"{size / tokens:.3f}" if tokens else "–",
-            f"{len(shards):,}",
         )
     return result
 

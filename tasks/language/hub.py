@@ -76,7 +76,7 @@ class HubFile(Part):
                     yield from read_text(stream, place, DOCUMENT_BYTES)
                 else:
                     yield from read_json_lines(stream, place, self.text_field)
-        except (*DAMAGES, *_network_errors()) as error:
+        except _network_errors() as error:
             raise ValueError(f"{place} at {self.revision}: {_reason(error)}") from None
 
     def _open(self) -> BinaryIO:
@@ -176,7 +176,7 @@ class HubDatasetPart(Part):
                 text = text_of_row(row, f"{place}:{number}", self.text_field)
                 if text:
                     yield Document(text, f"{place}:{number}")
-        except (*DAMAGES, *_library_errors()) as error:
+        except _library_errors() as error:
             raise ValueError(f"{place}: {_reason(error)}") from None
 
 
@@ -273,20 +273,22 @@ def _streamed(repository: str, config: str | None, revision: str | None) -> Any:
     """Return the streamed splits of a data set by name."""
     datasets = need("datasets", PURPOSE)
     datasets.disable_progress_bars()
+    expected = (ValueError, *_library_errors())
     try:
         return datasets.load_dataset(repository, config, revision=revision, streaming=True)
-    except (ValueError, *DAMAGES, *_library_errors()) as error:
+    except expected as error:
         raise ValueError(f"task.hub={repository!r}: {_reason(error)}") from None
 
 
 def _network_errors() -> tuple[type[BaseException], ...]:
-    """Return what reading from the hub can raise beside OSError, whatever the versions.
+    """Return what reading a file from the hub can raise, whatever the versions.
 
     huggingface_hub has changed its HTTP library twice; its own error inherits from the base of
     that library's.
     """
     hub = need("huggingface_hub.errors", PURPOSE)
-    return tuple(base for base in hub.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    http = [base for base in hub.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
+    return (*DAMAGES, *http)
 
 
 def _library_errors() -> tuple[type[BaseException], ...]:

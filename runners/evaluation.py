@@ -14,6 +14,7 @@ import torch
 from moeut.decoding import greedy_decode
 from runners.build import Built
 from runners.config import EvaluateConfig
+from runners.distributed import World
 from runners.objective import DECODE_MARGIN, AnswerObjective
 from runners.perplexity import choose_windows, loss_by_position, score_windows, windows_at_once
 from tasks import scoring
@@ -109,6 +110,7 @@ def evaluate_split(
     repeats: int | list[int] | None = None,
     oracle: bool = True,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
+    world: World = World(),  # noqa: B008 - frozen
 ) -> Evaluation:
     """Score a model on a split by greedy decoding, the most likely class, or cross entropy.
 
@@ -122,6 +124,7 @@ def evaluate_split(
         repeats: depth, where it is not the model's own.
         oracle: also decode without the end token where that can change the outcome.
         on_batch: called before each batch with the rows done and their number; may raise to stop.
+        world: the ranks that score a split of text together; any other split is scored by one.
 
     Raises:
         ValueError: no such split.
@@ -151,6 +154,7 @@ def evaluate_split(
                     at_once=windows_at_once(built.model_config, available.context_length, device),
                     device=device,
                     on_batch=on_batch,
+                    world=world,
                 )
                 scores = score_windows(losses, len(rows), available)
                 return WindowEvaluation(scores=scores, **common)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from moeut.config import ModelConfig
 from runners.data import Columns
+from runners.distributed import World
 from runners.objective import Objective
 from tasks.scoring import Scores, Table, score_language
 
@@ -43,8 +44,11 @@ def loss_by_position(
     at_once: int,
     device: torch.device,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
+    world: World = World(),  # noqa: B008 - frozen
 ) -> torch.Tensor:
     """Return (context_length,) float64: the cross entropy in nats, summed over ``rows``.
+
+    Several ranks read a share of each batch and get the sum over all of them.
 
     Args:
         model: a ``DecoderLM`` in evaluation mode, or a call to it with its depth filled in.
@@ -53,20 +57,25 @@ def loss_by_position(
         rows: which of them are read, ``at_once`` in each batch.
         at_once: windows of a batch.
         device: where the model is.
-        on_batch: called before each batch with the rows done and their number; may raise to stop.
+        on_batch: called before each batch with the rows done and their number, as often on every
+            rank; may raise to stop.
+        world: this process's place among the ranks that score.
     """
-    sums = None
-    for first in range(0, len(rows), at_once):
+    length = int(columns.shape[0, 0])
+    sums = torch.zeros(length, dtype=torch.float64, device=device)
+    for first in range(0, len(rows), at_once * world.size):
         on_batch(first, len(rows))
-        batch = columns.batch(rows[first : first + at_once], device=device)
+        (share,) = world.pieces(rows[first : first + at_once * world.size], 1)
+        if not len(share):
+            continue
+        batch = columns.batch(share, device=device)
         logits = objective.forward(model, batch).logits
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), batch.tensors["targets"].flatten(), reduction="none"
         )
-        part = losses.view(logits.shape[:2]).double().sum(dim=0)
-        sums = part if sums is None else sums + part  # added on the device: nothing waits
-    assert sums is not None
-    return sums
+        # Added on the device: nothing waits.
+        sums = sums + losses.view(logits.shape[:2]).double().sum(dim=0)
+    return world.sum(sums)
 
 
 def score_windows(losses: torch.Tensor, num_windows: int, split: Any) -> Scores:

@@ -304,9 +304,11 @@ class _Run:
         assert self.loop is not None
         splits = self.built.interval_splits(self.config)
         self._make_scored()
-        results = self._on_first(
-            lambda: {split: self._evaluate(split, oracle=False).scores.metrics for split in splits}
-        )
+
+        def metrics_of_splits() -> dict[str, Any]:
+            return {split: self._evaluate(split, oracle=False).scores.metrics for split in splits}
+
+        results = metrics_of_splits() if self._all_score else self._on_first(metrics_of_splits)
         selected = None
         for split, metrics in results.items():
             self._append({"step": self.loop.position.step, "split": split, "metrics": metrics})
@@ -314,11 +316,17 @@ class _Run:
                 selected = selection_score(self.built.task.kind, metrics)
         return selected
 
+    @property
+    def _all_score(self) -> bool:
+        """Whether every rank scores a share of a split; else rank 0 scores all of it."""
+        return self.built.task.kind == "language_modelling"
+
     def _make_scored(self) -> None:
-        """Have the model that rank 0 scores: the one in training, or a copy in one piece."""
+        """Have the model that is scored: the one in training, or a copy in one piece."""
         self.scored = self.model
         if parallel.is_sharded(self.model):
-            self.scored = parallel.whole_copy(self.model, self.device, keep=self.world.is_first)
+            keep = self._all_score or self.world.is_first
+            self.scored = parallel.whole_copy(self.model, self.device, keep=keep)
 
     def keep_best(self) -> None:
         self.best = parallel.full_weights(self.model)
@@ -401,22 +409,29 @@ class _Run:
     def score(self) -> None:
         """Score the selected weights on every split and depth, and write the result."""
         self._make_scored()
-        self._on_first(self._score)
+        if self._all_score:
+            evaluations = self._evaluate_all()
+            self._on_first(lambda: self._write_result(evaluations))
+        else:
+            self._on_first(lambda: self._write_result(self._evaluate_all()))
 
-    def _score(self) -> None:
+    def _evaluate_all(self) -> list[Evaluation]:
+        if self.config.selection_split is not None:
+            assert self.best is not None
+            self.scored.load_state_dict(self.best)
+        return [
+            self._evaluate(split, repeats=depth)
+            for split in self.built.final_splits(self.config)
+            for depth in self.built.depths(self.config)
+        ]
+
+    def _write_result(self, evaluations: list[Evaluation]) -> None:
         assert self.loop is not None
         position, config = self.loop.position, self.config
         selected_step = position.step
         if config.selection_split is not None:
-            assert self.best is not None
             assert position.best_step is not None
-            self.scored.load_state_dict(self.best)
             selected_step = position.best_step
-        evaluations = [
-            self._evaluate(split, repeats=depth)
-            for split in self.built.final_splits(config)
-            for depth in self.built.depths(config)
-        ]
         own = [evaluation for evaluation in evaluations if evaluation.is_default_depth]
         kind = self.built.task.kind
         write_json_lines(
@@ -446,7 +461,7 @@ class _Run:
         step = self.loop.position.step
 
         def on_batch(done: int, total: int) -> None:
-            if self.stop.requested:
+            if self.stop_requested if self._all_score else self.stop.requested:
                 raise Stopped(f"stopped while scoring {split} at step {step}")
             now = time.monotonic()
             if now - self._shown >= PROGRESS_SECONDS:
@@ -473,6 +488,7 @@ class _Run:
                 repeats=repeats,
                 oracle=oracle,
                 on_batch=on_batch,
+                world=self.world if self._all_score else World(),
             )
         finally:
             self.timings.evaluate_seconds += time.monotonic() - began

@@ -466,3 +466,91 @@ def test_a_finished_run_is_found_done_by_all(command, start, tmp_path):
     again = start(command("run", "train.steps=4", "evaluate.interval=null"))
     assert again.end() == [0, 0]
     assert ": done\n" in again.text()
+
+
+# --- language models ----------------------------------------------------------------------
+
+TEXT = """\
+task: {{name: language, corpus: files, files: [{folder}], tokenizer: bytes, context_length: 24,
+       validation_fraction: 0.15, test_fraction: 0.15}}
+model: {{architecture: moeut, d_model: 16, num_heads: 2, num_layers: 4, num_experts: 4,
+        expert_size: 8, top_k: 2, attention_experts: 3}}
+train: {{steps: 12, batch_size: 8, accumulate: 2, learning_rate: 0.01, schedule: cosine_paper,
+        warmup_steps: 3, checkpoint_interval: 5, log_interval: 2, epsilon: 0.001}}
+evaluate: {{interval: 4}}
+select: best:validation
+"""
+
+
+@pytest.fixture
+def text_command(tmp_path, monkeypatch):
+    """Return a function that gives the command line of a small language run."""
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "text"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(40):
+        words = generator.choice(["one", "three", "seven", "eleven"], 25)
+        (folder / f"{number}.txt").write_text(f"{number}: " + " ".join(words) + "\n")
+    file = tmp_path / "text.yaml"
+    file.write_text(TEXT.format(folder=folder))
+
+    def make(name, *overrides):
+        arguments = [str(file), *overrides, f"--run-directory={tmp_path / name}"]
+        return lambda: train_module.main(arguments)
+
+    return make
+
+
+def without_speed(directory):
+    return [{k: v for k, v in row.items() if k != "speed"} for row in rows_of(directory)]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_language_run_on_two_ranks(kind, text_command, start, tmp_path, monkeypatch):
+    """Packed by one rank while the other waits, killed, and scored by both."""
+    option = f"train.parallel={kind}"
+    assert start(text_command("whole", option)).end() == [0, 0]
+    with monkeypatch.context() as patch:
+        die_at(8, patch)
+        assert start(text_command("parts", option)).end() == [-9, -9]
+    assert start(text_command("parts", option)).end() == [0, 0]
+    whole, parts, alone = (tmp_path / name for name in ("whole", "parts", "alone"))
+    assert without_speed(parts) == without_speed(whole)
+    assert (parts / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+
+    assert start(text_command("alone"), size=1).end() == [0]
+    for row, expected in zip(without_speed(whole), without_speed(alone), strict=True):
+        assert row.keys() == expected.keys()
+        for key in set(row) - {"routing", "metrics", "split"}:
+            assert row[key] == pytest.approx(expected[key], rel=1e-4), key
+        if "metrics" in row:
+            assert row["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
+    result, expected = (json.loads((d / "result.json").read_text()) for d in (whole, alone))
+    assert len(result["scores"]) == 2
+    for found, entry in zip(result["scores"], expected["scores"], strict=True):
+        assert found["rows"] == entry["rows"]
+        assert found["metrics"] == pytest.approx(entry["metrics"], rel=1e-5)
+
+    row = next(row for row in rows_of(whole) if "speed" in row)
+    assert row["perplexity"] == pytest.approx(np.exp(row["loss"]))
+    assert row["speed"]["tokens_per_second"] > 0
+    assert row["speed"]["peak_memory_bytes"] > 0
+    assert row["speed"]["model_flops_utilization"] is None
+    assert row["routing"]["decoder.0.feed_forward"]["num_experts"] == 4
+    assert row["routing"]["decoder.1.attention.value"]["num_experts"] == 6
+    assert rows_of(whole)[-2]["tokens_seen"] == 12 * 8 * 24
+
+
+def test_signal_while_all_ranks_score(text_command, start, tmp_path, monkeypatch):
+    on_batch = run_module._Run._evaluate
+
+    def interrupted(active, split, **options):
+        if active.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return on_batch(active, split, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module._Run, "_evaluate", interrupted)
+        assert start(text_command("run")).end() == [75, 75]
+    assert start(text_command("run")).end() == [0, 0]

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from tasks import options
 from tasks.files import DataMissing, cache_folder
-from tasks.language.corpora import CORPORA, open_corpus
+from tasks.language.corpora import open_corpus
 from tasks.language.documents import Corpus, Part
 from tasks.language.packing import TOKENIZER, Prepared, Recipe, pack, read_prepared
 from tasks.language.splitting import SPLITS, SplitRule, digest
@@ -88,11 +88,6 @@ class Language(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.corpus not in CORPORA:
-            raise ValueError(
-                f"task.corpus={self.corpus!r}: expected one of {', '.join(CORPORA)}"
-                f"{options.nearest(self.corpus, CORPORA)}"
-            )
         for name in ("validation_fraction", "test_fraction"):
             options.require(self, name, 0 < getattr(self, name) < 1, "between 0 and 1")
         total = self.validation_fraction + self.test_fraction
@@ -104,20 +99,11 @@ class Language(Task):
         options.require(self, "vocabulary_size", self.vocabulary_size >= 2, "at least 2")
         if self.train_tokens is not None:
             options.require(self, "train_tokens", self.train_tokens >= 1, "at least 1")
-        self._check_owners()
+        self._check_tokenizer_options()
+        self._open_corpus()
 
-    def _check_owners(self) -> None:
-        """Refuse an option that has no effect with the corpus or tokenizer chosen."""
-        owners = {"files": "files", "hub": "hub", "hub_config": "hub", "hub_revision": "hub"}
-        for name, owner in owners.items():
-            if getattr(self, name) and self.corpus != owner:
-                raise ValueError(
-                    f"task.{name}={getattr(self, name)!r}: only with corpus: {owner}, "
-                    f"not {self.corpus}"
-                )
-        for name in ("files", "hub"):
-            if self.corpus == name and not getattr(self, name):
-                raise ValueError(f"task.{name}: corpus {name!r} needs it")
+    def _check_tokenizer_options(self) -> None:
+        """Refuse an option that has no effect with the tokenizer chosen."""
         described = options.describe(type(self))
         for name in ("vocabulary_size", "normalization", "tokenizer_documents"):
             value = getattr(self, name)

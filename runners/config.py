@@ -266,7 +266,8 @@ class SweepConfig:
     baseline: str | None = None
     """Variant that the others are tested against; default: the first."""
     headline: dict[str, Any] = field(default_factory=dict)
-    """{split, metric} of the main column; default: the last split's exact match or accuracy."""
+    """{split, metric} of the main column; default: the last split's exact match,
+    accuracy or bits per byte."""
 
     def __post_init__(self) -> None:
         seeds = self.seed_list

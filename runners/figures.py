@@ -21,6 +21,7 @@ Curve = Mapping[float, Sequence[float]]
 
 NO_MATPLOTLIB = "no figures: matplotlib is not installed (pip install 'moeut-suite[plots]')"
 PANEL_INCHES = (4.2, 3.2)
+TOKENS = "tokens seen"
 
 
 class FiguresUnavailable(RuntimeError):
@@ -160,7 +161,7 @@ def learning_panels(results: SweepResults) -> list[Panel]:
     """
     y = results.headline_metric(results.settings[0])
     over_tokens = is_lower_better(y) and all(map(_tokens_by_step, results.runs))
-    x = "tokens seen" if over_tokens else "step"
+    x = TOKENS if over_tokens else "step"
     rows = {run.directory: _placed_rows(run, over_tokens) for run in results.runs}
     loss = {s.label: _curve(rows, s, lambda row: row.get("loss")) for s in results.settings}
     panels = []
@@ -293,6 +294,10 @@ def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, Any]) -> None:
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y.replace("_", " "))
+    if panel.x == TOKENS:
+        from matplotlib.ticker import EngFormatter
+
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 2.5G rather than 2500000000
     if panel.accuracy:
         axes.set_ylim(-0.03, 1.03)
     else:
@@ -301,14 +306,14 @@ def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, Any]) -> None:
     if panel.wide:
         axes.set_xscale("log", base=2)
         _write_numbers_out(axes.xaxis)
-    axes.grid(alpha=0.3)
+    axes.grid(alpha=0.3, which="both")
 
 
 def _write_numbers_out(axis: Any) -> None:
     """Label a logarithmic axis with numbers (1.5, not 1.5 × 10⁰), also between powers."""
-    from matplotlib.ticker import LogFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogFormatter
 
-    axis.set_major_formatter(ScalarFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
     # It leaves out labels between powers where the axis spans too many of them.
     axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
 

@@ -202,6 +202,7 @@ def test_figures_of_language_models_have_no_scale_of_accuracies(make_language_sw
     labels = [label.get_text() for label in axes.get_yticklabels(which="both")]
     assert any(labels), "an axis without numbers"
     assert not any("10^" in label for label in labels)
+    assert "600" in [label.get_text() for label in axes.get_xticklabels()]
     panels = figures.difficulty_panels(found)
     assert [(panel.x, panel.accuracy, panel.wide) for panel in panels] == [
         ("position", False, True)

@@ -1,5 +1,7 @@
 """A finished run on any split and depth: ``python -m runners.evaluate RUN [--split gen]``.
 
+A language model, of a run or a ``.ckpt`` file, on zero-shot benchmarks too: ``--task blimp``.
+
 The weights scored are those that the run's ``select`` names. A damaged checkpoint is refused: the
 one before it is of another step. Nothing is written.
 """
@@ -16,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from runners import environment, signals
+from runners import environment, signals, zero_shot
 from runners.build import Built, build, build_model
 from runners.checkpoint import list_checkpoints, load_checkpoint
 from runners.config import ConfigError, RunConfig
@@ -159,9 +161,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows-per-category", type=int, help="instead of the run's own setting")
     parser.add_argument("--all-rows", action="store_true", help="score every row")
     parser.add_argument("--json", action="store_true", help="print JSON, with every table")
+    zero_shot.add_options(parser)
     options = parser.parse_args(arguments)
     with signals.Stop(announce=True) as stop:
         try:
+            zero_shot.check_options(options)
+            if options.task:
+                return zero_shot.run(options, stop)
             if options.rows_per_category is not None and options.rows_per_category < 1:
                 raise ConfigError(
                     f"--rows-per-category {options.rows_per_category}: must be at least 1"

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
+import torch
 
+import moeut
 import tasks
+from runners.loading import LanguageModel
+from tasks.language.tokenizers import Bytes
 from tasks.task import Example, Task
 
 
@@ -313,3 +317,38 @@ def make_language_run(
 def language_run():
     """What makes a finished run of a tiny language model in a folder."""
     return make_language_run
+
+
+TINY = {
+    "moeut": {"num_experts": 6, "expert_size": 8, "top_k": 2, "attention_experts": 3},
+    "transformer": {"feed_forward_size": 32},
+}
+
+
+def _tiny_language_model(architecture="moeut", *, tokenizer=None, context_length=24):
+    """Return a random float64 language model with 4 applied layers, over bytes."""
+    tokenizer = tokenizer or Bytes(Bytes.CONTENT)
+    torch.manual_seed(1)
+    config = moeut.architecture(
+        architecture,
+        form="decoder_lm",
+        vocabulary_size=tokenizer.vocabulary_size,
+        d_model=16,
+        num_layers=4,
+        num_heads=2,
+        **TINY[architecture],
+    )
+    return LanguageModel(
+        model=moeut.build(config).double().eval(),
+        tokenizer=tokenizer,
+        context_length=context_length,
+        device=torch.device("cpu"),
+        precision="float32",
+        name="tiny",
+        separator="",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_language_model():
+    return _tiny_language_model

@@ -1,0 +1,240 @@
+"""The task language: its options, its checks, and that it packs what a run then reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tasks
+from tasks import DataDamaged, DataMissing
+from tasks.language.splitting import SplitRule, digest
+from tasks.language.task import train_texts
+from tasks.language.tokenizers import Bytes
+
+TEXTS = [f"document {i}\n" + "  indented\n" * (i % 5) for i in range(400)]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def options(tmp_path, cache) -> dict[str, object]:
+    """Options of a small task over a file."""
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return {
+        "corpus": "files",
+        "files": [str(path)],
+        "tokenizer": "bytes",
+        "context_length": 16,
+        "validation_fraction": 0.1,
+        "test_fraction": 0.1,
+    }
+
+
+def test_splits_hold_the_corpus(options):
+    task = tasks.create("language", **options)
+    splits = task.splits()
+    assert list(splits) == ["train", "validation", "test"]
+    assert sum(split.num_documents for split in splits.values()) == len(TEXTS)
+    assert sum(split.num_bytes for split in splits.values()) == sum(map(len, TEXTS))
+    rule = SplitRule(0.1, 0.1)
+    first = next(text for text in TEXTS if rule.split(None, digest(text)) == "validation")
+    window = splits["validation"].windows(np.array([0]))[0]
+    assert window.tolist() == [256, *first.encode()[:16]]
+    assert task.splits() is splits
+    assert task.kind == "language_modelling"
+    assert set(task.selection_splits) == {task.in_distribution_split} == {"validation"}
+
+
+def test_one_packing_serves_every_context_length(options, cache):
+    tasks.create("language", **options).splits()
+    index = next(cache.glob("language/files-*/prepared.json")).stat().st_mtime_ns
+    longer = tasks.create("language", **{**options, "context_length": 32})
+    assert longer.splits()["train"].context_length == 32
+    assert next(cache.glob("language/files-*/prepared.json")).stat().st_mtime_ns == index
+    assert longer.data_hash() == tasks.create("language", **options).data_hash()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"boundary": "paper"},
+        {"validation_fraction": 0.2},
+        {"test_fraction": 0.2},
+        {"tokenizer": "bpe", "vocabulary_size": 300},
+        {"train_tokens": 5},
+    ],
+)
+def test_what_decides_the_tokens_decides_the_folder(options, change):
+    base = tasks.create("language", **options)
+    changed = tasks.create("language", **{**options, **change})
+    assert changed.folder() != base.folder()
+    if "train_tokens" not in change:  # the corpus has one part, which gives the same tokens
+        assert changed.data_hash() != base.data_hash()
+
+
+def test_changed_text_is_packed_anew(options):
+    before = tasks.create("language", **options).data_hash()
+    with open(options["files"][0], "a") as stream:
+        stream.write('{"text": "one more"}\n')
+    assert tasks.create("language", **options).data_hash() != before
+
+
+def test_the_same_text_elsewhere_is_the_same_data(options, tmp_path, monkeypatch):
+    first = tasks.create("language", **options)
+    (tmp_path / "other").mkdir()
+    copy = tmp_path / "other" / "text.jsonl"
+    copy.write_bytes(Path(options["files"][0]).read_bytes())
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path / "another"))
+    second = tasks.create("language", **{**options, "files": [str(copy)]})
+    assert second.data_hash() == first.data_hash()
+    assert second.folder().name == first.folder().name
+
+
+def test_bpe_is_trained_on_training_documents_alone(options):
+    pytest.importorskip("sentencepiece")
+    task = tasks.create("language", **{**options, "tokenizer": "bpe", "vocabulary_size": 300})
+    tokenizer = task.load_tokenizer()
+    assert (tokenizer.vocabulary_size, task.prepared().dtype) == (300, np.dtype("<u2"))
+    window = task.splits()["train"].windows(np.array([1]))[0]
+    assert tokenizer.decode(window.tolist()) in "".join(TEXTS)
+    rule = SplitRule(0.1, 0.1)
+    from tasks.language.corpora import open_corpus
+
+    parts = open_corpus("files", files=options["files"]).parts()
+    expected = [text for text in TEXTS if rule.split(None, digest(text)) == "train"]
+    assert list(train_texts(parts, rule, 10_000)) == expected
+    assert list(train_texts(parts, rule, 3)) == expected[:3]
+
+
+def test_a_given_tokenizer_is_read_from_its_file(options, tmp_path):
+    path = Bytes().save(tmp_path)
+    task = tasks.create("language", **{**options, "tokenizer": str(path)})
+    assert task.load_tokenizer().sha256() == Bytes().sha256()
+    assert task.data_hash() == tasks.create("language", **options).data_hash()
+
+
+def test_a_cut_or_changed_token_file_is_refused(options):
+    task = tasks.create("language", **options)
+    task.splits()
+    path = task.folder() / "train/00000.tokens"
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataDamaged, match=r"00000\.tokens: changed since it was prepared"):
+        tasks.create("language", **options).splits()
+    path.write_bytes(data[:-2])
+    with pytest.raises(DataDamaged, match=r"00000\.tokens: \d+ bytes, expected \d+"):
+        tasks.create("language", **options).splits()
+
+
+def test_a_hub_corpus_is_prepared_by_command_alone(cache):
+    task = tasks.create("language", corpus="c4", train_tokens=1000, context_length=256)
+    with pytest.raises(DataMissing) as error:
+        task.splits()
+    assert str(error.value).endswith(
+        "prepare it with: python -m tasks.prepare corpus=c4 train_tokens=1000"
+    )
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"corpus": "stdlb"}, "task.corpus='stdlb': expected one of .*did you mean 'stdlib'"),
+        ({"corpus": "stdlib"}, "task.files=.*corpus 'stdlib' does not take it"),
+        ({"files": []}, "task.files=.*needs at least one file"),
+        ({"validation_fraction": 0.0}, "task.validation_fraction=0.0: must be between 0 and 1"),
+        ({"test_fraction": 1.5}, "task.test_fraction=1.5: must be between 0 and 1"),
+        ({"test_fraction": 0.95}, "task.test_fraction=0.95: must be below 1 together with"),
+        ({"context_length": 0}, "task.context_length=0: must be at least 1"),
+        ({"train_tokens": 0}, "task.train_tokens=0: must be at least 1"),
+        ({"normalization": "paper"}, "task.normalization='paper': only with tokenizer: bpe"),
+        ({"vocabulary_size": 100}, "task.vocabulary_size=100: only with tokenizer: bpe"),
+        ({"boundary": "papr"}, "task.boundary='papr': .*did you mean 'paper'"),
+        ({"hub": "a/b"}, "task.hub='a/b'"),
+    ],
+)
+def test_wrong_options_are_one_line(options, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        tasks.create("language", **{**options, **change})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context_length": 5000}, "task.context_length=5000: the train split has .* tokens"),
+        ({"tokenizer": "no.model"}, "task.tokenizer='no.model': .*no such file"),
+        ({"files": ["/nowhere/x.txt"]}, "task.files='/nowhere/x.txt'"),
+    ],
+)
+def test_what_cannot_be_packed_or_cut_is_one_line(options, change, message):
+    changed = {**options, **change}
+    if "context_length" in change:
+        Path(options["files"][0]).write_text('{"text": "short"}\n{"text": "shorter"}\n')
+    with pytest.raises(ValueError, match=message) as error:
+        tasks.create("language", **changed).splits()
+    assert "\n" not in str(error.value)
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path, options):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(b"good\n\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"bad\.txt.*not UTF-8") as error:
+        tasks.create("language", **{**options, "files": [str(path)]}).splits()
+    assert "\n" not in str(error.value)
+
+
+def test_methods_of_examples_are_refused(options):
+    task = tasks.create("language", **options)
+    for method in (task.vocabularies, task.classes, task.max_source_length):
+        with pytest.raises(TypeError, match="windows of tokens and no examples"):
+            method()
+
+
+def test_a_second_process_waits_and_reads_what_the_first_packed(options, tmp_path):
+    code = (
+        "import json, sys, tasks\n"
+        "task = tasks.create('language', **json.loads(sys.argv[1]))\n"
+        "print(task.data_hash())\n"
+    )
+    root = Path(tasks.__file__).parents[1]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(options)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+        )
+        for _ in range(2)
+    ]
+    printed = [child.communicate()[0].strip() for child in children]
+    assert printed[0] == printed[1] == tasks.create("language", **options).data_hash()
+
+
+def test_a_waiting_process_says_so(options, caplog, monkeypatch):
+    import fcntl
+
+    task = tasks.create("language", **options)
+    taken = fcntl.flock
+
+    def busy_at_first(stream, operation):
+        if operation & fcntl.LOCK_NB:
+            raise BlockingIOError
+        taken(stream, operation)
+
+    monkeypatch.setattr("tasks.language.workers.fcntl.flock", busy_at_first)
+    with caplog.at_level(logging.INFO, logger="tasks"):
+        task.splits()
+    assert "another process prepares this data; waiting" in caplog.text

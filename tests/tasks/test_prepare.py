@@ -1,0 +1,109 @@
+"""Prepare: the table it prints, what it refuses, and the checks it makes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import tasks
+from tasks import command_line, export, prepare, show
+from tasks.language.task import Language
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch) -> list[str]:
+    """Words that name a small corpus."""
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(300)))
+    return [
+        "corpus=files",
+        f"files={json.dumps([str(path)])}",
+        "tokenizer=bytes",
+        "validation_fraction=0.1",
+        "test_fraction=0.1",
+        "context_length=16",
+    ]
+
+
+def cells(text: str, split: str) -> list[str]:
+    return next(line for line in text.splitlines() if line.split()[:1] == [split]).split()
+
+
+def test_the_table_has_what_each_split_holds(words, capsys):
+    prepare.main([*words, "--workers", "1"])
+    text = capsys.readouterr().out
+    task = command_line.task_from_words("language", words)
+    for name, split in task.splits().items():
+        documents, size, tokens = split.num_documents, split.num_bytes, split.num_tokens
+        assert tokens == size + documents + 1
+        ratio = f"{size / tokens:.3f}"
+        assert cells(text, name) == [name, f"{documents:,}", "0", f"{tokens:,}", f"{size:,}", ratio]
+    assert task.data_hash() in text
+    assert str(task.folder()) in text
+    assert "parts: 1 of 1" in text
+
+
+def test_check_reads_every_file_again(words, capsys):
+    prepare.main([*words, "--check"])
+    assert "6 files read: all as they were packed" in capsys.readouterr().out
+    folder = command_line.task_from_words("language", words).folder()
+    path = folder / "test/00000.tokens"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(tasks.DataDamaged, match=r"test/00000\.tokens"):
+        prepare.main([*words, "--check"])
+
+
+def test_help_teaches_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        prepare.main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "python -m tasks.prepare corpus=c4" in text
+    for name, option in command_line.options.describe(Language).items():
+        assert f"  {name}: " in text
+        assert option.doc in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["corpsu=stdlib"], "did you mean 'corpus'"),
+        (["--workers", "0"], "--workers=0: must be at least 1"),
+        (["--worker", "x"], "invalid int value"),
+        (["tokenizer=bytes"], "given twice"),
+        (["boundary=non"], "did you mean 'none'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(
+    words, tmp_path, capsys, extra, message
+):
+    with pytest.raises(SystemExit) as end:
+        command_line.run(lambda: prepare.main([*words, *extra]))
+    assert end.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert len(output.err.strip().splitlines()) == 1
+    assert message in output.err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_show_prints_splits_and_windows_as_text(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    show.main(["language", *words, "--examples", "1"])
+    text = capsys.readouterr().out
+    task = command_line.task_from_words("language", words)
+    assert "kind: language_modelling" in text
+    for name, split in task.splits().items():
+        assert f"{name}: {len(split):,} windows of 16 tokens" in text
+    assert "'number " in text
+
+
+def test_export_refuses_a_task_without_rows(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        command_line.run(
+            lambda: export.main(["language", *words, "--split", "test", "--output", "-"])
+        )
+    assert end.value.code == 2
+    assert "has windows of tokens and no rows to export" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""Write a language model for Transformers: ``python -m runners.export RUN --output DIR``.
+
+RUN is a run's directory, one of its checkpoints, or a ``.ckpt`` file of the paper's training code.
+Needs the extra ``[hf]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from runners import signals
+from runners.config import ConfigError
+from runners.loading import LanguageModel, load_language_model
+from tasks.command_line import Parser
+
+
+def export(loaded: LanguageModel, folder: Path) -> None:
+    """Write ``config.json``, the weights, and the tokenizer's file into a folder.
+
+    ``import moeut.huggingface`` and ``AutoModelForCausalLM.from_pretrained(folder)`` read it back.
+    The tokenizer's file is our own; only a ``tokenizer.json`` is one that Transformers reads.
+
+    Raises:
+        ValueError: the folder is not empty, or Transformers is not installed.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--output {folder}: is there already, and is not an empty folder")
+    try:
+        from moeut.huggingface import wrap
+    except ImportError as error:
+        raise ConfigError(str(error)) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    wrapped = wrap(loaded.model)
+    boundary = loaded.tokenizer.boundary_id
+    wrapped.generation_config.eos_token_id = boundary
+    wrapped.generation_config.pad_token_id = 0 if boundary is None else boundary
+    wrapped.save_pretrained(folder)
+    loaded.tokenizer.save(folder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = Parser(
+        prog="python -m runners.export",
+        description="Write a trained language model for Hugging Face Transformers.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="read it back with:\n"
+        "  import moeut.huggingface\n"
+        '  model = transformers.AutoModelForCausalLM.from_pretrained("DIR")',
+    )
+    parser.add_argument("model", type=Path, help="a run's directory, a step_… in it, or a .ckpt")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; new or empty")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer file, where none lies beside")
+    options = parser.parse_args(arguments)
+    try:
+        loaded = load_language_model(options.model, tokenizer=options.tokenizer, device="cpu")
+        export(loaded, options.output)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return signals.BAD_INPUT
+    written = ", ".join(sorted(file.name for file in options.output.iterdir()))
+    print(f"{options.output}: {loaded.name}: {written}")
+    return signals.DONE
+
+
+if __name__ == "__main__":
+    signals.exit_with(main)

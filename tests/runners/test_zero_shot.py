@@ -1,0 +1,208 @@
+"""Benchmarks of a language model: scores against ones worked out apart, and the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from runners import evaluate, signals, zero_shot
+from tasks.files import sha256_of
+from tasks.language.train_tokenizer import train_tokenizer
+from tasks.zero_shot import get
+from tasks.zero_shot.blimp import parse
+
+WORDS = ["alpha beta", "gamma delta", "epsilon", "zeta eta theta"]
+
+
+def rows(paradigm: str, count: int) -> list[dict]:
+    return [
+        {
+            # Of one length, so that neither is likelier by being short.
+            "sentence_good": f"{WORDS[i % 4]} {WORDS[(i + 1) % 4]} {WORDS[i % 3]}",
+            "sentence_bad": f"{WORDS[(i + 1) % 4]} {WORDS[i % 4]} {WORDS[i % 3]}",
+            "field": "syntax" if paradigm < "b" else "morphology",
+            "linguistics_term": "island_effects",
+            "UID": paradigm,
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def blimp_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two paradigms of seven and five pairs, as if they were the published ones."""
+    monkeypatch.setenv("MOEUT_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path / "cache"))
+    benchmark = get("blimp")
+    files = []
+    for file, count in zip(benchmark.files[:2], (7, 5), strict=True):
+        name = Path(file.path).stem
+        lines = "".join(json.dumps(row) + "\n" for row in rows(name, count))
+        goal = tmp_path / "data" / file.path
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        goal.write_text(lines)
+        files.append(dataclasses.replace(file, sha256=sha256_of(lines.encode()), rows=count))
+    monkeypatch.setattr(type(benchmark), "files", tuple(files))
+
+
+@torch.no_grad()
+def log_likelihood(language, text: str) -> float:
+    """Return that of a text after the boundary, token by token."""
+    tokens = [language.tokenizer.boundary_id, *language.tokenizer.encode(text)]
+    logits = language.model(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)
+    return sum(float(logits[i, token]) for i, token in enumerate(tokens[1:]))
+
+
+def test_blimp_counts_the_pairs_whose_right_sentence_is_likelier(tiny_language_model):
+    language = tiny_language_model(context_length=64)
+    table = {paradigm: rows(paradigm, count) for paradigm, count in (("a", 9), ("b", 4))}
+    questions = [parse(row) for part in table.values() for row in part]
+    result = zero_shot.evaluate_questions(language, get("blimp"), questions, batch_size=5)
+    shares = {
+        paradigm: sum(
+            log_likelihood(language, " " + row["sentence_good"])
+            > log_likelihood(language, " " + row["sentence_bad"])
+            for row in part
+        )
+        / len(part)
+        for paradigm, part in table.items()
+    }
+    assert len(set(shares.values())) == 2  # so that an average over pairs would be another
+    found = {name: scores["acc"].value for name, scores in result.groups["paradigm"].items()}
+    assert found == pytest.approx(shares)
+    assert result.metrics["acc"].value == pytest.approx(sum(shares.values()) / 2)
+    assert result.groups["field"]["morphology"]["acc"].value == pytest.approx(shares["b"])
+    assert result.truncated == 0
+
+
+def test_contexts_that_were_cut_are_counted(tiny_language_model):
+    language = tiny_language_model(context_length=30)
+    questions = [parse(row) for row in rows("a", 8)]
+    result = zero_shot.evaluate_questions(language, get("blimp"), questions)
+    lengths = [len(text.encode()) for question in questions for text in question.continuations]
+    assert 0 < result.truncated == sum(length > 30 for length in lengths) < len(lengths)
+
+
+def test_the_space_before_a_sentence_is_nothing_to_the_papers_tokenizer():
+    """So scores in the harness's format are those of the paper's code, which puts none there."""
+    tokenizer = train_tokenizer(
+        WORDS * 5, vocabulary_size=40, normalization="paper", boundary=False
+    )
+    for text in WORDS:
+        assert tokenizer.encode(" " + text) == tokenizer.encode(text)
+    # Nor does it matter there that the paper's code tokenizes context and continuation apart.
+    apart = tokenizer.encode(WORDS[0]) + tokenizer.encode(" " + WORDS[1])
+    assert tokenizer.encode(WORDS[0] + " " + WORDS[1]) == apart
+
+
+# --- the command ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(golden_dir: Path, tmp_path: Path) -> Path:
+    """A file of the paper's training code, with a tokenizer beside it."""
+    path = tmp_path / "moeut_periln.ckpt"
+    path.write_bytes((golden_dir / "training_code" / path.name).read_bytes())
+    tokenizer = train_tokenizer(
+        WORDS * 5, vocabulary_size=40, normalization="paper", boundary=False
+    )
+    tokenizer.save(tmp_path)
+    return path
+
+
+@pytest.mark.golden
+def test_a_checkpoint_file_is_scored_without_any_training_data(checkpoint, blimp_files, capsys):
+    assert evaluate.main([str(checkpoint), "--task", "blimp", "--json"]) == signals.DONE
+    ((report,),) = (json.loads(capsys.readouterr().out),)
+    (result,) = report["results"]
+    assert (result["benchmark"], result["headline"]) == ("blimp", "acc")
+    paradigms = result["groups"]["paradigm"]
+    assert [scores["acc"]["questions"] for scores in paradigms.values()] == [7, 5]
+    mean = sum(scores["acc"]["value"] for scores in paradigms.values()) / 2
+    assert result["metrics"]["acc"]["value"] == pytest.approx(mean)
+    assert result["metrics"]["acc"]["standard_error"] > 0
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [
+        ("table", "BLiMP by paradigm"),
+        ("markdown", "## BLiMP by paradigm"),
+        ("latex", r"\caption{BLiMP by paradigm.}"),
+    ],
+)
+def test_tables_are_printed(checkpoint, blimp_files, capsys, style, expected):
+    words = [str(checkpoint), "--task", "blimp", "--limit", "3", "--format", style]
+    assert evaluate.main(words) == signals.DONE
+    shown = capsys.readouterr().out
+    assert expected in shown
+    assert "adjunct island" in shown
+    assert "only the first 3 questions of each file" in shown
+    assert shown.count("Zero-shot, moeut") == 1
+
+
+@pytest.mark.golden
+def test_depth_may_be_another(checkpoint, blimp_files, capsys):
+    words = [str(checkpoint), "--task", "blimp", "--repeats", "2,3", "--json", "--batch-size", "4"]
+    assert evaluate.main(words) == signals.DONE
+    reports = json.loads(capsys.readouterr().out)
+    assert [report["num_repeats"] for report in reports] == [2, 3]
+
+
+def test_a_run_is_scored(tmp_path, monkeypatch, language_run, blimp_files, capsys):
+    data = tmp_path / "data"
+    directory = language_run(tmp_path, monkeypatch)
+    monkeypatch.setenv("MOEUT_DATA", str(data))
+    before = sorted(directory.rglob("*"))
+    assert evaluate.main([str(directory), "--task", "blimp", "--json"]) == signals.DONE
+    (report,) = json.loads(capsys.readouterr().out)
+    # Sentences of more bytes than the 16 of a window are scored too.
+    assert report["results"][0]["truncated"] > 0
+    assert sorted(directory.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "blimb"], "--task blimb: expected one of blimp, piqa, hellaswag, arc_easy"),
+        (["--task", "piqa"], "piqa/valid.jsonl: not found in .* with: python -m tasks.fetch piqa"),
+        (["--task", "blimp", "--limit", "0"], "--limit 0: must be at least 1"),
+        (["--task", "blimp", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["--task", "blimp", "--split", "dev"], "--split: only without --task"),
+        (["--limit", "3"], "--limit: only with --task"),
+        (["--task", "blimp"], "expected a run's directory"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, blimp_files, capsys, words, message):
+    assert evaluate.main([str(tmp_path / "nothing"), *words]) == signals.BAD_INPUT
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.strip().splitlines()) == 1
+    assert re.search(message, shown.err)
+
+
+def test_a_run_of_another_kind_is_refused(make_run, blimp_files, capsys):
+    directory = make_run()
+    assert evaluate.main([str(directory), "--task", "blimp"]) == signals.BAD_INPUT
+    assert "a run of task 'file'; expected a language model's" in capsys.readouterr().err
+
+
+def test_a_signal_stops_between_batches(tiny_language_model, blimp_files, monkeypatch):
+    language = tiny_language_model(context_length=64)
+    monkeypatch.setattr(zero_shot, "load_language_model", lambda path, tokenizer: language)
+    asked = []
+
+    def check() -> None:
+        asked.append(None)
+        if len(asked) == 2:
+            raise zero_shot.Stopped("now")
+
+    with pytest.raises(zero_shot.Stopped):
+        zero_shot.evaluate_path(Path("x"), ["blimp"], batch_size=4, check=check)
+    assert len(asked) == 2

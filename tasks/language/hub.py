@@ -273,7 +273,7 @@ def _streamed(repository: str, config: str | None, revision: str | None) -> Any:
     """Return the streamed splits of a data set by name."""
     datasets = need("datasets", PURPOSE)
     datasets.disable_progress_bars()
-    expected = (ValueError, *_library_errors())
+    expected: tuple[type[BaseException], ...] = (ValueError, *_library_errors())
     try:
         return datasets.load_dataset(repository, config, revision=revision, streaming=True)
     except expected as error:

@@ -10,6 +10,7 @@ characters, and whole documents as sentences, of which those over 4192 bytes are
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -77,10 +78,15 @@ def train_tokenizer(
             **(_KEEP if normalization == "keep" else {}),
         )
     except RuntimeError as error:
-        reason = "the corpus is empty" if reader.characters == 0 else f"SentencePiece says: {error}"
+        if reader.error is not None:  # SentencePiece hides what its input raises
+            raise reader.error from None
+        # What stands before the sentence is a place in SentencePiece's source.
+        reason = (
+            "the corpus is empty" if reader.characters == 0 else re.sub(r".*\] ", "", str(error))
+        )
         raise ValueError(
-            f"no BPE tokenizer of {vocabulary_size} pieces from {reader.number} documents with "
-            f"{reader.characters:,} characters: {reason}"
+            f"task.vocabulary_size={vocabulary_size}: no BPE tokenizer of so many pieces from "
+            f"{reader.number} documents with {reader.characters:,} characters: {reason}"
         ) from None
     return SentencePiece(model.getvalue())
 
@@ -91,14 +97,19 @@ class _Reader:
     def __init__(self, texts: Iterable[str], max_characters: int | None) -> None:
         self._texts, self._limit = texts, max_characters
         self.number = self.characters = 0
+        self.error: BaseException | None = None
 
     def documents(self) -> Iterator[str]:
-        for text in self._texts:
-            self.number += 1
-            self.characters += len(text)
-            yield text
-            if self._limit is not None and self.characters >= self._limit:
-                return
+        try:
+            for text in self._texts:
+                self.number += 1
+                self.characters += len(text)
+                yield text
+                if self._limit is not None and self.characters >= self._limit:
+                    return
+        except BaseException as error:
+            self.error = error
+            raise
 
     def lines(self) -> Iterator[str]:
         for text in self.documents():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import sys
 
 import pytest
@@ -219,9 +220,23 @@ def test_other_files_are_refused_with_what_is_expected(tmp_path):
 def test_too_little_text_is_refused_in_one_line():
     with pytest.raises(ValueError, match="0 documents with 0 characters: the corpus is empty"):
         train_tokenizer([])
-    with pytest.raises(ValueError, match="no BPE tokenizer of 8000 pieces from 1 doc") as error:
+    with pytest.raises(ValueError, match=r"task\.vocabulary_size=8000: no BPE tok") as error:
         train_tokenizer(["too little text"])
+    assert re.search(
+        r"1 documents with 15 .*: Vocabulary size too high .* <= \d+", str(error.value)
+    )
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("problem", [ValueError("a.txt: not UTF-8"), KeyboardInterrupt()])
+def test_what_the_corpus_raises_passes_through_training(problem):
+    def documents():
+        yield "fine"
+        raise problem
+
+    with pytest.raises(type(problem)) as error:
+        train_tokenizer(documents())
+    assert error.value is problem
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def extras(session: nox.Session) -> None:
+    """Run the tests of what needs the optional packages: the harness, Hugging Face."""
+    session.install("-e", ".[test,lm,eval,hf]")
+    session.run("pytest", "-m", "extras", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check formatting and lint rules with ruff."""
     session.install("ruff>=0.15,<0.18")

@@ -1,0 +1,245 @@
+"""Our language models in lm-evaluation-harness: ``pip install 'moeut-suite[eval]'``.
+
+    python -m runners.harness RUN --tasks blimp,piqa [--limit 100] [--json]
+    python -m runners.harness RUN --tasks my_task --include-path folder/with/yaml
+
+or, in Python,
+
+    import lm_eval
+    from runners.harness import harness_model
+    from runners.loading import load_language_model
+
+    model = harness_model(load_language_model("runs/…/seed0"))
+    lm_eval.simple_evaluate(model, tasks=["blimp", "piqa"])
+
+Log-likelihoods are those of ``runners.likelihoods``. The harness downloads the data of its own
+tasks from the Hugging Face hub; ``runners.evaluate --task`` needs no harness and reads local files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moeut.sampling import generate
+from runners import signals
+from runners.likelihoods import BATCH_SIZE, Request, encode, score_requests
+from runners.loading import LanguageModel, load_language_model
+from tasks.command_line import Parser
+from tasks.zero_shot import Likelihood
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+
+DEFAULT_MAX_TOKENS = 256
+"""Tokens generated where a task does not say how many."""
+
+
+def _need(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"lm-evaluation-harness cannot be imported ({error}): pip install 'moeut-suite[eval]'"
+        ) from error
+
+
+def harness_model(
+    language: LanguageModel, *, batch_size: int = BATCH_SIZE, num_repeats: int | None = None
+) -> LM:
+    """Return a language model as the harness wants it, an ``lm_eval.api.model.LM``.
+
+    Args:
+        language: from ``runners.loading``.
+        batch_size: continuations, or prompts, of a batch.
+        num_repeats: depth; None: the model's own.
+
+    Raises:
+        ValueError: the harness is not installed.
+    """
+    base = _need("lm_eval.api.model").LM
+
+    class HarnessModel(base):  # type: ignore[misc, valid-type]
+        """A ``LanguageModel``; the three methods answer the harness's three kinds of requests."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._device = language.device
+
+        def loglikelihood(
+            self, requests: list[Instance], disable_tqdm: bool = False
+        ) -> list[tuple[float, bool]]:
+            """Return log-likelihood, and whether it is greedy, of each (context, continuation)."""
+            pairs = [encode(language.tokenizer, *request.args[:2]) for request in requests]
+            # What a row of the data has in common is read once, as in our own scores.
+            rows: dict[Any, list[int]] = {}
+            for index, request in enumerate(requests):
+                rows.setdefault(_row(request, index), []).append(index)
+            questions = [[pairs[index] for index in row] for row in rows.values()]
+            answers: list[Likelihood | None] = [None] * len(requests)
+            for row, found in zip(rows.values(), _score(questions), strict=True):
+                for index, answer in zip(row, found, strict=True):
+                    answers[index] = answer
+            results = []
+            for request, answer in zip(requests, answers, strict=True):
+                assert answer is not None
+                results.append((answer.log_likelihood, answer.is_greedy))
+                self.cache_hook.add_partial("loglikelihood", request.args, results[-1])
+            return results
+
+        def loglikelihood_rolling(
+            self, requests: list[Instance], disable_tqdm: bool = False
+        ) -> list[float]:
+            """Return the log-likelihood of each whole text, each token scored once."""
+            found = _score([[_whole(language, request.args[0])] for request in requests])
+            results = [answer.log_likelihood for (answer,) in found]
+            for request, result in zip(requests, results, strict=True):
+                self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
+            return results
+
+        def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+            """Return the continuation of each prompt, up to the first of its stop strings."""
+            results = []
+            for first in range(0, len(requests), batch_size):
+                results += _continue(language, requests[first : first + batch_size], num_repeats)
+            for request, result in zip(requests, results, strict=True):
+                self.cache_hook.add_partial("generate_until", request.args, result)
+            return results
+
+    def _score(questions: Sequence[Sequence[Request]]) -> list[list[Likelihood]]:
+        return score_requests(language, questions, batch_size=batch_size, num_repeats=num_repeats)
+
+    return HarnessModel()
+
+
+def _row(request: Instance, index: int) -> Any:
+    """Return what the requests of one row of a task's data have in common."""
+    if request.doc_id is None:
+        return index
+    return request.task_name, request.doc_id, request.repeats
+
+
+def _whole(language: LanguageModel, text: str) -> Request:
+    """Return a text after the boundary; an empty one has nothing to score."""
+    if text:
+        return encode(language.tokenizer, "", text)
+    return Request((language.tokenizer.boundary_id or 0,), ())
+
+
+def _continue(
+    language: LanguageModel, requests: Sequence[Instance], num_repeats: int | None
+) -> list[str]:
+    results = [""] * len(requests)
+    alike: dict[str, list[int]] = {}  # a batch decodes with one setting
+    for index, request in enumerate(requests):
+        alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
+    for indices in alike.values():
+        settings = dict(requests[indices[0]].args[1])
+        texts = [requests[index].args[0] for index in indices]
+        for index, text in zip(
+            indices, _continue_alike(language, texts, settings, num_repeats), strict=True
+        ):
+            results[index] = text
+    return results
+
+
+def _continue_alike(
+    language: LanguageModel,
+    prompts: Sequence[str],
+    settings: dict[str, Any],
+    num_repeats: int | None,
+) -> list[str]:
+    tokenizer = language.tokenizer
+    until = settings.get("until") or []
+    until = [until] if isinstance(until, str) else list(until)
+    max_tokens = int(settings.get("max_gen_toks") or DEFAULT_MAX_TOKENS)
+    max_tokens = min(max_tokens, language.context_length - 1)
+    sampled = bool(settings.get("do_sample", False))
+    start = [] if tokenizer.boundary_id is None else [tokenizer.boundary_id]
+    room = language.context_length - max_tokens  # the end of a prompt that is too long is kept
+    rows = [(start + tokenizer.encode(prompt))[-room:] for prompt in prompts]
+    if not all(rows):
+        raise ValueError("an empty prompt, and a tokenizer without a boundary to begin after")
+    longest = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    real = torch.arange(longest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
+    with language.autocast():
+        decoded = generate(
+            language.model,
+            tokens.to(language.device),
+            real.to(language.device),
+            max_tokens=max_tokens,
+            temperature=float(settings.get("temperature") or 1.0) if sampled else 0.0,
+            top_k=settings.get("top_k") if sampled else None,
+            top_p=settings.get("top_p") if sampled else None,
+            stop=tokenizer.boundary_id,
+            num_repeats=num_repeats,
+        )
+    texts = []
+    for row, length in zip(decoded.tokens.tolist(), decoded.lengths.tolist(), strict=True):
+        text = tokenizer.decode(row[:length])
+        for stop in filter(None, until):
+            text = text.split(stop)[0]
+        texts.append(text)
+    return texts
+
+
+# --- the command ------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = Parser(
+        prog="python -m runners.harness",
+        description="Evaluate a language model with lm-evaluation-harness.",
+    )
+    parser.add_argument("run", type=Path, help="a run, one of its checkpoints, or a .ckpt file")
+    parser.add_argument("--tasks", required=True, help="tasks of the harness, as blimp,piqa")
+    parser.add_argument("--include-path", type=Path, help="folder with tasks of your own (YAML)")
+    parser.add_argument("--limit", type=int, help="only the first rows of each task")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
+    parser.add_argument("--repeats", type=int, help="depth, instead of the model's own")
+    parser.add_argument("--tokenizer", type=Path, help="where it does not lie with the weights")
+    parser.add_argument("--json", action="store_true", help="print the harness's results as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        library = _need("lm_eval")
+        for name in ("limit", "batch_size"):
+            number = getattr(options, name)
+            if number is not None and number < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {number}: must be at least 1")
+        if options.include_path is not None and not options.include_path.is_dir():
+            raise ValueError(f"--include-path {options.include_path}: no such folder")
+        language = load_language_model(options.run, tokenizer=options.tokenizer)
+        model = harness_model(language, batch_size=options.batch_size, num_repeats=options.repeats)
+        manager = _need("lm_eval.tasks").TaskManager(
+            include_path=None if options.include_path is None else str(options.include_path)
+        )
+        names = [name for name in options.tasks.split(",") if name]
+        unknown = [name for name in names if not manager.match_tasks([name])]
+        if unknown:
+            raise ValueError(f"--tasks {','.join(unknown)}: not among the harness's tasks")
+        results = library.simple_evaluate(
+            model, tasks=names, limit=options.limit, task_manager=manager
+        )
+    except (ValueError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return signals.BAD_INPUT
+    if options.json:
+        print(json.dumps({"results": results["results"]}, indent=1, default=str))
+    else:
+        print(_need("lm_eval.utils").make_table(results))
+        if "groups" in results:
+            print(_need("lm_eval.utils").make_table(results, "groups"))
+    return signals.DONE
+
+
+if __name__ == "__main__":
+    signals.exit_with(main)

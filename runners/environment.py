@@ -65,7 +65,11 @@ def prepare_process(config: TrainConfig, device: torch.device) -> None:
     if on_gpu and config.deterministic:
         # Read by cuBLAS when it starts; without it deterministic mode refuses matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on_gpu and config.deterministic)
+    wanted = on_gpu and config.deterministic
+    if (
+        torch.are_deterministic_algorithms_enabled() != wanted
+    ):  # the call alone takes 3 s of imports
+        torch.use_deterministic_algorithms(wanted)
 
 
 def describe_environment(config: RunConfig, device: torch.device) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from runners.config import TrainConfig
 
@@ -66,7 +65,8 @@ def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     """Return the global L2 norm of the gradients, a scalar tensor."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # over the ranks' pieces
+    # Of gradients in pieces, each on its rank, the norm is one in pieces too.
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def clip_gradients(

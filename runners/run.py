@@ -384,7 +384,9 @@ class _Run:
 
     def _write_shards(self, folder: Path) -> None:
         assert self.loop is not None
-        parallel.save_shards(folder, self.model, self.loop.optimizer, self.world)
+        from runners.sharding import save_shards
+
+        save_shards(folder, self.model, self.loop.optimizer, self.world)
 
     def progress(self, values: dict[str, float]) -> None:
         now = time.monotonic()

@@ -8,10 +8,13 @@ On several devices::
 
     torchrun --standalone --nproc-per-node 8 -m runners.train config.yaml [key=value …]
 
-Every rank ends with the status above, which torchrun names in its report; its own status is 0 if
-all ranks are done and 1 otherwise. SIGTERM and SIGINT sent to torchrun reach the ranks, which save
-and leave; SIGUSR1 and SIGUSR2 do with ``--signals-to-handle SIGTERM,SIGINT,SIGUSR1,SIGUSR2``, or
-sent to the ranks, of which one is enough. A run may go on with another number of ranks.
+Every rank ends with the status above. torchrun itself ends with 0 if all ranks are done and with 1
+otherwise: the ranks' status stands in its report (``exitcode``) or, after a signal, nowhere, and
+what it prints after "the same command continues" is its own traceback. SIGTERM and SIGINT sent to
+torchrun reach the ranks, which save and leave; SIGUSR1 and SIGUSR2 do so with
+``--signals-to-handle SIGTERM,SIGINT,SIGUSR1,SIGUSR2`` or when sent to a rank, of which one is
+enough. Saving has to end within torchrun's ``--shutdown-timeout`` (30 s). A run may go on with
+another number of ranks, or with one process.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from runners.build import Built
 from runners.config import RunConfig
+from runners.environment import choose_device
 from runners.expand import PlannedRun
 from runners.progress import duration
 from runners.rundirectory import RunDirectory
@@ -31,6 +33,9 @@ COSTLY = (
 """Options of ``train`` that decide how long an update takes."""
 MEASURE_LIMIT = 8
 """Settings that are measured; the time of further ones is scaled by multiply-accumulates."""
+MEASURE_MACS = 1e11
+"""Multiply-accumulates of a forward pass that a CPU is measured with, some ten seconds of an
+update: of a larger batch fewer rows are read, and of a larger row no time is given."""
 
 
 def print_plan(
@@ -52,15 +57,16 @@ def print_plan(
     table = Table(box=None, pad_edge=False)
     for column in ("setting", "runs", "parameters", "MACs/token", "steps", "s/step", "train time"):
         table.add_column(column, justify="left" if column == "setting" else "right")
-    total = 0.0
+    total, unknown = 0.0, 0
     for digest, runs in settings.items():
         first = runs[0]
         model = describe_model(built[digest])
         step, is_measured = estimate.seconds_per_step(first.config, built[digest])
         mark = "" if is_measured else "~"
         left = [run for run in runs if RunDirectory(run.directory).status() != "done"]
-        seconds = step * first.config.train.steps
-        total += seconds * len(left)
+        seconds = None if step is None else step * first.config.train.steps
+        total += (seconds or 0.0) * len(left)
+        unknown += seconds is None
         name = " ".join(
             [first.variant, *(f"{key}={value}" for key, value in first.parameters.items())]
         )
@@ -70,8 +76,8 @@ def print_plan(
             f"{model['parameters']:,}",
             f"{model['macs_per_token']:,}",
             f"{first.config.train.steps:,}",
-            f"{mark}{step:.3f}",
-            f"{mark}{duration(seconds)}",
+            "–" if step is None else f"{mark}{step:.3f}",
+            "–" if seconds is None else f"{mark}{duration(seconds)}",
         )
     done = sum(RunDirectory(run.directory).status() == "done" for run in planned)
     console.print(table)
@@ -79,7 +85,8 @@ def print_plan(
         f"{len(planned)} runs, {done} of them done; about {duration(total / workers)} of training "
         f"with {workers} at a time (measured: up to {MEASURE_SECONDS:g} s of updates of "
         f"each of {len(estimate.measured)} settings on this machine, one after another; others, "
-        "marked ~, in proportion to MACs; scoring comes on top)",
+        "marked ~, in proportion to MACs; scoring comes on top)"
+        + (f"; {unknown} settings are too large to be timed on this CPU" if unknown else ""),
         highlight=False,
         soft_wrap=True,
     )
@@ -92,18 +99,33 @@ class _Estimate:
         self.measured: dict[str, tuple[float, float]] = {}
         """What decides the cost → (seconds, multiply-accumulates) of an update."""
 
-    def seconds_per_step(self, config: RunConfig, built: Built) -> tuple[float, bool]:
-        """Return the seconds of an update, and whether they were measured."""
+    def seconds_per_step(self, config: RunConfig, built: Built) -> tuple[float | None, bool]:
+        """Return the seconds of an update, if they are known, and whether they were measured."""
         train = {name: getattr(config.train, name) for name in COSTLY}
         key = json.dumps([config.task, built.model_config.to_dict(), train], sort_keys=True)
         tokens = config.train.tokens_per_batch or (
             config.train.batch_size * sum(mean_lengths(built.objective))
         )
         work = float(macs_per_token(built) * tokens)
-        if key not in self.measured and len(self.measured) < MEASURE_LIMIT:
-            seconds = seconds_per_step(config, built, seconds=MEASURE_SECONDS)
+        smaller = _fewer_rows(config, work)
+        if key not in self.measured and len(self.measured) < MEASURE_LIMIT and smaller is not None:
+            share = smaller.train.batch_size / config.train.batch_size
+            seconds = seconds_per_step(smaller, built, seconds=MEASURE_SECONDS) / share
             self.measured[key] = seconds, work
         if key in self.measured:
-            return self.measured[key][0], True
+            return self.measured[key][0], smaller is config
+        if not self.measured:
+            return None, False
         seconds = sum(seconds for seconds, _ in self.measured.values())
         return work * seconds / sum(work for _, work in self.measured.values()), False
+
+
+def _fewer_rows(config: RunConfig, work: float) -> RunConfig | None:
+    """Return the run with as many rows a batch as a CPU is measured with, or None for too few."""
+    if work <= MEASURE_MACS or choose_device(config.train).type != "cpu":
+        return config
+    rows = int(config.train.batch_size * MEASURE_MACS / work)
+    if rows < 1 or config.train.tokens_per_batch is not None:
+        return None
+    train = dataclasses.replace(config.train, batch_size=rows, accumulate=1)
+    return dataclasses.replace(config, train=train)

@@ -193,3 +193,28 @@ def test_workers_are_no_part_of_a_run(command, tmp_path):
     planned = expand(read_sweep(command[0]), root=Path("runs"))
     assert {run.config.train.num_threads for run in planned} == {1}
     assert "workers" not in json.dumps(planned[0].config.to_dict()["train"])
+
+
+def test_dry_run_times_large_models_by_fewer_rows_or_not_at_all(command, capsys, monkeypatch):
+    monkeypatch.setattr("runners.plan.MEASURE_SECONDS", 0.01)
+    timed = []
+
+    def seconds_per_step(config, built, *, seconds):
+        timed.append(config.train.batch_size)
+        return float(config.train.batch_size)
+
+    monkeypatch.setattr("runners.plan.seconds_per_step", seconds_per_step)
+    assert sweep.main([*command, "--dry-run"]) == 0
+    full = set(timed)
+    whole = capsys.readouterr().out
+    assert "too large" not in whole
+    monkeypatch.setattr("runners.plan.MEASURE_MACS", 1.0)
+    timed.clear()
+    assert sweep.main([*command, "--dry-run"]) == 0
+    assert not timed
+    assert "2 settings are too large to be timed on this CPU" in capsys.readouterr().out
+    for macs in (1e3, 1e4, 1e5, 1e6):
+        monkeypatch.setattr("runners.plan.MEASURE_MACS", macs)
+        assert sweep.main([*command, "--dry-run"]) == 0
+        capsys.readouterr()
+    assert any(0 < rows < min(full) for rows in timed)

@@ -88,9 +88,9 @@ def harness_model(
                 for index, answer in zip(row, found, strict=True):
                     answers[index] = answer
             results = []
-            for request, answer in zip(requests, answers, strict=True):
-                assert answer is not None
-                results.append((answer.log_likelihood, answer.is_greedy))
+            for request, one in zip(requests, answers, strict=True):
+                assert one is not None
+                results.append((one.log_likelihood, one.is_greedy))
                 self.cache_hook.add_partial("loglikelihood", request.args, results[-1])
             return results
 

@@ -18,11 +18,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from runners import signals, tables
+from runners import signals
 from runners.likelihoods import BATCH_SIZE, encode, is_truncated, score_requests
 from runners.loading import LanguageModel, load_language_model
 from runners.loop import Stopped
 from runners.progress import make_console
+from runners.tables import MISSING, Table, to_latex, to_markdown, to_rich
 from tasks.zero_shot import ZERO_SHOT, Benchmark, Question, Result, Score, get, score
 from tasks.zero_shot.scoring import METRICS
 
@@ -75,7 +76,7 @@ class Report:
             "results": [result.to_dict() for result in self.results],
         }
 
-    def tables(self) -> list[tables.Table]:
+    def tables(self) -> list[Table]:
         """Return the table of all benchmarks, and one for each grouping."""
         parts = [
             _group_table(result, grouping)
@@ -85,8 +86,9 @@ class Report:
         ]
         return [self._overview(), *parts]
 
-    def _overview(self) -> tables.Table:
-        rows, bold = [], set()
+    def _overview(self) -> Table:
+        rows: list[list[str]] = []
+        bold: set[tuple[int, int]] = set()
         for result in self.results:
             for metric, one in result.metrics.items():
                 if metric == result.headline:
@@ -108,7 +110,7 @@ class Report:
         if self.limit is not None:
             notes.append(f"only the first {self.limit} questions of each file")
         depth = "" if self.num_repeats is None else f", {self.num_repeats} repeats"
-        return tables.Table(
+        return Table(
             name="zero_shot",
             title=f"Zero-shot, {self.model}{depth}",
             columns=["benchmark", "metric", "score", "±", "questions"],
@@ -118,7 +120,7 @@ class Report:
         )
 
 
-def _group_table(result: Result, grouping: str) -> tables.Table:
+def _group_table(result: Result, grouping: str) -> Table:
     title = get(result.benchmark).title
     metrics = list(result.metrics)
     rows = []
@@ -126,7 +128,7 @@ def _group_table(result: Result, grouping: str) -> tables.Table:
         numbers = [cell for metric in metrics for cell in _cells(metric, scores[metric])]
         questions = next(iter(scores.values())).questions
         rows.append([group.replace("_", " "), *numbers, f"{questions:,}"])
-    return tables.Table(
+    return Table(
         name=f"{result.benchmark}_{grouping}",
         title=f"{title} by {grouping}",
         columns=[grouping, *(name for metric in metrics for name in (metric, "±")), "questions"],
@@ -137,15 +139,15 @@ def _group_table(result: Result, grouping: str) -> tables.Table:
 def _cells(metric: str, one: Score) -> tuple[str, str]:
     digits = 4 if METRICS[metric] == "share" else 2
     error = one.standard_error
-    return f"{one.value:.{digits}f}", tables.MISSING if error is None else f"{error:.{digits}f}"
+    return f"{one.value:.{digits}f}", MISSING if error is None else f"{error:.{digits}f}"
 
 
 # --- the command ------------------------------------------------------------------------
 
-FORMATS: dict[str, Callable[[tables.Table], Any]] = {
-    "table": tables.to_rich,
-    "markdown": tables.to_markdown,
-    "latex": tables.to_latex,
+FORMATS: dict[str, Callable[[Table], Any]] = {
+    "table": to_rich,
+    "markdown": to_markdown,
+    "latex": to_latex,
 }
 """How ``--format`` shows a table; ``json`` shows the results as they are."""
 
@@ -182,11 +184,12 @@ def evaluate_path(
     asked = {name: (get(name), get(name).read(limit)) for name in names}
     language = load_language_model(path, tokenizer=tokenizer)
     reports = []
-    for depth in list(repeats) or [None]:
+    depths: list[int | None] = [*repeats]
+    for depth in depths or [None]:
         began = time.monotonic()
         results = []
         for benchmark, questions in asked.values():
-            with _progress(benchmark.title, check) as on_batch:
+            with _Bar(benchmark.title, check) as on_batch:
                 results.append(
                     evaluate_questions(
                         language,
@@ -202,7 +205,7 @@ def evaluate_path(
     return reports
 
 
-class _progress:
+class _Bar:
     """A bar on the standard error if that is a terminal."""
 
     def __init__(self, title: str, check: Callable[[], None]) -> None:

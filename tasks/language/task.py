@@ -140,8 +140,8 @@ class Language(Task):
                 raise ValueError(
                     f"task.context_length={self.context_length}: the {name} split has "
                     f"{split.num_tokens} tokens of {split.num_documents} documents, fewer than "
-                    f"one window of {self.context_length + 1}; expected more text, a larger "
-                    f"fraction of it or a shorter context"
+                    f"one window of {self.context_length + 1}; documents are held out whole, so "
+                    f"expected more of them, a larger fraction or a shorter context"
                 )
         return splits
 

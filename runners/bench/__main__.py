@@ -10,9 +10,15 @@ from collections.abc import Sequence
 # Read by PyTorch at its first allocation, so it has to be set before torch is imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-from runners.bench import data, experts, kernels, model
+from runners.bench import data, experts, generate, kernels, model
 
-BENCHMARKS = {"experts": experts, "model": model, "kernels": kernels, "data": data}
+BENCHMARKS = {
+    "experts": experts,
+    "model": model,
+    "kernels": kernels,
+    "data": data,
+    "generate": generate,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

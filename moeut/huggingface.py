@@ -92,6 +92,9 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = MoEUTConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    accepts_loss_kwargs = (
+        False  # the loss is a mean over the batch; a Trainer then scales it itself
+    )
 
     def __init__(self, config: MoEUTConfig) -> None:
         super().__init__(config)

@@ -143,11 +143,19 @@ def _beside_headline(results: SweepResults) -> list[tuple[str, Callable[[Setting
 
     columns: list[tuple[str, Callable[[Setting], str]]] = []
     done = [setting for setting in results.settings if setting.done]
-    if not done or any(_inside(s) not in (None, results.headline_split(s)) for s in done):
+    if not done or any(_has_inside(results, setting) for setting in done):
         columns.append((f"{inside or 'in distribution'} {_titled(metric)}", in_distribution))
     if metric != "perplexity" and "perplexity" in results.metrics():
         columns.append((f"{outside or 'headline'} {_titled('perplexity')}", perplexity))
     return columns
+
+
+def _has_inside(results: SweepResults, setting: Setting) -> bool:
+    """Return whether a split in distribution was scored that is not the headline itself."""
+    split = _inside(setting)
+    if split in (None, results.headline_split(setting)):
+        return False
+    return bool(setting.values(split, results.headline_metric(setting)))
 
 
 def _inside(setting: Setting) -> str | None:

@@ -60,12 +60,18 @@ class Speed:
 
 
 class TextStream:
-    """Turns ids that come one by one into text, holding back characters that are not whole yet."""
+    """Turns ids that come one by one into text, holding back characters that are not whole yet.
 
-    def __init__(self, loaded: LanguageModel) -> None:
+    Args:
+        loaded: its tokenizer decodes.
+        prompt: ids before the first. They are decoded with the others and left out of the text:
+            SentencePiece drops a space at the beginning of what it decodes.
+    """
+
+    def __init__(self, loaded: LanguageModel, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = loaded.tokenizer
-        self._ids: list[int] = []
-        self._shown = 0
+        self._ids = list(prompt)
+        self._shown = len(self._tokenizer.decode(self._ids))
 
     def add(self, token: int) -> str:
         """Return the text that the token completes."""
@@ -111,7 +117,7 @@ def continue_prompts(
     for row, values in zip(tokens, ids, strict=True):
         row[: len(values)] = torch.tensor(values)
     mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-    text = TextStream(loaded)
+    text = TextStream(loaded, ids[0])
 
     def show(chosen: torch.Tensor, running: torch.Tensor) -> None:
         if bool(running[0]):
@@ -139,15 +145,21 @@ def continue_prompts(
         speed.seconds += time.monotonic() - began
         speed.tokens += int(result.lengths.sum())
     return [
-        Continuation(prompt, loaded.tokenizer.decode(row[:length]), length, finished)
-        for prompt, row, length, finished in zip(
+        Continuation(prompt, _text_after(loaded, before, row[:length]), length, finished)
+        for prompt, before, row, length, finished in zip(
             prompts,
+            ids,
             result.tokens.tolist(),
             result.lengths.tolist(),
             result.finished.tolist(),
             strict=True,
         )
     ]
+
+
+def _text_after(loaded: LanguageModel, prompt: list[int], tokens: list[int]) -> str:
+    decode = loaded.tokenizer.decode
+    return decode([*prompt, *tokens])[len(decode(prompt)) :]
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from moeut.sampling import generate
 from runners.generate import TextStream, main
 from runners.loading import load_language_model
+from tasks.language.train_tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,17 @@ def test_characters_come_whole(directory: Path) -> None:
     assert pieces == ["a", "", "é", "", "", "€"]
     assert stream.add(0xC3) == ""
     assert stream.rest() == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_the_space_after_a_prompt_stays() -> None:
+    texts = [f"alpha beta {n % 7} gamma" for n in range(60)]
+    tokenizer = train_tokenizer(texts, vocabulary_size=40, normalization="paper", boundary=False)
+    prompt, whole = tokenizer.encode("alpha"), tokenizer.encode("alpha beta gamma")
+    assert whole[: len(prompt)] == prompt
+    assert tokenizer.decode(whole[len(prompt) :]) == "beta gamma"  # what has to be avoided
+    stream = TextStream(SimpleNamespace(tokenizer=tokenizer), prompt)
+    pieces = [stream.add(token) for token in whole[len(prompt) :]]
+    assert "".join([*pieces, stream.rest()]) == " beta gamma"
 
 
 @pytest.mark.parametrize(

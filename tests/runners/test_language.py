@@ -114,6 +114,7 @@ def test_a_run_learns_more_than_how_often_each_byte_comes(make_directory, train,
     again = json.loads(capsys.readouterr().out)
     expected = {s["repeats"]: s["metrics"] for s in result["scores"] if s["split"] == "test"}
     assert {s["repeats"]: s["metrics"] for s in again} == expected
+    assert len({metrics["loss"] for metrics in expected.values()}) == 3
     assert evaluate.main([str(directory), "--rows-per-category", "2"]) == 0
     assert "2 of" in capsys.readouterr().out
     assert sorted((str(p), p.stat().st_mtime_ns) for p in directory.rglob("*")) == before

@@ -331,14 +331,14 @@ class SwitchHeadAttention(Attention):
             logits = logits.float()
         logits = logits.unflatten(-1, (-1, experts))  # (B, T, R·H, E)
         drop = self.expert_dropout if self.training else 0.0
-        chosen = routing.choose_experts(logits, self.top_k, drop=drop, real=context.real)
+        chosen, record = routing.route(logits, self.top_k, context, drop=drop)
         if context.float32:
             # The release gates all experts of a router before it picks some, and float32 sigmoids
             # of a tensor of another size may differ in the last bit.
             gates = torch.cat([x.contiguous().sigmoid() for x in logits.split(heads, dim=2)], dim=2)
             picked = gates.gather(-1, chosen.selection.clamp_min(0))
             chosen = chosen._replace(gates=picked.masked_fill(chosen.selection < 0, 0.0))
-        record = routing.record(logits, chosen, context)
+            record = routing.record(logits, chosen, context)
         first = torch.arange(heads, device=routed.device).mul_(experts).unsqueeze(-1)
         decisions = []
         split = [kept.split(heads, dim=2) for kept in (chosen.selection, chosen.gates)]

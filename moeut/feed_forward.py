@@ -56,16 +56,16 @@ class SigmaMoEMLP(nn.Module):
     ) -> tuple[Tensor, RouterRecord | None]:
         """Route by the routed view, map the plain view (B, T, D)."""
         logits = routing.router_logits(routed, self.router).unsqueeze(2)  # (B, T, 1, E)
-        routes = routing.choose_experts(
+        routes, record = routing.route(
             logits,
             self.top_k,
+            context,
             router=self.router_kind,
             drop=self.expert_dropout if self.training else 0.0,
-            real=context.real,
         )
         dispatch = Dispatch.from_indices(routes.selection, self.num_experts)
         mapped = expert_mlp(plain.flatten(0, 1), self.up, self.down, dispatch, gate=routes.gates)
-        return mapped.view(plain.shape), routing.record(logits, routes, context)
+        return mapped.view(plain.shape), record
 
 
 FEED_FORWARD = {config.DenseFeedForward: DenseMLP, config.SigmaMoE: SigmaMoEMLP}

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moeut.ops.backend import resolve_backend
+
 
 @dataclass(frozen=True)
 class RoutingContext:
@@ -163,6 +165,36 @@ def record(logits: Tensor, routes: Routes, context: RoutingContext) -> RouterRec
         logits if context.trace or context.float32 else None,
         *((routes.selection, routes.gates) if context.trace else ()),
     )
+
+
+def route(
+    logits: Tensor,
+    top_k: int,
+    context: RoutingContext,
+    *,
+    router: str = "sigmoid",
+    drop: float = 0.0,
+) -> tuple[Routes, RouterRecord | None]:
+    """Choose experts as ``choose_experts`` does, and ``record`` it, in one kernel where one serves.
+
+    That is where Triton serves the experts, and nothing but the balance loss is to be recorded. The
+    kernel's gates are 0 where there is no expert; of equal logits it takes the first expert.
+    """
+    num_experts = logits.shape[-1]
+    plain = context.trace or context.float32 or logits.dtype != torch.float32
+    if not plain and resolve_backend("auto", logits.device, logits.dtype) == "triton":
+        from moeut.ops import triton_router  # imports Triton, which may not be installed
+
+        if top_k <= num_experts <= triton_router.MAX_EXPERTS:
+            dropped = torch.rand_like(logits) < drop if drop > 0.0 else None
+            share = context.share if context.balance else None
+            gates, probability, _, selection = triton_router.route(
+                logits, dropped, context.real, share, top_k, router == "softmax", context.balance
+            )
+            kept = RouterRecord(probability) if context.balance else None
+            return Routes(selection, gates), kept
+    routes = choose_experts(logits, top_k, router=router, drop=drop, real=context.real)
+    return routes, record(logits, routes, context)
 
 
 def balance_loss(

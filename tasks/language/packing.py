@@ -346,7 +346,7 @@ class _Packer:
                 digests = [row.tobytes() for row in held.digests.get(split, ())]
                 new = first_occurrences(digests, seen)
                 dropped += len(new) - int(new.sum())
-                for index in np.flatnonzero(new):
+                for index in np.flatnonzero(new).tolist():
                     writer.add(held.document(split, index), int(held.sizes[split][index]))
         assert writer.shard is not None
         return writer.shard, dropped

@@ -156,9 +156,13 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
             loss = output.auxiliary_loss + F.cross_entropy(
                 logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=holder)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=holder,  # type: ignore[arg-type]
+        )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         past_key_values: GenerationCache | None = None,

@@ -232,8 +232,11 @@ def work(orders: BinaryIO, messages: BinaryIO) -> int:
         reader.start()
 
         def tell(message: dict[str, Any]) -> None:
-            messages.write((json.dumps(message) + "\n").encode())
-            messages.flush()
+            try:
+                messages.write((json.dumps(message) + "\n").encode())
+                messages.flush()
+            except BrokenPipeError:
+                os._exit(signals.RESUMABLE)  # the driver has died; no failure of the run
 
         while True:
             try:

@@ -128,19 +128,27 @@ class Attention(nn.Module):
         """Return what ``outputs`` needs to know of the query tokens, and its record."""
         raise NotImplementedError
 
-    def values(self, plain: Tensor, decision: Any) -> Tensor:  # (B, H, K, d)
+    def values(
+        self, plain: Tensor, decision: Any, context: RoutingContext
+    ) -> Tensor:  # (B, H, K, d)
         """Project the plain view of the source tokens to values."""
         raise NotImplementedError
 
-    def outputs(self, attended: Tensor, decision: Any) -> Tensor:  # (B, T, D)
+    def outputs(
+        self, attended: Tensor, decision: Any, context: RoutingContext
+    ) -> Tensor:  # (B, T, D)
         """Merge the heads' results (B, T, H, d)."""
         raise NotImplementedError
+
+    def expert_weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the weights that the expert operations multiply by; none without experts."""
+        return ()
 
     def project_source(self, routed: Tensor, plain: Tensor, context: RoutingContext) -> Source:
         """Project the tokens that queries from elsewhere will attend to; no positions applied."""
         decision, record = self.decide_values(routed, context)
         key = self._split_heads(self.key(routed), self.num_heads)
-        return Source(key, self.values(plain, decision), record)
+        return Source(key, self.values(plain, decision, context), record)
 
     def forward(
         self,
@@ -166,7 +174,7 @@ class Attention(nn.Module):
             value_decision, value_record, output_decision, output_record = self.decide(
                 routed, context.routing
             )
-            value = self.values(plain, value_decision)
+            value = self.values(plain, value_decision, context.routing)
         else:
             query = self._split_heads(self.query(routed), self.num_heads)
             key, value, value_record = source
@@ -176,7 +184,7 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.store(application, key, value)
         attended, weights = self._attend(query, key, value, context)
-        output = self.outputs(attended.transpose(1, 2), output_decision)
+        output = self.outputs(attended.transpose(1, 2), output_decision, context.routing)
         records = {"value": value_record, "output": output_record}
         routers = {name: record for name, record in records.items() if record is not None}
         return AttentionOutput(output, routers, weights)
@@ -240,12 +248,12 @@ class DenseMultiHeadAttention(Attention):
         """Return the output gates (B, T, H)."""
         return self._gates(routed, self.output_gate), None
 
-    def values(self, plain: Tensor, decision: Tensor | None) -> Tensor:
+    def values(self, plain: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
         """Project, and gate each head."""
         value = self.value(plain).unflatten(-1, (self.num_heads, -1))
         return self._gated(value, decision).transpose(1, 2)
 
-    def outputs(self, attended: Tensor, decision: Tensor | None) -> Tensor:
+    def outputs(self, attended: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
         """Gate each head, and merge."""
         return self.output(self._gated(attended, decision).flatten(-2))
 
@@ -296,11 +304,15 @@ class SwitchHeadAttention(Attention):
         """Choose output experts for the query tokens."""
         return self._decide(routed, self.output_router, context)[0]
 
-    def values(self, plain: Tensor, decision: Dispatched) -> Tensor:
+    def expert_weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the value and the output experts."""
+        return self.value, self.output
+
+    def values(self, plain: Tensor, decision: Dispatched, context: RoutingContext) -> Tensor:
         """Mix each head's chosen value experts."""
         values = expert_linear(
             plain.flatten(0, 1),
-            self.value,
+            context.weights[self.value],
             decision.dispatch,
             slots_per_input=self.num_heads * self.top_k,
             slots_per_output=self.top_k,
@@ -309,11 +321,11 @@ class SwitchHeadAttention(Attention):
         batch, length, _ = plain.shape
         return values.view(batch, length, self.num_heads, self.head_size).transpose(1, 2)
 
-    def outputs(self, attended: Tensor, decision: Dispatched) -> Tensor:
+    def outputs(self, attended: Tensor, decision: Dispatched, context: RoutingContext) -> Tensor:
         """Mix each head's chosen output experts, and sum over heads."""
         outputs = expert_linear(
             attended.reshape(-1, self.head_size),
-            self.output,
+            context.weights[self.output],
             decision.dispatch,
             slots_per_input=self.top_k,
             slots_per_output=self.num_heads * self.top_k,

@@ -24,6 +24,10 @@ class DenseMLP(nn.Module):
         self.down = nn.Linear(options.hidden_size, d_model, bias=options.bias)
         self.dropout = options.dropout
 
+    def expert_weights(self) -> tuple[nn.Parameter, ...]:
+        """Return none: there are no experts."""
+        return ()
+
     def forward(
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
@@ -51,6 +55,10 @@ class SigmaMoEMLP(nn.Module):
         self.down = nn.Parameter(torch.empty(options.num_experts, options.expert_size, d_model))
         self.router = nn.Parameter(torch.empty(options.num_experts, d_model))
 
+    def expert_weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the weights that the expert operations multiply by."""
+        return self.up, self.down
+
     def forward(
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
@@ -64,7 +72,8 @@ class SigmaMoEMLP(nn.Module):
             drop=self.expert_dropout if self.training else 0.0,
         )
         dispatch = Dispatch.from_indices(routes.selection, self.num_experts)
-        mapped = expert_mlp(plain.flatten(0, 1), self.up, self.down, dispatch, gate=routes.gates)
+        up, down = context.weights[self.up], context.weights[self.down]
+        mapped = expert_mlp(plain.flatten(0, 1), up, down, dispatch, gate=routes.gates)
         return mapped.view(plain.shape), record
 
 

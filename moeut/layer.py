@@ -90,6 +90,20 @@ class Layer(nn.Module):
             routers["feed_forward"] = record
         return x, RoutingRecord(routers, weights)
 
+    def expert_weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the weights that the layer's expert operations multiply by, but those of memory.
+
+        An encoder's output is projected once, however often the layer is applied.
+        """
+        of_memory = (
+            self.cross_attention.expert_weights()[1:] if self.cross_attention is not None else ()
+        )
+        return (
+            *self.attention.expert_weights(),
+            *of_memory,
+            *self.feed_forward.expert_weights(),
+        )
+
     def project_memory(self, states: Tensor, routing: RoutingContext) -> Source:
         """Return keys and values of an encoder's output, which no repeat of this layer changes."""
         assert self.cross_attention is not None

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from moeut.ops.backend import resolve_backend
+from moeut.ops.shared import SharedWeights
 
 
 @dataclass(frozen=True)
 class RoutingContext:
-    """What every router of one forward pass has to know about its tokens."""
+    """What every router of one forward pass, and its experts, have to know."""
 
     real: Tensor | None = None
     """(B, T) True at real tokens; None: all are. Padding gets no expert and no share in a loss."""
@@ -37,6 +38,9 @@ class RoutingContext:
     float32: bool = False
     """Whether routers of attention, and their balance loss, are float32 in a float64 model."""
 
+    weights: SharedWeights = field(default_factory=SharedWeights)
+    """The expert weights that this pass uses many times."""
+
     @classmethod
     def create(
         cls,
@@ -46,6 +50,7 @@ class RoutingContext:
         trace: bool,
         dtype: torch.dtype,
         float32: bool = False,
+        weights: SharedWeights | None = None,
     ) -> RoutingContext:
         """Derive the shares from ``real``, in float32, or in float64 for a float64 model."""
         share = None
@@ -53,7 +58,7 @@ class RoutingContext:
             exact = torch.float64 if dtype == torch.float64 else torch.float32
             share = real.to(exact)
             share = (share / share.sum(dim=1, keepdim=True).clamp_min(1)).unsqueeze(1)
-        return cls(real, share, balance, trace, float32)
+        return cls(real, share, balance, trace, float32, weights or SharedWeights())
 
 
 @dataclass(frozen=True)

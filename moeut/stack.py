@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from moeut import config, masks, routing
 from moeut.attention import AttentionContext, Source
 from moeut.cache import StackCache, Window, whole_sequence
 from moeut.layer import Layer
+from moeut.ops import SharedWeights
 from moeut.positions import (
     LearnedPositions,
     ragged_distances,
@@ -180,7 +182,8 @@ class DepthStack(nn.Module):
         if document_numbers is not None:
             positions = masks.positions_in_documents(document_numbers)
         x = self._enter(x, positions, window.num_keys)
-        context = self._context(x, real, prefix_length, document_numbers, window, trace)
+        weights = self._share_weights(x, schedule)
+        context = self._context(x, real, prefix_length, document_numbers, window, trace, weights)
         cross_context, sources, source_routing = self._read_memory(x, memory, context, cache)
         recompute = activation_checkpointing and cache is None and torch.is_grad_enabled()
         run = None if self.controller is None else self.controller.start(x, real)
@@ -270,6 +273,7 @@ class DepthStack(nn.Module):
         document_numbers: Tensor | None,
         window: Window,
         trace: bool,
+        weights: SharedWeights,
     ) -> AttentionContext:
         """Build what all applications share."""
         num_tokens = x.shape[1]
@@ -308,8 +312,22 @@ class DepthStack(nn.Module):
             rotary=rotary,
             distances=distances,
             routing=RoutingContext.create(
-                real, balance=balance, trace=trace, dtype=x.dtype, float32=float32
+                real,
+                balance=balance,
+                trace=trace,
+                dtype=x.dtype,
+                float32=float32,
+                weights=weights,
             ),
+        )
+
+    def _share_weights(self, x: Tensor, schedule: list[int]) -> SharedWeights:
+        """Prepare the expert weights of layers that are applied more than once."""
+        if len(schedule) == len(self.layers):
+            return SharedWeights()
+        layers = (layer for layer in self.layers if isinstance(layer, Layer))
+        return SharedWeights.for_pass(
+            itertools.chain.from_iterable(layer.expert_weights() for layer in layers), x
         )
 
     def _read_memory(

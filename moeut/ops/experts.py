@@ -11,13 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from moeut.ops import grouped, reference
 from moeut.ops.backend import resolve_backend
 from moeut.ops.dispatch import Dispatch
+from moeut.ops.shared import SharedWeight, parameter_of
 
 ACTIVATIONS = ("relu",)
 
 
 def expert_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | SharedWeight,
     dispatch: Dispatch,
     *,
     slots_per_input: int = 1,
@@ -36,11 +37,13 @@ def expert_linear(
 
     A slot without an expert contributes zero and gets zero gradient. Under autocast everything is
     computed and returned in the autocast dtype; otherwise ``x``, ``weight`` and ``bias`` share a
-    dtype, to which the gate is cast. Low-precision sums over slots are carried in float32. Raises
-    ValueError for shapes, dtypes or a backend that do not fit.
+    dtype, to which the gate is cast. Low-precision sums over slots are carried in float32.
+    ``weight`` may be a ``SharedWeight``. Raises ValueError for shapes, dtypes or a backend that do
+    not fit.
     """
     _check_slots("slots_per_input", slots_per_input, dispatch)
     _check_slots("slots_per_output", slots_per_output, dispatch)
+    shared, weight = weight, parameter_of(weight)
     if weight.dim() != 3:
         raise ValueError(f"weight.shape={tuple(weight.shape)}: expected (num_experts, D_in, D_out)")
     experts, width_in, width_out = dispatch.num_experts, weight.shape[1], weight.shape[2]
@@ -49,9 +52,10 @@ def expert_linear(
     _check_shape("bias", bias, (experts, width_out))
     gate = _flatten_gate(gate, dispatch)
     dtype = _check_dtypes(x, dispatch, weight=weight, bias=bias, gate=gate)
-    return _implementation(resolve_backend(backend, x.device, dtype)).expert_linear(
+    name = resolve_backend(backend, x.device, dtype)
+    return _implementation(name).expert_linear(
         x.to(dtype),
-        weight.to(dtype),
+        shared if _is_served(shared, name, dtype) else weight.to(dtype),
         dispatch,
         slots_per_input,
         slots_per_output,
@@ -62,8 +66,8 @@ def expert_linear(
 
 def expert_mlp(
     x: Tensor,
-    w_up: Tensor,
-    w_down: Tensor,
+    w_up: Tensor | SharedWeight,
+    w_down: Tensor | SharedWeight,
     dispatch: Dispatch,
     *,
     gate: Tensor | None = None,
@@ -84,8 +88,10 @@ def expert_mlp(
 
     One differentiable operation: kept for backward are the inputs and the hidden activations
     (S, F), which ``recompute`` computes again instead of keeping them. Slots without an expert,
-    dtypes and errors are as in ``expert_linear``; ``activation`` is ``relu``.
+    shared weights, dtypes and errors are as in ``expert_linear``; ``activation`` is ``relu``.
     """
+    shared = (w_up, w_down)
+    w_up, w_down = map(parameter_of, shared)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     if x.dim() != 2:
@@ -104,16 +110,17 @@ def expert_mlp(
     dtype = _check_dtypes(
         x, dispatch, w_up=w_up, w_down=w_down, bias_up=bias_up, bias_down=bias_down, gate=gate
     )
+    name = resolve_backend(backend, x.device, dtype)
+    if not all(_is_served(weight, name, dtype) for weight in shared):
+        shared = (w_up.to(dtype), w_down.to(dtype))
     arguments = (
         x.to(dtype),
-        w_up.to(dtype),
-        w_down.to(dtype),
+        *shared,
         dispatch,
         _to(gate, dtype),
         _to(bias_up, dtype),
         _to(bias_down, dtype),
     )
-    name = resolve_backend(backend, x.device, dtype)
     compute = _implementation(name).expert_mlp
     if not recompute:
         return compute(*arguments)
@@ -128,6 +135,11 @@ def _implementation(name: str) -> Any:
 
         return triton_experts
     return {"reference": reference, "grouped": grouped}[name]
+
+
+def _is_served(weight: Tensor | SharedWeight, backend: str, dtype: torch.dtype) -> bool:
+    """Return whether a weight is a shared one that the backend takes as it is."""
+    return isinstance(weight, SharedWeight) and backend == "triton" and weight.value.dtype == dtype
 
 
 def _check_slots(name: str, value: int, dispatch: Dispatch) -> None:

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from moeut.ops.dispatch import Dispatch
+from moeut.ops.shared import SharedWeight, new_thread
 from moeut.ops.triton_dispatch import choose_tile_rows, make_tiles
-from moeut.ops.triton_launch import Routing, RowProduct, Rows, weight_gradient
+from moeut.ops.triton_launch import Routing, RowProduct, Rows, WeightSum, weight_gradient
 
 
 def expert_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | SharedWeight,
     dispatch: Dispatch,
     slots_per_input: int,
     slots_per_output: int,
@@ -37,14 +38,20 @@ def expert_linear(
     bias: Tensor | None,
 ) -> Tensor:
     """Sum gated per-expert linear maps of the slots; see ``moeut.ops.expert_linear``."""
-    routing = (dispatch.order, dispatch.offsets, *tiles_of(dispatch))
-    return _linear(x, weight, *routing, gate, bias, slots_per_input, slots_per_output)
+    routing = Routing(dispatch.order, dispatch.offsets, *tiles_of(dispatch))
+    slots = (slots_per_input, slots_per_output)
+    if not isinstance(weight, SharedWeight):
+        return _linear(x, weight, *routing, gate, bias, *slots)
+    out, weight.thread = _SharedLinear.apply(
+        x, gate, bias, weight.thread, weight.value, routing, slots
+    )
+    return out
 
 
 def expert_mlp(
     x: Tensor,
-    w_up: Tensor,
-    w_down: Tensor,
+    w_up: Tensor | SharedWeight,
+    w_down: Tensor | SharedWeight,
     dispatch: Dispatch,
     gate: Tensor | None,
     bias_up: Tensor | None,
@@ -53,14 +60,23 @@ def expert_mlp(
     recompute: bool = False,
 ) -> Tensor:
     """Apply the whole expert MLP; see ``moeut.ops.expert_mlp``."""
-    inputs = (x, w_up, w_down, gate, bias_up, bias_down)
-    keep_hidden = not recompute and (
-        torch.is_grad_enabled()
-        and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    )
-    routing = (dispatch.order, dispatch.offsets, *tiles_of(dispatch))
+    routing = Routing(dispatch.order, dispatch.offsets, *tiles_of(dispatch))
+    if isinstance(w_up, SharedWeight) and isinstance(w_down, SharedWeight):
+        inputs = (x, gate, bias_up, bias_down, w_up.thread, w_down.thread)
+        keep_hidden = not recompute and _needs_gradient(inputs)
+        out, w_up.thread, w_down.thread = _SharedMlp.apply(
+            *inputs, w_up.value, w_down.value, routing, keep_hidden
+        )
+        return out
+    assert isinstance(w_up, Tensor)
+    assert isinstance(w_down, Tensor)
+    keep_hidden = not recompute and _needs_gradient((x, w_up, w_down, gate, bias_up, bias_down))
     out, _hidden = _mlp(x, w_up, w_down, *routing, gate, bias_up, bias_down, keep_hidden)
     return out
+
+
+def _needs_gradient(inputs: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs)
 
 
 def tiles_of(dispatch: Dispatch) -> tuple[Tensor, int]:
@@ -84,10 +100,24 @@ def _linear(
     slots_per_input: int,
     slots_per_output: int,
 ) -> Tensor:
+    routing = Routing(order, offsets, tiles, tile_rows)
+    return linear_forward(x, weight, routing, gate, bias, slots_per_input, slots_per_output)
+
+
+def linear_forward(
+    x: Tensor,
+    weight: Tensor,
+    routing: Routing,
+    gate: Tensor | None,
+    bias: Tensor | None,
+    slots_per_input: int,
+    slots_per_output: int,
+) -> Tensor:
+    """Return the output rows."""
     x, weight, gate, bias = _contiguous(x, weight, gate, bias)
     return (
         RowProduct(
-            routing=Routing(order, offsets, tiles, tile_rows),
+            routing=routing,
             inputs=Rows(x, slots_per_input),
             weight=weight,
             slots_per_output=slots_per_output,
@@ -131,9 +161,27 @@ def _linear_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight, gate and bias; those not in ``needs`` are empty."""
+    routing = Routing(order, offsets, tiles, tile_rows)
+    return linear_gradients(
+        grad, x, weight, routing, gate, bias, slots_per_input, slots_per_output, needs
+    )
+
+
+def linear_gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    routing: Routing,
+    gate: Tensor | None,
+    bias: Tensor | None,
+    slots_per_input: int,
+    slots_per_output: int,
+    needs: list[bool],
+    weight_sum: WeightSum | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight, gate and bias; those not in ``needs`` are empty."""
     need_x, need_weight, need_gate, need_bias = needs
     grad, x, weight, gate, bias = _contiguous(grad, x, weight, gate, bias)
-    routing = Routing(order, offsets, tiles, tile_rows)
     d_x = d_weight = d_gate = d_bias = x.new_empty(0)
     if need_x or need_gate:
         d_x, _, d_gate = RowProduct(
@@ -151,7 +199,7 @@ def _linear_backward(
     if need_weight or need_bias:
         d_weight, d_bias = weight_gradient(
             routing, Rows(x, slots_per_input), Rows(grad, slots_per_output), gate=gate,
-            has_bias=need_bias,
+            has_bias=need_bias, weight_sum=weight_sum,
         )  # fmt: skip
     return _only_needed((d_x, d_weight, d_gate, d_bias), needs)
 
@@ -207,10 +255,24 @@ def _mlp(
     keep_hidden: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the output (T, D) and the hidden activations (S, F) in sorted order."""
+    routing = Routing(order, offsets, tiles, tile_rows)
+    return mlp_forward(x, w_up, w_down, routing, gate, bias_up, bias_down, keep_hidden)
+
+
+def mlp_forward(
+    x: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    routing: Routing,
+    gate: Tensor | None,
+    bias_up: Tensor | None,
+    bias_down: Tensor | None,
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the output (T, D) and, if to be kept, the hidden activations (S, F), sorted."""
     x, w_up, w_down, gate, bias_up, bias_down = _contiguous(
         x, w_up, w_down, gate, bias_up, bias_down
     )
-    routing = Routing(order, offsets, tiles, tile_rows)
     top_k = routing.num_slots // max(x.shape[0], 1)
     hidden = _hidden(x, w_up, bias_up, routing, top_k)
     product = RowProduct(
@@ -272,11 +334,29 @@ def _mlp_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, w_up, w_down, gate, bias_up, bias_down; others are empty."""
+    routing = Routing(order, offsets, tiles, tile_rows)
+    return mlp_gradients(grad, x, w_up, w_down, routing, gate, bias_up, bias_down, hidden, needs)
+
+
+def mlp_gradients(
+    grad: Tensor,
+    x: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    routing: Routing,
+    gate: Tensor | None,
+    bias_up: Tensor | None,
+    bias_down: Tensor | None,
+    hidden: Tensor,
+    needs: list[bool],
+    up_sum: WeightSum | None = None,
+    down_sum: WeightSum | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, w_up, w_down, gate, bias_up, bias_down; others are empty."""
     need_x, need_up, need_down, _need_gate, need_bias_up, need_bias_down = needs
     grad, x, w_up, w_down, gate, bias_up, bias_down = _contiguous(
         grad, x, w_up, w_down, gate, bias_up, bias_down
     )
-    routing = Routing(order, offsets, tiles, tile_rows)
     top_k = routing.num_slots // max(x.shape[0], 1)
     if hidden.shape[0] != routing.num_slots:
         hidden = _hidden(x, w_up, bias_up, routing, top_k)
@@ -296,12 +376,12 @@ def _mlp_backward(
     if need_down or need_bias_down:
         d_down, d_bias_down = weight_gradient(
             routing, Rows(gated), Rows(grad, top_k), gate=gate, gates_product=False,
-            has_bias=need_bias_down,
+            has_bias=need_bias_down, weight_sum=down_sum,
         )  # fmt: skip
     del gated
     if need_up or need_bias_up:
         d_up, d_bias_up = weight_gradient(
-            routing, Rows(x, top_k), Rows(d_hidden), has_bias=need_bias_up
+            routing, Rows(x, top_k), Rows(d_hidden), has_bias=need_bias_up, weight_sum=up_sum
         )
     if need_x:
         product = RowProduct(
@@ -352,6 +432,96 @@ def _mlp_autograd(ctx, grad, _grad_hidden):
 
 
 _mlp.register_autograd(_mlp_autograd, setup_context=_mlp_setup_context)
+
+
+# --- shared weights ---------------------------------------------------------------------
+
+
+class _SharedLinear(torch.autograd.Function):
+    """``_linear`` on a shared weight: takes its thread, and hands on a new one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate: Tensor | None,
+        bias: Tensor | None,
+        thread: Tensor | None,
+        weight: Tensor,
+        routing: Routing,
+        slots: tuple[int, int],
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)  # the first sum so far is nothing, not zeros
+        ctx.save_for_backward(x, gate, bias, weight, *routing[:3])
+        ctx.options = (routing.tile_rows, slots)
+        out = linear_forward(x, weight, routing, gate, bias, *slots)
+        return out, None if thread is None else new_thread(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, so_far: Tensor | None) -> Any:  # type: ignore[override]
+        if grad is None:  # the output was not used
+            return None, None, None, so_far, None, None, None
+        x, gate, bias, weight, order, offsets, tiles = ctx.saved_tensors
+        tile_rows, (slots_per_input, slots_per_output) = ctx.options
+        routing = Routing(order, offsets, tiles, tile_rows)
+        need_x, need_gate, need_bias, need_weight = ctx.needs_input_grad[:4]
+        needs = [need_x, need_weight, need_gate, need_bias]
+        gradients = linear_gradients(
+            grad, x, weight, routing, gate, bias, slots_per_input, slots_per_output, needs,
+            WeightSum(so_far),
+        )  # fmt: skip
+        d_x, d_weight, d_gate, d_bias = _drop_unneeded(gradients, needs)
+        return d_x, d_gate, d_bias, d_weight, None, None, None
+
+
+class _SharedMlp(torch.autograd.Function):
+    """``_mlp`` on shared weights: takes their threads, and hands on new ones."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate: Tensor | None,
+        bias_up: Tensor | None,
+        bias_down: Tensor | None,
+        up_thread: Tensor | None,
+        down_thread: Tensor | None,
+        w_up: Tensor,
+        w_down: Tensor,
+        routing: Routing,
+        keep_hidden: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        biases = (bias_up, bias_down)
+        out, hidden = mlp_forward(x, w_up, w_down, routing, gate, *biases, keep_hidden)
+        ctx.save_for_backward(x, gate, *biases, w_up, w_down, hidden, *routing[:3])
+        ctx.tile_rows = routing.tile_rows
+        threads = (
+            None if thread is None else new_thread(weight)
+            for thread, weight in ((up_thread, w_up), (down_thread, w_down))
+        )
+        return out, *threads  # type: ignore[return-value]
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: Tensor | None, up_so_far: Tensor | None, down_so_far: Tensor | None
+    ) -> Any:
+        if grad is None:  # the output was not used
+            return *(None,) * 4, up_so_far, down_so_far, *(None,) * 4
+        x, gate, bias_up, bias_down, w_up, w_down, hidden, order, offsets, tiles = (
+            ctx.saved_tensors  # which activation checkpointing lets one read but once
+        )
+        routing = Routing(order, offsets, tiles, ctx.tile_rows)
+        need_x, need_gate, need_bias_up, need_bias_down, need_up, need_down = ctx.needs_input_grad[
+            :6
+        ]
+        needs = [need_x, need_up, need_down, need_gate, need_bias_up, need_bias_down]
+        gradients = mlp_gradients(
+            grad, x, w_up, w_down, routing, gate, bias_up, bias_down,
+            hidden, needs, WeightSum(up_so_far), WeightSum(down_so_far),
+        )  # fmt: skip
+        d_x, d_up, d_down, d_gate, d_bias_up, d_bias_down = _drop_unneeded(gradients, needs)
+        return d_x, d_gate, d_bias_up, d_bias_down, d_up, d_down, *(None,) * 4
 
 
 def _contiguous(*tensors: Tensor | None) -> Any:

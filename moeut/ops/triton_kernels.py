@@ -190,6 +190,7 @@ def weight_gradient_kernel(
     GATES_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     NUM_PARTS: tl.constexpr,
+    ADDS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_LEFT: tl.constexpr,
     BLOCK_RIGHT: tl.constexpr,
@@ -199,7 +200,8 @@ def weight_gradient_kernel(
 
     The gradient is (NUM_PARTS, E, WIDTH_LEFT, WIDTH_RIGHT): with few experts their rows are cut in
     parts that are added later. The bias gradient (NUM_PARTS, E, WIDTH_RIGHT) is Σ_r gate[r] ·
-    right[r]. Every element is written by one program, in a fixed order of rows.
+    right[r]. Every element is written by one program, in a fixed order of rows. Where ADDS, the
+    weight's gradient is added to what is there.
     """
     left_tiles: tl.constexpr = (WIDTH_LEFT + BLOCK_LEFT - 1) // BLOCK_LEFT
     right_tiles: tl.constexpr = (WIDTH_RIGHT + BLOCK_RIGHT - 1) // BLOCK_RIGHT
@@ -251,8 +253,10 @@ def weight_gradient_kernel(
         + first_element
         + (left_columns[:, None] * WIDTH_RIGHT + right_columns[None, :])
     )
-    total = total.to(gradient_ptr.dtype.element_ty)
-    tl.store(gradient_ptrs, total, mask=in_left[:, None] & in_right[None, :])
+    in_gradient = in_left[:, None] & in_right[None, :]
+    if ADDS:
+        total += tl.load(gradient_ptrs, mask=in_gradient, other=0.0)
+    tl.store(gradient_ptrs, total.to(gradient_ptr.dtype.element_ty), mask=in_gradient)
     if HAS_BIAS:  # noqa: SIM102, the outer condition is decided when compiling
         if left_tile == 0:
             bias_ptrs = bias_gradient_ptr + (part * num_experts + expert) * WIDTH_RIGHT

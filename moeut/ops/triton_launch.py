@@ -190,6 +190,13 @@ def sum_rows(rows: Tensor, output: Tensor, first_column: int, slots_per_output: 
     )
 
 
+class WeightSum(NamedTuple):
+    """Ask for a weight's gradient in float32, added to the sum so far."""
+
+    so_far: Tensor | None
+    """(E, M, N) float32 and contiguous, changed in place; None: nothing yet."""
+
+
 def weight_gradient(
     routing: Routing,
     left: Rows,
@@ -198,26 +205,37 @@ def weight_gradient(
     gate: Tensor | None = None,
     gates_product: bool = True,
     has_bias: bool = False,
+    weight_sum: WeightSum | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum outer products over each expert's rows; see ``weight_gradient_kernel``.
 
     Returns the gradients of a weight (E, left width, right width) and, where ``has_bias``, of a
-    bias (E, right width), in the dtype of the rows. The gate always counts in the bias's.
+    bias (E, right width), in the dtype of the rows; with ``weight_sum`` the weight's is in float32
+    and includes the sum so far. The gate always counts in the bias's.
     """
+    so_far = None if weight_sum is None else weight_sum.so_far
     x = right.values
     num_experts, num_slots = routing.num_experts, routing.num_slots
     width_left, width_right = left.values.shape[1], x.shape[1]
     bias_width = width_right if has_bias else 0
     if num_slots == 0:
-        weight_zeros = x.new_zeros(num_experts, width_left, width_right)
-        return weight_zeros, x.new_zeros(num_experts, bias_width)
+        bias_zeros = x.new_zeros(num_experts, bias_width)
+        if so_far is not None:
+            return so_far, bias_zeros
+        dtype = x.dtype if weight_sum is None else torch.float32
+        return x.new_zeros(num_experts, width_left, width_right, dtype=dtype), bias_zeros
 
-    def launch(blocks: Blocks) -> tuple[Tensor, Tensor]:
+    def launch(blocks: Blocks, so_far: Tensor | None = None) -> tuple[Tensor, Tensor]:
         tiles = triton.cdiv(width_left, blocks.rows) * triton.cdiv(width_right, blocks.columns)
         num_parts = min(8, triton.cdiv(MIN_WEIGHT_PROGRAMS, num_experts * tiles))
-        dtype = x.dtype if num_parts == 1 else torch.float32
-        gradient = x.new_empty(num_parts, num_experts, width_left, width_right, dtype=dtype)
-        bias_gradient = x.new_empty(num_parts, num_experts, bias_width, dtype=dtype)
+        is_whole = num_parts == 1
+        dtype = x.dtype if is_whole and weight_sum is None else torch.float32
+        if is_whole and so_far is not None:
+            gradient = so_far.unsqueeze(0)
+        else:
+            gradient = x.new_empty(num_parts, num_experts, width_left, width_right, dtype=dtype)
+        bias_dtype = x.dtype if is_whole else torch.float32
+        bias_gradient = x.new_empty(num_parts, num_experts, bias_width, dtype=bias_dtype)
         weight_gradient_kernel[(num_parts * num_experts * tiles,)](
             *(left.values, x, gradient, bias_gradient, x if gate is None else gate),
             *(routing.order, routing.offsets, num_experts),
@@ -229,6 +247,7 @@ def weight_gradient(
             GATES_BIAS=gate is not None and has_bias,
             HAS_BIAS=has_bias,
             NUM_PARTS=num_parts,
+            ADDS=is_whole and so_far is not None,
             PRECISION=float32_precision(),
             BLOCK_LEFT=blocks.rows,
             BLOCK_RIGHT=blocks.columns,
@@ -236,15 +255,21 @@ def weight_gradient(
             num_warps=blocks.num_warps,
             num_stages=blocks.num_stages,
         )
-        if num_parts == 1:
+        if is_whole:
             return gradient[0], bias_gradient[0]
-        return gradient.sum(0).to(x.dtype), bias_gradient.sum(0).to(x.dtype)
+        total = gradient.sum(0)
+        if so_far is not None:
+            total = so_far.add_(total)
+        return total if weight_sum is not None else total.to(x.dtype), bias_gradient.sum(0).to(
+            x.dtype
+        )
 
     epilogue = "gated" if gate is not None and gates_product else "plain"
     widths = (width_left, width_right)
     shape = ShapeClass("weight_gradient", epilogue, x.dtype, routing.tile_rows, *widths)
     with on_device(x):
-        return launch(TUNER.choose(shape, x.device, launch))
+        # A search, which launches many times, must not add.
+        return launch(TUNER.choose(shape, x.device, launch), so_far)
 
 
 def float32_precision() -> str:

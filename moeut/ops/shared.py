@@ -1,0 +1,90 @@
+"""Expert weights that one pass uses many times: cast once, their gradients added up in place.
+
+A layer applied nine times would otherwise cast its float32 weights nine times under autocast and
+keep every copy for backward; and it would write nine gradients in low precision, convert each to
+float32 and add it to the sum of the others. Here the copy is made once a pass, and each application
+adds its gradient, in float32, to the buffer that the applications after it have filled.
+
+The buffer needs no state of its own: it travels as the gradient of a *thread*, a tensor of the
+weight's shape without memory that each application takes and hands on to the next,
+
+    weight → thread → application 1 → thread → application 2 → … → application n
+
+so that backward, which goes the other way, brings to each application the sum of those behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moeut.ops.backend import resolve_backend
+
+
+class SharedWeight:
+    """One expert weight (E, M, N) as the applications of one pass use it.
+
+    ``expert_linear`` and ``expert_mlp`` take it in place of the parameter. It belongs to one
+    forward pass and must not outlive an update of the parameter.
+    """
+
+    def __init__(self, parameter: Tensor, dtype: torch.dtype) -> None:
+        self.parameter = parameter
+        self.value = parameter.detach().to(dtype).contiguous()
+        """(E, M, N) what is multiplied by, in the dtype to compute in."""
+        needs_gradient = torch.is_grad_enabled() and parameter.requires_grad
+        self.thread: Tensor | None = _Begin.apply(parameter) if needs_gradient else None
+        """(E, M, N) without memory; its gradient is the sum so far. None: no gradient is needed."""
+
+
+class SharedWeights:
+    """The shared weights of one pass, by parameter; a parameter that is not shared is itself."""
+
+    def __init__(self, parameters: Iterable[Tensor] = (), dtype: torch.dtype | None = None) -> None:
+        self._shared = {
+            id(parameter): SharedWeight(parameter, dtype or parameter.dtype)
+            for parameter in parameters
+        }
+
+    def __getitem__(self, parameter: Tensor) -> Tensor | SharedWeight:
+        return self._shared.get(id(parameter), parameter)
+
+    @classmethod
+    def for_pass(cls, parameters: Iterable[nn.Parameter], like: Tensor) -> SharedWeights:
+        """Prepare the expert weights of a pass over states like ``like``, where that serves.
+
+        That is where Triton computes them; a compiled graph merges equal casts by itself, and
+        parameters in pieces (FSDP) are whole only inside their own module.
+        """
+        device = like.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        compute = dtype or like.dtype
+        if torch.compiler.is_compiling() or resolve_backend("auto", device, compute) != "triton":
+            return cls()
+        return cls((one for one in parameters if not hasattr(one, "device_mesh")), dtype)
+
+
+class _Begin(torch.autograd.Function):
+    """Begin a thread of a parameter, which receives the sum of all gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor) -> Tensor:
+        ctx.dtype = parameter.dtype
+        return new_thread(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.to(ctx.dtype)
+
+
+def new_thread(like: Tensor) -> Tensor:
+    """Return a float32 tensor of a weight's shape whose elements are all the same memory."""
+    return torch.empty((), dtype=torch.float32, device=like.device).expand(like.shape)
+
+
+def parameter_of(weight: Tensor | SharedWeight) -> Tensor:
+    """Return the parameter behind a weight that may be shared."""
+    return weight.parameter if isinstance(weight, SharedWeight) else weight

@@ -28,7 +28,7 @@ import triton.language as tl
 )
 def row_product_kernel(
     input_ptr,
-    weight_ptr,
+    weight,
     output_ptr,
     gated_ptr,
     partner_ptr,
@@ -58,118 +58,184 @@ def row_product_kernel(
     TILE_ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PERSISTENT: tl.constexpr,
 ):
     """Multiply each routed row by its expert's matrix: p[r] = input[r] @ weight[expert[r]].
 
     Input and partner rows are gathered (slot // SLOTS_PER_*) or, where that is 0, in sorted order.
-    The weight is (E, WIDTH_IN, WIDTH_OUT), or (E, WIDTH_OUT, WIDTH_IN) where TRANSPOSED. Output
-    rows are stored by slot or in sorted order. EPILOGUE:
+    The weight is (E, WIDTH_IN, WIDTH_OUT), or (E, WIDTH_OUT, WIDTH_IN) where TRANSPOSED; it is a
+    pointer or, where DESCRIPTOR, a tensor descriptor, whose blocks the tensor-memory accelerator
+    copies. Output rows are stored by slot or in sorted order. EPILOGUE:
 
     * "linear": gate · (p + bias)
     * "relu": relu(p + bias)
     * "gate_gradient": gate · p, and gate_gradient = <p, partner> + <input, bias>
     * "relu_gradient": gate · p where partner > 0, gated = gate · partner, and gate_gradient
 
-    Gate gradients are partial sums, one row of S for each column tile.
+    Gate gradients are partial sums, one row of S for each column tile. A program computes one tile
+    of one column tile or, where PERSISTENT, every so-manieth of all.
     """
-    tile = tl.program_id(0) // num_column_tiles
-    column_tile = first_column_tile + tl.program_id(0) % num_column_tiles
+    if PERSISTENT:
+        for item in tl.range(tl.program_id(0), max_tiles * num_column_tiles, tl.num_programs(0)):
+            _row_product_tile(
+                item // num_column_tiles, first_column_tile + item % num_column_tiles,
+                input_ptr, weight, output_ptr, gated_ptr, partner_ptr, gate_ptr, bias_ptr,
+                gate_gradient_ptr, order_ptr, offsets_ptr, tiles_ptr,
+                num_slots, num_experts, max_tiles, first_column_tile,
+                WIDTH_IN, WIDTH_OUT, OUTPUT_STRIDE, TRANSPOSED, SLOTS_PER_INPUT, SLOTS_PER_PARTNER,
+                BY_SLOT, EPILOGUE, HAS_GATE, HAS_BIAS, STORES_OUTPUT, PRECISION,
+                TILE_ROWS, BLOCK_OUT, BLOCK_IN, DESCRIPTOR,
+            )  # fmt: skip
+    else:
+        item = tl.program_id(0)
+        _row_product_tile(
+            item // num_column_tiles, first_column_tile + item % num_column_tiles,
+            input_ptr, weight, output_ptr, gated_ptr, partner_ptr, gate_ptr, bias_ptr,
+            gate_gradient_ptr, order_ptr, offsets_ptr, tiles_ptr,
+            num_slots, num_experts, max_tiles, first_column_tile,
+            WIDTH_IN, WIDTH_OUT, OUTPUT_STRIDE, TRANSPOSED, SLOTS_PER_INPUT, SLOTS_PER_PARTNER,
+            BY_SLOT, EPILOGUE, HAS_GATE, HAS_BIAS, STORES_OUTPUT, PRECISION,
+            TILE_ROWS, BLOCK_OUT, BLOCK_IN, DESCRIPTOR,
+        )  # fmt: skip
+
+
+@triton.jit
+def _row_product_tile(
+    tile,
+    column_tile,
+    input_ptr,
+    weight,
+    output_ptr,
+    gated_ptr,
+    partner_ptr,
+    gate_ptr,
+    bias_ptr,
+    gate_gradient_ptr,
+    order_ptr,
+    offsets_ptr,
+    tiles_ptr,
+    num_slots,
+    num_experts,
+    max_tiles,
+    first_column_tile,
+    WIDTH_IN: tl.constexpr,
+    WIDTH_OUT: tl.constexpr,
+    OUTPUT_STRIDE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    SLOTS_PER_INPUT: tl.constexpr,
+    SLOTS_PER_PARTNER: tl.constexpr,
+    BY_SLOT: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    STORES_OUTPUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+):
+    """Compute one tile of rows and columns; see ``row_product_kernel``."""
     expert = tl.load(tiles_ptr + tile)
-    if expert < 0:
-        return
-    first_row = tl.load(tiles_ptr + max_tiles + tile)
-    end_row = num_slots.to(tl.int64)
-    if expert < num_experts:
-        end_row = tl.load(offsets_ptr + expert + 1)
-    rows = first_row + tl.arange(0, TILE_ROWS)
-    in_tile = rows < end_row
-    rows = tl.where(in_tile, rows, first_row)
-    slots = tl.load(order_ptr + rows)
-    columns = column_tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    in_width = columns < WIDTH_OUT
-    stored = in_tile[:, None] & in_width[None, :]
-    output_rows = slots if BY_SLOT else rows
-    # Columns are counted from the first that this launch computes.
-    output_offsets = output_rows[:, None] * OUTPUT_STRIDE + (
-        columns - first_column_tile * BLOCK_OUT
-    )
-    gradient_ptrs = gate_gradient_ptr + column_tile.to(tl.int64) * num_slots + slots
-
-    if expert == num_experts:
-        zeros = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=output_ptr.dtype.element_ty)
-        if STORES_OUTPUT:
-            tl.store(output_ptr + output_offsets, zeros, mask=stored)
-        if EPILOGUE == "relu_gradient" and HAS_GATE:
-            tl.store(gated_ptr + output_offsets, zeros, mask=stored)
-        if (EPILOGUE == "relu_gradient" and HAS_GATE) or EPILOGUE == "gate_gradient":
-            tl.store(gradient_ptrs, tl.zeros((TILE_ROWS,), dtype=tl.float32), mask=in_tile)
-        return
-
-    input_rows = slots // SLOTS_PER_INPUT if SLOTS_PER_INPUT > 0 else rows
-    inner = tl.arange(0, BLOCK_IN)
-    input_ptrs = input_ptr + input_rows[:, None] * WIDTH_IN + inner[None, :]
-    if TRANSPOSED:
-        weight_ptrs = (
-            weight_ptr
-            + expert * WIDTH_IN * WIDTH_OUT
-            + (columns[None, :] * WIDTH_IN + inner[:, None])
+    if expert >= 0:
+        first_row = tl.load(tiles_ptr + max_tiles + tile)
+        end_row = num_slots.to(tl.int64)
+        if expert < num_experts:
+            end_row = tl.load(offsets_ptr + expert + 1)
+        rows = first_row + tl.arange(0, TILE_ROWS)
+        in_tile = rows < end_row
+        rows = tl.where(in_tile, rows, first_row)
+        slots = tl.load(order_ptr + rows)
+        columns = column_tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+        in_width = columns < WIDTH_OUT
+        stored = in_tile[:, None] & in_width[None, :]
+        output_rows = slots if BY_SLOT else rows
+        # Columns are counted from the first that this launch computes.
+        output_offsets = output_rows[:, None] * OUTPUT_STRIDE + (
+            columns - first_column_tile * BLOCK_OUT
         )
-    else:
-        weight_ptrs = (
-            weight_ptr
-            + expert * WIDTH_IN * WIDTH_OUT
-            + (inner[:, None] * WIDTH_OUT + columns[None, :])
-        )
-    product = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=tl.float32)
-    gradient = tl.zeros((TILE_ROWS,), dtype=tl.float32)
-    for start in range(0, WIDTH_IN, BLOCK_IN):
-        if WIDTH_IN % BLOCK_IN == 0:
-            values = tl.load(input_ptrs)
-            if WIDTH_OUT % BLOCK_OUT == 0:
-                weights = tl.load(weight_ptrs)
-            else:
-                weights = tl.load(weight_ptrs, mask=in_width[None, :], other=0.0)
+        gradient_ptrs = gate_gradient_ptr + column_tile.to(tl.int64) * num_slots + slots
+        has_gate_gradient: tl.constexpr = (
+            EPILOGUE == "relu_gradient" and HAS_GATE
+        ) or EPILOGUE == "gate_gradient"
+
+        if expert == num_experts:
+            zeros = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=output_ptr.dtype.element_ty)
+            if STORES_OUTPUT:
+                tl.store(output_ptr + output_offsets, zeros, mask=stored)
+            if EPILOGUE == "relu_gradient" and HAS_GATE:
+                tl.store(gated_ptr + output_offsets, zeros, mask=stored)
+            if has_gate_gradient:
+                tl.store(gradient_ptrs, tl.zeros((TILE_ROWS,), dtype=tl.float32), mask=in_tile)
         else:
-            in_inner = start + inner < WIDTH_IN
-            values = tl.load(input_ptrs, mask=in_inner[None, :], other=0.0)
-            weights = tl.load(weight_ptrs, mask=in_inner[:, None] & in_width[None, :], other=0.0)
-        product = tl.dot(values, weights, product, input_precision=PRECISION)
-        if HAS_BIAS and (EPILOGUE == "gate_gradient" or EPILOGUE == "relu_gradient"):
-            # The bias of the product that this one is the gradient of.
-            bias_ptrs = bias_ptr + expert * WIDTH_IN + start + inner
-            bias = tl.load(bias_ptrs, mask=start + inner < WIDTH_IN, other=0.0).to(tl.float32)
-            gradient += tl.sum(values.to(tl.float32) * bias[None, :], 1)
-        input_ptrs += BLOCK_IN
-        weight_ptrs += BLOCK_IN if TRANSPOSED else BLOCK_IN * WIDTH_OUT
+            input_rows = slots // SLOTS_PER_INPUT if SLOTS_PER_INPUT > 0 else rows
+            inner = tl.arange(0, BLOCK_IN)
+            input_ptrs = input_ptr + input_rows[:, None] * WIDTH_IN + inner[None, :]
+            if not DESCRIPTOR:
+                first_weight = weight + expert * WIDTH_IN * WIDTH_OUT
+                if TRANSPOSED:
+                    weight_ptrs = first_weight + (columns[None, :] * WIDTH_IN + inner[:, None])
+                else:
+                    weight_ptrs = first_weight + (inner[:, None] * WIDTH_OUT + columns[None, :])
+            product = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=tl.float32)
+            gradient = tl.zeros((TILE_ROWS,), dtype=tl.float32)
+            for start in range(0, WIDTH_IN, BLOCK_IN):
+                in_inner = start + inner < WIDTH_IN
+                if WIDTH_IN % BLOCK_IN == 0:
+                    values = tl.load(input_ptrs)
+                else:
+                    values = tl.load(input_ptrs, mask=in_inner[None, :], other=0.0)
+                if DESCRIPTOR:  # what is outside of an expert's matrix reads as zero
+                    first_column = column_tile * BLOCK_OUT
+                    if TRANSPOSED:
+                        block = weight.load([expert.to(tl.int32), first_column, start])
+                        weights = block.reshape(BLOCK_OUT, BLOCK_IN).T
+                    else:
+                        block = weight.load([expert.to(tl.int32), start, first_column])
+                        weights = block.reshape(BLOCK_IN, BLOCK_OUT)
+                else:
+                    if WIDTH_IN % BLOCK_IN == 0 and WIDTH_OUT % BLOCK_OUT == 0:
+                        weights = tl.load(weight_ptrs)
+                    else:
+                        in_weight = in_inner[:, None] & in_width[None, :]
+                        weights = tl.load(weight_ptrs, mask=in_weight, other=0.0)
+                    weight_ptrs += BLOCK_IN if TRANSPOSED else BLOCK_IN * WIDTH_OUT
+                product = tl.dot(values, weights, product, input_precision=PRECISION)
+                if HAS_BIAS and (EPILOGUE == "gate_gradient" or EPILOGUE == "relu_gradient"):
+                    # The bias of the product that this one is the gradient of.
+                    bias_ptrs = bias_ptr + expert * WIDTH_IN + start + inner
+                    bias = tl.load(bias_ptrs, mask=in_inner, other=0.0).to(tl.float32)
+                    gradient += tl.sum(values.to(tl.float32) * bias[None, :], 1)
+                input_ptrs += BLOCK_IN
 
-    if HAS_GATE:
-        gate = tl.load(gate_ptr + slots).to(tl.float32)[:, None]
-    if EPILOGUE == "linear" or EPILOGUE == "relu":
-        if HAS_BIAS:
-            bias_ptrs = bias_ptr + expert * WIDTH_OUT + columns
-            product += tl.load(bias_ptrs, mask=in_width, other=0.0).to(tl.float32)[None, :]
-        if EPILOGUE == "relu":
-            # A comparison and not a maximum, which would turn NaN into 0.
-            product = tl.where(product < 0.0, 0.0, product)
-    else:
-        if EPILOGUE == "relu_gradient" or EPILOGUE == "gate_gradient":
-            partner_rows = slots // SLOTS_PER_PARTNER if SLOTS_PER_PARTNER > 0 else rows
-            partner_ptrs = partner_ptr + partner_rows[:, None] * WIDTH_OUT + columns[None, :]
-            partner = tl.load(partner_ptrs, mask=in_width[None, :], other=0.0).to(tl.float32)
-        if HAS_GATE:
-            # The bias belongs to every column, so that its part is counted in one tile alone.
-            gradient = tl.where(column_tile == 0, gradient, 0.0)
-            gradient += tl.sum(product * partner, 1)
-            tl.store(gradient_ptrs, gradient, mask=in_tile)
-            if EPILOGUE == "relu_gradient":
-                gated = (partner * gate).to(gated_ptr.dtype.element_ty)
+            if EPILOGUE == "relu_gradient" or EPILOGUE == "gate_gradient":
+                partner_rows = slots // SLOTS_PER_PARTNER if SLOTS_PER_PARTNER > 0 else rows
+                partner_ptrs = partner_ptr + partner_rows[:, None] * WIDTH_OUT + columns[None, :]
+                partner = tl.load(partner_ptrs, mask=in_width[None, :], other=0.0)
+                if HAS_GATE:
+                    # The bias belongs to every column: its part is counted in one tile alone.
+                    gradient = tl.where(column_tile == 0, gradient, 0.0)
+                    gradient += tl.sum(product * partner.to(tl.float32), 1)
+                    tl.store(gradient_ptrs, gradient, mask=in_tile)
+                if EPILOGUE == "relu_gradient":
+                    product = tl.where(partner > 0.0, product, 0.0)
+            elif HAS_BIAS:
+                bias_ptrs = bias_ptr + expert * WIDTH_OUT + columns
+                product += tl.load(bias_ptrs, mask=in_width, other=0.0).to(tl.float32)[None, :]
+            if EPILOGUE == "relu":
+                # A comparison and not a maximum, which would turn NaN into 0.
+                product = tl.where(product < 0.0, 0.0, product)
+            if HAS_GATE:
+                gate = tl.load(gate_ptr + slots).to(tl.float32)[:, None]
+                product *= gate
+            if STORES_OUTPUT:
+                output = product.to(output_ptr.dtype.element_ty)
+                tl.store(output_ptr + output_offsets, output, mask=stored)
+            if EPILOGUE == "relu_gradient" and HAS_GATE:
+                # After the store of the product, whose registers are free now.
+                gated = (partner.to(tl.float32) * gate).to(gated_ptr.dtype.element_ty)
                 tl.store(gated_ptr + output_offsets, gated, mask=stored)
-        if EPILOGUE == "relu_gradient":
-            product = tl.where(partner > 0.0, product, 0.0)
-    if STORES_OUTPUT:
-        if HAS_GATE:
-            product *= gate
-        tl.store(output_ptr + output_offsets, product.to(output_ptr.dtype.element_ty), mask=stored)
 
 
 @triton.jit(do_not_specialize=["num_experts"])

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from moeut.ops.triton_device import on_device
 from moeut.ops.triton_kernels import row_product_kernel, row_sum_kernel, weight_gradient_kernel
@@ -84,7 +85,8 @@ class RowProduct:
             empty = x.new_empty(0, self.width_out)
             return Product(empty, empty.clone(), x.new_empty(0))
         tile_rows, widths = self.routing.tile_rows, (self.width_in, self.width_out)
-        shape = ShapeClass("row_product", self.epilogue, x.dtype, tile_rows, *widths)
+        epilogue = f"{self.epilogue}_transposed" if self.transposed else self.epilogue
+        shape = ShapeClass("row_product", epilogue, x.dtype, tile_rows, *widths)
         with on_device(x):
             return self._compute(TUNER.choose(shape, x.device, self._compute))
 
@@ -146,8 +148,11 @@ class RowProduct:
     ) -> None:
         x, routing = self.inputs.values, self.routing
         max_tiles = routing.tiles.shape[1]
-        row_product_kernel[(max_tiles * num_column_tiles,)](
-            *(x, self.weight, x if output is None else output, gated),
+        num_programs = max_tiles * num_column_tiles
+        if blocks.persistent:
+            num_programs = min(num_programs, resident_programs(x.device, blocks.num_warps))
+        row_product_kernel[(num_programs,)](
+            *(x, self._weight(blocks), x if output is None else output, gated),
             x if self.partner is None else self.partner.values,
             x if self.gate is None else self.gate,
             x if self.bias is None else self.bias,
@@ -169,9 +174,28 @@ class RowProduct:
             TILE_ROWS=routing.tile_rows,
             BLOCK_OUT=blocks.columns,
             BLOCK_IN=blocks.depth,
+            DESCRIPTOR=blocks.descriptor,
+            PERSISTENT=blocks.persistent,
             num_warps=blocks.num_warps,
             num_stages=blocks.num_stages,
         )
+
+    def _weight(self, blocks: Blocks) -> Tensor | TensorDescriptor:
+        """Return the weight as the kernel reads it."""
+        if not blocks.descriptor:
+            return self.weight
+        block = (
+            (blocks.columns, blocks.depth) if self.transposed else (blocks.depth, blocks.columns)
+        )
+        return TensorDescriptor.from_tensor(self.weight, [1, *block])
+
+
+def resident_programs(device: torch.device, num_warps: int) -> int:
+    """Return how many programs of a persistent kernel are started: two a multiprocessor or more."""
+    if device.type != "cuda":
+        return 3  # few, so that tests in the interpreter see programs with several tiles
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    return multiprocessors * max(2, 16 // num_warps)
 
 
 def sum_rows(rows: Tensor, output: Tensor, first_column: int, slots_per_output: int) -> None:

@@ -25,7 +25,7 @@ import os
 import re
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -74,6 +74,10 @@ class Blocks:
     depth: int
     num_warps: int
     num_stages: int
+    descriptor: bool = False
+    """Whether the tensor-memory accelerator copies the weights of a row product (Hopper on)."""
+    persistent: bool = False
+    """Whether as many programs as the GPU holds at once work through all tiles of a row product."""
 
 
 STAGES = {"row_product": (2, 3, 4), "weight_gradient": (3, 5, 7)}
@@ -109,21 +113,42 @@ def default_blocks(shape: ShapeClass) -> Blocks:
     return Blocks(rows, columns, depth, num_warps, num_stages)
 
 
-def candidate_blocks(shape: ShapeClass) -> list[Blocks]:
-    """Return the block sizes that a search compares, the default first."""
+def search_rounds(
+    shape: ShapeClass, capability: tuple[int, int] = (8, 0)
+) -> Iterator[list[dict[str, object]]]:
+    """Yield what a search on a GPU of a compute capability compares, round by round.
+
+    Each round is a list of changes to the best of the rounds before, which a search begins with
+    the default: that is some twenty configurations in place of all their combinations.
+    """
     default = default_blocks(shape)
-    grid = itertools.product(
-        sorted({default.columns, _block(shape.width_out, 64), _block(shape.width_out, 256)}),
-        sorted({default.depth, *DEPTHS[shape.kernel]}),
-        (4, 8),
-        STAGES[shape.kernel],
-    )
-    found = (Blocks(default.rows, *sizes) for sizes in grid)
-    sensible = [blocks for blocks in found if blocks != default and _is_sensible(blocks, shape)]
-    return [default, *sensible]
+    widths = sorted({default.columns, _block(shape.width_out, 64), _block(shape.width_out, 256)})
+    depths = sorted({default.depth, *DEPTHS[shape.kernel]})
+    yield _changes(columns=widths, num_warps=(4, 8))
+    yield _changes(depth=depths, num_stages=STAGES[shape.kernel])
+    if shape.kernel == "row_product":
+        descriptor = (False, True) if takes_descriptor(shape, capability) else (False,)
+        yield _changes(descriptor=descriptor, persistent=(False, True))
 
 
-def _is_sensible(blocks: Blocks, shape: ShapeClass) -> bool:
+def _changes(**values: Iterable[object]) -> list[dict[str, object]]:
+    combinations = itertools.product(*values.values())
+    return [dict(zip(values, combination, strict=True)) for combination in combinations]
+
+
+def takes_descriptor(shape: ShapeClass, capability: tuple[int, int]) -> bool:
+    """Return whether the tensor-memory accelerator can copy a row product's weights.
+
+    It is Hopper's, and wants rows that are multiples of 16 bytes: of either width, as the weights
+    may be transposed.
+    """
+    elements = 128 // torch.finfo(shape.dtype).bits
+    is_aligned = shape.width_in % elements == 0 and shape.width_out % elements == 0
+    return capability >= (9, 0) and is_aligned
+
+
+def is_sensible(blocks: Blocks, shape: ShapeClass) -> bool:
+    """Return whether blocks fit the shape, shared memory and registers."""
     is_product = shape.kernel == "row_product"
     pairs = blocks.num_stages if is_product else (blocks.num_stages + 1) // 2
     element_bytes = torch.finfo(shape.dtype).bits // 8
@@ -158,7 +183,7 @@ class Tuner:
             return known
         if not self.is_searching or torch.cuda.is_current_stream_capturing():
             return default_blocks(shape)
-        best = _search(shape, launch)
+        best = _search(shape, launch, torch.cuda.get_device_capability(device))
         self.found[name][shape.key] = best
         _write(cache_directory() / name, self.found[name])
         return best
@@ -201,18 +226,23 @@ def _file_name(index: int | None) -> str:
     return f"blocks-{gpu}-triton-{triton.__version__}.json"
 
 
-def _search(shape: ShapeClass, launch: Callable[[Blocks], object]) -> Blocks:
+def _search(
+    shape: ShapeClass, launch: Callable[[Blocks], object], capability: tuple[int, int]
+) -> Blocks:
+    best = default = default_blocks(shape)
     times: dict[Blocks, float] = {}
-    for blocks in candidate_blocks(shape):
-        try:
-            times[blocks] = _time(launch, blocks)
-        except triton.runtime.errors.OutOfResources:
-            continue  # this GPU has less shared memory than others
-    best = min(times, key=times.__getitem__)
-    default = times.get(default_blocks(shape), float("inf"))
+    for changes in ([{}], *search_rounds(shape, capability)):
+        for blocks in (dataclasses.replace(best, **change) for change in changes):
+            if blocks in times or not (blocks == default or is_sensible(blocks, shape)):
+                continue
+            try:
+                times[blocks] = _time(launch, blocks)
+            except triton.runtime.errors.OutOfResources:
+                continue  # this GPU has less shared memory than others
+        best = min(times, key=times.__getitem__)
     logger.info(
         "%s: %s, %.3f ms; default %.3f ms; %d compared",
-        *(shape.key, best, times[best], default, len(times)),
+        *(shape.key, best, times[best], times.get(default, float("inf")), len(times)),
     )
     return best
 

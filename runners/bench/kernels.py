@@ -133,6 +133,7 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, object]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     signature = dict.fromkeys(launch.constants, "constexpr")
     attributes = {}
@@ -140,7 +141,10 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, object]:
         if name in launch.constants:
             continue
         value = launch.arguments[name]
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, TensorDescriptor):
+            block = ", ".join(map(str, value.block_shape))
+            signature[name] = f"tensordesc<{TYPE_NAMES[value.base.dtype]}[{block}]>"
+        elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPE_NAMES[value.dtype]
             attributes[(position,)] = [["tt.divisibility", 16]]  # as PyTorch allocates
         else:

@@ -84,6 +84,31 @@ def test_widths_of_several_blocks_and_no_multiple_of_them(operation):
     assert_close(run(case), case)
 
 
+@pytest.mark.parametrize("how", [{"descriptor": True}, {"persistent": True}], ids=str)
+@pytest.mark.parametrize("operation", ["mlp", "value", "output"])
+def test_other_ways_to_walk_and_load_give_the_same_bits(operation, how, monkeypatch):
+    """Tensor descriptors and persistent programs, at widths that end within a block."""
+    if DEVICE == "cuda" and "descriptor" in how and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("the GPU has no tensor-memory accelerator")
+    case = make_case(operation, 9, "dropped", width=40, inner=20, num_experts=3, top_k=2)
+    default, chosen, results = triton_launch.TUNER.choose, [], []
+    for changes in ({}, how):
+
+        def choose(shape, device, launch, changes=changes):
+            blocks = default(shape, device, launch)
+            if shape.kernel == "row_product":
+                blocks = dataclasses.replace(blocks, columns=16, **changes)
+            chosen.append(blocks)
+            return blocks
+
+        monkeypatch.setattr(triton_launch.TUNER, "choose", choose)
+        results.append(run(case))
+    assert any(getattr(blocks, name) for blocks in chosen for name in how)
+    expected, got = results
+    for name, tensor in expected.items():
+        assert torch.equal(got[name], tensor), name
+
+
 @pytest.mark.parametrize("operation", ["mlp", "down", "output"])
 def test_sums_over_slots_in_slabs_of_columns(operation, monkeypatch):
     monkeypatch.setattr(triton_launch, "MAX_SCRATCH_BYTES", 1)

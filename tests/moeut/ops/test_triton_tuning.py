@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 
@@ -19,6 +20,7 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MOEUT_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "_file_name", lambda index: "blocks-gpu.json")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     # The narrowest blocks are the fastest.
     monkeypatch.setattr(tuning, "_time", lambda launch, blocks: launch(blocks) or blocks.columns)
 
@@ -79,16 +81,45 @@ def test_searching_ends_with_the_step():
 @pytest.mark.parametrize("widths", [(1, 1), (82, 412), (1536, 128)])
 def test_blocks_cover_the_shape_in_powers_of_two(kernel, dtype, widths):
     shape = ShapeClass(kernel, "", dtype, 128, *widths)
-    candidates = tuning.candidate_blocks(shape)
-    assert candidates[0] == tuning.default_blocks(shape)
-    assert len(set(candidates)) == len(candidates) <= 60
-    for blocks in candidates:
+    default = tuning.default_blocks(shape)
+    candidates = [
+        dataclasses.replace(default, **change)
+        for changes in tuning.search_rounds(shape, (9, 0))
+        for change in changes
+    ]
+    assert len(set(candidates)) <= 20
+    for blocks in (default, *(one for one in candidates if tuning.is_sensible(one, shape))):
         for size in (blocks.rows, blocks.columns, blocks.depth):
             assert size >= 16, blocks
             assert size.bit_count() == 1, blocks
-    default = candidates[0]
     pairs = 3 * default.depth * (default.rows + default.columns) * dtype.itemsize
     assert pairs <= 99 * 1024  # shared memory of compute capability 8.6 and 8.9
+
+
+def test_a_later_round_changes_the_best_of_the_earlier(monkeypatch):
+    """The fastest is found where each choice helps by itself, without trying all of them."""
+    wanted = {"columns": 64, "num_warps": 8, "depth": 32, "num_stages": 2, "descriptor": True}
+    monkeypatch.setattr(
+        tuning,
+        "_time",
+        lambda launch, blocks: sum(getattr(blocks, k) != v for k, v in wanted.items()),
+    )
+    best, _ = search(Tuner(), PRODUCT)
+    assert dataclasses.asdict(best).items() >= wanted.items()
+
+
+@pytest.mark.parametrize(
+    ("widths", "capability", "expected"),
+    [((1024, 128), (9, 0), True), ((1024, 128), (8, 0), False), ((412, 128), (9, 0), False)],
+)
+def test_weights_are_copied_by_descriptors_where_hardware_and_widths_allow(
+    widths, capability, expected
+):
+    shape = ShapeClass("row_product", "relu", torch.bfloat16, 128, *widths)
+    changes = [change for round in tuning.search_rounds(shape, capability) for change in round]
+    assert any(change.get("descriptor") for change in changes) == expected
+    gradient = dataclasses.replace(shape, kernel="weight_gradient")
+    assert not any("persistent" in c for r in tuning.search_rounds(gradient, (9, 0)) for c in r)
 
 
 def test_the_number_of_tokens_is_in_no_key():

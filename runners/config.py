@@ -65,7 +65,8 @@ class TrainConfig:
     label_smoothing: float = 0.0
     """Label smoothing of the cross entropy."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast with float32 weights."""
+    """bfloat16: autocast with float32 weights; on a GPU the products that stay in float32, those of
+    routers, are in TF32."""
     compile: bool = False
     """Run the model through torch.compile."""
     activation_checkpointing: bool = False

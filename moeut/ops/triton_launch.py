@@ -148,11 +148,12 @@ class RowProduct:
     ) -> None:
         x, routing = self.inputs.values, self.routing
         max_tiles = routing.tiles.shape[1]
+        weight = self._weight(blocks)
         num_programs = max_tiles * num_column_tiles
         if blocks.persistent:
             num_programs = min(num_programs, resident_programs(x.device, blocks.num_warps))
         row_product_kernel[(num_programs,)](
-            *(x, self._weight(blocks), x if output is None else output, gated),
+            *(x, weight, x if output is None else output, gated),
             x if self.partner is None else self.partner.values,
             x if self.gate is None else self.gate,
             x if self.bias is None else self.bias,
@@ -174,7 +175,7 @@ class RowProduct:
             TILE_ROWS=routing.tile_rows,
             BLOCK_OUT=blocks.columns,
             BLOCK_IN=blocks.depth,
-            DESCRIPTOR=blocks.descriptor,
+            DESCRIPTOR=isinstance(weight, TensorDescriptor),
             PERSISTENT=blocks.persistent,
             num_warps=blocks.num_warps,
             num_stages=blocks.num_stages,
@@ -182,7 +183,8 @@ class RowProduct:
 
     def _weight(self, blocks: Blocks) -> Tensor | TensorDescriptor:
         """Return the weight as the kernel reads it."""
-        if not blocks.descriptor:
+        # The accelerator takes no address that is not a multiple of 16 bytes, as a view's may be.
+        if not blocks.descriptor or self.weight.data_ptr() % 16:
             return self.weight
         block = (
             (blocks.columns, blocks.depth) if self.transposed else (blocks.depth, blocks.columns)

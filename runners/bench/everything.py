@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -92,12 +93,14 @@ def is_done(file: Path, arguments: list[str]) -> bool:
 def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
     """Run a job, again where its device failed, and return whether it is done."""
     command = [sys.executable, "-m", "runners.bench", *arguments, "--json", str(file), "--resume"]
+    # What a search found is kept beside what was measured with it.
+    environment = {"MOEUT_CACHE": str(file.parent / "blocks"), **os.environ}
     end = None if seconds is None else time.monotonic() + seconds
     while not is_done(file, arguments):
         left = None if end is None else end - time.monotonic()
         before = file.read_text() if file.exists() else None
         try:
-            status = subprocess.run(command, check=False, timeout=left).returncode
+            status = subprocess.run(command, check=False, timeout=left, env=environment).returncode
         except subprocess.TimeoutExpired:
             print(f"runners.bench: {file.stem}: stopped, no time left", file=sys.stderr)
             return False
@@ -116,8 +119,10 @@ def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
 
 def report(folder: Path) -> None:
     """Write ``report.md`` from the JSON files of a folder."""
-    results = [json.loads(file.read_text()) for file in sorted(folder.glob("*-*.json"))]
-    by_kind = {kind: [one for one in results if one["benchmark"] == kind] for kind in SECTIONS}
+    by_kind = {
+        kind: [json.loads(file.read_text()) for file in sorted(folder.glob(f"{kind}-*.json"))]
+        for kind in SECTIONS
+    }
     found = [one for kind in SECTIONS for one in by_kind[kind]]
     if found:
         write(folder / "report.md", "\n".join(_report(by_kind, found)))

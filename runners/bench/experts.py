@@ -42,7 +42,7 @@ from runners.bench.command import (
 )
 from runners.bench.competitors import candidates_for
 from runners.bench.limits import Limits, measure_limits
-from runners.bench.peers import Peer, load_peer
+from runners.bench.peers import Peer, load_peers
 from runners.bench.sizes import (
     CPU_SIZES,
     DTYPES,
@@ -89,7 +89,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         os.environ["MOEUT_BACKEND"] = options.backend  # for the router, which takes no argument
     mixed = options.dtype == "autocast"
     dtype = torch.bfloat16 if mixed else DTYPES[options.dtype]
-    peers = [load_peer(text) for text in options.peer]
+    peers, unavailable = load_peers(options.peer)
     fresh = fresh_result(
         "experts",
         options,
@@ -104,6 +104,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sizes={name: dataclasses.asdict(SIZES[name]) for name in options.sizes},
     )
     result = resumed(options, fresh, "backend", "dtype", "peers")
+    result["failures"] |= unavailable
     limits = measure_limits(device, dtype, quick=options.quick)
     result["limits"] = dataclasses.asdict(limits)
     for name in options.sizes:

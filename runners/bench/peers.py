@@ -17,18 +17,21 @@ RobertCsordas/cvmm_codex at d43cedc, shawntan/scattermoe at 47b5e15 and Dao-AILa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import inspect
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from runners.bench.timing import attempt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +46,16 @@ class Peer:
     """``cvmm``, ``cvmm rewrite``, ``scattermoe`` or ``sonicmoe``, where it is one of them."""
 
 
+class PeerUnavailableError(Exception):
+    """Say that a peer is there but cannot be imported here."""
+
+
 def load_peer(text: str) -> Peer:
     """Load a peer from ``NAME=PATH``.
 
     Raises:
-        ValueError: the text has another form, or the path is missing, cannot be imported or defines
-            no operation.
+        ValueError: the text has another form, or the path is missing or defines no operation.
+        PeerUnavailableError: the peer cannot be imported, for want of a package or a GPU.
     """
     name, separator, path = text.partition("=")
     if not (name and separator and path):
@@ -56,10 +63,16 @@ def load_peer(text: str) -> Peer:
     place = Path(path)
     if not place.exists():
         raise ValueError(f"--peer {text!r}: {path} does not exist")
-    try:
-        operations = _load_package(place) if place.is_dir() else _load_file(name, place)
-    except (ImportError, OSError, RuntimeError, SyntaxError) as error:
-        raise ValueError(f"--peer {text!r}: {path} cannot be imported: {error}") from error
+    if place.is_dir():
+        package = _find_package(place)
+        if package is None:
+            raise ValueError(f"--peer {text!r}: expected a checkout of {' or '.join(PACKAGES)}")
+        load = functools.partial(_load_package, *package)
+    else:
+        load = functools.partial(_load_file, name, place)
+    operations, problem = attempt(load, torch.device("cpu"))
+    if problem is not None:
+        raise PeerUnavailableError(f"{path} cannot be imported: {problem}")
     mlp, linear = (getattr(operations, part, None) for part in ("expert_mlp", "expert_linear"))
     if mlp is None and linear is None:
         raise ValueError(
@@ -68,6 +81,17 @@ def load_peer(text: str) -> Peer:
         )
     kind = operations.kind if isinstance(operations, KNOWN) else "adapter"
     return Peer(name, mlp, linear, getattr(operations, "dispatch", None), kind)
+
+
+def load_peers(texts: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:
+    """Load peers, and say of those that cannot be imported why."""
+    peers, unavailable = [], {}
+    for text in texts:
+        try:
+            peers.append(load_peer(text))
+        except PeerUnavailableError as error:
+            unavailable[text.partition("=")[0]] = str(error)
+    return peers, unavailable
 
 
 def _load_file(name: str, file: Path) -> Any:
@@ -96,13 +120,18 @@ def _import(name: str, file: Path) -> ModuleType:
     return module
 
 
-def _load_package(folder: Path) -> Any:
-    for name, adapter in PACKAGES.items():
+def _find_package(folder: Path) -> tuple[Path, str] | None:
+    """Return the folder that holds a known package, and its name."""
+    for name in PACKAGES:
         for parent in (folder, folder.parent) if folder.name == name else (folder,):
             if (parent / name / "__init__.py").is_file():
-                sys.path.insert(0, str(parent.resolve()))
-                return adapter(importlib.import_module(name))
-    raise ImportError(f"expected a checkout of {' or '.join(PACKAGES)}")
+                return parent, name
+    return None
+
+
+def _load_package(parent: Path, name: str) -> Any:
+    sys.path.insert(0, str(parent.resolve()))
+    return PACKAGES[name](importlib.import_module(name))
 
 
 class Cvmm:

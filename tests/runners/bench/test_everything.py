@@ -41,7 +41,7 @@ def process(monkeypatch, *statuses):
     """Replace the benchmarks by ones that end with these statuses, one size further each."""
     calls = []
 
-    def run(arguments, *, check, timeout):
+    def run(arguments, *, check, timeout, env):
         file = arguments[arguments.index("--json") + 1]
         calls.append(arguments)
         status = statuses[len(calls) - 1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moeut.ops import Dispatch, expert_linear, expert_mlp
-from runners.bench.peers import load_peer
+from runners.bench.peers import load_peer, load_peers
 
 CVMM = """
 import dataclasses
@@ -165,6 +165,15 @@ def test_sonicmoe_is_called_with_decisions_made_elsewhere(tmp_path, monkeypatch)
     expected = expert_mlp(x, w_up, w_down, Dispatch.from_indices(index, 5), gate=gate)
     torch.testing.assert_close(peer.expert_mlp(x, w_up, w_down, index, gate), expected)
     assert peer.expert_linear is None
+
+
+def test_a_peer_that_cannot_be_imported_is_named_and_left_out(tmp_path):
+    there, broken = tmp_path / "there.py", tmp_path / "broken.py"
+    there.write_text("def expert_mlp(*_): return 1")
+    broken.write_text("import a_package_that_nobody_has")
+    peers, unavailable = load_peers([f"broken={broken}", f"there={there}"])
+    assert [peer.name for peer in peers] == ["there"]
+    assert "No module named 'a_package_that_nobody_has'" in unavailable["broken"]
 
 
 def test_a_peer_may_have_one_operation(tmp_path):

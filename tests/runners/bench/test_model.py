@@ -1,4 +1,6 @@
+import contextlib
 import json
+import types
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from moeut.sizing import count_parameters
 from runners.bench import __main__ as command
-from runners.bench.model import SIZES, Trainee
+from runners.bench.model import SIZES, Trainee, default_modes
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -78,6 +80,43 @@ def test_a_mode_that_fails_is_left_out_and_the_others_go_on(tmp_path, monkeypatc
     result = json.loads(file.read_text())
     assert {row["mode"] for row in result["rows"]} == {"eager"}
     assert "tiny, moeut, compiled: left out, RuntimeError: CUDA error" in capsys.readouterr().out
+
+
+def test_a_graph_is_captured_from_a_step_that_has_run_before(monkeypatch):
+    """On stand-ins for CUDA's: what runs on the side stream, what in the capture, what after."""
+    events = []
+
+    class Stream:
+        def wait_stream(self, other):
+            events.append("wait")
+
+    @contextlib.contextmanager
+    def inside(name):
+        events.append(f"enter {name}")
+        yield
+        events.append(f"leave {name}")
+
+    graph = types.SimpleNamespace(replay=lambda: events.append("replay"))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: inside("side"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda one: inside("capture"))
+    monkeypatch.setattr(Trainee, "step", lambda trainee, call: events.append("step"))
+    trainee = Trainee(SIZES["tiny"].configs()["moeut"], SIZES["tiny"], torch.device("cpu"))
+    run = trainee.runner("graph")
+    assert events == [
+        *("wait", "enter side", "step", "step", "step", "leave side", "wait"),
+        *("enter capture", "step", "leave capture"),
+    ]
+    run()
+    assert events[-1] == "replay"
+
+
+def test_small_models_are_measured_against_graphs_of_their_steps():
+    gpu = torch.device("cuda")
+    assert default_modes("small", gpu) == ["eager", "compiled", "graph", "compiled-graph"]
+    assert default_modes("1b", gpu) == ["eager", "compiled"]
 
 
 def test_a_step_that_does_not_fit_is_taken_in_parts_by_both_models(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -93,8 +94,10 @@ def is_done(file: Path, arguments: list[str]) -> bool:
 def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
     """Run a job, again where its device failed, and return whether it is done."""
     command = [sys.executable, "-m", "runners.bench", *arguments, "--json", str(file), "--resume"]
-    # What a search found is kept beside what was measured with it.
-    environment = {"MOEUT_CACHE": str(file.parent / "blocks"), **os.environ}
+    environment, blocks = dict(os.environ), file.parent / "blocks"
+    if "--tune" in arguments or blocks.exists():
+        # What a search found is kept beside what was measured with it.
+        environment.setdefault("MOEUT_CACHE", str(blocks.resolve()))
     end = None if seconds is None else time.monotonic() + seconds
     while not is_done(file, arguments):
         left = None if end is None else end - time.monotonic()
@@ -103,6 +106,8 @@ def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
             status = subprocess.run(command, check=False, timeout=left, env=environment).returncode
         except subprocess.TimeoutExpired:
             print(f"runners.bench: {file.stem}: stopped, no time left", file=sys.stderr)
+            return False
+        if status in (-signal.SIGINT, -signal.SIGTERM):
             return False
         if status < 0 and file.exists():
             result = json.loads(file.read_text())

@@ -77,7 +77,7 @@ def test_what_killed_a_process_is_named_and_not_tried_again(tmp_path, monkeypatc
     assert kept[0]["trying"] is None
 
 
-@pytest.mark.parametrize("statuses", [(2,), (1, 1)])
+@pytest.mark.parametrize("statuses", [(2,), (1, 1), (-15,)])
 def test_other_failures_are_not_tried_again(tmp_path, monkeypatch, statuses):
     calls = process(monkeypatch, *statuses)
     assert not everything._finish(tmp_path / "a.json", ARGUMENTS, None)

@@ -59,6 +59,23 @@ def test_both_models_take_flash_attention():
         assert trainee.attention_kernels() == ["flash"]
 
 
+def test_no_model_hands_attention_a_mask(monkeypatch):
+    """With a mask of its own, attention on a GPU could not take the flash kernel."""
+    seen = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, value, mask, dropout, is_causal, *, scale):
+        seen.append((mask, dropout, is_causal))
+        return attention(query, key, value, mask, dropout, is_causal, scale=scale)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    for name in ("tiny", "small"):
+        for config in SIZES[name].configs().values():
+            trainee = Trainee(config, SIZES[name], torch.device("cpu"))
+            trainee.forward(trainee.model, trainee.parts[0][:1, :-1])
+    assert set(seen) == {(None, 0.0, True)}
+
+
 def test_attention_by_products_is_seen_not_to_be_flash():
     trainee = Trainee(SIZES["tiny"].configs()["transformer"], SIZES["tiny"], torch.device("cpu"))
     with sdpa_kernel(SDPBackend.MATH):

@@ -39,8 +39,9 @@ class Section:
         table = Table(title=self.title)
         for position, heading in enumerate(self.headings):
             table.add_column(heading, justify="left" if position < self.num_names else "right")
+        is_grouped = any(not row[0] for row in self.rows)
         for position, row in enumerate(self.rows):
-            if position and row[0]:
+            if is_grouped and position and row[0]:
                 table.add_section()
             table.add_row(*row)
         console.print(table)

@@ -114,15 +114,34 @@ def grouped_mm_mlp(
 ) -> Tensor:
     """Compute a σ-MoE layer in bfloat16 by PyTorch's grouped product of sorted rows."""
     top_k = dispatch.num_slots // x.shape[0]
-    ends = dispatch.offsets[1:].to(torch.int32)
-    x, w_up, w_down = (tensor.to(torch.bfloat16) for tensor in (x, w_up, w_down))
-    rows = x.index_select(0, dispatch.order // top_k)
-    hidden = torch.relu(torch._grouped_mm(rows, w_up, offs=ends))
-    sorted_out = torch._grouped_mm(hidden, w_down, offs=ends)
+    hidden = torch.relu(_grouped_mm(x.index_select(0, dispatch.order // top_k), w_up, dispatch))
+    return _sum_slots(_grouped_mm(hidden, w_down, dispatch), dispatch, gate, top_k)
+
+
+def grouped_mm_linear(
+    x: Tensor,
+    weight: Tensor,
+    dispatch: Dispatch,
+    gate: Tensor,
+    slots_per_input: int,
+    slots_per_output: int,
+) -> Tensor:
+    """Compute a SwitchHead projection in bfloat16 by PyTorch's grouped product of sorted rows."""
+    rows = x.index_select(0, dispatch.order // slots_per_input)
+    return _sum_slots(_grouped_mm(rows, weight, dispatch), dispatch, gate, slots_per_output)
+
+
+def _grouped_mm(rows: Tensor, weight: Tensor, dispatch: Dispatch) -> Tensor:
+    rows, weight = rows.to(torch.bfloat16), weight.to(torch.bfloat16)
+    return torch._grouped_mm(rows, weight, offs=dispatch.offsets[1:].to(torch.int32))
+
+
+def _sum_slots(rows: Tensor, dispatch: Dispatch, gate: Tensor, slots_per_output: int) -> Tensor:
+    """Sum gated rows in sorted order over each output's slots."""
     place = torch.empty_like(dispatch.order)
-    place[dispatch.order] = torch.arange(dispatch.num_slots, device=x.device)
-    out = sorted_out.index_select(0, place).view(x.shape[0], top_k, -1)
-    return torch.einsum("tkd,tk->td", out, gate.view(x.shape[0], top_k).to(out.dtype))
+    place[dispatch.order] = torch.arange(dispatch.num_slots, device=rows.device)
+    slots = rows.index_select(0, place).view(-1, slots_per_output, rows.shape[1])
+    return torch.einsum("okd,ok->od", slots, gate.reshape(-1, slots_per_output).to(slots.dtype))
 
 
 def head_candidates(
@@ -200,6 +219,14 @@ def head_candidates(
     }
     if _uses_onednn(x):
         candidates["dense, oneDNN"] = Candidate(dense_onednn, (dense_x, dense_weight))
+    if takes_grouped_mm(device, dtype, width_in, width_out):
+
+        def grouped_mm() -> Tensor:
+            dispatch = Dispatch.from_indices(index, experts)
+            per_row = (slots // rows_in, slots // rows_out)
+            return grouped_mm_linear(x, weight, dispatch, gate, *per_row)
+
+        candidates["torch grouped_mm"] = Candidate(grouped_mm, (x, weight, gate))
     gate_3d = gate.view(tokens, heads, top_k)
     for peer in peers:
         if peer.expert_linear is not None:

@@ -353,7 +353,7 @@ def run(options: argparse.Namespace) -> int:
     check_sizes(options.sizes)
     check_counts(options, "threads", "repeats")
     resolve_backend(options.backend, options.device)
-    deliver(measure(options), options, print_table, width=150)
+    deliver(measure(options), options, print_table, width=180)
     return 0
 
 

@@ -4,11 +4,10 @@ import json
 import pytest
 import torch
 
-from moeut.ops import Dispatch
 from runners.bench import __main__ as command
-from runners.bench import experts
+from runners.bench import competitors, experts
 from runners.bench.command import blame
-from runners.bench.competitors import candidates_for, grouped_mm_mlp
+from runners.bench.competitors import candidates_for
 from runners.bench.sizes import CPU_SIZES, QUICK_SIZES, SIZES
 from runners.bench.timing import DeviceFailedError
 
@@ -75,21 +74,34 @@ def test_bad_option_ends_with_status_2(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_grouped_product_of_pytorch_computes_the_same():
-    candidate = candidates_for(SIZES["mlp-tiny"], "auto", torch.device("cpu"), torch.bfloat16)[
-        "ours"
-    ]
-    got = grouped_mm_mlp(*candidate.inputs[:3], candidate_dispatch(candidate), candidate.inputs[3])
-    expected = candidate.forward()
+@pytest.mark.parametrize("name", ["mlp-tiny", "value-tiny", "output-tiny"])
+def test_grouped_product_of_pytorch_computes_the_same(name, monkeypatch):
+    monkeypatch.setattr(competitors, "takes_grouped_mm", lambda *_: True)
+    candidates = candidates_for(SIZES[name], "auto", torch.device("cpu"), torch.bfloat16)
+    expected, got = (candidates[one].forward() for one in ("ours", "torch grouped_mm"))
     assert (got - expected).abs().max() < 0.03 * expected.abs().max()
+    weight = torch.linspace(-1, 1, expected.numel()).view_as(expected).to(expected.dtype)
+    inputs = candidates["ours"].inputs
+    pairs = (torch.autograd.grad(out, inputs, weight) for out in (expected, got))
+    for one, other in zip(*pairs, strict=True):
+        assert (one - other).abs().max() < 0.03 * one.abs().max()
 
 
-def candidate_dispatch(candidate):
-    """Return the dispatch of the index that a candidate closes over."""
-    cells = dict(
-        zip(candidate.forward.__code__.co_freevars, candidate.forward.__closure__, strict=True)
-    )
-    return Dispatch.from_indices(cells["index"].cell_contents, cells["experts"].cell_contents)
+@pytest.mark.parametrize(
+    ("dtype", "widths", "capability", "takes"),
+    [
+        (torch.bfloat16, (1024, 128), (9, 0), True),
+        (torch.bfloat16, (412, 128), (9, 0), False),  # rows of 824 bytes
+        (torch.bfloat16, (1024, 82), (9, 0), False),
+        (torch.float32, (1024, 128), (9, 0), False),
+        (torch.bfloat16, (1024, 128), (8, 0), False),
+    ],
+)
+def test_grouped_product_of_pytorch_is_timed_where_it_is_one(
+    monkeypatch, dtype, widths, capability, takes
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert competitors.takes_grouped_mm(torch.device("cuda"), dtype, *widths) == takes
 
 
 def test_autocast_computes_in_bfloat16_from_float32(tmp_path, capsys):

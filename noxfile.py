@@ -57,11 +57,13 @@ def benchmarks(session: nox.Session) -> None:
     session.run("python", "-m", "runners.bench", "experts", *session.posargs)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """Run the GPU tests, with the environment's own torch, and the benchmarks."""
-    session.install("-e", ".[test]")
-    session.run("pytest", "-m", "gpu", *session.posargs)
-    session.run("pytest", "tests/moeut/ops", "tests/golden/test_triton.py", *session.posargs)
-    session.run("python", "-m", "runners.bench", "experts")
-    session.run("python", "-m", "runners.bench", "model")
+    """Run the GPU tests and all GPU benchmarks in the environment as it is, with its torch.
+
+    Extra arguments go to the benchmarks: --output FOLDER, --peer NAME=PATH, --tune, --seconds N.
+    What was stopped goes on where it was.
+    """
+    session.run("pytest", "-m", "gpu")
+    session.run("pytest", "tests/moeut/ops", "tests/golden/test_triton.py")
+    session.run("python", "-m", "runners.bench", "all", *session.posargs)

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 # Read by PyTorch at its first allocation, so it has to be set before torch is imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-from runners.bench import data, experts, generate, kernels, model
+from runners.bench import data, everything, experts, generate, kernels, model
+from runners.bench.command import DEVICE_FAILED
+from runners.bench.timing import DeviceFailedError
 
 BENCHMARKS = {
+    "all": everything,
     "experts": experts,
     "model": model,
     "kernels": kernels,
@@ -39,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"runners.bench: {error}", file=sys.stderr)
         return 2
+    except DeviceFailedError as error:
+        print(f"runners.bench: the device failed, {error}; --resume goes on", file=sys.stderr)
+        return DEVICE_FAILED
 
 
 if __name__ == "__main__":

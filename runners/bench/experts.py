@@ -4,47 +4,66 @@ For every size: `ours`, the expert operation of the chosen backend; `dense`, the
 layer of the same active width, which does as many multiplications and no routing, by PyTorch's
 linear layer and, where the backend multiplies by oneDNN, by oneDNN too; `loop`, a plain loop over
 the experts differentiated by autograd; `all experts`, every expert computed for every token and
-masked. Sorting the routing decision is part of the time, the router is not.
+masked. Sorting the routing decision is part of the time, the router is not: both have sizes of
+their own, `dispatch-…` beside PyTorch's sort and `router-…` beside plain PyTorch and beside the
+logits alone.
 
-On a GPU there are also `ours, sorted before`, without the time to sort; PyTorch's grouped product
-where it takes the shape; and peers given with --peer. Every time stands beside the roofline: the
-least that the same device needs, at the rates that a large product and a large copy reach in the
-same run, for the operations or for moving everything once, whichever takes longer.
+On a GPU there are also `ours, sorted before` and `ours, cast before`, without the time to sort and
+to cast float32 weights; PyTorch's grouped product where it takes the shape; and peers given with
+--peer, which are left out where they fail or compute something else. Every time stands beside the
+roofline: the least that the same device needs, at the rates that a large product and a large copy
+reach in the same run, for the operations or for moving everything once, whichever takes longer.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
-from pathlib import Path
+import functools
+import os
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from moeut.ops import resolve_backend
 from moeut.ops.matmul import onednn_is_faster
 from moeut.ops.triton_device import has_triton
-from runners.bench.command import check_counts, deliver
+from runners.bench.command import (
+    Section,
+    add_result_options,
+    blame,
+    check_counts,
+    deliver,
+    ditto,
+    fresh_result,
+    resumed,
+    save,
+)
 from runners.bench.competitors import candidates_for
 from runners.bench.limits import Limits, measure_limits
-from runners.bench.peers import load_peer
+from runners.bench.peers import Peer, load_peers
 from runners.bench.sizes import (
     CPU_SIZES,
     DTYPES,
     GPU_SIZES,
     QUICK_SIZES,
     SIZES,
-    HeadSize,
-    MlpSize,
+    DispatchSize,
+    RouterSize,
+    Size,
     backward_bytes,
+    backward_flop,
     check_sizes,
     forward_bytes,
+    unfused_bytes,
 )
+from runners.bench.targets import expert_targets
 from runners.bench.timing import (
     Candidate,
+    DeviceFailedError,
     Timing,
+    attempt,
     compare,
     describe_machine,
     peak_memory,
@@ -54,99 +73,196 @@ from runners.bench.timing import (
 SLOW = ("loop", "all experts")
 """Competitors that get fewer rounds, and none on a GPU, where they wait for the device."""
 
+NOT_THE_SAME = ("dense", "dense, oneDNN")
+"""Competitors that compute something else on purpose."""
 
-def measure(options: argparse.Namespace) -> dict[str, object]:
+MAX_DIFFERENCE = 0.05
+"""How far a peer's result may be from ours, as a share of the norm: bfloat16 gives 0.005."""
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Time every chosen size and return the result with what it depends on."""
     device = torch.device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
-    retained = options.retain_memory and retain_memory()
+    if options.backend != "auto":
+        os.environ["MOEUT_BACKEND"] = options.backend  # for the router, which takes no argument
     mixed = options.dtype == "autocast"
-    compute_dtype = torch.bfloat16 if mixed else DTYPES[options.dtype]
-    dtype = torch.float32 if mixed else compute_dtype
-    limits = measure_limits(device, compute_dtype, quick=options.quick)
-    peers = [load_peer(text) for text in options.peer]
-    skip = {*options.skip, *(SLOW if mixed or device.type == "cuda" else ())}
-    rows: list[dict[str, object]] = []
-    failures: dict[str, str] = {}
+    dtype = torch.bfloat16 if mixed else DTYPES[options.dtype]
+    peers, unavailable = load_peers(options.peer)
+    fresh = fresh_result(
+        "experts",
+        options,
+        describe_machine(device),
+        backend=resolve_backend(options.backend, device.type, dtype),
+        dtype=options.dtype,
+        float32_onednn=device.type == "cpu" and onednn_is_faster(),
+        retained_memory=options.retain_memory and retain_memory(),
+        repeats=options.repeats,
+        tuned=options.tune,
+        peers={peer.name: peer.kind for peer in peers},
+        sizes={name: dataclasses.asdict(SIZES[name]) for name in options.sizes},
+    )
+    result = resumed(options, fresh, "backend", "dtype", "peers")
+    result["failures"] |= unavailable
+    limits = measure_limits(device, dtype, quick=options.quick)
+    result["limits"] = dataclasses.asdict(limits)
     for name in options.sizes:
-        size = SIZES[name]
-        candidates = candidates_for(size, options.backend, device, dtype, peers)
+        if name in result["done"]:
+            continue
+        result["trying"] = name
+        run = _SizeRun(name, options, device, dtype, peers, limits, result)
+        try:
+            rows, problem = attempt(run.measure, device)
+        except DeviceFailedError as error:
+            blame(result, str(error))
+            save(result, options)
+            raise
+        if problem is not None:
+            result["failures"][name] = problem
+        result["rows"] += rows or []
+        result["done"].append(name)
+        result["trying"] = None
+        save(result, options)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _SizeRun:
+    """Measure one size."""
+
+    name: str
+    options: argparse.Namespace
+    device: torch.device
+    dtype: torch.dtype
+    peers: list[Peer]
+    limits: Limits
+    result: dict[str, Any]
+
+    @property
+    def mixed(self) -> bool:
+        """Return whether weights are float32 and what is computed is not."""
+        return self.options.dtype == "autocast"
+
+    def measure(self) -> list[dict[str, Any]]:
+        """Return a row for every competitor that takes the size."""
+        size, options = SIZES[self.name], self.options
+        weight_dtype = torch.float32 if self.mixed else self.dtype
+        candidates = candidates_for(
+            size, options.backend, self.device, self.dtype, self.peers, weight_dtype=weight_dtype
+        )
+        on_gpu = self.device.type == "cuda"
+        skip = {*options.skip, *(SLOW if self.mixed or on_gpu else ())}
+        if self.mixed:
+            skip.add("dense, oneDNN")  # float32 alone
         candidates = {key: value for key, value in candidates.items() if key not in skip}
-        if mixed:
-            candidates.pop("dense, oneDNN", None)  # float32 alone
-            candidates = {key: _autocast(value, device) for key, value in candidates.items()}
-        for peer in [one.name for one in peers if one.name in candidates]:
-            problem = _try(candidates[peer])
-            if problem is not None:
-                failures[f"{name}, {peer}"] = problem
-                del candidates[peer]
-        _warm_up(candidates["ours"], options, device)
+        if self.mixed:
+            candidates = {key: _autocast(one, self.device) for key, one in candidates.items()}
+        self._warm_up(candidates["ours"])
+        candidates, differences = self._working(candidates)
         # Ours, its floor and peers are timed in the same rounds.
         slow = {key: candidates.pop(key) for key in SLOW if key in candidates}
         timings = compare(candidates, rounds=options.repeats, warmup=min(3, options.repeats))
         timings |= compare(slow, rounds=min(3, options.repeats), warmup=1)
-        for key, timing in timings.items():
-            row = _row(name, size, key, timing, timings["dense"])
-            row |= _roofline(size, timing, limits, compute_dtype)
-            rows.append(row | {"peak_memory_bytes": peak_memory({**candidates, **slow}[key])})
-    return {
-        "benchmark": "experts",
-        "command": shlex.join(["python", "-m", "runners.bench", *options.command]),
-        "backend": resolve_backend(options.backend, device.type, compute_dtype),
-        "dtype": options.dtype,
-        "float32_onednn": device.type == "cpu" and onednn_is_faster(),
-        "retained_memory": retained,
-        "repeats": options.repeats,
-        "tuned": options.tune,
-        "machine": describe_machine(device),
-        "limits": dataclasses.asdict(limits),
-        "sizes": {name: dataclasses.asdict(SIZES[name]) for name in options.sizes},
-        "failures": failures,
-        "rows": rows,
-    }
+        peaks = {key: peak_memory(one) for key, one in {**candidates, **slow}.items()}
+        return [
+            {
+                **_row(self.name, size, key, timing, timings.get("dense")),
+                **_roofline(size, timing, self.limits, self.dtype, weight_dtype),
+                "difference": differences.get(key),
+                "peak_memory_bytes": peaks[key],
+            }
+            for key, timing in timings.items()
+        ]
+
+    def _warm_up(self, ours: Candidate) -> None:
+        """Compile our kernels, and search for their block sizes where asked."""
+        if self.device.type == "cuda" and has_triton():
+            from moeut.ops.triton_tuning import warmup
+
+            attempt(functools.partial(warmup, ours.step, search=self.options.tune), self.device)
+
+    def _working(
+        self, candidates: dict[str, Candidate]
+    ) -> tuple[dict[str, Candidate], dict[str, float]]:
+        """Return the competitors that take the size, and how far from ours their results are."""
+        failures, peers = self.result["failures"], [peer.name for peer in self.peers]
+        working: dict[str, Candidate] = {}
+        differences: dict[str, float] = {}
+        ours: torch.Tensor | None = None
+        for key, candidate in candidates.items():
+            where = f"{self.name}, {key}"
+            if where in failures:  # it ended an earlier process
+                continue
+            self.result["trying"] = where
+            save(self.result, self.options)
+            out, problem = attempt(functools.partial(_first_step, candidate), self.device)
+            if key == "ours":
+                ours = out
+            elif problem is None and ours is not None and key not in NOT_THE_SAME:
+                difference = _difference(out, ours)
+                if difference is not None:
+                    differences[key] = round(difference, 6)
+                if key in peers and difference is not None and not difference <= MAX_DIFFERENCE:
+                    problem = f"computes something else: {difference:.3f} of the norm away"
+            if problem is None:
+                working[key] = candidate
+            else:
+                failures[where] = problem
+        self.result["trying"] = self.name
+        return working, differences
+
+
+def _first_step(candidate: Candidate) -> torch.Tensor | None:
+    """Run forward and backward, wait for them, and return the result if it is one tensor."""
+    candidate.clear()
+    out = candidate.forward()
+    candidate.backward(out)
+    if candidate.device.type == "cuda":
+        torch.cuda.synchronize(candidate.device)
+    return out.detach() if isinstance(out, torch.Tensor) else None
+
+
+def _difference(out: torch.Tensor | None, ours: torch.Tensor) -> float | None:
+    if out is None or out.shape != ours.shape:
+        return None
+    return float((out.float() - ours.float()).norm() / ours.float().norm())
 
 
 def _autocast(candidate: Candidate, device: torch.device) -> Candidate:
-    """Compute a candidate's forward pass in bfloat16, from float32 tensors."""
+    """Compute a candidate's forward pass in bfloat16, from float32 weights."""
 
-    def forward() -> torch.Tensor:
+    def forward() -> Any:
         with torch.autocast(device.type, torch.bfloat16):
             return candidate.forward()
 
     return dataclasses.replace(candidate, forward=forward)
 
 
-def _try(candidate: Candidate) -> str | None:
-    """Return what a peer says to the size; None where it takes it."""
-    try:
-        out = candidate.forward()
-        out.backward(torch.ones_like(out))
-    except (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError) as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return None
-
-
-def _warm_up(candidate: Candidate, options: argparse.Namespace, device: torch.device) -> None:
-    """Compile our kernels, and search for their block sizes where asked."""
-
-    def step() -> None:
-        out = candidate.forward()
-        out.backward(torch.ones_like(out))
-
-    if device.type == "cuda" and has_triton():
-        from moeut.ops.triton_tuning import warmup
-
-        warmup(step, search=options.tune)
-
-
 def _roofline(
-    size: MlpSize | HeadSize, timing: Timing, limits: Limits, dtype: torch.dtype
-) -> dict[str, object]:
-    forward = limits.milliseconds(size.forward_flop, forward_bytes(size, dtype.itemsize))
-    backward = limits.milliseconds(2 * size.forward_flop, backward_bytes(size, dtype.itemsize))
+    size: Size, timing: Timing, limits: Limits, dtype: torch.dtype, weight_dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the least times, by operations and by bytes, and the fractions reached."""
+    slow = isinstance(size, RouterSize)  # its logits are float32
+    moved = (
+        forward_bytes(size, dtype.itemsize),
+        backward_bytes(size, dtype.itemsize, weight_dtype.itemsize),
+    )
+    compute = [
+        limits.compute_ms(flop, float32=slow) for flop in (size.forward_flop, backward_flop(size))
+    ]
+    memory = [limits.bytes_ms(one) for one in moved]
+    forward, backward = (max(pair) for pair in zip(compute, memory, strict=True))
     both = forward + backward
+    unfused = None
+    if not isinstance(size, DispatchSize | RouterSize):
+        unfused = round(sum(map(limits.bytes_ms, unfused_bytes(size, dtype.itemsize))), 4)
     return {
+        "compute_forward_ms": round(compute[0], 4),
+        "compute_forward_backward_ms": round(sum(compute), 4),
+        "bytes_forward_ms": round(memory[0], 4),
+        "bytes_forward_backward_ms": round(sum(memory), 4),
+        "unfused_bytes_forward_backward_ms": unfused,
         "roofline_forward_ms": round(forward, 4),
         "roofline_forward_backward_ms": round(both, 4),
         "roofline_forward_fraction": round(forward / timing.forward_ms, 4),
@@ -155,23 +271,59 @@ def _roofline(
 
 
 def _row(
-    name: str, size: MlpSize | HeadSize, candidate: str, timing: Timing, floor: Timing
-) -> dict[str, object]:
+    name: str, size: Size, candidate: str, timing: Timing, floor: Timing | None
+) -> dict[str, Any]:
     routed_flop = size.forward_flop  # the useful work; computing all experts does more
+
+    def ratio(key: str) -> float | None:
+        return None if floor is None else round(getattr(timing, key) / getattr(floor, key), 4)
+
     return {
         "size": name,
         "candidate": candidate,
         **{key: round(value, 4) for key, value in dataclasses.asdict(timing).items()},
-        "forward_ratio": round(timing.forward_ms / floor.forward_ms, 4),
-        "forward_backward_ratio": round(timing.forward_backward_ms / floor.forward_backward_ms, 4),
-        "forward_backward_min_ratio": round(
-            timing.forward_backward_min_ms / floor.forward_backward_min_ms, 4
-        ),
+        "forward_ratio": ratio("forward_ms"),
+        "forward_backward_ratio": ratio("forward_backward_ms"),
+        "forward_backward_min_ratio": ratio("forward_backward_min_ms"),
         "gflop_per_second": round(3 * routed_flop / timing.forward_backward_ms / 1e6, 2),
     }
 
 
-def print_table(result: dict, console: Console) -> None:
+def sections(result: dict[str, Any]) -> list[Section]:
+    """Return the times as a table, and on a GPU the targets as another."""
+    headings = (
+        *("size", "what", "f ms", "f+b ms", "f ×", "f+b ×", "GFLOP/s", "compute ms", "bytes ms"),
+        *("roofline f ms", "%", "f+b ms", "%", "peak MiB"),
+    )
+    rows = [
+        [
+            *(row["size"], row["candidate"]),
+            *(f"{row[key]:.3f}" for key in ("forward_ms", "forward_backward_ms")),
+            *(_text(row[key], ".2f") for key in ("forward_ratio", "forward_backward_ratio")),
+            f"{row['gflop_per_second']:.1f}",
+            f"{row['compute_forward_backward_ms']:.3f}",
+            f"{row['bytes_forward_backward_ms']:.3f}",
+            f"{row['roofline_forward_ms']:.3f}",
+            f"{100 * row['roofline_forward_fraction']:.0f}",
+            f"{row['roofline_forward_backward_ms']:.3f}",
+            f"{100 * row['roofline_forward_backward_fraction']:.0f}",
+            _text(row["peak_memory_bytes"], ".0f", 2**-20),
+        ]
+        for row in result["rows"]
+    ]
+    notes = [f"{where}: left out, {problem}" for where, problem in result["failures"].items()]
+    title = "forward (f) and forward + backward (f+b), medians; × = ratio to dense"
+    found = [Section(title, headings, ditto(rows), notes)]
+    if "gpu" in result["machine"]:
+        found.append(expert_targets(result))
+    return found
+
+
+def _text(value: float | None, form: str, factor: float = 1.0) -> str:
+    return "" if value is None else format(factor * value, form)
+
+
+def print_table(result: dict[str, Any], console: Console) -> None:
     """Print one line for every size and competitor."""
     machine = result["machine"]
     console.print(
@@ -179,42 +331,29 @@ def print_table(result: dict, console: Console) -> None:
         f"{machine['torch']}, {result['dtype']}, backend {result['backend']}, load average "
         f"{machine['load_average']}"
     )
-    table = Table(title="forward (f) and forward + backward (f+b), medians; × = ratio to dense")
-    headings = ("size", "what", "f ms", "f+b ms", "f ×", "f+b ×", "min f+b ×", "GFLOP/s")
-    for heading in (*headings, "roofline f+b ms", "%", "peak MiB"):
-        table.add_column(heading, justify="left" if heading in ("size", "what") else "right")
-    previous = None
-    for row in result["rows"]:
-        if previous not in (None, row["size"]):
-            table.add_section()
-        table.add_row(
-            "" if row["size"] == previous else row["size"],
-            row["candidate"],
-            f"{row['forward_ms']:.2f}",
-            f"{row['forward_backward_ms']:.2f}",
-            f"{row['forward_ratio']:.2f}",
-            f"{row['forward_backward_ratio']:.2f}",
-            f"{row['forward_backward_min_ratio']:.2f}",
-            f"{row['gflop_per_second']:.1f}",
-            f"{row['roofline_forward_backward_ms']:.3f}",
-            f"{100 * row['roofline_forward_backward_fraction']:.0f}",
-            "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f}",
-        )
-        previous = row["size"]
-    console.print(table)
-    for where, problem in result["failures"].items():
-        console.print(f"{where}: left out, {problem}", markup=False)
+    for section in sections(result):
+        section.show(console)
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print and, where asked, write the result."""
+    if options.device is None:
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_gpu = torch.device(options.device).type == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}: no CUDA device is available")
+    if options.dtype is None:
+        options.dtype = "autocast" if on_gpu else "float32"
+    if options.sizes is None:
+        options.sizes = list(QUICK_SIZES if options.quick else GPU_SIZES if on_gpu else CPU_SIZES)
+    if options.repeats is None:
+        options.repeats = 50 if on_gpu else 20
+    if options.quick:
+        options.repeats = min(options.repeats, 3)
     check_sizes(options.sizes)
     check_counts(options, "threads", "repeats")
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: no CUDA device is available")
     resolve_backend(options.backend, options.device)
-    result = measure(options)
-    deliver(result, options, print_table)
+    deliver(measure(options), options, print_table, width=180)
     return 0
 
 
@@ -229,13 +368,18 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     parser.add_argument("--sizes", nargs="+", default=None, help=f"some of {', '.join(SIZES)}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads within an operation")
-    parser.add_argument("--repeats", type=int, default=20, help="timed rounds; medians are shown")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=None,
+        help="timed rounds, of which medians are shown; 20, or 50 on a GPU, if not given",
+    )
     parser.add_argument("--backend", default="auto", help="auto, grouped, triton or reference")
     parser.add_argument(
         "--dtype",
         choices=(*DTYPES, "autocast"),
         default=None,
-        help="of every tensor; autocast: bfloat16 from float32 tensors, the default on a GPU",
+        help="of every tensor; autocast: bfloat16 with float32 weights, the default on a GPU",
     )
     parser.add_argument("--device", default=None, help="cpu or cuda (timed by events)")
     parser.add_argument("--skip", nargs="*", default=[], choices=SLOW, help="leave these out")
@@ -244,7 +388,7 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="also time a kernel or adapter file; may be repeated (see runners/bench/peers.py)",
+        help="also time another implementation; may be repeated (see runners/bench/peers.py)",
     )
     parser.add_argument(
         "--tune", action="store_true", help="search for block sizes first, and keep them on disk"
@@ -255,18 +399,5 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
         default=True,
         help="let malloc keep freed buffers, for every competitor alike",
     )
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write here")
-    parser.set_defaults(run=_run_with_defaults)
-
-
-def _run_with_defaults(options: argparse.Namespace) -> int:
-    if options.device is None:
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_gpu = torch.device(options.device).type == "cuda"
-    if options.dtype is None:
-        options.dtype = "autocast" if on_gpu else "float32"
-    if options.sizes is None:
-        options.sizes = list(QUICK_SIZES if options.quick else GPU_SIZES if on_gpu else CPU_SIZES)
-    if options.quick:
-        options.repeats = min(options.repeats, 3)
-    return run(options)
+    add_result_options(parser)
+    parser.set_defaults(run=run)

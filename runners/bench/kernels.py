@@ -2,7 +2,10 @@
 
 For every kernel that a use launches, at a size and for a compute capability: registers and spills
 of a thread, shared memory of a block, warps, tensor-core instructions, and the bytes that one
-asynchronous copy brings from device memory (16 is best).
+asynchronous copy brings from device memory (16 is best). From these, how many blocks share a
+multiprocessor and what limits them; and for the products, the bytes of a
+tile, the operations for each, the rounds of tiles (`waves`), the share of work on rows that are not
+there (`waste`), and whether tensor cores or the cache would be busy for longer on an A100 or H200.
 """
 
 from __future__ import annotations
@@ -21,16 +24,17 @@ from unittest import mock
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from moeut.ops.triton_device import has_triton, is_interpreted
-from runners.bench.command import deliver
+from runners.bench.command import Section, deliver, ditto
+from runners.bench.estimates import DEVICES, estimate
 from runners.bench.sizes import DTYPES, SIZES, HeadSize, MlpSize, check_sizes
 
 DEFAULT_SIZES = (
     *("mlp-44m-64k", "value-44m-64k", "output-44m-64k"),
     *("mlp-244m-64k", "value-244m-64k", "output-244m-64k"),
 )
+KERNEL_SIZES = [name for name, size in SIZES.items() if isinstance(size, MlpSize | HeadSize)]
 TYPE_NAMES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
@@ -96,7 +100,8 @@ def record_launches(size: MlpSize | HeadSize, dtype: torch.dtype) -> list[Launch
         slots = torch.zeros(size.slots_per_token, dtype=torch.int64)
         triton_dispatch.dispatch._init_fn(slots, size.total_experts, tile_rows)
         empty = torch.empty(2, 2, dtype=torch.int64)
-        routing = (slots, torch.zeros(3, dtype=torch.int64), empty, tile_rows)
+        offsets = torch.zeros(size.total_experts + 1, dtype=torch.int64)
+        routing = (slots, offsets, empty, tile_rows)
         gate = torch.zeros(size.slots_per_token, dtype=dtype)
         for name, arguments in _calls(size, routing, gate, dtype):
             getattr(triton_experts, name)._init_fn(*arguments)
@@ -110,8 +115,9 @@ def _calls(
     width = size.width
     if isinstance(size, MlpSize):
         x = torch.zeros(1, width, dtype=dtype)
-        up = torch.zeros(2, width, size.expert_size, dtype=dtype)
-        weights = (up, up.mT.contiguous())
+        # Never written, so that they take no memory.
+        up = torch.empty(size.num_experts, width, size.expert_size, dtype=dtype)
+        weights = (up, torch.empty(size.num_experts, size.expert_size, width, dtype=dtype))
         yield "_mlp", (x, *weights, *routing, gate, None, None, True)
         hidden = torch.zeros(size.slots_per_token, size.expert_size, dtype=dtype)
         needs = [True, True, True, True, False, False]
@@ -121,7 +127,7 @@ def _calls(
     is_value = size.kind == "value"
     one, many = torch.zeros(1, width, dtype=dtype), torch.zeros(heads, size.head_width, dtype=dtype)
     x, out = (one, many) if is_value else (many, one)
-    weight = torch.zeros(2, x.shape[1], out.shape[1], dtype=dtype)
+    weight = torch.empty(size.total_experts, x.shape[1], out.shape[1], dtype=dtype)
     slots = (heads * top_k, top_k) if is_value else (top_k, heads * top_k)
     yield "_linear", (x, weight, *routing, gate, None, *slots)
     needs = [True, True, True, False]
@@ -208,9 +214,12 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
     rows = []
     for name in options.sizes:
-        for launch in record_launches(SIZES[name], DTYPES[options.dtype]):
+        size = SIZES[name]
+        assert isinstance(size, MlpSize | HeadSize)
+        for launch in record_launches(size, DTYPES[options.dtype]):
             for capability in options.capability:
-                rows.append({"size": name, **compile_launch(launch, capability)})
+                row = {"size": name, **compile_launch(launch, capability)}
+                rows.append(row | estimate(row, size, DTYPES[options.dtype].itemsize))
     return {
         "benchmark": "kernels",
         "dtype": options.dtype,
@@ -221,40 +230,65 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 def print_table(result: dict[str, Any], console: Console) -> None:
     """Print one line for every kernel."""
-    table = Table(title=f"compiled kernels, {result['dtype']}, Triton {result['triton']}")
-    for heading in ("size", "kernel", "sm", "tile", "warps", "registers", "stack", "shared KiB"):
-        table.add_column(heading)
-    table.add_column("tensor-core instructions")
-    table.add_column("async copies: bytes × count")
-    for row in result["rows"]:
-        constants = row["constants"]
-        tile = "×".join(str(constants[name]) for name in constants if name.startswith("BLOCK_"))
-        if "TILE_ROWS" in constants:
-            tile = f"{constants['TILE_ROWS']}×{tile}"
-        table.add_row(
-            row["size"],
-            row["kernel"],
-            str(row["capability"]),
-            tile,
-            str(row.get("num_warps", 4)),
-            str(row["registers"]),
-            str(row["stack_bytes"]),
+    headings = (
+        *("size", "kernel", "sm", "tile", "warps", "registers", "stack", "KiB", "instructions"),
+        *("copies", "blocks", "limit", "KiB/tile", "flop/B", "waves", "waste %"),
+        *("compute ms", "cache ms", "bound"),
+    )
+    rows = [
+        [
+            *(row["size"], row["kernel"], str(row["capability"]), _tile(row["constants"])),
+            *(str(row.get("num_warps", 4)), str(row["registers"]), str(row["stack_bytes"])),
             f"{row['shared_bytes'] / 1024:.0f}",
             f"{row['wgmma']} wgmma" if row["wgmma"] else f"{row['mma']} mma",
             ", ".join(f"{width} × {count}" for width, count in row["async_load_bytes"].items()),
-        )
-    console.print(table)
+            *(str(row["blocks_per_multiprocessor"]), row["limited_by"]),
+            *_estimated(row),
+        ]
+        for row in result["rows"]
+    ]
+    title = (
+        f"compiled kernels, {result['dtype']}, Triton {result['triton']}; registers and stack "
+        "bytes of a thread, KiB of shared memory and blocks of a multiprocessor, bytes × count of "
+        "asynchronous copies; compute and cache are estimates"
+    )
+    Section(title, headings, ditto(rows), num_names=2).show(console)
+
+
+def _tile(constants: dict[str, Any]) -> str:
+    names = [name for name in constants if name == "TILE_ROWS" or name.startswith("BLOCK_")]
+    return "×".join(str(constants[name]) for name in names)
+
+
+def _estimated(row: dict[str, Any]) -> list[str]:
+    if "tiles" not in row:
+        return [""] * 7
+    bound = ["", "", ""]
+    if "bound_by" in row:
+        bound = [f"{row['compute_ms']:.3f}", f"{row['cache_ms']:.3f}", row["bound_by"]]
+    return [
+        f"{row['bytes_per_tile'] / 1024:.0f}",
+        f"{row['flop_per_byte']:.0f}",
+        "" if row["waves"] is None else f"{row['waves']:.1f}",
+        f"{100 * row['waste']:.0f}",
+        *bound,
+    ]
 
 
 def run(options: argparse.Namespace) -> int:
     """Compile, print and, where asked, write the result."""
-    check_sizes(options.sizes)
+    check_sizes(options.sizes, KERNEL_SIZES)
+    unknown = [one for one in options.capability if one // 10 * 10 not in DEVICES]
+    if unknown:
+        raise ValueError(
+            f"--capability {unknown[0]}: expected one of {', '.join(map(str, DEVICES))}"
+        )
     if not has_triton():
         raise ValueError("Triton is not installed")
     if is_interpreted():
         raise ValueError("TRITON_INTERPRET=1: the interpreter compiles nothing; unset it")
     result = measure(options)
-    deliver(result, options, print_table, width=150)
+    deliver(result, options, print_table, width=240)
     return 0
 
 
@@ -267,7 +301,7 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--sizes", nargs="+", default=list(DEFAULT_SIZES), help=f"some of {', '.join(SIZES)}"
+        "--sizes", nargs="+", default=list(DEFAULT_SIZES), help=f"some of {', '.join(KERNEL_SIZES)}"
     )
     parser.add_argument("--capability", nargs="+", type=int, default=[80, 90], help="80, 90, 100")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of every tensor")

@@ -20,26 +20,42 @@ class Limits:
     terabytes_per_second: float
     """Read and written by a copy."""
 
+    float32_tflop_per_second: float | None = None
+    """Of the same product in float32, without TF32; None where it is the first."""
+
+    def compute_ms(self, flop: float, *, float32: bool = False) -> float:
+        """Return the milliseconds of the operations."""
+        rate = self.tflop_per_second
+        if float32 and self.float32_tflop_per_second is not None:
+            rate = self.float32_tflop_per_second
+        return flop / rate / 1e9
+
+    def bytes_ms(self, moved_bytes: float) -> float:
+        """Return the milliseconds of moving the bytes."""
+        return moved_bytes / self.terabytes_per_second / 1e9
+
     def milliseconds(self, flop: float, moved_bytes: float) -> float:
         """Return the roofline time: of the operations or of the bytes, whichever takes longer."""
-        seconds = max(
-            flop / (1e12 * self.tflop_per_second), moved_bytes / (1e12 * self.terabytes_per_second)
-        )
-        return 1e3 * seconds
+        return max(self.compute_ms(flop), self.bytes_ms(moved_bytes))
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype, *, quick: bool = False) -> Limits:
     """Measure the rates of a device by a large product and a large copy."""
     on_gpu = device.type == "cuda"
     side = 8192 if on_gpu else 256 if quick else 1024
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device) for _ in range(2))
     source = torch.empty(2**30 if on_gpu else 2**22 if quick else 2**26, device=device).fill_(1.0)
     target = torch.empty_like(source)
     repeats = 20 if on_gpu else 5
-    product = _seconds(lambda: torch.mm(left, right), device, repeats)
+
+    def rate(left: torch.Tensor, right: torch.Tensor) -> float:
+        return 2.0 * side**3 / _seconds(lambda: torch.mm(left, right), device, repeats) / 1e12
+
     copy = _seconds(lambda: target.copy_(source), device, repeats)
     moved = 2.0 * source.numel() * source.element_size()
-    return Limits(2.0 * side**3 / product / 1e12, moved / copy / 1e12)
+    fast = rate(left.to(dtype), right.to(dtype))
+    slow = None if dtype == torch.float32 else rate(left, right)
+    return Limits(fast, moved / copy / 1e12, slow)
 
 
 def _seconds(function: Callable[[], object], device: torch.device, repeats: int) -> float:

@@ -8,26 +8,56 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
+import importlib.metadata
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """Hold one function to be timed and the tensors it is differentiated in."""
+    """Hold one function to be timed and the tensors it is differentiated in.
 
-    forward: Callable[[], Tensor]
+    Without a tensor that requires a gradient there is no backward pass.
+    """
+
+    forward: Callable[[], Tensor | Sequence[Tensor]]
     inputs: Sequence[Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device that it runs on."""
+        return self.inputs[0].device
+
+    def clear(self) -> None:
+        """Forget gradients, so that none is added to."""
+        for tensor in self.inputs:
+            tensor.grad = None
+
+    def backward(self, out: Tensor | Sequence[Tensor]) -> None:
+        """Differentiate what the forward pass returned, for gradients of one."""
+        if any(tensor.requires_grad for tensor in self.inputs):
+            outputs = [out] if isinstance(out, Tensor) else list(out)
+            torch.autograd.backward(outputs, [torch.ones_like(one) for one in outputs])
+
+    def step(self) -> None:
+        """Run forward and backward once."""
+        self.clear()
+        self.backward(self.forward())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,37 +88,65 @@ def _summarise(samples: Sequence[tuple[float, float]]) -> Timing:
 
 def _time_once(candidate: Candidate) -> tuple[float, float]:
     """Return the milliseconds of forward, and of forward and backward together."""
-    for tensor in candidate.inputs:
-        tensor.grad = None
-    if candidate.inputs[0].device.type == "cuda":
+    candidate.clear()
+    if candidate.device.type == "cuda":
         events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
         events[0].record()
         out = candidate.forward()
         events[1].record()
-        out.backward(torch.ones_like(out))
+        candidate.backward(out)
         events[2].record()
         torch.cuda.synchronize()
         return events[0].elapsed_time(events[1]), events[0].elapsed_time(events[2])
     start = time.perf_counter()
     out = candidate.forward()
     middle = time.perf_counter()
-    out.backward(torch.ones_like(out))
+    candidate.backward(out)
     end = time.perf_counter()
     return 1e3 * (middle - start), 1e3 * (end - start)
 
 
 def peak_memory(candidate: Candidate) -> int | None:
     """Return the most bytes that forward and backward hold beside the inputs; None off a GPU."""
-    device = candidate.inputs[0].device
+    device = candidate.device
     if device.type != "cuda":
         return None
-    for tensor in candidate.inputs:
-        tensor.grad = None
+    candidate.clear()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    out = candidate.forward()
-    out.backward(torch.ones_like(out))
+    candidate.backward(candidate.forward())
     return torch.cuda.max_memory_allocated(device) - before
+
+
+class DeviceFailedError(Exception):
+    """Say that a device no longer works for this process, as after an illegal memory access."""
+
+
+def attempt(
+    function: Callable[[], Result], device: torch.device
+) -> tuple[Result | None, str | None]:
+    """Return what a function returns, or None and its error in one line.
+
+    One competitor or size that fails, by an error of whatever library it calls, must not cost the
+    results of the others. What it had allocated is freed. Raises DeviceFailedError if nothing else
+    could run after it.
+    """
+    problem = None
+    try:
+        return function(), None
+    except DeviceFailedError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        lines = str(error).strip().splitlines()
+        problem = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    gc.collect()  # the traceback held tensors until here
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise DeviceFailedError(problem) from error
+    return None, problem
 
 
 def retain_memory() -> bool:
@@ -112,13 +170,36 @@ def describe_machine(device: torch.device) -> dict[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "commit": _commit(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "transparent_huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
     }
     if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
+        properties = torch.cuda.get_device_properties(device)
+        machine["gpu"] = properties.name
+        machine["gpu_memory_bytes"] = properties.total_memory
+        machine["multiprocessors"] = properties.multi_processor_count
         machine["cuda"] = torch.version.cuda
+        machine["triton"] = _version("triton")
     return machine
+
+
+def _commit() -> str | None:
+    """Return the commit of the code, and whether it was changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        folder = Path(__file__).parent
+        said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

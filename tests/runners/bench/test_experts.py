@@ -1,12 +1,15 @@
+import functools
 import json
 
 import pytest
 import torch
 
-from moeut.ops import Dispatch
 from runners.bench import __main__ as command
-from runners.bench.competitors import candidates_for, grouped_mm_mlp
+from runners.bench import competitors, experts
+from runners.bench.command import blame
+from runners.bench.competitors import candidates_for
 from runners.bench.sizes import CPU_SIZES, QUICK_SIZES, SIZES
+from runners.bench.timing import DeviceFailedError
 
 
 @pytest.mark.parametrize("name", ["mlp-tiny", "value-tiny", "output-tiny"])
@@ -17,7 +20,12 @@ def test_competitors_compute_the_same(name):
         torch.testing.assert_close(candidates[other].forward(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*CPU_SIZES, *QUICK_SIZES])
+LAYERS = [
+    name for name in (*CPU_SIZES, *QUICK_SIZES) if not name.startswith(("dispatch", "router"))
+]
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_floor_does_as_many_multiplications(name):
     size = SIZES[name]
     candidates = candidates_for(size, "auto", torch.device("cpu"), torch.float32)
@@ -44,7 +52,7 @@ def test_quick_run_prints_and_writes(tmp_path, capsys):
     assert command.main(options) == 0
     assert "mlp-tiny" in capsys.readouterr().out
     result = json.loads(file.read_text())
-    assert {row["size"] for row in result["rows"]} == {"mlp-tiny", "value-tiny", "output-tiny"}
+    assert {row["size"] for row in result["rows"]} == set(QUICK_SIZES)
     assert {"ours", "dense", "loop", "all experts"} <= {row["candidate"] for row in result["rows"]}
     assert all(row["forward_backward_ms"] > 0 for row in result["rows"])
     assert result["machine"]["torch"] == torch.__version__
@@ -66,21 +74,34 @@ def test_bad_option_ends_with_status_2(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_grouped_product_of_pytorch_computes_the_same():
-    candidate = candidates_for(SIZES["mlp-tiny"], "auto", torch.device("cpu"), torch.bfloat16)[
-        "ours"
-    ]
-    got = grouped_mm_mlp(*candidate.inputs[:3], candidate_dispatch(candidate), candidate.inputs[3])
-    expected = candidate.forward()
+@pytest.mark.parametrize("name", ["mlp-tiny", "value-tiny", "output-tiny"])
+def test_grouped_product_of_pytorch_computes_the_same(name, monkeypatch):
+    monkeypatch.setattr(competitors, "takes_grouped_mm", lambda *_: True)
+    candidates = candidates_for(SIZES[name], "auto", torch.device("cpu"), torch.bfloat16)
+    expected, got = (candidates[one].forward() for one in ("ours", "torch grouped_mm"))
     assert (got - expected).abs().max() < 0.03 * expected.abs().max()
+    weight = torch.linspace(-1, 1, expected.numel()).view_as(expected).to(expected.dtype)
+    inputs = candidates["ours"].inputs
+    pairs = (torch.autograd.grad(out, inputs, weight) for out in (expected, got))
+    for one, other in zip(*pairs, strict=True):
+        assert (one - other).abs().max() < 0.03 * one.abs().max()
 
 
-def candidate_dispatch(candidate):
-    """Return the dispatch of the index that a candidate closes over."""
-    cells = dict(
-        zip(candidate.forward.__code__.co_freevars, candidate.forward.__closure__, strict=True)
-    )
-    return Dispatch.from_indices(cells["index"].cell_contents, cells["experts"].cell_contents)
+@pytest.mark.parametrize(
+    ("dtype", "widths", "capability", "takes"),
+    [
+        (torch.bfloat16, (1024, 128), (9, 0), True),
+        (torch.bfloat16, (412, 128), (9, 0), False),  # rows of 824 bytes
+        (torch.bfloat16, (1024, 82), (9, 0), False),
+        (torch.float32, (1024, 128), (9, 0), False),
+        (torch.bfloat16, (1024, 128), (8, 0), False),
+    ],
+)
+def test_grouped_product_of_pytorch_is_timed_where_it_is_one(
+    monkeypatch, dtype, widths, capability, takes
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert competitors.takes_grouped_mm(torch.device("cuda"), dtype, *widths) == takes
 
 
 def test_autocast_computes_in_bfloat16_from_float32(tmp_path, capsys):
@@ -114,6 +135,120 @@ def expert_mlp(x, w_up, w_down, index, gate):
 def expert_linear(x, weight, index, gate, slots_per_input, slots_per_output):
     raise RuntimeError("takes no heads")
 """
+
+
+def quick(*options):
+    return command.main(["experts", "--quick", "--repeats", "1", *map(str, options)])
+
+
+def test_dispatch_and_router_are_measured_beside_plain_pytorch(tmp_path):
+    file = tmp_path / "result.json"
+    assert quick("--sizes", "dispatch-tiny", "router-tiny", "--json", file) == 0
+    rows = json.loads(file.read_text())["rows"]
+    found = {(row["size"], row["candidate"]): row for row in rows}
+    assert set(found) == {
+        *(("dispatch-tiny", name) for name in ("ours", "torch.sort")),
+        *(("router-tiny", name) for name in ("ours", "plain PyTorch", "logits")),
+    }
+    row = found["dispatch-tiny", "ours"]  # which has no backward
+    assert row["roofline_forward_ms"] == row["roofline_forward_backward_ms"] > 0
+
+
+def test_routers_and_sorts_compare_the_same():
+    for name, pairs in (
+        ("router-tiny", ("ours", "plain PyTorch")),
+        ("dispatch-tiny", ("ours", "torch.sort")),
+    ):
+        candidates = candidates_for(SIZES[name], "auto", torch.device("cpu"), torch.float32)
+        for one, other in zip(*(candidates[pair].forward() for pair in pairs), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_one_size_that_fails_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "result.json"
+    original = experts.candidates_for
+
+    def failing(size, *rest, **options):
+        if size is SIZES["mlp-tiny"]:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+        return original(size, *rest, **options)
+
+    monkeypatch.setattr(experts, "candidates_for", failing)
+    assert quick("--json", file) == 0
+    result = json.loads(file.read_text())
+    assert result["failures"]["mlp-tiny"] == "OutOfMemoryError: CUDA out of memory."
+    assert {row["size"] for row in result["rows"]} == set(QUICK_SIZES) - {"mlp-tiny"}
+    assert "mlp-tiny: left out, OutOfMemoryError" in capsys.readouterr().out
+
+
+def test_a_stopped_run_keeps_its_sizes_and_goes_on(tmp_path, monkeypatch):
+    file = tmp_path / "result.json"
+    measured = []
+    original = experts._SizeRun.measure
+
+    def stopping(run):
+        measured.append(run.name)
+        if measured == ["mlp-tiny", "value-tiny"]:
+            raise KeyboardInterrupt
+        return original(run)
+
+    monkeypatch.setattr(experts._SizeRun, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        quick("--json", file)
+    before = json.loads(file.read_text())
+    assert before["done"] == ["mlp-tiny"]
+    before["trying"] = "value-tiny, loop"
+    blame(before, "the process ended in it")
+    file.write_text(json.dumps(before))
+    assert quick("--json", file, "--resume") == 0
+    after = json.loads(file.read_text())
+    assert measured[2:] == ["value-tiny", "output-tiny", "dispatch-tiny", "router-tiny"]
+    assert after["rows"][: len(before["rows"])] == before["rows"]
+    assert after["failures"] == {"value-tiny, loop": "the process ended in it"}
+    candidates = {row["candidate"] for row in after["rows"] if row["size"] == "value-tiny"}
+    assert "ours" in candidates
+    assert "loop" not in candidates
+
+
+def test_a_device_that_fails_ends_the_run_and_the_next_goes_on_behind(tmp_path, monkeypatch):
+    peer, file = tmp_path / "adapter.py", tmp_path / "result.json"
+    peer.write_text(PEER)
+    options = ("--sizes", "mlp-tiny", "value-tiny", "--peer", f"bad={peer}", "--json", file)
+    original = experts._first_step
+
+    def failing(candidate):
+        if isinstance(candidate.forward, functools.partial):  # the peer
+            raise DeviceFailedError("AcceleratorError: an illegal memory access was encountered")
+        return original(candidate)
+
+    monkeypatch.setattr(experts, "_first_step", failing)
+    assert quick(*options) == 3
+    before = json.loads(file.read_text())
+    assert list(before["failures"]) == ["mlp-tiny, bad"]
+    assert before["done"] == []
+    assert quick(*options, "--resume") == 3
+    assert quick(*options, "--resume") == 0
+    after = json.loads(file.read_text())
+    assert set(after["failures"]) == {"mlp-tiny, bad", "value-tiny, bad"}
+    assert {row["size"] for row in after["rows"]} == {"mlp-tiny", "value-tiny"}
+
+
+def test_resuming_under_other_conditions_is_refused(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    assert quick("--sizes", "dispatch-tiny", "--json", file) == 0
+    assert quick("--json", file, "--resume", "--dtype", "bfloat16") == 2
+    assert "has dtype 'float32': expected 'bfloat16'" in capsys.readouterr().err
+
+
+def test_a_peer_that_computes_something_else_is_left_out(tmp_path):
+    peer, file = tmp_path / "adapter.py", tmp_path / "result.json"
+    peer.write_text(PEER.replace("return torch.einsum", "return 1.1 * torch.einsum"))
+    assert quick("--sizes", "mlp-tiny", "--peer", f"wrong={peer}", "--json", file) == 0
+    result = json.loads(file.read_text())
+    assert "wrong" not in {row["candidate"] for row in result["rows"]}
+    assert result["failures"]["mlp-tiny, wrong"] == (
+        "computes something else: 0.100 of the norm away"
+    )
 
 
 def test_peer_is_measured_where_it_takes_the_size(tmp_path, capsys):

@@ -44,6 +44,10 @@ def test_kernels_compile_for_hopper(tmp_path):
         assert row["stack_bytes"] <= 128, row
         if row["kernel"].startswith(("row_product", "weight_gradient")):
             assert row["wgmma"] > 0, row
+        if row["kernel"].startswith(("row_product", "weight_gradient")):
+            assert row["bytes_per_tile"] > 0
+            assert row["constants"].get("NUM_PARTS", 1) == 1  # as 387 experts have it
+            assert row["waste"] < 0.03
         if row["kernel"].startswith("row_product"):
             # Widths of 1024 and 128 give the widest copies.
             assert set(row["async_load_bytes"]) == {"16"}, row
@@ -54,6 +58,11 @@ def test_kernels_compile_for_ampere_in_float32(tmp_path):
     rows = compile_kernels(tmp_path, *options)
     assert all(row["shared_bytes"] <= 99 * 1024 for row in rows)
     assert {row["wgmma"] + row["mma"] for row in rows} == {0}  # TF32 is off
+
+
+def test_unknown_capability_is_refused(monkeypatch, capsys):
+    assert command.main(["kernels", "--capability", "75"]) == 2
+    assert "--capability 75: expected one of 80, 90, 100" in capsys.readouterr().err
 
 
 def test_interpreter_is_refused(monkeypatch, capsys):

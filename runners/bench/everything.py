@@ -1,0 +1,189 @@
+"""Run every benchmark of the GPU kernels and leave the files of a report in a folder.
+
+Each benchmark runs in a process of its own, a group of sizes at a time, and writes its JSON after
+every size: one that dies, is stopped or runs out of memory costs nothing of the others. The same
+command goes on where it was stopped. At the end, and after every job, `report.md` is written from
+all JSON there is: machine, versions, commands, tables, and which targets are reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runners.bench import experts, model
+from runners.bench.command import DEVICE_FAILED, blame, write
+from runners.bench.sizes import LAYERS, QUICK_SIZES, USES
+from runners.bench.targets import expert_targets, model_targets
+
+SECTIONS = {"experts": experts.sections, "model": model.sections}
+TARGETS = {"experts": expert_targets, "model": model_targets}
+
+STOPPED = 75
+"""Exit status where something is left that the same command would do."""
+
+Job = tuple[str, list[str]]
+
+
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Return names of files and arguments of all benchmarks, what the targets need first."""
+    peers = [text for peer in options.peer for text in ("--peer", peer)]
+    tune = ["--tune"] if options.tune else []
+    if options.quick:
+        yield "experts-tiny", ["experts", "--quick", *peers, "--sizes", *QUICK_SIZES]
+        yield "model-tiny", ["model", "--repeats", "1", "--sizes", "tiny"]
+        return
+    expert_jobs = {
+        layer: (
+            f"experts-{layer}",
+            ["experts", *peers, *tune, "--sizes", *(f"{use}-{layer}" for use in USES)],
+        )
+        for layer in LAYERS
+    }
+    long = [layer for layer in LAYERS if layer.endswith("64k")]
+    yield from (expert_jobs.pop(layer) for layer in sorted(long, key=_importance))
+    yield "model-small", ["model", *tune, "--sizes", "small"]
+    for label in ("244m", "1b", "44m"):
+        for mode in ("eager", "compiled"):
+            yield f"model-{label}-{mode}", ["model", *tune, "--sizes", label, "--modes", mode]
+    yield from expert_jobs.values()
+
+
+def _importance(layer: str) -> int:
+    return ("244m", "1b", "44m").index(layer.partition("-")[0])
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run what is left to run, and return whether all is done."""
+    if not options.quick and not torch.cuda.is_available():
+        raise ValueError("all: no CUDA device is available; --quick tries it without one")
+    started = time.monotonic()
+    left = []
+    for name, arguments in jobs(options):
+        file = options.output / f"{name}.json"
+        seconds = options.seconds - (time.monotonic() - started) if options.seconds else None
+        if (seconds is not None and seconds <= 0) or not _finish(file, arguments, seconds):
+            left.append(name)
+        report(options.output)
+    print(f"runners.bench: {options.output / 'report.md'}")
+    if left:
+        print(f"runners.bench: left for the same command to go on with: {', '.join(left)}")
+    return STOPPED if left else 0
+
+
+def is_done(file: Path, arguments: list[str]) -> bool:
+    """Return whether a result has all sizes that the arguments name."""
+    if not file.exists():
+        return False
+    sizes = arguments[arguments.index("--sizes") + 1 :]
+    sizes = sizes[: sizes.index("--modes")] if "--modes" in sizes else sizes
+    return set(sizes) <= set(json.loads(file.read_text())["done"])
+
+
+def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
+    """Run a job, again where its device failed, and return whether it is done."""
+    command = [sys.executable, "-m", "runners.bench", *arguments, "--json", str(file), "--resume"]
+    environment, blocks = dict(os.environ), file.parent / "blocks"
+    if "--tune" in arguments or blocks.exists():
+        # What a search found is kept beside what was measured with it.
+        environment.setdefault("MOEUT_CACHE", str(blocks.resolve()))
+    end = None if seconds is None else time.monotonic() + seconds
+    while not is_done(file, arguments):
+        left = None if end is None else end - time.monotonic()
+        before = file.read_text() if file.exists() else None
+        try:
+            status = subprocess.run(command, check=False, timeout=left, env=environment).returncode
+        except subprocess.TimeoutExpired:
+            print(f"runners.bench: {file.stem}: stopped, no time left", file=sys.stderr)
+            return False
+        if status in (-signal.SIGINT, -signal.SIGTERM):
+            return False
+        if status < 0 and file.exists():
+            result = json.loads(file.read_text())
+            if result["trying"] is not None:
+                blame(result, f"the process ended by signal {-status} in it")
+                write(file, json.dumps(result, indent=2) + "\n")
+        # After what killed a process, or its device, another goes on with what is left.
+        can_go_on = status == DEVICE_FAILED or status < 0
+        changed = file.exists() and file.read_text() != before
+        if status != 0 and not (can_go_on and changed):
+            return False
+    return True
+
+
+def report(folder: Path) -> None:
+    """Write ``report.md`` from the JSON files of a folder."""
+    by_kind = {
+        kind: [json.loads(file.read_text()) for file in sorted(folder.glob(f"{kind}-*.json"))]
+        for kind in SECTIONS
+    }
+    found = [one for kind in SECTIONS for one in by_kind[kind]]
+    if found:
+        write(folder / "report.md", "\n".join(_report(by_kind, found)))
+
+
+def _report(by_kind: dict[str, list[dict[str, Any]]], found: list[dict[str, Any]]) -> Iterator[str]:
+    machine = found[0]["machine"]
+    yield f"# Expert kernels on {machine.get('gpu', machine['cpu'])}\n"
+    for key, value in machine.items():
+        yield f"* {key}: {value}"
+    for one in found:
+        limits = one["limits"]
+        yield (
+            f"* `{one['command']}`: a large product reaches {limits['tflop_per_second']:.0f} "
+            f"TFLOP/s, a large copy {limits['terabytes_per_second']:.2f} TB/s"
+        )
+    yield ""
+    for kind, several in by_kind.items():
+        if several and "gpu" in machine:
+            targets = TARGETS[kind](_merged(several))
+            yield dataclasses.replace(targets, title=f"Targets of {kind}").markdown()
+    for kind, several in by_kind.items():
+        for one in several:
+            yield SECTIONS[kind](one)[0].markdown()
+
+
+def _merged(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one result with the rows of several."""
+    rows = [row for one in results for row in one["rows"]]
+    peers = {name: kind for one in results for name, kind in one.get("peers", {}).items()}
+    return results[0] | {"rows": rows, "peers": peers}
+
+
+def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        name,
+        help="everything that is measured on a GPU, into a folder, resumable",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/benchmarks/gpu"), help="folder to write to"
+    )
+    parser.add_argument(
+        *("--peer", "-p"),
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="also time another implementation; may be repeated (see runners/bench/peers.py)",
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help="search for block sizes first, and keep them on disk"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=None, help="stop then; the same command goes on"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.set_defaults(run=run)

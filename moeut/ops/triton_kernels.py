@@ -58,6 +58,7 @@ def row_product_kernel(
     TILE_ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
+    SPAN: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     PERSISTENT: tl.constexpr,
 ):
@@ -73,37 +74,40 @@ def row_product_kernel(
     * "gate_gradient": gate · p, and gate_gradient = <p, partner> + <input, bias>
     * "relu_gradient": gate · p where partner > 0, gated = gate · partner, and gate_gradient
 
-    Gate gradients are partial sums, one row of S for each column tile. A program computes one tile
-    of one column tile or, where PERSISTENT, every so-manieth of all.
+    Gate gradients are partial sums, one row of S for each column tile. A program computes a tile of
+    rows in SPAN tiles of columns, for which it loads input rows that fit in BLOCK_IN but once; or,
+    where PERSISTENT, every so-manieth of all.
     """
+    num_spans = tl.cdiv(num_column_tiles, SPAN)
     if PERSISTENT:
-        for item in tl.range(tl.program_id(0), max_tiles * num_column_tiles, tl.num_programs(0)):
+        for item in tl.range(tl.program_id(0), max_tiles * num_spans, tl.num_programs(0)):
             _row_product_tile(
-                item // num_column_tiles, first_column_tile + item % num_column_tiles,
+                item // num_spans, item % num_spans * SPAN, num_column_tiles,
                 input_ptr, weight, output_ptr, gated_ptr, partner_ptr, gate_ptr, bias_ptr,
                 gate_gradient_ptr, order_ptr, offsets_ptr, tiles_ptr,
                 num_slots, num_experts, max_tiles, first_column_tile,
                 WIDTH_IN, WIDTH_OUT, OUTPUT_STRIDE, TRANSPOSED, SLOTS_PER_INPUT, SLOTS_PER_PARTNER,
                 BY_SLOT, EPILOGUE, HAS_GATE, HAS_BIAS, STORES_OUTPUT, PRECISION,
-                TILE_ROWS, BLOCK_OUT, BLOCK_IN, DESCRIPTOR,
+                TILE_ROWS, BLOCK_OUT, BLOCK_IN, SPAN, DESCRIPTOR,
             )  # fmt: skip
     else:
         item = tl.program_id(0)
         _row_product_tile(
-            item // num_column_tiles, first_column_tile + item % num_column_tiles,
+            item // num_spans, item % num_spans * SPAN, num_column_tiles,
             input_ptr, weight, output_ptr, gated_ptr, partner_ptr, gate_ptr, bias_ptr,
             gate_gradient_ptr, order_ptr, offsets_ptr, tiles_ptr,
             num_slots, num_experts, max_tiles, first_column_tile,
             WIDTH_IN, WIDTH_OUT, OUTPUT_STRIDE, TRANSPOSED, SLOTS_PER_INPUT, SLOTS_PER_PARTNER,
             BY_SLOT, EPILOGUE, HAS_GATE, HAS_BIAS, STORES_OUTPUT, PRECISION,
-            TILE_ROWS, BLOCK_OUT, BLOCK_IN, DESCRIPTOR,
+            TILE_ROWS, BLOCK_OUT, BLOCK_IN, SPAN, DESCRIPTOR,
         )  # fmt: skip
 
 
 @triton.jit
 def _row_product_tile(
     tile,
-    column_tile,
+    first_of_span,
+    num_column_tiles,
     input_ptr,
     weight,
     output_ptr,
@@ -134,9 +138,10 @@ def _row_product_tile(
     TILE_ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
+    SPAN: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
 ):
-    """Compute one tile of rows and columns; see ``row_product_kernel``."""
+    """Compute one tile of rows, in SPAN tiles of columns; see ``row_product_kernel``."""
     expert = tl.load(tiles_ptr + tile)
     if expert >= 0:
         first_row = tl.load(tiles_ptr + max_tiles + tile)
@@ -147,95 +152,114 @@ def _row_product_tile(
         in_tile = rows < end_row
         rows = tl.where(in_tile, rows, first_row)
         slots = tl.load(order_ptr + rows)
-        columns = column_tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-        in_width = columns < WIDTH_OUT
-        stored = in_tile[:, None] & in_width[None, :]
         output_rows = slots if BY_SLOT else rows
-        # Columns are counted from the first that this launch computes.
-        output_offsets = output_rows[:, None] * OUTPUT_STRIDE + (
-            columns - first_column_tile * BLOCK_OUT
+        # Output columns are counted from the first that this launch computes.
+        first_output_column = first_of_span * BLOCK_OUT
+        first_offsets = output_rows[:, None] * OUTPUT_STRIDE + (
+            first_output_column + tl.arange(0, BLOCK_OUT)[None, :]
         )
-        gradient_ptrs = gate_gradient_ptr + column_tile.to(tl.int64) * num_slots + slots
         has_gate_gradient: tl.constexpr = (
             EPILOGUE == "relu_gradient" and HAS_GATE
         ) or EPILOGUE == "gate_gradient"
+        count = 1 if SPAN == 1 else tl.minimum(SPAN, num_column_tiles - first_of_span)
 
         if expert == num_experts:
-            zeros = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=output_ptr.dtype.element_ty)
-            if STORES_OUTPUT:
-                tl.store(output_ptr + output_offsets, zeros, mask=stored)
-            if EPILOGUE == "relu_gradient" and HAS_GATE:
-                tl.store(gated_ptr + output_offsets, zeros, mask=stored)
-            if has_gate_gradient:
-                tl.store(gradient_ptrs, tl.zeros((TILE_ROWS,), dtype=tl.float32), mask=in_tile)
+            for step in tl.range(0, count):
+                column_tile = first_column_tile + first_of_span + step
+                columns = column_tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+                stored = in_tile[:, None] & (columns < WIDTH_OUT)[None, :]
+                offsets = first_offsets + step * BLOCK_OUT
+                zeros = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=output_ptr.dtype.element_ty)
+                if STORES_OUTPUT:
+                    tl.store(output_ptr + offsets, zeros, mask=stored)
+                if EPILOGUE == "relu_gradient" and HAS_GATE:
+                    tl.store(gated_ptr + offsets, zeros, mask=stored)
+                if has_gate_gradient:
+                    gradient_ptrs = gate_gradient_ptr + column_tile.to(tl.int64) * num_slots + slots
+                    tl.store(gradient_ptrs, tl.zeros((TILE_ROWS,), dtype=tl.float32), mask=in_tile)
         else:
+            is_narrow: tl.constexpr = WIDTH_IN <= BLOCK_IN
             input_rows = slots // SLOTS_PER_INPUT if SLOTS_PER_INPUT > 0 else rows
             inner = tl.arange(0, BLOCK_IN)
-            input_ptrs = input_ptr + input_rows[:, None] * WIDTH_IN + inner[None, :]
-            if not DESCRIPTOR:
-                first_weight = weight + expert * WIDTH_IN * WIDTH_OUT
-                if TRANSPOSED:
-                    weight_ptrs = first_weight + (columns[None, :] * WIDTH_IN + inner[:, None])
+            first_input_ptrs = input_ptr + input_rows[:, None] * WIDTH_IN + inner[None, :]
+            if is_narrow:
+                if WIDTH_IN == BLOCK_IN:
+                    values = tl.load(first_input_ptrs)
                 else:
-                    weight_ptrs = first_weight + (inner[:, None] * WIDTH_OUT + columns[None, :])
-            product = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=tl.float32)
-            gradient = tl.zeros((TILE_ROWS,), dtype=tl.float32)
-            for start in range(0, WIDTH_IN, BLOCK_IN):
-                in_inner = start + inner < WIDTH_IN
-                if WIDTH_IN % BLOCK_IN == 0:
-                    values = tl.load(input_ptrs)
-                else:
-                    values = tl.load(input_ptrs, mask=in_inner[None, :], other=0.0)
-                if DESCRIPTOR:  # what is outside of an expert's matrix reads as zero
-                    first_column = column_tile * BLOCK_OUT
+                    values = tl.load(first_input_ptrs, mask=(inner < WIDTH_IN)[None, :], other=0.0)
+            for step in tl.range(0, count):
+                column_tile = first_column_tile + first_of_span + step
+                columns = column_tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+                in_width = columns < WIDTH_OUT
+                stored = in_tile[:, None] & in_width[None, :]
+                offsets = first_offsets + step * BLOCK_OUT
+                if not DESCRIPTOR:
+                    first_weight = weight + expert * WIDTH_IN * WIDTH_OUT
                     if TRANSPOSED:
-                        block = weight.load([expert.to(tl.int32), first_column, start])
-                        weights = block.reshape(BLOCK_OUT, BLOCK_IN).T
+                        weight_ptrs = first_weight + (columns[None, :] * WIDTH_IN + inner[:, None])
                     else:
-                        block = weight.load([expert.to(tl.int32), start, first_column])
-                        weights = block.reshape(BLOCK_IN, BLOCK_OUT)
-                else:
-                    if WIDTH_IN % BLOCK_IN == 0 and WIDTH_OUT % BLOCK_OUT == 0:
-                        weights = tl.load(weight_ptrs)
+                        weight_ptrs = first_weight + (inner[:, None] * WIDTH_OUT + columns[None, :])
+                product = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=tl.float32)
+                gradient = tl.zeros((TILE_ROWS,), dtype=tl.float32)
+                input_ptrs = first_input_ptrs
+                for start in range(0, WIDTH_IN, BLOCK_IN):
+                    in_inner = start + inner < WIDTH_IN
+                    if not is_narrow:
+                        if WIDTH_IN % BLOCK_IN == 0:
+                            values = tl.load(input_ptrs)
+                        else:
+                            values = tl.load(input_ptrs, mask=in_inner[None, :], other=0.0)
+                        input_ptrs += BLOCK_IN
+                    if DESCRIPTOR:  # what is outside of an expert's matrix reads as zero
+                        first_column = column_tile * BLOCK_OUT
+                        if TRANSPOSED:
+                            block = weight.load([expert.to(tl.int32), first_column, start])
+                            weights = block.reshape(BLOCK_OUT, BLOCK_IN).T
+                        else:
+                            block = weight.load([expert.to(tl.int32), start, first_column])
+                            weights = block.reshape(BLOCK_IN, BLOCK_OUT)
                     else:
-                        in_weight = in_inner[:, None] & in_width[None, :]
-                        weights = tl.load(weight_ptrs, mask=in_weight, other=0.0)
-                    weight_ptrs += BLOCK_IN if TRANSPOSED else BLOCK_IN * WIDTH_OUT
-                product = tl.dot(values, weights, product, input_precision=PRECISION)
-                if HAS_BIAS and (EPILOGUE == "gate_gradient" or EPILOGUE == "relu_gradient"):
-                    # The bias of the product that this one is the gradient of.
-                    bias_ptrs = bias_ptr + expert * WIDTH_IN + start + inner
-                    bias = tl.load(bias_ptrs, mask=in_inner, other=0.0).to(tl.float32)
-                    gradient += tl.sum(values.to(tl.float32) * bias[None, :], 1)
-                input_ptrs += BLOCK_IN
+                        if WIDTH_IN % BLOCK_IN == 0 and WIDTH_OUT % BLOCK_OUT == 0:
+                            weights = tl.load(weight_ptrs)
+                        else:
+                            in_weight = in_inner[:, None] & in_width[None, :]
+                            weights = tl.load(weight_ptrs, mask=in_weight, other=0.0)
+                        weight_ptrs += BLOCK_IN if TRANSPOSED else BLOCK_IN * WIDTH_OUT
+                    product = tl.dot(values, weights, product, input_precision=PRECISION)
+                    if HAS_BIAS and (EPILOGUE == "gate_gradient" or EPILOGUE == "relu_gradient"):
+                        # The bias of the product that this one is the gradient of.
+                        bias_ptrs = bias_ptr + expert * WIDTH_IN + start + inner
+                        bias = tl.load(bias_ptrs, mask=in_inner, other=0.0).to(tl.float32)
+                        gradient += tl.sum(values.to(tl.float32) * bias[None, :], 1)
 
-            if EPILOGUE == "relu_gradient" or EPILOGUE == "gate_gradient":
-                partner_rows = slots // SLOTS_PER_PARTNER if SLOTS_PER_PARTNER > 0 else rows
-                partner_ptrs = partner_ptr + partner_rows[:, None] * WIDTH_OUT + columns[None, :]
-                partner = tl.load(partner_ptrs, mask=in_width[None, :], other=0.0)
+                if EPILOGUE == "relu_gradient" or EPILOGUE == "gate_gradient":
+                    partner_rows = slots // SLOTS_PER_PARTNER if SLOTS_PER_PARTNER > 0 else rows
+                    partner_ptrs = partner_ptr + partner_rows[:, None] * WIDTH_OUT + columns[None]
+                    partner = tl.load(partner_ptrs, mask=in_width[None, :], other=0.0)
+                    if HAS_GATE:
+                        # The bias belongs to every column: its part is counted in one tile alone.
+                        gradient = tl.where(column_tile == 0, gradient, 0.0)
+                        gradient += tl.sum(product * partner.to(tl.float32), 1)
+                        gradient_ptrs = gate_gradient_ptr + column_tile.to(tl.int64) * num_slots
+                        tl.store(gradient_ptrs + slots, gradient, mask=in_tile)
+                    if EPILOGUE == "relu_gradient":
+                        product = tl.where(partner > 0.0, product, 0.0)
+                elif HAS_BIAS:
+                    bias_ptrs = bias_ptr + expert * WIDTH_OUT + columns
+                    product += tl.load(bias_ptrs, mask=in_width, other=0.0).to(tl.float32)[None, :]
+                if EPILOGUE == "relu":
+                    # A comparison and not a maximum, which would turn NaN into 0.
+                    product = tl.where(product < 0.0, 0.0, product)
                 if HAS_GATE:
-                    # The bias belongs to every column: its part is counted in one tile alone.
-                    gradient = tl.where(column_tile == 0, gradient, 0.0)
-                    gradient += tl.sum(product * partner.to(tl.float32), 1)
-                    tl.store(gradient_ptrs, gradient, mask=in_tile)
-                if EPILOGUE == "relu_gradient":
-                    product = tl.where(partner > 0.0, product, 0.0)
-            elif HAS_BIAS:
-                bias_ptrs = bias_ptr + expert * WIDTH_OUT + columns
-                product += tl.load(bias_ptrs, mask=in_width, other=0.0).to(tl.float32)[None, :]
-            if EPILOGUE == "relu":
-                # A comparison and not a maximum, which would turn NaN into 0.
-                product = tl.where(product < 0.0, 0.0, product)
-            if HAS_GATE:
-                gate = tl.load(gate_ptr + slots).to(tl.float32)[:, None]
-                product *= gate
-            if STORES_OUTPUT:
-                output = product.to(output_ptr.dtype.element_ty)
-                tl.store(output_ptr + output_offsets, output, mask=stored)
-            if EPILOGUE == "relu_gradient" and HAS_GATE:
-                # After the store of the product, whose registers are free now.
-                gated = (partner.to(tl.float32) * gate).to(gated_ptr.dtype.element_ty)
-                tl.store(gated_ptr + output_offsets, gated, mask=stored)
+                    gate = tl.load(gate_ptr + slots).to(tl.float32)[:, None]
+                    product *= gate
+                if STORES_OUTPUT:
+                    output = product.to(output_ptr.dtype.element_ty)
+                    tl.store(output_ptr + offsets, output, mask=stored)
+                if EPILOGUE == "relu_gradient" and HAS_GATE:
+                    # After the store of the product, whose registers are free now.
+                    gated = (partner.to(tl.float32) * gate).to(gated_ptr.dtype.element_ty)
+                    tl.store(gated_ptr + offsets, gated, mask=stored)
 
 
 @triton.jit(do_not_specialize=["num_experts"])

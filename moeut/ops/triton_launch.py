@@ -149,7 +149,7 @@ class RowProduct:
         x, routing = self.inputs.values, self.routing
         max_tiles = routing.tiles.shape[1]
         weight = self._weight(blocks)
-        num_programs = max_tiles * num_column_tiles
+        num_programs = max_tiles * triton.cdiv(num_column_tiles, blocks.span)
         if blocks.persistent:
             num_programs = min(num_programs, resident_programs(x.device, blocks.num_warps))
         row_product_kernel[(num_programs,)](
@@ -175,6 +175,7 @@ class RowProduct:
             TILE_ROWS=routing.tile_rows,
             BLOCK_OUT=blocks.columns,
             BLOCK_IN=blocks.depth,
+            SPAN=blocks.span,
             DESCRIPTOR=isinstance(weight, TensorDescriptor),
             PERSISTENT=blocks.persistent,
             num_warps=blocks.num_warps,

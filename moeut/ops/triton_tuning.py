@@ -78,6 +78,9 @@ class Blocks:
     """Whether the tensor-memory accelerator copies the weights of a row product (Hopper on)."""
     persistent: bool = False
     """Whether as many programs as the GPU holds at once work through all tiles of a row product."""
+    span: int = 1
+    """Blocks of columns that one program of a row product computes, one after the other. Rows no
+    wider than ``depth`` are loaded once for all of them."""
 
 
 STAGES = {"row_product": (2, 3, 4), "weight_gradient": (3, 5, 7)}
@@ -93,24 +96,38 @@ DEPTHS = {"row_product": (32, 64, 128), "weight_gradient": (32, 64)}
 _MAX_WIDTH = {torch.float32: 64}
 """Float32 products without TF32 run in ordinary arithmetic, in registers: smaller blocks."""
 
+MAX_SPAN = 16
+"""Most blocks of columns of one program."""
+
 MAX_SHARED_MEMORY = 227 * 1024
 """What the best-equipped GPU has for one block, in bytes; what does not fit others is skipped."""
 
 
 def default_blocks(shape: ShapeClass) -> Blocks:
-    """Return block sizes that fit every GPU served."""
+    """Return block sizes that fit every GPU served.
+
+    Products of narrow rows (an expert's width) give wide ones (the model's), and move more bytes
+    than any other for what they compute: there a program goes through many columns, so that it
+    loads its rows once. By a count of bytes (``runners.bench kernels``) that is a third less.
+    """
     widest = _MAX_WIDTH.get(shape.dtype, 128)
     depth = 32 if shape.dtype == torch.float32 else 64
-    columns = _block(shape.width_out, widest)
+    columns, span = _block(shape.width_out, widest), 1
     if shape.kernel == "weight_gradient":
         rows = _block(shape.width_in, widest)
         depth = min(depth, max(16, shape.tile_rows))
     else:
         rows = shape.tile_rows
+        if is_narrow(shape):
+            columns, depth, span = 64, _block(shape.width_in, 128), MAX_SPAN
         depth = _block(shape.width_in, depth)
-    num_warps = 8 if rows * columns >= 128 * 128 else 4
-    num_stages = STAGES[shape.kernel][1]
-    return Blocks(rows, columns, depth, num_warps, num_stages)
+    num_warps = 8 if rows * columns >= 128 * 128 or (span > 1 and rows == 128) else 4
+    return Blocks(rows, columns, depth, num_warps, STAGES[shape.kernel][1], span=span)
+
+
+def is_narrow(shape: ShapeClass) -> bool:
+    """Return whether the rows of a product fit in a step, and give rows of several blocks."""
+    return shape.dtype != torch.float32 and shape.width_in <= 128 < shape.width_out
 
 
 def search_rounds(
@@ -124,9 +141,16 @@ def search_rounds(
     default = default_blocks(shape)
     widths = sorted({default.columns, _block(shape.width_out, 64), _block(shape.width_out, 256)})
     depths = sorted({default.depth, *DEPTHS[shape.kernel]})
-    yield _changes(columns=widths, num_warps=(4, 8))
-    yield _changes(depth=depths, num_stages=STAGES[shape.kernel])
-    if shape.kernel == "row_product":
+    if shape.kernel == "weight_gradient":
+        heights = sorted({default.rows, _block(shape.width_in, 256)})
+        yield _changes(rows=heights, columns=widths, num_warps=(4, 8))
+        yield _changes(depth=depths, num_stages=STAGES[shape.kernel])
+    else:
+        yield _changes(columns=widths, num_warps=(4, 8))
+        if is_narrow(shape):
+            yield _changes(span=(1, 4, MAX_SPAN), num_stages=STAGES[shape.kernel])
+        else:
+            yield _changes(depth=depths, num_stages=STAGES[shape.kernel])
         descriptor = (False, True) if takes_descriptor(shape, capability) else (False,)
         yield _changes(descriptor=descriptor, persistent=(False, True))
 
@@ -150,9 +174,13 @@ def takes_descriptor(shape: ShapeClass, capability: tuple[int, int]) -> bool:
 def is_sensible(blocks: Blocks, shape: ShapeClass) -> bool:
     """Return whether blocks fit the shape, shared memory and registers."""
     is_product = shape.kernel == "row_product"
-    pairs = blocks.num_stages if is_product else (blocks.num_stages + 1) // 2
+    stages = blocks.num_stages if is_product else (blocks.num_stages + 1) // 2
+    # Rows that are loaded once for many blocks of columns take no part in the pipeline.
+    staged, once = (
+        (blocks.columns, blocks.rows) if blocks.span > 1 else (blocks.rows + blocks.columns, 0)
+    )
     element_bytes = torch.finfo(shape.dtype).bits // 8
-    shared_memory = pairs * blocks.depth * (blocks.rows + blocks.columns) * element_bytes
+    shared_memory = blocks.depth * (stages * staged + once) * element_bytes
     sums_per_thread = blocks.rows * blocks.columns // (32 * blocks.num_warps)
     fits_width = not is_product or blocks.depth <= _block(shape.width_in, 128)
     return shared_memory <= MAX_SHARED_MEMORY and 8 <= sums_per_thread <= 128 and fits_width

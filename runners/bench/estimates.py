@@ -70,8 +70,11 @@ def tile_work(constants: dict[str, Any], element_bytes: int, rows: float) -> dic
         gradient = str(constants.get("EPILOGUE", "")).endswith("_gradient")
         # The result, its partner, and the gated partner of a ReLU.
         results = 1 + gradient + (constants.get("EPILOGUE") == "relu_gradient")
-        elements = (tile_rows + columns) * width + results * tile_rows * columns
-        flop = 2.0 * tile_rows * columns * width
+        # A program loads its rows for each block of columns, or once where they fit in a step.
+        span = min(constants["SPAN"], math.ceil(constants["WIDTH_OUT"] / constants["BLOCK_OUT"]))
+        loads = 1 if width <= constants["BLOCK_IN"] else span
+        elements = loads * tile_rows * width + span * (width + results * tile_rows) * columns
+        flop = 2.0 * tile_rows * span * columns * width
         return {"flop_per_tile": flop, "bytes_per_tile": element_bytes * elements}
     if "WIDTH_LEFT" in constants and "BLOCK_LEFT" in constants:
         left = min(constants["BLOCK_LEFT"], constants["WIDTH_LEFT"])
@@ -89,7 +92,8 @@ def num_tiles(constants: dict[str, Any], size: MlpSize | HeadSize) -> float:
     """Return how many tiles there are: half a tile of each expert's rows is empty on average."""
     if "WIDTH_IN" in constants:
         row_tiles = size.num_slots / constants["TILE_ROWS"] + size.total_experts / 2
-        return row_tiles * math.ceil(constants["WIDTH_OUT"] / constants["BLOCK_OUT"])
+        column_tiles = math.ceil(constants["WIDTH_OUT"] / constants["BLOCK_OUT"])
+        return row_tiles * math.ceil(column_tiles / constants["SPAN"])
     parts = constants.get("NUM_PARTS", 1) * size.total_experts
     left = math.ceil(constants["WIDTH_LEFT"] / constants["BLOCK_LEFT"])
     return parts * left * math.ceil(constants["WIDTH_RIGHT"] / constants["BLOCK_RIGHT"])

@@ -84,15 +84,25 @@ def test_widths_of_several_blocks_and_no_multiple_of_them(operation):
     assert_close(run(case), case)
 
 
-@pytest.mark.parametrize("how", [{"descriptor": True}, {"persistent": True}], ids=str)
+WAYS = (
+    {"descriptor": True},
+    {"persistent": True},
+    {"span": 2, "depth": 64},  # the last span is shorter, and all widths fit in a step
+    {"span": 2, "depth": 16},
+    {"span": 16, "descriptor": True, "persistent": True},
+)
+
+
+@pytest.mark.parametrize("how", WAYS, ids=str)
 @pytest.mark.parametrize("operation", ["mlp", "value", "output"])
 def test_other_ways_to_walk_and_load_give_the_same_bits(operation, how, monkeypatch):
-    """Tensor descriptors and persistent programs, at widths that end within a block."""
+    """Descriptors, persistent programs and spans, at widths that end within a block."""
     if DEVICE == "cuda" and "descriptor" in how and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("the GPU has no tensor-memory accelerator")
     case = make_case(operation, 9, "dropped", width=40, inner=20, num_experts=3, top_k=2)
     default, chosen, results = triton_launch.TUNER.choose, [], []
-    for changes in ({}, how):
+    same_sums = {name: how[name] for name in how if name == "depth"}
+    for changes in (same_sums, how):
 
         def choose(shape, device, launch, changes=changes):
             blocks = default(shape, device, launch)

@@ -4,7 +4,15 @@ from runners.bench.estimates import DEVICES, estimate, occupancy, tile_work
 from runners.bench.sizes import SIZES
 
 H200 = DEVICES[90]
-UP = {"TILE_ROWS": 128, "WIDTH_IN": 1024, "WIDTH_OUT": 128, "BLOCK_OUT": 128, "EPILOGUE": "relu"}
+UP = {
+    "TILE_ROWS": 128,
+    "WIDTH_IN": 1024,
+    "WIDTH_OUT": 128,
+    "BLOCK_IN": 64,
+    "BLOCK_OUT": 128,
+    "SPAN": 1,
+    "EPILOGUE": "relu",
+}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +37,15 @@ def test_a_tile_of_a_row_product_moves_its_rows_columns_and_result():
     assert work["bytes_per_tile"] == 2 * (2 * 128 * 1024 + 128 * 128)
     gradient = tile_work(UP | {"EPILOGUE": "relu_gradient"}, 2, 1000.0)
     assert gradient["bytes_per_tile"] - work["bytes_per_tile"] == 2 * 2 * 128 * 128
+
+
+def test_narrow_rows_are_loaded_once_for_all_columns_of_a_program():
+    down = UP | {"WIDTH_IN": 128, "WIDTH_OUT": 1024, "EPILOGUE": "linear"}
+    one, whole = tile_work(down, 2, 1000.0), tile_work(down | {"SPAN": 8, "BLOCK_IN": 128}, 2, 1.0)
+    assert whole["flop_per_tile"] == 8 * one["flop_per_tile"]
+    assert whole["bytes_per_tile"] == 8 * one["bytes_per_tile"] - 7 * 2 * 128 * 128
+    again = tile_work(down | {"SPAN": 8}, 2, 1000.0)  # two steps: not kept
+    assert again["bytes_per_tile"] == 8 * one["bytes_per_tile"]
 
 
 def test_a_tile_of_a_weight_gradient_moves_the_rows_of_an_expert():

@@ -18,9 +18,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from moeut.saving import check_fit
 from runners import environment, signals, zero_shot
 from runners.build import Built, build, build_model
-from runners.checkpoint import list_checkpoints, load_checkpoint
+from runners.checkpoint import check_run, list_checkpoints, load_checkpoint
 from runners.config import ConfigError, RunConfig
 from runners.evaluation import Evaluation, evaluate_split
 from runners.loop import Stopped
@@ -52,6 +53,7 @@ def evaluate_run(
     Raises:
         ConfigError: no finished run, an unknown split, a depth that the model cannot take.
         Damaged: its last checkpoint is not what was written.
+        Refused: its last checkpoint is another run's.
         Stopped: a stop was asked for.
     """
     files = RunDirectory(directory)
@@ -66,9 +68,10 @@ def evaluate_run(
     checkpoints = list_checkpoints(files.checkpoints)
     if not checkpoints:
         raise ConfigError(f"{files.checkpoints}: holds no checkpoint")
-    weights = load_checkpoint(checkpoints[-1]).weights(
-        "model" if config.selection_split is None else "best"
-    )
+    checkpoint = load_checkpoint(checkpoints[-1])
+    check_run(checkpoint, files.read_record().hash)
+    weights = checkpoint.weights("model" if config.selection_split is None else "best")
+    check_fit(model, weights, str(checkpoint.path))
     model.load_state_dict(weights)
 
     wanted = dataclasses.replace(config.evaluate, rows_per_category=rows_per_category)

@@ -87,6 +87,14 @@ class Prepared:
         """Return the shards of every split."""
         return [shard for shards in self.splits.values() for shard in shards]
 
+    def summary(self) -> str:
+        """Return how many documents each split has, and how many duplicates were left out."""
+        counts = {name: sum(s.documents for s in shards) for name, shards in self.splits.items()}
+        return ", ".join(
+            f"{name} {count:,} documents ({self.duplicates[name]:,} duplicates dropped)"
+            for name, count in counts.items()
+        )
+
 
 @dataclass(frozen=True)
 class PartRecord:
@@ -187,6 +195,7 @@ def pack(
         full.errno = errno.ENOSPC
         raise full from None
     check_files(folder, prepared.shards(), prepared.dtype)
+    logger.info("packed %s", prepared.summary())
     return prepared
 
 

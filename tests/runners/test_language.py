@@ -91,6 +91,7 @@ def test_a_run_learns_more_than_how_often_each_byte_comes(make_directory, train,
         data["train"]["documents"] + data["validation"]["documents"]
         == 40 - data["test"]["documents"]
     )
+    assert {part["duplicates"] for part in data.values()} == {0}
     # Bytes as tokens: each document costs its bytes and the boundary before it (or the last one).
     extra = data["test"]["tokens"] - data["test"]["bytes"]
     assert extra in (data["test"]["documents"], data["test"]["documents"] + 1)

@@ -183,7 +183,7 @@ def pack(
     except BrokenProcessPool:
         raise OSError(
             f"{folder}: a worker was killed, as for lack of memory; the same command goes on with "
-            "what is packed, and fewer workers need less"
+            "what is packed, and with a smaller --workers it needs less memory"
         ) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -246,17 +247,24 @@ class Language(Task):
         """Return the packed corpus; pack it first where that needs no network.
 
         Raises:
-            DataMissing: a corpus of the hub is not packed; the message has the command.
+            DataMissing: a corpus of the hub is not packed, or packing another one was cut short, as
+                by a full disk; the message has the command.
             DataDamaged: its index is damaged.
         """
         if "_prepared" not in self.__dict__:
-            prepared = read_prepared(self.folder())
-            if prepared is None and self._open_corpus().uses_network:
+            try:
+                prepared = read_prepared(self.folder())
+                if prepared is None and self._open_corpus().uses_network:
+                    raise DataMissing(
+                        f"corpus {self.corpus!r} is not prepared in {self.folder()}; prepare it "
+                        f"with: {self.prepare_command()}"
+                    )
+                object.__setattr__(self, "_prepared", prepared or self.prepare())
+            except OSError as error:
                 raise DataMissing(
-                    f"corpus {self.corpus!r} is not prepared in {self.folder()}; prepare it with: "
-                    f"{self.prepare_command()}"
-                )
-            object.__setattr__(self, "_prepared", prepared or self.prepare())
+                    f"corpus {self.corpus!r} is not prepared, which can be tried again with: "
+                    f"{self.prepare_command()} ({error}; MOEUT_CACHE={cache_folder()})"
+                ) from error
         return self.__dict__["_prepared"]
 
     def prepare(self, *, workers: int | None = None) -> Prepared:
@@ -296,15 +304,17 @@ class Language(Task):
 
     def prepare_command(self) -> str:
         """Return the command that packs this task's corpus."""
-        words = []
+        words = ["python", "-m", "tasks.prepare"]
         for name, option in options.describe(type(self)).items():
             value = getattr(self, name)
+            if name == "files" and len(self.files) == 1:
+                value = self.files[0]
             if value != option.default and name not in (
                 "context_length",
                 "attend_across_documents",
             ):
                 words.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
-        return " ".join(["python -m tasks.prepare", *(f"'{w}'" if " " in w else w for w in words)])
+        return shlex.join(words)
 
     def _open_corpus(self) -> Corpus:
         return open_corpus(

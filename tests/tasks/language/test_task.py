@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +143,17 @@ def test_a_cut_or_changed_token_file_is_refused(options):
         tasks.create("language", **options).splits()
 
 
+def test_the_command_that_prepares_survives_a_shell(options, tmp_path):
+    (tmp_path / "it's more").mkdir()
+    many = [*options["files"], str(tmp_path / "it's more")]
+    for files in (options["files"], many):
+        task = tasks.create("language", **{**options, "files": files})
+        words = shlex.split(task.prepare_command())
+        assert words[:3] == ["python", "-m", "tasks.prepare"]
+        found = parse_words("language", type(task), words[3:])
+        assert tasks.create("language", **found, context_length=16) == task
+
+
 def test_a_hub_corpus_is_prepared_by_command_alone(cache):
     task = tasks.create("language", corpus="c4", train_tokens=1000, context_length=256)
     with pytest.raises(DataMissing) as error:
@@ -203,6 +216,26 @@ def test_text_that_is_not_utf8_is_named_and_nothing_left_behind(tmp_path, cache,
         tasks.create("language", **{**options, "files": [str(path)]}).splits()
     assert "\n" not in str(error.value)
     assert files_of(cache) == []
+
+
+def test_packing_that_is_cut_short_is_said_in_one_line_with_the_command(
+    options, tmp_path, monkeypatch
+):
+    def killed(*arguments):
+        raise BrokenProcessPool
+
+    (tmp_path / "taken").write_text("no folder")
+    with monkeypatch.context() as patch:
+        patch.setenv("MOEUT_CACHE", str(tmp_path / "taken"))
+        with pytest.raises(DataMissing, match=r"Not a directory.*; MOEUT_CACHE=.*taken\)$"):
+            tasks.create("language", **options).splits()
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.language.packing.pack_part", killed)
+        with pytest.raises(DataMissing, match=r"a worker was killed, .* --workers") as error:
+            tasks.create("language", **options).splits()
+        assert "tried again with: python -m tasks.prepare corpus=files" in str(error.value)
+        assert "\n" not in str(error.value)
+    tasks.create("language", **options).splits()
 
 
 def test_what_serves_a_shorter_window_is_kept(options, cache):

@@ -14,12 +14,10 @@ language`` and the same options.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from textwrap import fill
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -27,22 +25,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks import options
-from tasks.command_line import Parser, run
+from tasks.command_line import Parser, describe_options, run
 from tasks.language.corpora import CORPORA
 from tasks.language.packing import Prepared
 from tasks.language.shards import check_files
 from tasks.language.task import Language
-
-
-def describe_options() -> str:
-    """Return every option of the task with its type, its default and what it means."""
-    lines = []
-    for option in options.describe(Language).values():
-        default = json.dumps(option.default)
-        lines.append(f"  {option.name}: {options.type_words(option.type)}; default {default}")
-        margin = " " * 6
-        lines.append(fill(option.doc, 96, initial_indent=margin, subsequent_indent=margin))
-    return "\n".join(lines)
 
 
 def describe_corpora() -> str:
@@ -111,7 +98,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="python -m tasks.prepare",
         description=__doc__,
-        epilog=f"corpora:\n\n{describe_corpora()}\n\noptions:\n\n{describe_options()}",
+        epilog=f"corpora:\n\n{describe_corpora()}\n\noptions:\n\n{describe_options(Language, 2)}",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("options", nargs="*", metavar="option=value", help="see below")

@@ -60,8 +60,9 @@ class Language(Task):
     difficulty_name: ClassVar[str] = "position in the window, tokens"
 
     corpus: str = "stdlib"
-    """Which text: ``stdlib`` (the running Python's standard library), ``files``, ``hub``, or a
-    published corpus by name."""
+    """Which text: ``stdlib`` (the running Python's standard library), ``files`` (your own), ``hub``
+    (any data set of the Hugging Face hub), or ``c4``, ``pes2o``, ``slimpajama`` or ``the_stack``,
+    as the MoEUT paper has them. What is of the hub is packed by ``python -m tasks.prepare``."""
     files: str | list[str] = field(default_factory=list)
     """Of ``corpus: files``: one or more files, folders or patterns; text (.txt, .md), JSON lines
     (.jsonl, .json) and both with .gz or .zst, Parquet."""
@@ -93,14 +94,15 @@ class Language(Task):
     context_length: int = 1024
     """Tokens that a model reads at once."""
     attend_across_documents: bool = True
-    """Whether a token sees the documents before its own in the window."""
+    """Whether a token sees the documents before its own in the window, as in the paper."""
     validation_fraction: float | None = None
     """Share of the documents in ``validation``, where upstream fixes no split; null: 0.005, and in
     a corpus of files smaller than 13 MB as much as makes 64 KiB, up to a tenth."""
     test_fraction: float | None = None
     """Share of the documents in ``test``, likewise."""
     train_tokens: int | None = None
-    """Pack only as many parts of the corpus, from its first, as give train so many tokens."""
+    """Pack only as many parts of the corpus (files of the hub, else pieces of 1 to 32 MiB), from
+    its first, as give train so many tokens; null: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

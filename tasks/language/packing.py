@@ -82,6 +82,7 @@ class Prepared:
     num_parts: int
     """Parts of the corpus that were packed."""
     of_parts: int
+    tokenizer_sha256: str
 
     def shards(self) -> list[Shard]:
         """Return the shards of every split."""
@@ -148,6 +149,7 @@ def read_prepared(folder: Path) -> Prepared | None:
             {name: split["duplicates"] for name, split in content["splits"].items()},
             content["parts"],
             content["of_parts"],
+            content["tokenizer"],
         )
     except FileNotFoundError:
         return None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
 from tasks import options
-from tasks.files import DataMissing, cache_folder
+from tasks.files import DataDamaged, DataMissing, cache_folder
 from tasks.language.corpora import open_corpus
 from tasks.language.documents import Corpus, Part
 from tasks.language.files import Documents
@@ -198,9 +198,24 @@ class Language(Task):
     classes = max_source_length = max_target_length = vocabularies  # type: ignore[assignment]
 
     def load_tokenizer(self) -> Tokenizer:
-        """Return the tokenizer that the corpus is packed with."""
+        """Return the tokenizer that the corpus is packed with.
+
+        Raises:
+            DataDamaged: its file is missing or changed.
+        """
         if "_tokenizer" not in self.__dict__:
-            tokenizer = load_tokenizer(self.prepared().folder / TOKENIZER)
+            prepared = self.prepared()
+            folder = prepared.folder / TOKENIZER
+            remedy = f"remove {prepared.folder} and prepare the data again"
+            try:
+                tokenizer = load_tokenizer(folder)
+            except ValueError as error:
+                raise DataDamaged(f"{error}; {remedy}") from None
+            if tokenizer.sha256() != prepared.tokenizer_sha256:
+                raise DataDamaged(
+                    f"{folder / tokenizer.FILE}: changed since the data was prepared (checksum); "
+                    f"{remedy}"
+                )
             object.__setattr__(self, "_tokenizer", tokenizer)
         return self.__dict__["_tokenizer"]
 

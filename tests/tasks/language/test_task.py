@@ -143,6 +143,22 @@ def test_a_cut_or_changed_token_file_is_refused(options):
         tasks.create("language", **options).splits()
 
 
+def test_a_changed_tokenizer_of_packed_data_is_refused(options):
+    pytest.importorskip("sentencepiece")
+    options = {**options, "tokenizer": "bpe", "vocabulary_size": 300}
+    folder = tasks.create("language", **options).prepare().folder
+    other = tasks.create("language", **{**options, "vocabulary_size": 301}).prepare().folder
+    path = folder / "tokenizer/tokenizer.model"
+    path.write_bytes((other / "tokenizer/tokenizer.model").read_bytes())
+    with pytest.raises(DataDamaged, match=r"tokenizer\.model: changed since the data was prepared"):
+        tasks.create("language", **options).splits()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        DataDamaged, match=r"not a whole SentencePiece model; remove .* and prepare"
+    ):
+        tasks.create("language", **options).splits()
+
+
 def test_the_command_that_prepares_survives_a_shell(options, tmp_path):
     (tmp_path / "it's more").mkdir()
     many = [*options["files"], str(tmp_path / "it's more")]

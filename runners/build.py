@@ -167,6 +167,7 @@ def describe_task(task: Any, splits: list[str]) -> dict[str, Any]:
     }
     if task.kind == "language_modelling":
         tokenizer = task.load_tokenizer()
+        duplicates = task.prepared().duplicates
         record["context_length"] = task.context_length
         record["tokenizer"] = {
             "name": task.tokenizer,
@@ -178,6 +179,7 @@ def describe_task(task: Any, splits: list[str]) -> dict[str, Any]:
                 "tokens": split.num_tokens,
                 "bytes": split.num_bytes,
                 "documents": split.num_documents,
+                "duplicates": duplicates[name],
                 "windows": len(split),
             }
             for name, split in task.splits().items()

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
+from runners.config import ConfigError
 from runners.distributed import World
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,10 @@ _NAME = re.compile(r"step_(\d{6,})")
 
 class Damaged(ValueError):
     """A checkpoint is not what was written."""
+
+
+class Refused(ConfigError):
+    """A checkpoint is whole, and not one to go on with; none before it is taken in its place."""
 
 
 class DiskFull(OSError):
@@ -142,6 +148,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         Damaged: a file is missing, cut short or altered; the message names it.
+        Refused: its state holds something to execute.
     """
     manifest = path / MANIFEST
     try:
@@ -160,8 +167,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise Damaged(f"{file}: damaged: SHA-256 {found[:12]}…, expected {expected[:12]}…")
     if path.name != f"step_{step:06d}":
         raise Damaged(f"{manifest}: is of step {step}, not of {path.name}")
-    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise Refused(
+            f"{path / 'state.pt'}: refused: holds more than tensors and plain data; nothing in it "
+            "was executed"
+        ) from None
     return Checkpoint(path=path, step=step, state=state)
+
+
+def check_run(checkpoint: Checkpoint, run_hash: str) -> None:
+    """Raise Refused unless a checkpoint was made by the run of this hash."""
+    found = checkpoint.state.get("hash")
+    if found != run_hash:
+        raise Refused(
+            f"{checkpoint.path}: a checkpoint of the run {found}, expected one of {run_hash}, "
+            "whose directory it lies in"
+        )
 
 
 def load_latest(folder: Path, *, warn: Callable[[str], None] = logger.warning) -> Checkpoint | None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from moeut.saving import check_fit
 from runners import environment, signals, zero_shot
 from runners.build import Built, build, build_model
-from runners.checkpoint import list_checkpoints, load_checkpoint
+from runners.checkpoint import Checkpoint, check_run, list_checkpoints, load_checkpoint
 from runners.config import ConfigError, RunConfig
 from runners.evaluation import Evaluation, evaluate_split
 from runners.loop import Stopped
@@ -50,8 +51,10 @@ def evaluate_run(
         stop: asked before every batch.
 
     Raises:
-        ConfigError: no finished run, an unknown split, a depth that the model cannot take.
+        ConfigError: no finished run, an unknown split, a depth that the model cannot take, or data
+            that has changed since.
         Damaged: its last checkpoint is not what was written.
+        Refused: its last checkpoint is another run's.
         Stopped: a stop was asked for.
     """
     files = RunDirectory(directory)
@@ -66,9 +69,11 @@ def evaluate_run(
     checkpoints = list_checkpoints(files.checkpoints)
     if not checkpoints:
         raise ConfigError(f"{files.checkpoints}: holds no checkpoint")
-    weights = load_checkpoint(checkpoints[-1]).weights(
-        "model" if config.selection_split is None else "best"
-    )
+    checkpoint = load_checkpoint(checkpoints[-1])
+    check_run(checkpoint, files.read_record().hash)
+    _check_data(checkpoint, built)
+    weights = checkpoint.weights("model" if config.selection_split is None else "best")
+    check_fit(model, weights, str(checkpoint.path))
     model.load_state_dict(weights)
 
     wanted = dataclasses.replace(config.evaluate, rows_per_category=rows_per_category)
@@ -92,6 +97,16 @@ def evaluate_run(
         for split in _splits(built, config, splits)
         for depth in _depths(built, repeats)
     ]
+
+
+def _check_data(checkpoint: Checkpoint, built: Built) -> None:
+    """Refuse to score on other data than the run's, as when a file was changed since."""
+    before, now = checkpoint.state["identity"]["data_hash"], built.task.data_hash()
+    if before != now:
+        raise ConfigError(
+            f"{checkpoint.path}: was trained on data that is no longer what the run's config names "
+            f"(data hash {before[:12]}…, now {now[:12]}…): its scores would be of something else"
+        )
 
 
 def _splits(built: Built, config: RunConfig, splits: Sequence[str]) -> list[str]:

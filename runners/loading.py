@@ -17,7 +17,7 @@ from moeut.interop.training_checkpoint import read_training_checkpoint
 from moeut.models import DecoderLM
 from runners import environment
 from runners.build import TOKENIZER_FOLDER
-from runners.checkpoint import list_checkpoints, load_checkpoint
+from runners.checkpoint import check_run, list_checkpoints, load_checkpoint
 from runners.config import ConfigError, RunConfig, TrainConfig
 from runners.rundirectory import RunDirectory
 from tasks.language.documents import DOCUMENT_SEPARATOR
@@ -112,15 +112,23 @@ def _from_run(path: Path, tokenizer: Path | None) -> LanguageModel:
     if not steps:
         raise ConfigError(f"{files.checkpoints}: holds no checkpoint yet")
     checkpoint = load_checkpoint(steps[-1])
+    check_run(checkpoint, files.read_record().hash)
     model = moeut.load(checkpoint.path)
     if config.selection_split is not None and not is_step:
         best = checkpoint.path / "best.safetensors"
         if not best.is_file():
             raise ConfigError(f"{best}: no such file; the run has not chosen its weights yet")
         model.load_state_dict(checkpoint.weights("best"))
+    words = load_tokenizer(tokenizer or files.path / TOKENIZER_FOLDER)
+    if words.vocabulary_size < model.config.vocabulary_size:
+        raise ConfigError(
+            f"{tokenizer or files.path / TOKENIZER_FOLDER}: a tokenizer of "
+            f"{words.vocabulary_size} ids, not the one that the run was trained with, which has "
+            f"{model.config.vocabulary_size}"
+        )
     return LanguageModel(
         model=model,
-        tokenizer=load_tokenizer(tokenizer or files.path / TOKENIZER_FOLDER),
+        tokenizer=words,
         context_length=config.task["context_length"],
         device=torch.device("cpu"),
         precision=config.train.precision,

@@ -106,8 +106,14 @@ class RunDirectory:
         return from_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
 
     def read_record(self) -> RunRecord:
-        """Return which run this is."""
-        return RunRecord(**json.loads((self.path / "run.json").read_text()))
+        """Return which run this is; raise ConfigError if the directory does not say it."""
+        file = self.path / "run.json"
+        try:
+            return RunRecord(**json.loads(file.read_text()))
+        except FileNotFoundError:
+            raise ConfigError(f"{file}: no such file; the directory holds no run") from None
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{file}: damaged ({error})") from None
 
     def fail(self, message: str, *, step: int | None) -> None:
         """Write that the run has failed, and why.

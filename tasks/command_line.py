@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import Any, NoReturn
 
 from tasks import TASKS, Task, create, options, task_class
@@ -14,6 +16,9 @@ from tasks import TASKS, Task, create, options, task_class
 BAD_INPUT = 2
 """Exit status for input that is wrong, or data that is missing."""
 INTERRUPTED = 130
+
+WIDTH = 96
+"""Columns of what ``--help`` explains."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,19 +56,25 @@ def task_from_words(name: str, words: Sequence[str]) -> Task:
     return create(name, **options.parse_words(name, task_class(name), words))
 
 
-def describe_tasks() -> str:
-    """Return every task with its options, types, defaults and what they mean."""
+def describe_options(cls: type, indent: int) -> str:
+    """Return every option of a task with its type, its default and what it means."""
     lines = []
-    for name, cls in TASKS.items():
-        summary = (inspect.getdoc(cls) or "").split("\n")[0]
-        lines.append(f"{name}: {summary}")
-        for option in options.describe(cls).values():
-            default = "required" if option.is_required else f"default {option.default!r}"
-            lines.append(f"    {option.name}: {options.type_words(option.type)}; {default}")
-            if option.doc:
-                lines.append(f"        {option.doc}")
-        lines.append("")
-    return "\n".join(lines).rstrip()
+    margin = " " * (indent + 4)
+    for option in options.describe(cls).values():
+        # As JSON, the way a word of the command line gives it.
+        default = "required" if option.is_required else f"default {json.dumps(option.default)}"
+        lines.append(f"{margin[4:]}{option.name}: {options.type_words(option.type)}; {default}")
+        if option.doc:
+            lines.append(fill(option.doc, WIDTH, initial_indent=margin, subsequent_indent=margin))
+    return "\n".join(lines)
+
+
+def describe_tasks() -> str:
+    """Return every task with its options."""
+    return "\n\n".join(
+        f"{name}: {(inspect.getdoc(cls) or '').splitlines()[0]}\n{describe_options(cls, 4)}"
+        for name, cls in TASKS.items()
+    )
 
 
 def run(main: Callable[[], Any]) -> NoReturn:

@@ -202,7 +202,9 @@ def parse_words(task_name: str, cls: type, words: Iterable[str]) -> dict[str, An
 
 
 def _parse_value(text: str, annotation: Any) -> Any:
-    if is_of_type(text, annotation):
+    kinds = (annotation, *typing.get_args(annotation))
+    may_be_list = any(typing.get_origin(kind) is list for kind in kinds)
+    if is_of_type(text, annotation) and not (may_be_list and text.startswith("[")):
         return text
     try:
         return json.loads(text)

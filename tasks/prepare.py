@@ -1,13 +1,15 @@
 """Tokenise a corpus and pack it for training: the way to read one of the Hugging Face hub.
 
-    python -m tasks.prepare                                        the standard library, BPE
-    python -m tasks.prepare corpus=files files='["text/"]' tokenizer=bytes
+    python -m tasks.prepare                                       the standard library, BPE
+    python -m tasks.prepare corpus=files files=book.txt documents=paragraphs vocabulary_size=4000
+    python -m tasks.prepare corpus=files files='["text/", "more/*.jsonl.zst"]' tokenizer=bytes
     python -m tasks.prepare corpus=c4 train_tokens=6000000000 --workers 16
 
 The options are those of the task ``language``; give the same to a run, which then finds the data.
 A corpus that lies on this machine is also packed by the first run that needs it. What is packed is
 kept in the cache (MOEUT_CACHE names another folder); stopped or killed, the same command goes on,
-and neither that nor the number of workers changes a byte.
+and neither that nor the number of workers changes a byte. Look at it with ``python -m tasks.show
+language`` and the same options.
 """
 
 from __future__ import annotations
@@ -23,21 +25,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks import options
-from tasks.command_line import Parser, run
+from tasks.command_line import Parser, describe_options, run
+from tasks.language.corpora import CORPORA
 from tasks.language.packing import Prepared
 from tasks.language.shards import check_files
 from tasks.language.task import Language
 
 
-def describe_options() -> str:
-    """Return every option of the task with its type, its default and what it means."""
-    lines = []
-    for option in options.describe(Language).values():
-        lines.append(
-            f"  {option.name}: {options.type_words(option.type)}; default {option.default!r}"
-        )
-        lines.append(f"      {option.doc}")
-    return "\n".join(lines)
+def describe_corpora() -> str:
+    """Return what can be given as ``corpus``, and who decides what is held out there."""
+    return "\n".join(
+        f"  {name}: {entry.summary}\n      divided by {entry.fixes_splits}"
+        for name, entry in CORPORA.items()
+    )
 
 
 def table(prepared: Prepared) -> Table:
@@ -65,6 +65,13 @@ def table(prepared: Prepared) -> Table:
     return result
 
 
+def describe_rule(task: Language) -> str:
+    """Return who decides which documents are held out, and the shares that a hash decides."""
+    who = CORPORA[task.corpus].fixes_splits
+    shares = ", ".join(f"{name} {share:.3g}" for name, share in task.fractions().items())
+    return f"{who} ({shares})" if "hash" in who else who
+
+
 def show_prepared(task: Language, console: Console) -> None:
     """Print where a packed corpus lies, how it was made and what it holds."""
     prepared = task.prepared()
@@ -72,6 +79,7 @@ def show_prepared(task: Language, console: Console) -> None:
     for line in (
         f"folder: {prepared.folder}",
         f"parts: {prepared.num_parts:,} of {prepared.of_parts:,}",
+        f"divided by {describe_rule(task)}",
         f"tokenizer: {task.tokenizer}, {tokenizer.vocabulary_size:,} ids, SHA-256 "
         f"{tokenizer.sha256()}",
         f"data hash: {task.data_hash()}",
@@ -90,12 +98,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="python -m tasks.prepare",
         description=__doc__,
-        epilog=f"options:\n\n{describe_options()}",
+        epilog=f"corpora:\n\n{describe_corpora()}\n\noptions:\n\n{describe_options(Language, 2)}",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("options", nargs="*", metavar="option=value", help="see below")
     parser.add_argument(
-        "--workers", type=int, default=None, metavar="N", help="processes; one for each core"
+        "--workers", type=int, metavar="N", help="processes that pack; default: one for each core"
     )
     parser.add_argument(
         "--check", action="store_true", help="read every packed file again and compare checksums"

@@ -1,6 +1,10 @@
 """Print what a task holds: examples, sizes, lengths, vocabularies, ceilings and overlaps.
 
-python -m tasks.show scan variant=length
+    python -m tasks.show scan variant=length
+    python -m tasks.show language corpus=files files=book.txt documents=paragraphs
+
+Of a language task: its splits, with the duplicates left out, the tokenizer, and the first windows
+of each split as text. What is not packed yet is packed first.
 """
 
 from __future__ import annotations
@@ -200,8 +204,14 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         ValueError: an unknown task or option, or missing data.
     """
-    parser = task_parser("show", "Print examples, sizes, lengths, vocabulary and overlaps.")
-    parser.add_argument("--examples", type=int, default=3, metavar="N", help="rows per split")
+    parser = task_parser("show", __doc__ or "")
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=3,
+        metavar="N",
+        help="rows, or windows, of each split; default 3",
+    )
     arguments = parse_task_arguments(parser, words)
     if arguments.examples < 0:
         raise ValueError(f"--examples={arguments.examples}: must be at least 0")

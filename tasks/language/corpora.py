@@ -16,7 +16,7 @@ import numpy as np
 
 from tasks import options
 from tasks.language.documents import Corpus
-from tasks.language.files import Files
+from tasks.language.files import Documents, Files
 from tasks.language.hub import HubDataset, HubFiles
 from tasks.language.stdlib import StandardLibrary
 
@@ -30,6 +30,7 @@ class Choices:
     hub_config: str | None = None
     hub_revision: str | None = None
     text_field: str = "text"
+    documents: Documents = "files"
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ CORPORA: dict[str, Entry] = {
     "files": Entry(
         summary="your own files: plain text, JSON lines (.gz, .zst), Parquet; folders and globs",
         fixes_splits="a hash of each document",
-        takes=("files", "text_field"),
-        open=lambda choices: Files(choices.files, choices.text_field),
+        takes=("files", "text_field", "documents"),
+        open=lambda choices: Files(choices.files, choices.text_field, choices.documents),
     ),
     "hub": Entry(
         summary="any data set that the datasets library streams, from the hub or from a folder",
@@ -208,6 +209,7 @@ def open_corpus(
     hub_config: str | None = None,
     hub_revision: str | None = None,
     text_field: str = "text",
+    documents: Documents = "files",
 ) -> Corpus:
     """Return the corpus of a name; nothing is read yet.
 
@@ -220,7 +222,7 @@ def open_corpus(
             f"{options.nearest(name, CORPORA)}"
         )
     entry = CORPORA[name]
-    choices = Choices(tuple(files), hub, hub_config, hub_revision, text_field)
+    choices = Choices(tuple(files), hub, hub_config, hub_revision, text_field, documents)
     for option, default in vars(Choices()).items():
         value = getattr(choices, option)
         if value != default and option not in entry.takes:

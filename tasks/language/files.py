@@ -1,9 +1,14 @@
 """Files on this machine as a corpus: plain text, JSON lines, Parquet; single, in folders, by glob.
 
-One text file is one document, up to ``document_bytes``; a longer one is cut at line ends. One line
-of JSON, or one row of Parquet, is one document. Where a file is cut into parts depends on the file
-alone: JSON lines and long text at the first line after each multiple of ``PART_BYTES``, Parquet
-between row groups. What is compressed is read from its start and stays in one part.
+One line of JSON, or one row of Parquet, is one document. Of text, ``documents`` says what is one:
+
+    files         a file, up to 1 MiB; what is longer is cut at line ends
+    paragraphs    lines between blank lines, which are left out
+    a number      a piece of at most so many bytes, cut at line ends
+
+Where a file is cut into parts depends on the file alone: JSON lines and long text at the first line
+after each multiple of ``PART_BYTES``, Parquet between row groups. What is compressed is read from
+its start and stays in one part.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tasks import options
 from tasks.files import cache_folder
@@ -34,9 +39,15 @@ from tasks.language.formats import (
 )
 
 PART_BYTES = 32 << 20
+LEAST_DOCUMENT = 8
+"""Fewest bytes of a piece: room for a character of any length."""
 DOCUMENT_BYTES = 1 << 20
+"""Longest text that is one document, where no number says it."""
 REMEMBERED_BYTES = 64 << 20
 """Size from which a file's SHA-256 is kept in the cache, for as long as the file is unchanged."""
+
+Documents = Literal["files", "paragraphs"] | int
+"""What of a text is one document; see above."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Slice:
     end: int | None = None
     row_groups: tuple[int, ...] | None = None
 
-    def documents(self, text_field: str, document_bytes: int) -> Iterator[Document]:
+    def documents(self, text_field: str, documents: Documents) -> Iterator[Document]:
         """Yield the documents of the piece."""
         try:
             with open(self.path, "rb") as file:
@@ -59,7 +70,14 @@ class Slice:
                     return
                 stream = decompressed(file, self.compression)
                 if self.kind == TEXT:
-                    yield from read_text(stream, self.path, document_bytes, self.start, self.end)
+                    yield from read_text(
+                        stream,
+                        self.path,
+                        documents if isinstance(documents, int) else DOCUMENT_BYTES,
+                        self.start,
+                        self.end,
+                        paragraphs=documents == "paragraphs",
+                    )
                 else:
                     yield from read_json_lines(stream, self.path, text_field, self.start, self.end)
         except DAMAGES as error:
@@ -73,13 +91,14 @@ class FilePart(Part):
 
     name: str
     slices: tuple[Slice, ...]
-    text_field: str
-    document_bytes: int
+    text_field: str = "text"
+    what: Documents = "files"
+    """What of a text is one document."""
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents of each piece, in order."""
         for piece in self.slices:
-            yield from piece.documents(self.text_field, self.document_bytes)
+            yield from piece.documents(self.text_field, self.what)
 
 
 class Files(Corpus):
@@ -90,10 +109,10 @@ class Files(Corpus):
             whose last part ends with a suffix, as ``src/**/*.py``, reads what it matches as plain
             text where the suffix is not a known one.
         text_field: Field of JSON lines or column of Parquet that holds the text.
-        document_bytes: Longest text that is one document.
+        documents: What of a text is one document.
 
     Raises:
-        ValueError: no entries.
+        ValueError: no entries, or pieces of too few bytes.
     """
 
     name = "files"
@@ -102,12 +121,16 @@ class Files(Corpus):
         self,
         entries: Sequence[str],
         text_field: str = "text",
-        document_bytes: int = DOCUMENT_BYTES,
+        documents: Documents = "files",
     ) -> None:
         if not entries:
             raise ValueError("task.files=[]: corpus 'files' needs at least one file or folder")
-        self.entries, self.text_field = list(entries), text_field
-        self.document_bytes = document_bytes
+        if isinstance(documents, int) and not LEAST_DOCUMENT <= documents <= DOCUMENT_BYTES:
+            raise ValueError(
+                f"task.documents={documents}: must be files, paragraphs or a number of bytes from "
+                f"{LEAST_DOCUMENT} to {DOCUMENT_BYTES}"
+            )
+        self.entries, self.text_field, self.what = list(entries), text_field, documents
 
     def files(self) -> dict[Path, tuple[str, str]]:
         """Return every file in order, with its format and compression.
@@ -134,7 +157,7 @@ class Files(Corpus):
                 f"files-{number:05d}",
                 tuple(pieces[index][1] for index in group),
                 self.text_field,
-                self.document_bytes,
+                self.what,
             )
             for number, group in enumerate(groups)
         ]
@@ -154,7 +177,7 @@ class Files(Corpus):
             "bytes": size,
             "sha256": digest.hexdigest(),
             "text_field": self.text_field,
-            "document_bytes": self.document_bytes,
+            "documents": self.what,
             "part_bytes": PART_BYTES,
         }
 

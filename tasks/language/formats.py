@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
@@ -32,6 +33,8 @@ COMPRESSIONS = (".gz", ".zst")
 
 READ_BYTES = 1 << 20
 BATCH_ROWS = 256
+BLANK_LINES = re.compile(rb"(?:(?<=\n)|\A)(?:[ \t\r\f\v]*\n)+")
+"""Lines of white space alone, each with its end: what lies between two paragraphs."""
 
 
 def describe_formats() -> str:
@@ -51,12 +54,19 @@ def format_of(name: str) -> tuple[str, str] | None:
 
 
 def read_text(
-    stream: BinaryIO, name: str, document_bytes: int, start: int = 0, end: int | None = None
+    stream: BinaryIO,
+    name: str,
+    document_bytes: int,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    paragraphs: bool = False,
 ) -> Iterator[Document]:
     """Yield a text in documents of at most ``document_bytes``, each cut after a line where it can.
 
-    A text that is no longer is one document. With ``start`` and ``end``, only the lines that begin
-    between these offsets are read.
+    A text that is no longer is one document, or, with ``paragraphs``, each run of lines between
+    blank ones is, which are left out. With ``start`` and ``end``, only the lines that begin between
+    these offsets are read.
 
     Raises:
         ValueError: bytes that are not UTF-8; the message has the offset of the first.
@@ -76,16 +86,35 @@ def read_text(
             return
         cut = len(block)
         if cut > document_bytes:
-            cut = _text_border(block[:document_bytes])
-        text = decode_utf8(block[:cut], name, position)
-        if text:
-            yield Document(text, name if position == 0 else f"{name}@{position}")
+            cut = _text_border(block[:document_bytes], paragraphs)
+        for first, last in _paragraphs(block[:cut]) if paragraphs else [(0, cut)]:
+            place = position + first
+            text = decode_utf8(block[first:last], name, place)
+            if text:
+                yield Document(text, name if place == 0 else f"{name}@{place}")
         position += cut
         rest = block[cut:]
 
 
-def _text_border(block: bytes) -> int:
-    """Return where to cut: after the last line end, else before the last character."""
+def _paragraphs(block: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where the paragraphs of a text begin and end."""
+    first = 0
+    for blank in BLANK_LINES.finditer(block):
+        if first < blank.start():
+            yield first, blank.start()
+        first = blank.end()
+    if block[first:].strip():
+        yield first, len(block)
+
+
+def _text_border(block: bytes, paragraphs: bool) -> int:
+    """Return where to cut: after the last blank line that is asked for, else after the last line
+    end, else before the last character.
+    """
+    if paragraphs:
+        blank = max((match.end() for match in BLANK_LINES.finditer(block)), default=0)
+        if blank:
+            return blank
     line_end = block.rfind(b"\n") + 1
     if line_end:
         return line_end

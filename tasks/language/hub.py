@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -273,6 +274,8 @@ def _streamed(repository: str, config: str | None, revision: str | None) -> Any:
     """Return the streamed splits of a data set by name."""
     datasets = need("datasets", PURPOSE)
     datasets.disable_progress_bars()
+    # It says every attempt; what came of them is in the error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     expected: tuple[type[BaseException], ...] = (ValueError, *_library_errors())
     try:
         return datasets.load_dataset(repository, config, revision=revision, streaming=True)

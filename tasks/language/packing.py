@@ -82,10 +82,19 @@ class Prepared:
     num_parts: int
     """Parts of the corpus that were packed."""
     of_parts: int
+    tokenizer_sha256: str
 
     def shards(self) -> list[Shard]:
         """Return the shards of every split."""
         return [shard for shards in self.splits.values() for shard in shards]
+
+    def summary(self) -> str:
+        """Return how many documents each split has, and how many duplicates were left out."""
+        counts = {name: sum(s.documents for s in shards) for name, shards in self.splits.items()}
+        return ", ".join(
+            f"{name} {count:,} documents ({self.duplicates[name]:,} duplicates dropped)"
+            for name, count in counts.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,7 @@ def read_prepared(folder: Path) -> Prepared | None:
             {name: split["duplicates"] for name, split in content["splits"].items()},
             content["parts"],
             content["of_parts"],
+            content["tokenizer"],
         )
     except FileNotFoundError:
         return None
@@ -175,7 +185,7 @@ def pack(
     except BrokenProcessPool:
         raise OSError(
             f"{folder}: a worker was killed, as for lack of memory; the same command goes on with "
-            "what is packed, and fewer workers need less"
+            "what is packed, and with a smaller --workers it needs less memory"
         ) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -187,6 +197,7 @@ def pack(
         full.errno = errno.ENOSPC
         raise full from None
     check_files(folder, prepared.shards(), prepared.dtype)
+    logger.info("packed %s", prepared.summary())
     return prepared
 
 
@@ -360,7 +371,7 @@ class _Packer:
 
 
 class HeldOut:
-    """The held-out documents of one part: few, so they are held in memory."""
+    """The held-out documents of one part, held in memory: four bytes a token."""
 
     def __init__(self) -> None:
         self.tokens: dict[str, np.ndarray] = {}
@@ -370,12 +381,12 @@ class HeldOut:
         self.digests: dict[str, np.ndarray] = {}
 
     @classmethod
-    def collect(cls, documents: dict[str, list[tuple[list[int], int, bytes]]]) -> HeldOut:
+    def collect(cls, documents: dict[str, list[tuple[np.ndarray, int, bytes]]]) -> HeldOut:
         """Return documents given for each split as ids, bytes of text and digest."""
         held = cls()
         for split, rows in documents.items():
             lengths = [len(ids) for ids, _, _ in rows]
-            held.tokens[split] = np.concatenate([np.array(ids, dtype="<u4") for ids, _, _ in rows])
+            held.tokens[split] = np.concatenate([ids for ids, _, _ in rows])
             held.ends[split] = np.cumsum(lengths, dtype=np.int64)
             held.sizes[split] = np.array([size for _, size, _ in rows], dtype=np.int64)
             digests = b"".join(row for _, _, row in rows)
@@ -444,7 +455,7 @@ def pack_part(
     """
     tokenizer = load_tokenizer_once(folder / TOKENIZER, sha256)
     excluded = _excluded(folder / PARTS / DIGESTS) if recipe.rule.fixed else None
-    held: dict[str, list[tuple[list[int], int, bytes]]] = {}
+    held: dict[str, list[tuple[np.ndarray, int, bytes]]] = {}
     dropped = 0
     with contextlib.ExitStack() as stack:
         writer = None
@@ -460,7 +471,8 @@ def pack_part(
                 split = recipe.rule.split(part.split, key)
                 size = len(document.text.encode("utf-8"))
                 if split != "train":
-                    held.setdefault(split, []).append((ids, size, key))
+                    # A list of numbers takes nine times as much; upstream holds out whole files.
+                    held.setdefault(split, []).append((np.array(ids, dtype="<u4"), size, key))
                 elif excluded is not None and key in excluded:
                     dropped += 1
                 else:

@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
 from tasks import options
-from tasks.files import DataMissing, cache_folder
+from tasks.files import DataDamaged, DataMissing, cache_folder
 from tasks.language.corpora import open_corpus
 from tasks.language.documents import Corpus, Part
+from tasks.language.files import Documents
 from tasks.language.packing import TOKENIZER, Prepared, Recipe, pack, read_prepared
 from tasks.language.splitting import SPLITS, SplitRule, digest
 from tasks.language.tokenizers import Bytes, Tokenizer, load_tokenizer
@@ -33,6 +36,13 @@ from tasks.task import Kind, Task
 
 FORMAT = 1
 """Version of the packed files; another one is packed anew."""
+
+FRACTION, LARGEST_FRACTION, HELD_OUT_BYTES = 0.005, 0.1, 1 << 16
+"""Share of the documents that is held out for a split where none is given, the largest one, and the
+text that it is to make where the corpus has so much."""
+
+FEW_DOCUMENTS = 200
+"""Below it, a split without a window is put down to whole files being documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +60,16 @@ class Language(Task):
     difficulty_name: ClassVar[str] = "position in the window, tokens"
 
     corpus: str = "stdlib"
-    """Which text: ``stdlib`` (the running Python's standard library), ``files``, ``hub``, or a
-    published corpus by name."""
-    files: list[str] = field(default_factory=list)
-    """Of ``corpus: files``: text files, folders, JSONL (plain, .gz, .zst) or Parquet."""
+    """Which text: ``stdlib`` (the running Python's standard library), ``files`` (your own), ``hub``
+    (any data set of the Hugging Face hub), or ``c4``, ``pes2o``, ``slimpajama`` or ``the_stack``,
+    as the MoEUT paper has them. What is of the hub is packed by ``python -m tasks.prepare``."""
+    files: str | list[str] = field(default_factory=list)
+    """Of ``corpus: files``: one or more files, folders or patterns; text (.txt, .md), JSON lines
+    (.jsonl, .json) and both with .gz or .zst, Parquet."""
+    documents: Documents = "files"
+    """Of ``corpus: files``: what is one document of a text file, and held out or not as a whole:
+    ``files`` (all of it, up to 1 MiB), ``paragraphs`` (lines between blank lines), or a piece of at
+    most so many bytes, cut at line ends. Of JSON lines and Parquet it is always a row."""
     hub: str | None = None
     """Of ``corpus: hub``: a data set's name on the Hugging Face hub."""
     hub_config: str | None = None
@@ -78,19 +94,24 @@ class Language(Task):
     context_length: int = 1024
     """Tokens that a model reads at once."""
     attend_across_documents: bool = True
-    """Whether a token sees the documents before its own in the window."""
-    validation_fraction: float = 0.005
-    """Share of the documents in ``validation``, where upstream fixes no split."""
-    test_fraction: float = 0.005
-    """Share of the documents in ``test``, where upstream fixes no split."""
+    """Whether a token sees the documents before its own in the window, as in the paper."""
+    validation_fraction: float | None = None
+    """Share of the documents in ``validation``, where upstream fixes no split; null: 0.005, and in
+    a corpus of files smaller than 13 MB as much as makes 64 KiB, up to a tenth."""
+    test_fraction: float | None = None
+    """Share of the documents in ``test``, likewise."""
     train_tokens: int | None = None
-    """Pack only as many parts of the corpus, from its first, as give train so many tokens."""
+    """Pack only as many parts of the corpus (files of the hub, else pieces of 1 to 32 MiB), from
+    its first, as give train so many tokens; null: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.files, str):
+            object.__setattr__(self, "files", [self.files])
         for name in ("validation_fraction", "test_fraction"):
-            options.require(self, name, 0 < getattr(self, name) < 1, "between 0 and 1")
-        total = self.validation_fraction + self.test_fraction
+            value = getattr(self, name)
+            options.require(self, name, value is None or 0 < value < 1, "between 0 and 1")
+        total = (self.validation_fraction or 0) + (self.test_fraction or 0)
         options.require(
             self, "test_fraction", total < 1, "below 1 together with validation_fraction"
         )
@@ -123,6 +144,7 @@ class Language(Task):
             ValueError: a document cannot be read; a split has less than one window.
         """
         prepared = self.prepared()
+        self._check_windows(prepared)
         boundary = self.load_tokenizer().boundary_id if self.boundary == "token" else None
         splits = {
             name: TokenSplit(
@@ -135,15 +157,35 @@ class Language(Task):
             )
             for name in SPLITS
         }
-        for name, split in splits.items():
-            if not len(split):
-                raise ValueError(
-                    f"task.context_length={self.context_length}: the {name} split has "
-                    f"{split.num_tokens} tokens of {split.num_documents} documents, fewer than "
-                    f"one window of {self.context_length + 1}; documents are held out whole, so "
-                    f"expected more of them, a larger fraction or a shorter context"
-                )
         return splits
+
+    def _check_windows(self, prepared: Prepared) -> None:
+        """Refuse a corpus of which a split has no whole window."""
+        for name in SPLITS:
+            shards = prepared.splits[name]
+            tokens = sum(shard.tokens for shard in shards)
+            if tokens > self.context_length:
+                continue
+            documents = sum(shard.documents for shard in shards)
+            every = sum(shard.documents for shard in prepared.shards())
+            whole = f"of {every:,} documents in all, which are held out whole"
+            if sum(shard.tokens for shard in prepared.shards()) < 3 * (self.context_length + 1):
+                hint = "expected more text or a shorter context"
+            elif self.corpus == "files" and self.documents == "files" and every < FEW_DOCUMENTS:
+                hint = (
+                    f"{whole}: a text file is one, unless task.documents is paragraphs or a number "
+                    "of bytes"
+                )
+            else:
+                hint = (
+                    f"{whole}: expected more of them, another task.validation_fraction or "
+                    "task.test_fraction, or a shorter context"
+                )
+            raise ValueError(
+                f"task.context_length={self.context_length}: the {name} split has {tokens} tokens "
+                f"of {documents} documents, fewer than one window of {self.context_length + 1}; "
+                + hint
+            )
 
     def splits(self) -> dict[str, TokenSplit]:  # type: ignore[override]
         """Return every split, train first."""
@@ -156,9 +198,24 @@ class Language(Task):
     classes = max_source_length = max_target_length = vocabularies  # type: ignore[assignment]
 
     def load_tokenizer(self) -> Tokenizer:
-        """Return the tokenizer that the corpus is packed with."""
+        """Return the tokenizer that the corpus is packed with.
+
+        Raises:
+            DataDamaged: its file is missing or changed.
+        """
         if "_tokenizer" not in self.__dict__:
-            tokenizer = load_tokenizer(self.prepared().folder / TOKENIZER)
+            prepared = self.prepared()
+            folder = prepared.folder / TOKENIZER
+            remedy = f"remove {prepared.folder} and prepare the data again"
+            try:
+                tokenizer = load_tokenizer(folder)
+            except ValueError as error:
+                raise DataDamaged(f"{error}; {remedy}") from None
+            if tokenizer.sha256() != prepared.tokenizer_sha256:
+                raise DataDamaged(
+                    f"{folder / tokenizer.FILE}: changed since the data was prepared (checksum); "
+                    f"{remedy}"
+                )
             object.__setattr__(self, "_tokenizer", tokenizer)
         return self.__dict__["_tokenizer"]
 
@@ -181,11 +238,10 @@ class Language(Task):
         if "_folder" not in self.__dict__:
             decides = {
                 "format": FORMAT,
-                "corpus": self._open_corpus().fingerprint(),
+                "corpus": self._fingerprint(),
                 "tokenizer": self._tokenizer_recipe(),
                 "boundary": self.boundary,
-                "validation_fraction": float(self.validation_fraction),
-                "test_fraction": float(self.test_fraction),
+                **self.fractions(),
                 "train_tokens": self.train_tokens,
             }
             key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
@@ -193,21 +249,39 @@ class Language(Task):
             object.__setattr__(self, "_folder", folder)
         return self.__dict__["_folder"]
 
+    def fractions(self) -> dict[str, float]:
+        """Return the two fractions, by their options' names, the defaults filled in."""
+        size = self._fingerprint().get("bytes")
+        share = FRACTION if not size else max(FRACTION, HELD_OUT_BYTES / size)
+        given = (self.validation_fraction or 0) + (self.test_fraction or 0)
+        share = min(share, LARGEST_FRACTION, (1 - given) / 2)
+        return {
+            name: float(getattr(self, name) or share)
+            for name in ("validation_fraction", "test_fraction")
+        }
+
     def prepared(self) -> Prepared:
         """Return the packed corpus; pack it first where that needs no network.
 
         Raises:
-            DataMissing: a corpus of the hub is not packed; the message has the command.
+            DataMissing: a corpus of the hub is not packed, or packing another one was cut short, as
+                by a full disk; the message has the command.
             DataDamaged: its index is damaged.
         """
         if "_prepared" not in self.__dict__:
-            prepared = read_prepared(self.folder())
-            if prepared is None and self._open_corpus().uses_network:
+            try:
+                prepared = read_prepared(self.folder())
+                if prepared is None and self._open_corpus().uses_network:
+                    raise DataMissing(
+                        f"corpus {self.corpus!r} is not prepared in {self.folder()}; prepare it "
+                        f"with: {self.prepare_command()}"
+                    )
+                object.__setattr__(self, "_prepared", prepared or self.prepare())
+            except OSError as error:
                 raise DataMissing(
-                    f"corpus {self.corpus!r} is not prepared in {self.folder()}; prepare it with: "
-                    f"{self.prepare_command()}"
-                )
-            object.__setattr__(self, "_prepared", prepared or self.prepare())
+                    f"corpus {self.corpus!r} is not prepared, which can be tried again with: "
+                    f"{self.prepare_command()} ({error}; MOEUT_CACHE={cache_folder()})"
+                ) from error
         return self.__dict__["_prepared"]
 
     def prepare(self, *, workers: int | None = None) -> Prepared:
@@ -217,33 +291,47 @@ class Language(Task):
             workers: processes; None: one for each core. They do not change a byte.
 
         Raises:
-            ValueError: the corpus is empty, or a document or the tokenizer cannot be read.
+            ValueError: the corpus is empty, a document or the tokenizer cannot be read, or a split
+                has less than one window. What this call has written of files is removed; of the
+                hub, where the network may come back, it is kept.
             OSError: the disk is full or not writable; what is packed is kept.
         """
         folder = self.folder()
         with locked(folder.with_name(f".{folder.name}.lock")):
             prepared = read_prepared(folder)
-            if prepared is None:
-                corpus = self._open_corpus()
-                parts = corpus.parts()
-                fixed = frozenset(part.split for part in parts if part.split)
-                rule = SplitRule(self.validation_fraction, self.test_fraction, fixed)
-                tokenizer = self._make_tokenizer(folder / TOKENIZER, parts, rule)
-                recipe = Recipe(rule, self.boundary, corpus.separator, self.train_tokens)
-                prepared = pack(folder, parts, tokenizer, recipe, workers=workers)
+            is_new = not folder.exists()
+            corpus = self._open_corpus()
+            try:
+                if prepared is None:
+                    prepared = self._pack(corpus, workers)
+                self._check_windows(prepared)
+            except ValueError:
+                if is_new and not corpus.uses_network:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
         return prepared
+
+    def _pack(self, corpus: Corpus, workers: int | None) -> Prepared:
+        folder, parts = self.folder(), corpus.parts()
+        fixed = frozenset(part.split for part in parts if part.split)
+        rule = SplitRule(**self.fractions(), fixed=fixed)
+        tokenizer = self._make_tokenizer(folder / TOKENIZER, parts, rule)
+        recipe = Recipe(rule, self.boundary, corpus.separator, self.train_tokens)
+        return pack(folder, parts, tokenizer, recipe, workers=workers)
 
     def prepare_command(self) -> str:
         """Return the command that packs this task's corpus."""
-        words = []
+        words = ["python", "-m", "tasks.prepare"]
         for name, option in options.describe(type(self)).items():
             value = getattr(self, name)
+            if name == "files" and len(self.files) == 1:
+                value = self.files[0]
             if value != option.default and name not in (
                 "context_length",
                 "attend_across_documents",
             ):
                 words.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
-        return " ".join(["python -m tasks.prepare", *(f"'{w}'" if " " in w else w for w in words)])
+        return shlex.join(words)
 
     def _open_corpus(self) -> Corpus:
         return open_corpus(
@@ -253,7 +341,13 @@ class Language(Task):
             hub_config=self.hub_config,
             hub_revision=self.hub_revision,
             text_field=self.text_field,
+            documents=self.documents,
         )
+
+    def _fingerprint(self) -> dict[str, Any]:
+        if "_identity" not in self.__dict__:
+            object.__setattr__(self, "_identity", self._open_corpus().fingerprint())
+        return self.__dict__["_identity"]
 
     def _tokenizer_recipe(self) -> dict[str, Any]:
         if self.tokenizer == "bytes":

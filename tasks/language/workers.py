@@ -27,18 +27,33 @@ LINE_SECONDS = 30.0
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file while the context lasts; wait for the process that holds it.
+    """Hold a lock file while the context lasts, and remove it; wait for the process that holds it.
 
-    The kernel frees the lock of a process that dies, so a killed one leaves nothing behind.
+    The kernel frees the lock of a process that dies, so a killed one holds up nobody.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("%s: another process prepares this data; waiting for it", path)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    while True:
+        with open(path, "a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("%s: another process prepares this data; waiting for it", path)
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if not _is_file(stream.fileno(), path):
+                continue  # the holder before has removed it: others may hold a new one
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is still the one of a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def default_workers() -> int:

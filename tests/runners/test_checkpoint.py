@@ -13,6 +13,8 @@ import torch
 from runners.checkpoint import (
     Damaged,
     DiskFull,
+    Refused,
+    check_run,
     list_checkpoints,
     load_checkpoint,
     load_latest,
@@ -116,13 +118,6 @@ def test_nothing_whole_is_an_error_and_not_a_fresh_start(tmp_path):
         load_latest(tmp_path, warn=lambda message: None)
 
 
-def test_state_with_code_in_it_is_refused_on_the_way_back(tmp_path):
-    """``weights_only``: a checkpoint from somebody else runs nothing."""
-    path = save_checkpoint(tmp_path, step=1, state={"x": os.system}, weights={})
-    with pytest.raises(Exception, match="weights_only"):
-        load_checkpoint(path)
-
-
 @pytest.mark.parametrize("limit", [1_000, 60_000, 100_000], ids=["weights", "state", "state end"])
 def test_full_disk_leaves_the_checkpoint_before_and_says_how_much_is_needed(limit, tmp_path):
     size = 12_000  # 48,000 bytes each of weights and state
@@ -177,3 +172,34 @@ def test_manifest_is_readable_json(tmp_path):
     content = json.loads((save(tmp_path, 4) / "manifest.json").read_text())
     assert content["step"] == 4
     assert sorted(content["sha256"]) == ["config.json", "model.safetensors", "state.pt"]
+
+
+class Executed:
+    """What a pickle with code in it holds."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def test_code_in_a_state_is_refused_and_no_checkpoint_before_taken(tmp_path):
+    save(tmp_path, 1)
+    path = save_checkpoint(
+        tmp_path, step=2, state={"hash": Executed(tmp_path / "ran")}, weights={"model": {}}
+    )
+    for load in (lambda: load_checkpoint(path), lambda: load_latest(tmp_path)):
+        with pytest.raises(Refused, match=r"state\.pt: refused: holds more than tensors") as error:
+            load()
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+    assert len(list_checkpoints(tmp_path)) == 2
+
+
+def test_a_checkpoint_belongs_to_one_run(tmp_path):
+    path = save_checkpoint(tmp_path, step=1, state={"hash": "0a"}, weights={"model": {}})
+    checkpoint = load_checkpoint(path)
+    check_run(checkpoint, "0a")
+    with pytest.raises(Refused, match=r"step_000001: a checkpoint of the run 0a, expected .* 0b"):
+        check_run(checkpoint, "0b")

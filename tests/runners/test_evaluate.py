@@ -1,6 +1,7 @@
 """Scoring a finished run again."""
 
 import json
+import shutil
 
 import pytest
 
@@ -58,6 +59,19 @@ def test_damaged_checkpoint_is_refused(finished, capsys):
     file.write_bytes(content)
     assert evaluate.main([str(directory)]) == 2
     assert f"{file}: damaged" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_model_is_refused(finished, make_run, train, capsys):
+    directory = finished("train.steps=6", "evaluate.interval=null")
+    other = make_run("other", "train.steps=6", "evaluate.interval=null", "model.d_model=24")
+    assert train(other) == "done"
+    place = directory / "checkpoints" / "step_000006"
+    shutil.rmtree(place)
+    shutil.copytree(other / "checkpoints" / "step_000006", place)
+    assert evaluate.main([str(directory)]) == 2
+    message = capsys.readouterr().err
+    assert f"{place}: a checkpoint of the run " in message
+    assert message.count("\n") == 1
 
 
 def test_unfinished_run_is_refused(make_run, train, capsys):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tasks
+from runners import build as build_module
 from runners import evaluate, sweep
 from runners.build import build, build_model, save_task_files
 from runners.checkpoint import list_checkpoints
@@ -91,6 +92,7 @@ def test_a_run_learns_more_than_how_often_each_byte_comes(make_directory, train,
         data["train"]["documents"] + data["validation"]["documents"]
         == 40 - data["test"]["documents"]
     )
+    assert {part["duplicates"] for part in data.values()} == {0}
     # Bytes as tokens: each document costs its bytes and the boundary before it (or the last one).
     extra = data["test"]["tokens"] - data["test"]["bytes"]
     assert extra in (data["test"]["documents"], data["test"]["documents"] + 1)
@@ -118,6 +120,28 @@ def test_a_run_learns_more_than_how_often_each_byte_comes(make_directory, train,
     assert evaluate.main([str(directory), "--rows-per-category", "2"]) == 0
     assert "2 of" in capsys.readouterr().out
     assert sorted((str(p), p.stat().st_mtime_ns) for p in directory.rglob("*")) == before
+
+
+def forget_tasks():
+    """Read the data again, as another process would."""
+    build_module._task.cache_clear()
+    build_module._objective.cache_clear()
+
+
+def test_a_run_is_not_scored_on_text_that_has_changed(make_directory, train, tmp_path, capsys):
+    directory = make_directory("train.steps=6", "select=final", "evaluate.interval=null")
+    assert train(directory) == "done"
+    file = tmp_path / "text" / "0.txt"
+    text = file.read_text()
+    file.write_text(text + "more\n")
+    forget_tasks()
+    assert evaluate.main([str(directory)]) == 2
+    message = capsys.readouterr().err
+    assert "step_000006: was trained on data that is no longer what the run's config" in message
+    assert message.count("\n") == 1
+    file.write_text(text)
+    forget_tasks()
+    assert evaluate.main([str(directory)]) == 0
 
 
 def _window(task, row):

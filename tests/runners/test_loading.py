@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,23 @@ def test_a_damaged_checkpoint_is_refused(directory: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
+        load_language_model(directory)
+
+
+def test_another_tokenizer_is_refused(directory: Path, tmp_path: Path) -> None:
+    smaller = sentencepiece_model(tmp_path / "smaller.model", 60)
+    with pytest.raises(ValueError, match=r"smaller\.model: a tokenizer of 60 ids.* which has 257"):
+        load_language_model(directory, tokenizer=smaller)
+
+
+def test_a_checkpoint_of_another_run_is_refused(directory: Path) -> None:
+    record = directory / "run.json"
+    hash_of = json.loads(record.read_text())["hash"]
+    record.write_text(record.read_text().replace(hash_of, "01234567"))
+    with pytest.raises(ValueError, match=rf"a checkpoint of the run {hash_of}, expected"):
+        load_language_model(directory)
+    record.unlink()
+    with pytest.raises(ValueError, match=r"run\.json: no such file"):
         load_language_model(directory)
 
 

@@ -1,6 +1,7 @@
 """One update: the gradients of the whole batch, and nothing spoilt by what is not finite."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -75,6 +76,32 @@ def test_every_parameter_is_trained(form, architecture, make_loop):
     loop = make_loop(form=form, architecture=architecture)
     found, _ = gradients(loop)
     assert found.keys() == dict(loop.model.named_parameters()).keys()
+
+
+def test_a_step_is_computed_while_the_next_batch_is_loaded(make_loop, monkeypatch):
+    """Each step waits here for the batch after it, which without prefetching nobody would load."""
+    loop = make_loop("train.steps=4", accumulate=1)
+    loaded = [threading.Event() for _ in range(5)]
+    make_batch, loss = loop.columns.batch, loop.objective.loss
+    made = []
+
+    def batch(rows, *, device):
+        result = make_batch(rows, device=device)
+        loaded[len(made)].set()
+        made.append(threading.current_thread())
+        return result
+
+    def waiting_loss(*arguments, **named):
+        step = loop.position.step
+        assert step == 3 or loaded[step + 1].wait(30), f"batch {step + 1} is not being loaded"
+        return loss(*arguments, **named)
+
+    monkeypatch.setattr(type(loop.columns), "batch", lambda self, *a, **named: batch(*a, **named))
+    monkeypatch.setattr(loop.objective, "loss", waiting_loss)
+    for _ in range(4):
+        loop.advance()
+    assert len(made) == 4
+    assert threading.main_thread() not in made
 
 
 def test_loss_falls(make_loop):

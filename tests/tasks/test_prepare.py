@@ -8,6 +8,7 @@ import pytest
 
 import tasks
 from tasks import command_line, export, prepare, show
+from tasks.language.corpora import CORPORA
 from tasks.language.task import Language
 
 
@@ -43,6 +44,22 @@ def test_the_table_has_what_each_split_holds(words, capsys):
     assert task.data_hash() in text
     assert str(task.folder()) in text
     assert "parts: 1 of 1" in text
+    assert "a hash of each document (validation_fraction 0.1, test_fraction 0.1)" in text
+
+
+def test_one_small_text_is_prepared_by_naming_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(f"Paragraph {i}\nhas {i * i} words." for i in range(2000)))
+    words = ["corpus=files", f"files={path}", "tokenizer=bytes"]
+    with pytest.raises(ValueError, match=r"unless task\.documents is paragraphs or a number"):
+        prepare.main(words)
+    assert [entry for entry in (tmp_path / "cache").rglob("*") if entry.is_file()] == []
+    prepare.main([*words, "documents=paragraphs"])
+    text = capsys.readouterr().out
+    counts = {name: int(cells(text, name)[1].replace(",", "")) for name in ("train", "test")}
+    assert 1500 < counts["train"] < 1700
+    assert 150 < counts["test"] < 250
 
 
 def test_check_reads_every_file_again(words, capsys):
@@ -63,7 +80,10 @@ def test_help_teaches_every_option(capsys):
     assert "python -m tasks.prepare corpus=c4" in text
     for name, option in command_line.options.describe(Language).items():
         assert f"  {name}: " in text
-        assert option.doc in text
+        assert option.doc in " ".join(text.split())
+    for name, entry in CORPORA.items():
+        assert f"  {name}: {entry.summary}" in text
+    assert max(map(len, text.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(

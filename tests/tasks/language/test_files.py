@@ -92,10 +92,10 @@ def test_large_files_are_cut_into_parts_that_lose_nothing(tmp_path, monkeypatch,
         path.write_text("\n".join(texts), encoding="utf-8")
     else:
         write(path, texts)
-    whole = Files([str(path)], document_bytes=100)
+    whole = Files([str(path)], documents=100)
     expected = texts_of(whole)
     monkeypatch.setattr(files_module, "PART_BYTES", part_bytes)
-    corpus = Files([str(path)], document_bytes=100)
+    corpus = Files([str(path)], documents=100)
     parts = corpus.parts()
     assert len({part.name for part in parts}) == len(parts) > 1
     assert parts == corpus.parts()
@@ -119,15 +119,56 @@ def test_text_in_pieces_is_the_text(tmp_path, monkeypatch, lines, part_bytes, do
     text = "\n".join(lines)
     path.write_bytes(b"x" + text.encode())
     monkeypatch.setattr(files_module, "PART_BYTES", part_bytes)
-    documents = texts_of(Files([str(path)], document_bytes=document_bytes))
+    documents = texts_of(Files([str(path)], documents=document_bytes))
     assert "".join(documents) == "x" + text
     assert all(len(document.encode()) <= document_bytes for document in documents)
 
 
 def test_a_text_of_the_largest_size_is_one_document(tmp_path):
-    (tmp_path / "a.txt").write_text("12\n4\n678")
-    assert len(texts_of(Files([str(tmp_path)], document_bytes=8))) == 1
-    assert texts_of(Files([str(tmp_path)], document_bytes=7)) == ["12\n4\n", "678"]
+    (tmp_path / "a.txt").write_text("12\n45\n789")
+    assert len(texts_of(Files([str(tmp_path)], documents=9))) == 1
+    assert texts_of(Files([str(tmp_path)], documents=8)) == ["12\n45\n", "789"]
+
+
+def test_paragraphs_are_what_lies_between_blank_lines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\n \nfirst\n  line\r\n\r\n\nsecond\n\t\n\n  third")
+    documents = list(Files([str(path)], documents="paragraphs").documents())
+    assert [document.text for document in documents] == [
+        "first\n  line\r\n", "second\n", "  third",
+    ]  # fmt: skip
+    data = path.read_bytes()
+    assert [document.name for document in documents] == [
+        f"{path}@{data.index(word)}" for word in (b"first", b"second", b"  third")
+    ]
+    path.with_name("b.txt").write_text("\n\n  \n")
+    assert texts_of(Files([str(path.with_name("b.txt"))], documents="paragraphs")) == []
+
+
+@given(
+    paragraphs=st.lists(st.lists(st.sampled_from(["a", "bé", " c"]), min_size=1, max_size=4)),
+    blanks=st.lists(st.sampled_from(["", " ", "\n\t"]), min_size=40, max_size=40),
+    longest=st.integers(32, 80),
+)
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_paragraphs_do_not_depend_on_how_much_is_read_at_once(
+    tmp_path, monkeypatch, paragraphs, blanks, longest
+):
+    texts = ["".join(f"{line}\n" for line in lines) for lines in paragraphs]
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{t}{blank}\n" for t, blank in zip(texts, blanks, strict=False)))
+    monkeypatch.setattr(files_module, "DOCUMENT_BYTES", longest)
+    if texts:
+        assert texts_of(Files([str(path)], documents="paragraphs")) == texts[:40]
+
+
+def test_a_long_paragraph_is_cut_at_line_ends(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("1234567\n123\n12345678901\n\nend")
+    monkeypatch.setattr(files_module, "DOCUMENT_BYTES", 10)
+    corpus = Files([str(tmp_path)], documents="paragraphs")
+    assert texts_of(corpus) == ["1234567\n", "123\n", "1234567890", "1\n", "end"]
 
 
 def test_small_files_share_a_part(tmp_path, monkeypatch):
@@ -182,6 +223,13 @@ def test_missing_files_are_named_with_the_nearest(tmp_path):
     refused(tmp_path, r"no such file or folder; did you mean 'corpus\.txt'\?", "corpvs.txt")
     refused(tmp_path, r"no folder '.*nowhere'", "nowhere/corpus.txt")
     refused(tmp_path, "matches no file to read", "*.jsonl")
+
+
+def test_pieces_have_room_for_a_character(tmp_path):
+    (tmp_path / "corpus.txt").write_text("x")
+    for number in (0, 7, 1 << 21):
+        message = rf"task\.documents={number}: must be files, .* from 8 to"
+        refused(tmp_path, message, "corpus.txt", documents=number)
 
 
 def test_nothing_to_read_is_refused(tmp_path):

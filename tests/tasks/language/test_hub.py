@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import http.server
 import json
+import logging
 import os
 import re
 import subprocess
@@ -217,6 +218,13 @@ def test_a_folder_laid_out_like_a_repository_is_streamed_by_its_files(folder):
     ]
     assert [document.text for document in parts[1].documents()] == TEXTS[20:]
     assert [document.text for document in corpus.documents()] == [*TEXTS, "held out"]
+
+
+def test_attempts_to_reach_the_hub_are_not_printed(folder):
+    logger = logging.getLogger("huggingface_hub")
+    logger.setLevel(logging.WARNING)
+    HubDataset(str(folder)).parts()
+    assert not logger.isEnabledFor(logging.WARNING)
 
 
 def test_one_split_alone_is_left_to_be_divided(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -59,7 +60,7 @@ def parts(tmp_path) -> list[Part]:
         path = tmp_path / f"{number}.jsonl"
         path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts_of(number)))
         pieces = (Slice(str(path), "JSON lines", ""),)
-        made.append(FilePart(f"part-{number}", pieces, "text", 1 << 20))
+        made.append(FilePart(f"part-{number}", pieces))
     return made
 
 
@@ -258,7 +259,7 @@ def test_train_tokens_takes_the_shortest_run_of_parts(tmp_path, parts, workers):
     assert pack(tmp_path / "rest", parts, Bytes(), rest, workers=1).num_parts == NUM_PARTS
 
 
-def test_duplicates_across_and_within_held_out_splits_of_upstream(tmp_path):
+def test_duplicates_across_and_within_held_out_splits_of_upstream(tmp_path, caplog):
     texts = [f"held out {i}" for i in range(30)]
     rule = SplitRule(0.2, 0.1, frozenset({"train", "validation"}))
     made = [
@@ -266,7 +267,9 @@ def test_duplicates_across_and_within_held_out_splits_of_upstream(tmp_path):
         Texts("validation-0", (*texts, texts[0]), "validation"),
         Texts("train-1", (texts[3], "c"), "train"),
     ]
-    prepared = pack(tmp_path / "packed", made, Bytes(), Recipe(rule, "token", ""), workers=1)
+    with caplog.at_level(logging.INFO, logger="tasks"):
+        prepared = pack(tmp_path / "packed", made, Bytes(), Recipe(rule, "token", ""), workers=1)
+    assert "train 4 documents (3 duplicates dropped)" in caplog.text
     found = {split: documents(tmp_path / "packed", split) for split in prepared.splits}
     assert found["train"] == ["a", "b", "a", "c"]
     assert sorted(found["validation"] + found["test"]) == sorted(texts)

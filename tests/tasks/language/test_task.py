@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from tasks import DataDamaged, DataMissing
 from tasks.language.splitting import SplitRule, digest
 from tasks.language.task import train_texts
 from tasks.language.tokenizers import Bytes
+from tasks.options import parse_words
 
 TEXTS = [f"document {i}\n" + "  indented\n" * (i % 5) for i in range(400)]
 
@@ -72,14 +75,16 @@ def test_one_packing_serves_every_context_length(options, cache):
         {"validation_fraction": 0.2},
         {"test_fraction": 0.2},
         {"tokenizer": "bpe", "vocabulary_size": 300},
-        {"train_tokens": 5},
+        {"train_tokens": 3500},
+        {"documents": "paragraphs"},
     ],
 )
 def test_what_decides_the_tokens_decides_the_folder(options, change):
     base = tasks.create("language", **options)
     changed = tasks.create("language", **{**options, **change})
     assert changed.folder() != base.folder()
-    if "train_tokens" not in change:  # the corpus has one part, which gives the same tokens
+    # The corpus has one part, and rows of JSON, which give the same tokens.
+    if not {"train_tokens", "documents"} & set(change):
         assert changed.data_hash() != base.data_hash()
 
 
@@ -138,6 +143,33 @@ def test_a_cut_or_changed_token_file_is_refused(options):
         tasks.create("language", **options).splits()
 
 
+def test_a_changed_tokenizer_of_packed_data_is_refused(options):
+    pytest.importorskip("sentencepiece")
+    options = {**options, "tokenizer": "bpe", "vocabulary_size": 300}
+    folder = tasks.create("language", **options).prepare().folder
+    other = tasks.create("language", **{**options, "vocabulary_size": 301}).prepare().folder
+    path = folder / "tokenizer/tokenizer.model"
+    path.write_bytes((other / "tokenizer/tokenizer.model").read_bytes())
+    with pytest.raises(DataDamaged, match=r"tokenizer\.model: changed since the data was prepared"):
+        tasks.create("language", **options).splits()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        DataDamaged, match=r"not a whole SentencePiece model; remove .* and prepare"
+    ):
+        tasks.create("language", **options).splits()
+
+
+def test_the_command_that_prepares_survives_a_shell(options, tmp_path):
+    (tmp_path / "it's more").mkdir()
+    many = [*options["files"], str(tmp_path / "it's more")]
+    for files in (options["files"], many):
+        task = tasks.create("language", **{**options, "files": files})
+        words = shlex.split(task.prepare_command())
+        assert words[:3] == ["python", "-m", "tasks.prepare"]
+        found = parse_words("language", type(task), words[3:])
+        assert tasks.create("language", **found, context_length=16) == task
+
+
 def test_a_hub_corpus_is_prepared_by_command_alone(cache):
     task = tasks.create("language", corpus="c4", train_tokens=1000, context_length=256)
     with pytest.raises(DataMissing) as error:
@@ -179,21 +211,83 @@ def test_wrong_options_are_one_line(options, change, message):
         ({"files": ["/nowhere/x.txt"]}, "task.files='/nowhere/x.txt'"),
     ],
 )
-def test_what_cannot_be_packed_or_cut_is_one_line(options, change, message):
+def test_what_cannot_be_packed_or_cut_is_one_line(options, cache, change, message):
     changed = {**options, **change}
     if "context_length" in change:
         Path(options["files"][0]).write_text('{"text": "short"}\n{"text": "shorter"}\n')
     with pytest.raises(ValueError, match=message) as error:
         tasks.create("language", **changed).splits()
     assert "\n" not in str(error.value)
+    assert files_of(cache) == []
 
 
-def test_text_that_is_not_utf8_is_named(tmp_path, options):
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_text_that_is_not_utf8_is_named_and_nothing_left_behind(tmp_path, cache, options):
     path = tmp_path / "bad.txt"
     path.write_bytes(b"good\n\xff\xfe\n")
     with pytest.raises(ValueError, match=r"bad\.txt.*not UTF-8") as error:
         tasks.create("language", **{**options, "files": [str(path)]}).splits()
     assert "\n" not in str(error.value)
+    assert files_of(cache) == []
+
+
+def test_packing_that_is_cut_short_is_said_in_one_line_with_the_command(
+    options, tmp_path, monkeypatch
+):
+    def killed(*arguments):
+        raise BrokenProcessPool
+
+    (tmp_path / "taken").write_text("no folder")
+    with monkeypatch.context() as patch:
+        patch.setenv("MOEUT_CACHE", str(tmp_path / "taken"))
+        with pytest.raises(DataMissing, match=r"Not a directory.*; MOEUT_CACHE=.*taken\)$"):
+            tasks.create("language", **options).splits()
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.language.packing.pack_part", killed)
+        with pytest.raises(DataMissing, match=r"a worker was killed, .* --workers") as error:
+            tasks.create("language", **options).splits()
+        assert "tried again with: python -m tasks.prepare corpus=files" in str(error.value)
+        assert "\n" not in str(error.value)
+    tasks.create("language", **options).splits()
+
+
+def test_what_serves_a_shorter_window_is_kept(options, cache):
+    tasks.create("language", **options).splits()
+    before = files_of(cache)
+    longer = tasks.create("language", **{**options, "context_length": 2000})
+    for use in (longer.splits, longer.prepare):
+        with pytest.raises(ValueError, match=r"another task\.validation_fraction or"):
+            use()
+    assert files_of(cache) == before
+    assert len(before) == 2 * 3 + 3
+
+
+def test_small_corpora_hold_out_more(tmp_path, cache):
+    path = tmp_path / "text.txt"
+    options = {"corpus": "files", "files": str(path), "tokenizer": "bytes"}
+
+    def shares(size, **given):
+        path.write_bytes(b"x" * size)
+        return list(tasks.create("language", **options, **given).fractions().values())
+
+    assert shares(1000) == [0.1, 0.1]
+    assert shares(1 << 20) == [1 / 16, 1 / 16]
+    assert shares(14_000_000) == [0.005, 0.005]
+    assert shares(1 << 20, test_fraction=0.3) == [1 / 16, 0.3]
+    assert shares(1000, validation_fraction=0.96)[1] == pytest.approx(0.02)
+    assert list(tasks.create("language", corpus="c4").fractions().values()) == [0.005, 0.005]
+
+
+def test_one_file_may_be_named_without_a_list(options):
+    (path,) = options["files"]
+    task = tasks.create("language", **{**options, "files": path})
+    assert task == tasks.create("language", **options)
+    for word in (path, json.dumps([path])):
+        found = parse_words("language", type(task), ["corpus=files", f"files={word}"])
+        assert tasks.create("language", **found).files == [path]
 
 
 def test_methods_of_examples_are_refused(options):

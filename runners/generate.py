@@ -224,7 +224,7 @@ def _typed() -> Iterator[str]:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m runners.generate",
-        description="Continue text with a trained language model. What it writes goes to the "
+        description="Continue text with a trained language model. What it writes goes to the\n"
         "standard output as it comes, the speed to the standard error; nothing is saved.",
         epilog="""examples:
   python -m runners.generate runs/lm_44m/moeut-1a2b3c4d/seed0 --prompt 'def main(' --greedy

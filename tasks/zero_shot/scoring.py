@@ -134,10 +134,9 @@ def score(
         for question, row in zip(questions, values, strict=True):
             members[question.groups[grouping]].append(row)
         groups[grouping] = {
-            group: {name: _mean(name, rows) for name in benchmark.metrics}
-            for group, rows in members.items()
+            group: _means(benchmark.metrics, rows) for group, rows in members.items()
         }
-    total = {name: _mean(name, values) for name in benchmark.metrics}
+    total = _means(benchmark.metrics, values)
     if benchmark.averaged_over is not None:
         parts = list(groups[benchmark.averaged_over].values())
         total = {name: _mean_of_groups([part[name] for part in parts]) for name in total}
@@ -146,8 +145,13 @@ def score(
     )
 
 
-def _mean(metric: str, rows: Sequence[dict[str, float]]) -> Score:
-    values = [row[metric] for row in rows]
+def _means(metrics: Sequence[str], rows: Sequence[dict[str, float]]) -> dict[str, Score]:
+    """Return the score of each metric over the questions that it counts, where there are any."""
+    counted = {name: [row[name] for row in rows if name in row] for name in metrics}
+    return {name: _mean(name, values) for name, values in counted.items() if values}
+
+
+def _mean(metric: str, values: Sequence[float]) -> Score:
     n = len(values)
     mean = math.fsum(values) / n
     error = None

@@ -96,8 +96,20 @@ def test_the_space_before_a_sentence_is_nothing_to_the_papers_tokenizer():
     for text in WORDS:
         assert tokenizer.encode(" " + text) == tokenizer.encode(text)
     # Nor does it matter there that the paper's code tokenizes context and continuation apart.
-    apart = tokenizer.encode(WORDS[0]) + tokenizer.encode(" " + WORDS[1])
+    apart = tokenizer.encode(WORDS[0] + " ") + tokenizer.encode(WORDS[1])
     assert tokenizer.encode(WORDS[0] + " " + WORDS[1]) == apart
+    # Except where nothing stands between them, as after a quotation mark in CBT.
+    apart = tokenizer.encode(WORDS[0]) + tokenizer.encode(WORDS[1])
+    assert tokenizer.encode(WORDS[0] + WORDS[1]) != apart
+
+
+def test_a_model_that_diverged_has_no_scores(tiny_language_model):
+    """NaN is not less than NaN: the first sentence of each pair, the right one, would win."""
+    language = tiny_language_model(context_length=64)
+    language.model.embedding.weight.data[ord("e")] = torch.nan
+    questions = [parse(row) for row in rows("a", 3)]
+    with pytest.raises(ValueError, match="tiny: its log-likelihoods are not numbers"):
+        zero_shot.evaluate_questions(language, get("blimp"), questions)
 
 
 # --- the command ------------------------------------------------------------------------
@@ -126,6 +138,81 @@ def test_a_checkpoint_file_is_scored_without_any_training_data(checkpoint, blimp
     mean = sum(scores["acc"]["value"] for scores in paradigms.values()) / 2
     assert result["metrics"]["acc"]["value"] == pytest.approx(mean)
     assert result["metrics"]["acc"]["standard_error"] > 0
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def all_files(blimp_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows of every benchmark, as if they were the published ones."""
+    words = " ".join(WORDS).split()
+    choices = [{"text": f"{word}.", "label": label} for word, label in zip(words, "ABCD")]  # noqa: B905
+    gap = "21 `` alpha XXXXX gamma . ''\tbeta\t\t" + "|".join(
+        ["beta", *(f"c{i}" for i in range(9))]
+    )
+    block = "".join(f"{i} beta gamma .\n" for i in range(1, 21)) + gap + "\n\n"
+    data = {
+        "piqa": ['{"goal": "alpha", "sol1": "beta", "sol2": "gamma delta"}\n' * 3, "0\n1\n0\n"],
+        "hellaswag": [
+            json.dumps(
+                {
+                    "activity_label": "alpha",
+                    "ctx_a": "beta.",
+                    "ctx_b": "gamma",
+                    "endings": WORDS,
+                    "label": 1,
+                }
+            )
+            + "\n"
+        ],
+        "arc_easy": [
+            "".join(
+                json.dumps(
+                    {"question": {"stem": "alpha?", "choices": choices[:n]}, "answerKey": "B"}
+                )
+                + "\n"
+                for n in (4, 3, 4)
+            )
+        ],
+        "lambada": ['{"text": "alpha beta gamma"}\n' * 2],
+        "cbt": [block] * 4,
+    }
+    for name, texts in data.items():
+        benchmark = get(name)
+        files = []
+        for file, text in zip(benchmark.files, texts, strict=True):
+            put(tmp_path / "data" / file.path, text)
+            sha256 = None if file.sha256 is None else sha256_of(text.encode())
+            count = None if file.rows is None else text.count("\n")
+            files.append(dataclasses.replace(file, sha256=sha256, rows=count))
+        monkeypatch.setattr(type(benchmark), "files", tuple(files))
+    monkeypatch.setattr(type(get("cbt")), "questions_per_file", 1)
+
+
+@pytest.mark.golden
+def test_all_benchmarks_of_a_checkpoint(checkpoint, all_files, capsys):
+    assert evaluate.main([str(checkpoint), "--task", "all", "--json"]) == signals.DONE
+    (report,) = json.loads(capsys.readouterr().out)
+    counted = {
+        result["benchmark"]: result["metrics"][result["headline"]]["questions"]
+        for result in report["results"]
+    }
+    assert counted == {
+        "blimp": 12,
+        "piqa": 3,
+        "hellaswag": 1,
+        "arc_easy": 2,  # of three: one has three choices
+        "lambada": 2,
+        "cbt": 4,
+    }
+    assert evaluate.main([str(checkpoint), "--task", "cbt", "--task", "all"]) == signals.DONE
+    shown = capsys.readouterr().out
+    assert shown.count("│ CBT ") == 3  # once, with three metrics
+    assert "CBT: each category counts the same" in shown
+    assert "cut, since the model was trained on 12 tokens at once" in shown
 
 
 @pytest.mark.golden
@@ -177,6 +264,7 @@ def test_a_run_is_scored(tmp_path, monkeypatch, language_run, blimp_files, capsy
         (["--task", "blimp", "--split", "dev"], "--split: only without --task"),
         (["--limit", "3"], "--limit: only with --task"),
         (["--task", "blimp"], "expected a run's directory"),
+        (["--task", "all"], "piqa/valid.jsonl: not found in"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, blimp_files, capsys, words, message):

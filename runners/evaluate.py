@@ -208,6 +208,8 @@ A .ckpt file is one of the paper's training code; its SentencePiece file *.model
                 all_rows=options.all_rows,
                 stop=stop,
             )
+        except BrokenPipeError:  # the reader of the tables has gone
+            raise
         except (ValueError, OSError) as error:
             print(error, file=sys.stderr)
             return signals.BAD_INPUT

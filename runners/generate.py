@@ -346,6 +346,8 @@ def main(arguments: list[str] | None = None) -> int:
                 )
                 if options.json:
                     _print(done, as_json=True)
+    except BrokenPipeError:  # the reader of the text has gone
+        raise
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT

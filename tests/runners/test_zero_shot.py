@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -273,6 +274,36 @@ def test_bad_input_is_one_line(tmp_path, blimp_files, capsys, words, message):
     assert shown.out == ""
     assert len(shown.err.strip().splitlines()) == 1
     assert re.search(message, shown.err)
+
+
+class Hostile:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_checkpoint_file_with_code_ends_with_status_2(tmp_path, blimp_files, capfd, is_zip):
+    path, target = tmp_path / "hostile.ckpt", tmp_path / "executed"
+    torch.save({"model": Hostile(target)}, path, _use_new_zipfile_serialization=is_zip)
+    assert evaluate.main([str(path), "--task", "blimp"]) == signals.BAD_INPUT
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert shown.err.startswith(f"{path}: ")
+    assert not target.exists()
+
+
+def test_a_reader_that_has_gone_is_no_bad_input(monkeypatch, blimp_files, tmp_path):
+    def broken(*arguments, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(zero_shot, "evaluate_path", broken)
+    with pytest.raises(BrokenPipeError):
+        evaluate.main([str(tmp_path), "--task", "blimp"])
 
 
 def test_a_run_of_another_kind_is_refused(make_run, blimp_files, capsys):

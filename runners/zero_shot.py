@@ -97,7 +97,9 @@ class Report:
                 if metric == result.headline:
                     bold.add((len(rows), 2))
                 title = get(result.benchmark).title
-                rows.append([title, metric, *_cells(metric, one), f"{one.questions:,}"])
+                chance = result.chance.get(metric)
+                shown = MISSING if chance is None else f"{chance:.4f}"
+                rows.append([title, metric, *_cells(metric, one), shown, f"{one.questions:,}"])
         notes = ["bold: what the MoEUT paper reports; ± is the standard error"]
         notes += [
             f"{get(result.benchmark).title}: each {result.averaged_over} counts the same"
@@ -116,7 +118,7 @@ class Report:
         return Table(
             name="zero_shot",
             title=f"Zero-shot, {self.model}{depth}",
-            columns=["benchmark", "metric", "score", "±", "questions"],
+            columns=["benchmark", "metric", "score", "±", "chance", "questions"],
             rows=rows,
             bold=frozenset(bold),
             notes=notes,

@@ -63,6 +63,8 @@ class Result:
     groups: dict[str, dict[str, dict[str, Score]]]
     """Grouping → group → metric, groups in the order of the files."""
     averaged_over: str | None
+    chance: dict[str, float]
+    """Metric → what a guess would have; only where there are continuations to guess among."""
     truncated: int = 0
     """Continuations whose context was cut on the left because the model's is shorter."""
 
@@ -141,8 +143,23 @@ def score(
         parts = list(groups[benchmark.averaged_over].values())
         total = {name: _mean_of_groups([part[name] for part in parts]) for name in total}
     return Result(
-        benchmark.name, benchmark.headline, total, groups, benchmark.averaged_over, truncated
+        benchmark=benchmark.name,
+        headline=benchmark.headline,
+        metrics=total,
+        groups=groups,
+        averaged_over=benchmark.averaged_over,
+        chance=_chance(questions, values),
+        truncated=truncated,
     )
+
+
+def _chance(questions: Sequence[Question], values: Sequence[dict[str, float]]) -> dict[str, float]:
+    guesses = collections.defaultdict(list)
+    for question, row in zip(questions, values, strict=True):
+        if len(question.continuations) > 1:
+            for name in row:
+                guesses[name].append(1 / len(question.continuations))
+    return {name: math.fsum(shares) / len(shares) for name, shares in guesses.items()}
 
 
 def _means(metrics: Sequence[str], rows: Sequence[dict[str, float]]) -> dict[str, Score]:

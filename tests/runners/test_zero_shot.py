@@ -230,6 +230,7 @@ def test_tables_are_printed(checkpoint, blimp_files, capsys, style, expected):
     assert evaluate.main(words) == signals.DONE
     shown = capsys.readouterr().out
     assert expected in shown
+    assert "chance" in shown
     assert "adjunct island" in shown
     assert "only the first 3 questions of each file" in shown
     assert shown.count("Zero-shot, moeut") == 1

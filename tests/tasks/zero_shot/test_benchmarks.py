@@ -128,6 +128,8 @@ def test_arc_easy_has_questions_with_other_numbers_of_choices(put):
     counted = {name: (one.value, one.questions) for name, one in result.metrics.items()}
     assert counted["acc"] == (pytest.approx(2 / 3), 3)
     assert counted["acc_token"] == (0.5, 2)
+    expected = {"acc": (1 / 4 + 1 / 4 + 1 / 3) / 3, "acc_token": 1 / 4}
+    assert {name: result.chance[name] for name in expected} == pytest.approx(expected)
     assert list(score(get("arc_easy"), questions[2:], answers[2:]).metrics) == ["acc", "acc_norm"]
 
 

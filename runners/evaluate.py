@@ -54,6 +54,11 @@ def evaluate_run(
         Damaged: its last checkpoint is not what was written.
         Stopped: a stop was asked for.
     """
+    if directory.is_file():
+        raise ConfigError(
+            f"{directory}: a file, which has no splits of its own; expected the directory of a "
+            f"run, or --task with a zero-shot benchmark"
+        )
     files = RunDirectory(directory)
     if files.status() != "done":
         hint = "; it is a sweep's: name a run" if (directory / "sweep.json").is_file() else ""

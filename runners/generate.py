@@ -352,7 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT
     print(speed, file=sys.stderr)
-    if speed.longest > loaded.context_length:
+    if speed.longest > loaded.context_length + 1:  # the last token is not read
         print(
             f"the longest text has {speed.longest} tokens; the model was trained on windows of "
             f"{loaded.context_length} and may lose the thread after them",

@@ -91,8 +91,8 @@ def test_speed_leaves_out_the_first_step() -> None:
 
 
 def test_what_is_longer_than_a_window_is_said(directory: Path, capsys) -> None:
-    """A window of this model has 16 tokens; the boundary stands before a prompt."""
-    for count, is_said in ((12, False), (13, True)):
+    """A window has 16 tokens, and one that is predicted; the boundary stands before a prompt."""
+    for count, is_said in ((13, False), (14, True)):
         words = ["--prompt", "abc", "--greedy", "--max-tokens", str(count), "--json"]
         assert main([str(directory), *words]) == 0
         printed = capsys.readouterr()

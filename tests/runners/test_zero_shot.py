@@ -298,6 +298,13 @@ def test_a_checkpoint_file_with_code_ends_with_status_2(tmp_path, blimp_files, c
     assert not target.exists()
 
 
+def test_a_checkpoint_file_has_no_splits(tmp_path, capsys):
+    path = tmp_path / "model.ckpt"
+    path.touch()
+    assert evaluate.main([str(path)]) == signals.BAD_INPUT
+    assert "model.ckpt: a file, which has no splits of its own" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_gone_is_no_bad_input(monkeypatch, blimp_files, tmp_path):
     def broken(*arguments, **options):
         raise BrokenPipeError

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from runners import evaluate, signals, zero_shot
+from runners.likelihoods import encode, score_requests
+from runners.loading import load_language_model
 from tasks.files import sha256_of
 from tasks.language.train_tokenizer import train_tokenizer
 from tasks.zero_shot import get
@@ -214,6 +217,36 @@ def test_all_benchmarks_of_a_checkpoint(checkpoint, all_files, capsys):
     assert shown.count("│ CBT ") == 3  # once, with three metrics
     assert "CBT: each category counts the same" in shown
     assert "cut, since the model was trained on 12 tokens at once" in shown
+
+
+@torch.no_grad()
+def papers_log_likelihood(language, context: str, continuation: str) -> tuple[float, int]:
+    """As the paper's code has it: no separator, tokenized apart, the first token not scored."""
+    before = language.tokenizer.encode(context) if context else []
+    after = language.tokenizer.encode(continuation)
+    tokens = torch.tensor([before + after])
+    logits = language.model(tokens[:, :-1]).logits[0]
+    losses = F.cross_entropy(logits, tokens[0, 1:], reduction="none")
+    return -float(losses[max(0, len(before) - 1) :].sum()), len(after)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["blimp", "piqa", "hellaswag", "arc_easy", "lambada", "cbt"])
+def test_log_likelihoods_are_those_of_the_papers_code(checkpoint, all_files, name):
+    loaded = load_language_model(checkpoint)
+    language = dataclasses.replace(loaded, model=loaded.model.double(), context_length=10_000)
+    questions = get(name).read()
+    requests = [
+        [encode(language.tokenizer, question.context, text) for text in question.continuations]
+        for question in questions
+    ]
+    found = score_requests(language, requests)
+    for question, answers in zip(questions, found, strict=True):
+        for text, answer in zip(question.continuations, answers, strict=True):
+            expected, count = papers_log_likelihood(language, question.context, text)
+            assert answer.log_likelihood == pytest.approx(expected, abs=1e-9)
+            # What has no context is not normalised.
+            assert answer.num_tokens == (count if question.context else count - 1)
 
 
 @pytest.mark.golden

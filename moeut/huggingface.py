@@ -11,6 +11,7 @@ What computes is ``moeut.DecoderLM``; here is only the interface.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -35,6 +36,11 @@ except ImportError as error:
     raise ImportError(
         f"moeut.huggingface needs 'transformers': pip install 'moeut-suite[hf]' ({error})"
     ) from error
+
+
+_NAMES = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+CACHE = "cache" if "cache" in _NAMES else "past_key_values"
+"""What this version of Transformers calls the keys and values of the tokens read."""
 
 
 class MoEUTConfig(PretrainedConfig):
@@ -71,6 +77,8 @@ class GenerationCache:
     """A ``StackCache`` with the methods that Transformers asks of a cache."""
 
     is_compileable = False
+    is_croppable = False
+    is_linear = ()  # so that Transformers leaves it to prepare_inputs_for_generation what is new
 
     def __init__(self, cache: StackCache) -> None:
         self.cache = cache
@@ -117,6 +125,7 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        cache: GenerationCache | None = None,
         past_key_values: GenerationCache | None = None,
         use_cache: bool | None = None,
         num_repeats: int | None = None,
@@ -126,8 +135,9 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         """Predict the token after each of ``input_ids`` (B, T).
 
         ``attention_mask`` (B, T): 0 at padding, on the left or on the right. ``labels`` (B, T) are
-        shifted here; -100 is not counted. The loss has the auxiliary loss in it. Raises
-        ValueError for padding between real tokens and for arguments that have no meaning here.
+        shifted here; -100 is not counted. The loss has the auxiliary loss in it.
+        ``past_key_values`` is what older versions of Transformers call ``cache``. Raises ValueError
+        for padding between real tokens and for arguments that have no meaning here.
         """
         refused = [name for name, value in others.items() if value not in (None, False)]
         if refused:
@@ -137,7 +147,7 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         tokens = input_ids
         if padding is not None:
             tokens, mask = _roll(tokens, -padding), _roll(mask, -padding)  # type: ignore[arg-type]
-        holder = past_key_values
+        holder = past_key_values if cache is None else cache
         if holder is None and use_cache:
             holder = GenerationCache(self.model.new_cache(num_repeats))
         if holder is not None and holder.num_columns:
@@ -159,12 +169,13 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=holder,  # type: ignore[arg-type]
+            **{CACHE: holder},  # type: ignore[arg-type]
         )
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
+        cache: GenerationCache | None = None,
         past_key_values: GenerationCache | None = None,
         attention_mask: Tensor | None = None,
         use_cache: bool | None = True,
@@ -172,11 +183,12 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         **others: Any,
     ) -> dict[str, Any]:
         """Return what ``forward`` is called with for the next token: the columns not read yet."""
-        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = past_key_values if cache is None else cache
+        read = 0 if cache is None else cache.get_seq_length()
         return {
             "input_ids": input_ids[:, read:],
             "attention_mask": attention_mask if read == 0 else None,
-            "past_key_values": past_key_values,
+            "cache": cache,
             "use_cache": use_cache,
             "num_repeats": num_repeats,
         }

@@ -24,6 +24,7 @@ def generate(
     top_p: float | None = None,
     stop: int | None = None,
     pad: int = 0,
+    num_ids: int | None = None,
     generator: torch.Generator | None = None,
     num_repeats: int | None = None,
     use_cache: bool = True,
@@ -33,10 +34,12 @@ def generate(
 
     ``prompt_mask`` (B, T) is True at real tokens; padding is on the right, and rows may have
     prompts of different length. A row ends before the token ``stop``. ``temperature`` 0 takes the
-    most likely token; otherwise one is drawn by ``generator`` from ``probabilities``. ``on_token``
-    is called after each step with the tokens (B,) and with which rows they belong to (B,) bool.
+    most likely token; otherwise one is drawn by ``generator`` from ``probabilities``. Only ids
+    below ``num_ids`` are written: a vocabulary may be larger than its tokenizer's. ``on_token`` is
+    called after each step with the tokens (B,) and with which rows they belong to (B,) bool.
     Without ``use_cache`` the whole text is read again for every token, to the same result within
-    rounding. Raises ValueError for a number out of range and for an empty prompt.
+    rounding. Raises ValueError for a number out of range, for an empty prompt, and for logits that
+    are not finite.
     """
     check_settings(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens)
     if not bool(prompt_mask[:, :1].all()):
@@ -49,7 +52,7 @@ def generate(
         return _generate(
             reader,
             prompts.shape[0],
-            lambda logits: _choose(logits, temperature, top_k, top_p, generator),
+            lambda logits: _choose(logits[:, :num_ids], temperature, top_k, top_p, generator),
             max_tokens=max_tokens,
             stop=stop,
             pad=pad,
@@ -80,13 +83,17 @@ def probabilities(
 
     The softmax of ``logits / temperature``, of which ``top_k`` keeps the k most likely tokens, and
     then ``top_p`` the smallest set of most likely ones that together have at least that
-    probability (nucleus sampling, arXiv 1904.09751); what is kept adds up to 1 again.
+    probability (nucleus sampling, arXiv 1904.09751); what is kept adds up to 1 again. Of equally
+    likely tokens, those with the lower ids are kept.
     """
-    ordered, tokens = (logits.float() / temperature).sort(dim=-1, descending=True, stable=True)
+    # In float64, and from 0 downwards: a temperature may be too small for float32.
+    logits = logits.double()
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+    ordered, tokens = logits.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered[:, top_k:] = float("-inf")
     kept = ordered.softmax(dim=-1)
-    if top_p is not None:
+    if top_p is not None and top_p < 1.0:  # sums reach 1 by rounding before the last token
         before = kept.cumsum(dim=-1) - kept
         kept = kept.masked_fill(before >= top_p, 0.0)
         kept = kept / kept.sum(dim=-1, keepdim=True)
@@ -100,6 +107,8 @@ def _choose(
     top_p: float | None,
     generator: torch.Generator | None,
 ) -> Tensor:
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the model's logits are not finite: it diverged, or its file is damaged")
     if temperature == 0.0:
         return logits.argmax(dim=-1)
     chances = probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)

@@ -57,6 +57,11 @@ def evaluate_run(
         Refused: its last checkpoint is another run's.
         Stopped: a stop was asked for.
     """
+    if directory.is_file():
+        raise ConfigError(
+            f"{directory}: a file, which has no splits of its own; expected the directory of a "
+            f"run, or --task with a zero-shot benchmark"
+        )
     files = RunDirectory(directory)
     if files.status() != "done":
         hint = "; it is a sweep's: name a run" if (directory / "sweep.json").is_file() else ""
@@ -168,14 +173,42 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = Parser(
         prog="python -m runners.evaluate",
-        description="Score a finished run on any split and depth.",
+        description="Score a finished run on any split and at any depth, or a language model\n"
+        "on zero-shot benchmarks. Scores are printed; nothing is written.",
+        epilog="""examples:
+  python -m runners.evaluate runs/cogs/moeut-1a2b3c4d/seed0 --split gen --repeats 4,8,16
+  python -m runners.evaluate runs/lm_44m/moeut-1a2b3c4d/seed0 --task blimp --task piqa
+  python -m runners.evaluate c4_moeut.ckpt --task all --format markdown
+
+A .ckpt file is one of the paper's training code; its SentencePiece file *.model lies beside it.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, help="directory of the run: …/<variant>-<hash>/seed<k>")
-    parser.add_argument("--split", action="append", default=[], help="a split; may be repeated")
-    parser.add_argument("--repeats", type=_numbers, default=[], help="depths, as 4,8,16")
-    parser.add_argument("--rows-per-category", type=int, help="instead of the run's own setting")
-    parser.add_argument("--all-rows", action="store_true", help="score every row")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="directory of a run: …/<variant>-<hash>/seed<k>"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=_numbers,
+        default=[],
+        metavar="N,N,…",
+        help="depths of a model that shares layers, as 4,8,16; its own where left out",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with every table")
+    group = parser.add_argument_group("splits of the run's own task")
+    group.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="which, may be repeated; where left out, those that the run scores at its end",
+    )
+    group.add_argument(
+        "--rows-per-category",
+        type=int,
+        metavar="N",
+        help="score only N rows of each category, instead of the run's own setting",
+    )
+    group.add_argument("--all-rows", action="store_true", help="score every row")
     zero_shot.add_options(parser)
     options = parser.parse_args(arguments)
     with signals.Stop(announce=True) as stop:
@@ -195,7 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
                 all_rows=options.all_rows,
                 stop=stop,
             )
-        except ValueError as error:
+        except BrokenPipeError:  # the reader of the tables has gone
+            raise
+        except (ValueError, OSError) as error:
             print(error, file=sys.stderr)
             return signals.BAD_INPUT
         except Stopped as error:

@@ -24,6 +24,7 @@ def export(loaded: LanguageModel, folder: Path) -> None:
 
     Raises:
         ValueError: the folder is not empty, or Transformers is not installed.
+        OSError: the folder cannot be written to.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--output {folder}: is there already, and is not an empty folder")
@@ -33,9 +34,10 @@ def export(loaded: LanguageModel, folder: Path) -> None:
         raise ConfigError(str(error)) from error
     folder.mkdir(parents=True, exist_ok=True)
     wrapped = wrap(loaded.model)
+    # None where there is no boundary: Transformers takes every pad token in a prompt for padding.
     boundary = loaded.tokenizer.boundary_id
     wrapped.generation_config.eos_token_id = boundary
-    wrapped.generation_config.pad_token_id = 0 if boundary is None else boundary
+    wrapped.generation_config.pad_token_id = boundary
     wrapped.save_pretrained(folder)
     loaded.tokenizer.save(folder)
 
@@ -44,20 +46,37 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = Parser(
         prog="python -m runners.export",
-        description="Write a trained language model for Hugging Face Transformers.",
+        description="Write a trained language model as a folder that Hugging Face Transformers\n"
+        "reads: config.json, model.safetensors, and the file of its tokenizer.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="read it back with:\n"
-        "  import moeut.huggingface\n"
-        '  model = transformers.AutoModelForCausalLM.from_pretrained("DIR")',
+        epilog="""example:
+  python -m runners.export runs/lm_44m/moeut-1a2b3c4d/seed0 --output my-model
+
+read it back, where moeut is installed, with:
+  import moeut.huggingface                       # registers the model with Transformers
+  from tasks.language.tokenizers import load_tokenizer
+  from transformers import AutoModelForCausalLM
+  model = AutoModelForCausalLM.from_pretrained("my-model")
+  tokenizer = load_tokenizer("my-model")         # one with a boundary begins texts after it""",
     )
-    parser.add_argument("model", type=Path, help="a run's directory, a step_… in it, or a .ckpt")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; new or empty")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer file, where none lies beside")
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="RUN",
+        help="directory of a run, a checkpoints/step_… in it, or a .ckpt file of the paper's "
+        "training code with its tokenizer beside it",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder to write; new or empty"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="where none lies with the weights"
+    )
     options = parser.parse_args(arguments)
     try:
         loaded = load_language_model(options.model, tokenizer=options.tokenizer, device="cpu")
         export(loaded, options.output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT
     written = ", ".join(sorted(file.name for file in options.output.iterdir()))

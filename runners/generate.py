@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,10 +32,8 @@ class Settings:
     temperature: float
     top_k: int | None
     top_p: float | None
-    seed: int
     repeats: int | None
     use_cache: bool
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,30 @@ class Continuation:
 
 
 class Speed:
-    """Tokens written and the seconds that took."""
+    """Tokens written and the seconds that took, of all batches."""
 
     def __init__(self) -> None:
         self.tokens, self.seconds = 0, 0.0
+        self.later_tokens, self.later_seconds = 0, 0.0
+        """Of what follows the first step, in which prompts are read and kernels loaded."""
+        self.longest = 0
+        """Tokens of the longest text, its prompt and what stands before that included."""
+
+    def add(self, lengths: Sequence[int], prompt_lengths: Sequence[int], ends: list[float]) -> None:
+        """Count a batch: tokens of each row; when it began, and when each step was done."""
+        self.tokens += sum(lengths)
+        self.seconds += ends[-1] - ends[0]
+        self.later_tokens += sum(max(0, length - 1) for length in lengths)
+        self.later_seconds += ends[-1] - ends[1]
+        texts = (sum(pair) for pair in zip(prompt_lengths, lengths, strict=True))
+        self.longest = max(self.longest, *texts)
 
     def __str__(self) -> str:
-        rate = self.tokens / self.seconds if self.seconds else 0.0
-        return f"{self.tokens} tokens in {self.seconds:.2f} s: {rate:,.1f} tokens/s"
+        shown = f"{self.tokens} tokens in {self.seconds:.2f} s"
+        if not self.later_tokens:
+            return shown
+        rate = self.later_tokens / self.later_seconds
+        return f"{shown}; {rate:,.1f} tokens/s after the first of each text"
 
 
 class TextStream:
@@ -92,6 +107,7 @@ def continue_prompts(
     prompts: Sequence[str],
     settings: Settings,
     *,
+    generator: torch.Generator | None = None,
     stream: bool = False,
     speed: Speed | None = None,
 ) -> list[Continuation]:
@@ -101,6 +117,7 @@ def continue_prompts(
         loaded: model and tokenizer; a prompt is read after what documents began after in training.
         prompts: texts; an empty one needs a boundary token or separator to begin from.
         settings: sampling, depth and length.
+        generator: what is drawn from, on the model's device.
         stream: print the one prompt's text as it comes.
         speed: adds up tokens and seconds.
 
@@ -118,12 +135,13 @@ def continue_prompts(
         row[: len(values)] = torch.tensor(values)
     mask = torch.arange(tokens.shape[1]) < lengths[:, None]
     text = TextStream(loaded, ids[0])
+    ends = [time.monotonic()]
 
-    def show(chosen: torch.Tensor, running: torch.Tensor) -> None:
-        if bool(running[0]):
+    def on_token(chosen: torch.Tensor, running: torch.Tensor) -> None:
+        if stream and bool(running[0]):
             print(text.add(int(chosen[0])), end="", flush=True)
+        ends.append(time.monotonic())
 
-    began = time.monotonic()
     with loaded.autocast():
         result = generate(
             loaded.model,
@@ -134,16 +152,16 @@ def continue_prompts(
             top_k=settings.top_k,
             top_p=settings.top_p,
             stop=loaded.tokenizer.boundary_id,
-            generator=torch.Generator(loaded.device).manual_seed(settings.seed),
+            num_ids=loaded.tokenizer.vocabulary_size,
+            generator=generator,
             num_repeats=settings.repeats,
             use_cache=settings.use_cache,
-            on_token=show if stream else None,
+            on_token=on_token,
         )
     if stream:
         print(text.rest(), flush=True)
     if speed is not None:
-        speed.seconds += time.monotonic() - began
-        speed.tokens += int(result.lengths.sum())
+        speed.add(result.lengths.tolist(), lengths.tolist(), ends)
     return [
         Continuation(prompt, _text_after(loaded, before, row[:length]), length, finished)
         for prompt, before, row, length, finished in zip(
@@ -200,31 +218,80 @@ def _typed() -> Iterator[str]:
         if not line:
             return
         if line.strip():
-            yield line.rstrip("\n")
+            yield _unescape(line.rstrip("\n"))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m runners.generate",
-        description="Continue text with a trained language model.",
-        epilog="Without --prompt and --prompts, prompts are read from the keyboard, one a line.",
+        description="Continue text with a trained language model. What it writes goes to the\n"
+        "standard output as it comes, the speed to the standard error; nothing is saved.",
+        epilog="""examples:
+  python -m runners.generate runs/lm_44m/moeut-1a2b3c4d/seed0 --prompt 'def main(' --greedy
+  python -m runners.generate c4.ckpt --prompts prompts.txt --top-p 0.9 --json > texts.jsonl
+  python -m runners.generate RUN                          type prompts, one a line; Ctrl-D ends
+  python -m runners.generate RUN --prompt 'x =' --repeats 16           the same weights, deeper
+
+A text ends after --max-tokens, or where the model ends the document by itself.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, help="a run's directory, a step_… in it, or a .ckpt")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer file, where none lies beside")
-    given = parser.add_mutually_exclusive_group()
-    given.add_argument("--prompt", help="text to continue; \\n and \\t are read as in Python")
-    given.add_argument("--prompts", type=Path, help="file with a prompt a line, or .jsonl")
-    parser.add_argument("--max-tokens", type=int, default=128, help="default 128")
-    parser.add_argument("--temperature", type=float, default=1.0, help="default 1; 0 is greedy")
-    parser.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
-    parser.add_argument("--top-k", type=int, help="draw from the k most likely tokens")
-    parser.add_argument("--top-p", type=float, help="draw from the most likely, p together")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws; default 0")
-    parser.add_argument("--repeats", type=int, help="another depth of a shared model")
-    parser.add_argument("--batch-size", type=int, default=16, help="prompts of a file at once")
-    parser.add_argument("--no-cache", action="store_true", help="read everything for each token")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--json", action="store_true", help="one JSON object a prompt")
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="RUN",
+        help="directory of a run, a checkpoints/step_… in it, or a .ckpt file of the paper's "
+        "training code with its tokenizer beside it",
+    )
+    group = parser.add_argument_group("prompts (typed, or from a pipe, where neither is given)")
+    given = group.add_mutually_exclusive_group()
+    given.add_argument(
+        "--prompt", metavar="TEXT", help=r"text to continue; \n is a line end, \t a tab"
+    )
+    given.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='a prompt a line, or .jsonl with {"prompt": text} a line',
+    )
+    group.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="prompts of a file at once (16)"
+    )
+    group = parser.add_argument_group("how tokens are chosen")
+    group.add_argument("--max-tokens", type=int, default=128, metavar="N", help="at most (128)")
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="below 1 bolder, above 1 more even; 0 always takes the most likely token (1)",
+    )
+    group.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
+    group.add_argument(
+        "--top-k", type=int, metavar="K", help="draw only from the K most likely tokens"
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw only from the fewest most likely tokens that have probability P together",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another gives other draws (0)"
+    )
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--repeats", type=int, metavar="N", help="depth, where layers are shared: N times the group"
+    )
+    group.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="where none lies with the weights"
+    )
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="read the whole text again for every token, instead of keeping keys and values",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each prompt")
     return parser.parse_args(arguments)
 
 
@@ -238,10 +305,8 @@ def main(arguments: list[str] | None = None) -> int:
             temperature=0.0 if options.greedy else options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
-            seed=options.seed,
             repeats=options.repeats,
             use_cache=not options.no_cache,
-            batch_size=options.batch_size,
         )
         check_settings(
             temperature=settings.temperature,
@@ -249,30 +314,50 @@ def main(arguments: list[str] | None = None) -> int:
             top_p=settings.top_p,
             max_tokens=settings.max_tokens,
         )
-        if settings.batch_size < 1:
-            raise ConfigError(f"--batch-size {settings.batch_size}: must be at least 1")
+        if options.batch_size < 1:
+            raise ConfigError(f"--batch-size {options.batch_size}: must be at least 1")
+        if not 0 <= options.seed < 2**63:
+            raise ConfigError(f"--seed {options.seed}: must be at least 0 and below 2^63")
         prompts = None if options.prompts is None else read_prompts(options.prompts)
         loaded = load_language_model(
             options.model, tokenizer=options.tokenizer, device=options.device
         )
+        # A depth that the model cannot take is said before the first prompt is printed.
+        loaded.model.new_cache(settings.repeats)
+        # One for all batches: the same prompt in two of them is continued in two ways.
+        generator = torch.Generator(loaded.device).manual_seed(options.seed)
         if prompts is not None:
-            for first in range(0, len(prompts), settings.batch_size):
-                batch = prompts[first : first + settings.batch_size]
-                _print(continue_prompts(loaded, batch, settings, speed=speed), options.json)
+            for first in range(0, len(prompts), options.batch_size):
+                batch = prompts[first : first + options.batch_size]
+                done = continue_prompts(loaded, batch, settings, generator=generator, speed=speed)
+                _print(done, options.json)
         else:
             single = None if options.prompt is None else [_unescape(options.prompt)]
             for prompt in single or _typed():
                 if not options.json:
                     print(prompt, end="", flush=True)
                 done = continue_prompts(
-                    loaded, [prompt], settings, stream=not options.json, speed=speed
+                    loaded,
+                    [prompt],
+                    settings,
+                    generator=generator,
+                    stream=not options.json,
+                    speed=speed,
                 )
                 if options.json:
                     _print(done, as_json=True)
-    except ValueError as error:
+    except BrokenPipeError:  # the reader of the text has gone
+        raise
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT
     print(speed, file=sys.stderr)
+    if speed.longest > loaded.context_length + 1:  # the last token is not read
+        print(
+            f"the longest text has {speed.longest} tokens; the model was trained on windows of "
+            f"{loaded.context_length} and may lose the thread after them",
+            file=sys.stderr,
+        )
     return signals.DONE
 
 
@@ -285,8 +370,13 @@ def _print(continuations: Sequence[Continuation], as_json: bool) -> None:
 
 
 def _unescape(text: str) -> str:
-    r"""Return a prompt with ``\n`` and ``\t`` of a shell's single quotes made characters."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
+    r"""Return a prompt of one line in which ``\n``, ``\t`` and ``\\`` are made characters.
+
+    >>> _unescape(r"a\nb c:\\new \d")
+    'a\nb c:\\new \\d'
+    """
+    characters = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nt\\])", lambda match: characters[match[1]], text)
 
 
 if __name__ == "__main__":

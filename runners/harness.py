@@ -18,6 +18,7 @@ tasks from the Hugging Face hub; ``runners.evaluate --task`` needs no harness an
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
@@ -180,6 +181,7 @@ def _continue_alike(
             top_k=settings.get("top_k") if sampled else None,
             top_p=settings.get("top_p") if sampled else None,
             stop=tokenizer.boundary_id,
+            num_ids=tokenizer.vocabulary_size,
             num_repeats=num_repeats,
         )
     texts = []
@@ -198,15 +200,33 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = Parser(
         prog="python -m runners.harness",
-        description="Evaluate a language model with lm-evaluation-harness.",
+        description="Evaluate a language model with lm-evaluation-harness, which downloads the\n"
+        "data of its own tasks; runners.evaluate --task reads local files and needs no harness.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, help="a run, one of its checkpoints, or a .ckpt file")
-    parser.add_argument("--tasks", required=True, help="tasks of the harness, as blimp,piqa")
-    parser.add_argument("--include-path", type=Path, help="folder with tasks of your own (YAML)")
-    parser.add_argument("--limit", type=int, help="only the first rows of each task")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
-    parser.add_argument("--repeats", type=int, help="depth, instead of the model's own")
-    parser.add_argument("--tokenizer", type=Path, help="where it does not lie with the weights")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run, one of its checkpoints, or a .ckpt file"
+    )
+    parser.add_argument(
+        "--tasks", required=True, metavar="NAMES", help="tasks of the harness, as blimp,piqa"
+    )
+    parser.add_argument(
+        "--include-path", type=Path, metavar="DIR", help="folder with tasks of your own (YAML)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows of each task")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=BATCH_SIZE,
+        metavar="N",
+        help=f"continuations read at once ({BATCH_SIZE})",
+    )
+    parser.add_argument(
+        "--repeats", type=int, metavar="N", help="depth, instead of the model's own"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="where none lies with the weights"
+    )
     parser.add_argument("--json", action="store_true", help="print the harness's results as JSON")
     options = parser.parse_args(arguments)
     try:

@@ -16,6 +16,7 @@ its keys and values. Neither changes the result but by rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -157,6 +158,9 @@ def score_requests(
         num_repeats: depth; None: the model's own.
         on_batch: called before each batch with the continuations done and their number; may raise
             to stop.
+
+    Raises:
+        ValueError: a log-likelihood is NaN, which compares with nothing.
     """
     sums = [[_Sum() for _ in requests] for requests in questions]
     families = []
@@ -172,6 +176,11 @@ def score_requests(
             reader.read_shared(batch)
         else:
             reader.read_whole(batch)
+        if any(math.isnan(one.log_likelihood) for family in batch for one in family.sums):
+            raise ValueError(
+                f"{language.name}: its log-likelihoods are not numbers (NaN): it diverged, or its "
+                f"file is damaged"
+            )
         done += sum(len(family.windows) for family in batch)
     return [[one.freeze() for one in row] for row in sums]
 

@@ -159,10 +159,20 @@ def _from_training_checkpoint(path: Path, tokenizer: Path | None) -> LanguageMod
     return LanguageModel(
         model=model,
         tokenizer=load_tokenizer(tokenizer),
-        context_length=int(read.options.get("lm.unroll", 1024)),
+        context_length=_context_length(path, read.options.get("lm.unroll", 1024)),
         device=torch.device("cpu"),
         precision="bfloat16",
         name=f"{path.stem}{steps}",
         # The Stack alone was read without a separator.
         separator="" if "stack" in str(read.options.get("task", "")) else DOCUMENT_SEPARATOR,
     )
+
+
+def _context_length(path: Path, value: object) -> int:
+    text = str(value).strip()
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(
+            f"{path}: lm.unroll={value!r}: expected a whole number of at least 1 (option of the "
+            f"MoEUT training code)"
+        )
+    return int(text)

@@ -65,6 +65,8 @@ class Report:
     limit: int | None
     results: list[Result]
     seconds: float
+    context_length: int
+    """Of the model: what is longer is cut."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -72,6 +74,7 @@ class Report:
             "model": self.model,
             "num_repeats": self.num_repeats,
             "limit": self.limit,
+            "context_length": self.context_length,
             "seconds": self.seconds,
             "results": [result.to_dict() for result in self.results],
         }
@@ -94,16 +97,18 @@ class Report:
                 if metric == result.headline:
                     bold.add((len(rows), 2))
                 title = get(result.benchmark).title
-                rows.append([title, metric, *_cells(metric, one), f"{one.questions:,}"])
+                chance = result.chance.get(metric)
+                shown = MISSING if chance is None else f"{chance:.4f}"
+                rows.append([title, metric, *_cells(metric, one), shown, f"{one.questions:,}"])
         notes = ["bold: what the MoEUT paper reports; ± is the standard error"]
         notes += [
-            f"{get(result.benchmark).title}: mean over each {result.averaged_over}"
+            f"{get(result.benchmark).title}: each {result.averaged_over} counts the same"
             for result in self.results
             if result.averaged_over is not None
         ]
         notes += [
             f"{get(result.benchmark).title}: {result.truncated:,} continuations had their context "
-            f"cut to the model's length"
+            f"cut, since the model was trained on {self.context_length:,} tokens at once"
             for result in self.results
             if result.truncated
         ]
@@ -113,7 +118,7 @@ class Report:
         return Table(
             name="zero_shot",
             title=f"Zero-shot, {self.model}{depth}",
-            columns=["benchmark", "metric", "score", "±", "questions"],
+            columns=["benchmark", "metric", "score", "±", "chance", "questions"],
             rows=rows,
             bold=frozenset(bold),
             notes=notes,
@@ -151,6 +156,9 @@ FORMATS: dict[str, Callable[[Table], Any]] = {
 }
 """How ``--format`` shows a table; ``json`` shows the results as they are."""
 
+ALL = "all"
+"""What ``--task`` calls all the benchmarks together."""
+
 
 def evaluate_path(
     path: Path,
@@ -166,7 +174,7 @@ def evaluate_path(
 
     Args:
         path: see ``runners.loading``.
-        names: of benchmarks.
+        names: of benchmarks; ``all`` stands for every one.
         limit: most questions of each file.
         batch_size: continuations of a batch.
         repeats: depths; none: the model's own.
@@ -181,7 +189,8 @@ def evaluate_path(
         if number is not None and number < 1:
             raise ValueError(f"{option} {number}: must be at least 1")
     # What is missing is said before a large model is loaded.
-    asked = {name: (get(name), get(name).read(limit)) for name in names}
+    names = [one for name in names for one in (ZERO_SHOT if name == ALL else [name])]
+    asked = {name: (get(name), get(name).read(limit)) for name in dict.fromkeys(names)}
     language = load_language_model(path, tokenizer=tokenizer)
     reports = []
     depths: list[int | None] = [*repeats]
@@ -201,7 +210,9 @@ def evaluate_path(
                     )
                 )
         seconds = time.monotonic() - began
-        reports.append(Report(language.name, depth, limit, results, seconds))
+        reports.append(
+            Report(language.name, depth, limit, results, seconds, language.context_length)
+        )
     return reports
 
 
@@ -249,25 +260,33 @@ def show(reports: Sequence[Report], style: str, console: Console) -> None:
             console.print(shown)
             for note in table.notes:
                 console.print(note, style="dim", highlight=False)
+            console.print()
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of zero-shot benchmarks to those of ``runners.evaluate``."""
-    group = parser.add_argument_group("zero-shot benchmarks of a language model")
+    group = parser.add_argument_group(
+        "zero-shot benchmarks of a language model",
+        "from local files (python -m tasks.fetch blimp brings them); RUN may also be\n"
+        "a checkpoints/step_… or a .ckpt file, for no training data is read",
+    )
     group.add_argument(
         "--task",
         action="append",
         default=[],
-        help=f"{', '.join(ZERO_SHOT)}; may be repeated; RUN may be a checkpoint or a .ckpt file",
-    )
-    group.add_argument("--limit", type=int, help="only the first questions of each file")
-    group.add_argument(
-        "--batch-size", type=int, help=f"continuations of a batch (default {BATCH_SIZE})"
+        metavar="NAME",
+        help=f"{', '.join(ZERO_SHOT)}, or {ALL}; may be repeated",
     )
     group.add_argument(
-        "--tokenizer", type=Path, help="tokenizer file, where it does not lie with the weights"
+        "--limit", type=int, metavar="N", help="only the first N questions of each file"
     )
-    group.add_argument("--format", choices=FORMATS, help="how tables are printed (default table)")
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", help=f"continuations read at once ({BATCH_SIZE})"
+    )
+    group.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="where none lies with the weights"
+    )
+    group.add_argument("--format", choices=FORMATS, help="how tables are printed (table)")
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ and an interrupted download goes on where it stopped.
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import os
 import shutil
@@ -238,14 +239,31 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     parser = Parser(
         prog="python -m tasks.fetch",
-        description="Download official data files, check them and keep them in the cache "
-        f"({cache_folder()}; MOEUT_CACHE names another).",
+        description="Download official data files, check them and keep them in the cache:\n"
+        f"{cache_folder()} (MOEUT_CACHE names another).",
+        epilog="""examples:
+  python -m tasks.fetch scan cogs                  what these tasks read
+  python -m tasks.fetch blimp piqa                 for runners.evaluate --task blimp --task piqa
+  python -m tasks.fetch scan/template_split        one folder of files, or one file
+  python -m tasks.fetch scan --from https://mirror.example/data
+
+Every file comes from a pinned upstream commit and is kept only if its SHA-256 is the published
+one; of arc_easy (681 MB) and cbt (121 MB) it is that of an archive, which is fetched whole and
+removed in the end. What is there already is not fetched again, and an interrupted download goes
+on where it stopped.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "names", nargs="+", help=f"{', '.join(PROVENANCE)}, or a path such as scan/length_split"
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help=f"{', '.join(PROVENANCE)}, or a path under one of them",
     )
     parser.add_argument(
-        "--from", dest="mirror", metavar="URL", help="fetch the same paths from a mirror"
+        "--from",
+        dest="mirror",
+        metavar="URL",
+        help="where the same paths lie, instead of their authors' servers",
     )
     arguments = parser.parse_intermixed_args(words)
     fetch(choose(arguments.names), arguments.mirror, Console())

@@ -165,7 +165,14 @@ def load(
     """
     maps = list(maps)
     ours = to_ours(maps, state_dict, ignore=ignore)
-    dtype = next(tensor.dtype for tensor in ours.values() if tensor.is_floating_point())
+    for tensor_map in maps:
+        tensor = state_dict[tensor_map.theirs]
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"state_dict[{tensor_map.theirs!r}]: expected floating-point numbers, found "
+                f"{tensor.dtype}"
+            )
+    dtype = next(tensor.dtype for tensor in ours.values())
     # Building draws initial weights; the caller's random state is none of their business.
     with torch.random.fork_rng(devices=[]):
         model = build(config).to(dtype)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +46,17 @@ def read_training_checkpoint(path: str | Path) -> TrainingCheckpoint:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a checkpoint of the MoEUT training code")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path}: damaged, or not a checkpoint file (expected a whole zip archive, as "
+            f"torch.save writes it)"
+        )
     try:
-        with torch.serialization.safe_globals([(dict, _DICTIONARY)]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(dict, _DICTIONARY)]):
+            warnings.simplefilter("ignore")  # of odd files; what is wrong is said below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused: holds more than tensors and plain data, or is damaged "
-            f"({_first_line(error)})"
-        ) from None
+        raise ValueError(f"{path}: refused: {_refused(error)}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         raise ValueError(
             f"{path}: damaged, or not a checkpoint file ({_first_line(error)})"
@@ -61,6 +67,9 @@ def read_training_checkpoint(path: str | Path) -> TrainingCheckpoint:
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
             raise ValueError(f"{path}: model.{name}: expected a tensor, got {kind}")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            kind = "one without values" if tensor.is_meta else str(tensor.layout)
+            raise ValueError(f"{path}: model.{name}: expected a dense tensor, got {kind}")
     state = content.get("state")
     step = state.get("iter") if isinstance(state, Mapping) else None
     return TrainingCheckpoint(
@@ -97,6 +106,14 @@ def _entry(path: Path, content: Any, *names: str) -> Mapping[str, Any]:
             )
         content = content[name]
     return content
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """Return what the unpickler refused, by its name where it says one."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if found:
+        return f"holds more than tensors and plain data: {found[1]}"
+    return f"holds more than tensors and plain data, or is damaged ({_first_line(error)})"
 
 
 def _first_line(error: BaseException) -> str:

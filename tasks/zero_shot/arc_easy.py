@@ -3,13 +3,15 @@
 >>> question = parse({"id": "MEA_2013_5_17", "answerKey": "C", "question": {
 ...     "stem": "Which is hottest?", "choices": [{"text": "ice", "label": "A"},
 ...     {"text": "tea", "label": "B"}, {"text": "lava", "label": "C"}]}})
->>> question.context, question.continuations[question.answer], dict(question.groups)
-('Question: Which is hottest?\\nAnswer:', ' lava', {'choices': '3 choices'})
+>>> question.context, question.continuations[question.answer]
+('Question: Which is hottest?\\nAnswer:', ' lava')
 
 2376 questions, nearly all with four choices. Formatted as lm-evaluation-harness does, with its
-``acc`` and ``acc_norm``. The MoEUT paper's number is ``acc_token`` of the questions with four
-choices; the table of the grouping has it. Upstream publishes one archive of 681 MB, whose SHA-256
-is checked when it is fetched; of the file taken out of it the number of lines is.
+``acc`` and ``acc_norm``. The MoEUT paper's number is ``acc_token``; its code leaves out questions
+that do not have four choices, and so does that metric here.
+
+Upstream publishes one archive of 681 MB, whose SHA-256 is checked when it is fetched; of the file
+taken out of it the number of lines is.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ TEST = DataFile(
     member="ARC-V1-Feb2018-2/ARC-Easy/ARC-Easy-Test.jsonl",
 )
 
+PAPER_CHOICES = 4
+"""Choices of the questions that the MoEUT paper's score counts."""
+
 
 def parse(row: dict[str, Any]) -> Question:
     """Return the question of one line of the file."""
@@ -50,7 +55,6 @@ def parse(row: dict[str, Any]) -> Question:
         f"Question: {row['question']['stem']}\nAnswer:",
         [option["text"] for option in options],
         [option["label"] for option in options].index(row["answerKey"]),
-        {"choices": f"{len(options)} choices"},
     )
 
 
@@ -62,7 +66,6 @@ class ArcEasy(Benchmark):
     files: ClassVar[tuple[DataFile, ...]] = (TEST,)
     metrics = ("acc", "acc_norm", "acc_token")
     headline = "acc_token"
-    groupings = ("choices",)
 
     def read(self, limit: int | None = None) -> list[Question]:
         """Return the questions of the test set, or the first ``limit``."""
@@ -70,5 +73,8 @@ class ArcEasy(Benchmark):
         return parse_rows(read_json_lines(file)[:limit], parse, file.path)
 
     def values(self, question: Question, answers: Sequence[Likelihood]) -> dict[str, float]:
-        """Return the metrics of one question."""
-        return choice_values(question, answers)
+        """Return the metrics of one question; the paper's is of questions with four choices."""
+        values = choice_values(question, answers)
+        if len(answers) != PAPER_CHOICES:
+            del values["acc_token"]
+        return values

@@ -95,7 +95,10 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def values(self, question: Question, answers: Sequence[Likelihood]) -> dict[str, float]:
-        """Return the value of each metric for one question, from its continuations' likelihoods."""
+        """Return the value of each metric for one question, from its continuations' likelihoods.
+
+        A metric that does not count the question is left out.
+        """
 
 
 def read_json_lines(file: DataFile) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 67 paradigms of 1000 pairs in 12 phenomena and 4 fields. The whole sentences are compared by their
 log-likelihood, without normalisation, as lm-evaluation-harness and the MoEUT paper do; the headline
-is ``acc``, the mean over the paradigms.
+is ``acc``, the mean over the paradigms. Sentences that are equally likely count as right, as in
+the harness; the paper's code counts them as wrong.
 
 >>> line = {"sentence_good": "Who should Derek hug after shocking Richard?",
 ...         "sentence_bad": "Who should Derek hug Richard after shocking?",

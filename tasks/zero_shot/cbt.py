@@ -14,8 +14,10 @@ A file for each category of the missing word: named entities, common nouns, verb
 continuation is a candidate **with the rest of the sentence**. The tokenisation of the Penn
 Treebank is undone first. The headline is the MoEUT paper's, ``acc_token`` averaged over the
 categories. Questions that do not name ten candidates, the right one among them, are left out, as
-there. The paper's code tokenizes context and continuation apart and never cuts a context that is
-longer than the model's; here they are tokenized as one text, and cut on the left.
+there. The paper's code tokenizes context and continuation apart, which with its tokenizer is to
+put a space before the candidate, and never cuts a context that is longer than the model's. Here
+they are tokenized as one text, which differs where the gap follows a quotation mark or a hyphen,
+and cut on the left.
 
 Upstream publishes one archive of 121 MB, whose SHA-256 is checked when it is fetched; of the files
 taken out of it the number of questions is.

@@ -63,6 +63,8 @@ class Result:
     groups: dict[str, dict[str, dict[str, Score]]]
     """Grouping → group → metric, groups in the order of the files."""
     averaged_over: str | None
+    chance: dict[str, float]
+    """Metric → what a guess would have; only where there are continuations to guess among."""
     truncated: int = 0
     """Continuations whose context was cut on the left because the model's is shorter."""
 
@@ -134,20 +136,39 @@ def score(
         for question, row in zip(questions, values, strict=True):
             members[question.groups[grouping]].append(row)
         groups[grouping] = {
-            group: {name: _mean(name, rows) for name in benchmark.metrics}
-            for group, rows in members.items()
+            group: _means(benchmark.metrics, rows) for group, rows in members.items()
         }
-    total = {name: _mean(name, values) for name in benchmark.metrics}
+    total = _means(benchmark.metrics, values)
     if benchmark.averaged_over is not None:
         parts = list(groups[benchmark.averaged_over].values())
         total = {name: _mean_of_groups([part[name] for part in parts]) for name in total}
     return Result(
-        benchmark.name, benchmark.headline, total, groups, benchmark.averaged_over, truncated
+        benchmark=benchmark.name,
+        headline=benchmark.headline,
+        metrics=total,
+        groups=groups,
+        averaged_over=benchmark.averaged_over,
+        chance=_chance(questions, values),
+        truncated=truncated,
     )
 
 
-def _mean(metric: str, rows: Sequence[dict[str, float]]) -> Score:
-    values = [row[metric] for row in rows]
+def _chance(questions: Sequence[Question], values: Sequence[dict[str, float]]) -> dict[str, float]:
+    guesses = collections.defaultdict(list)
+    for question, row in zip(questions, values, strict=True):
+        if len(question.continuations) > 1:
+            for name in row:
+                guesses[name].append(1 / len(question.continuations))
+    return {name: math.fsum(shares) / len(shares) for name, shares in guesses.items()}
+
+
+def _means(metrics: Sequence[str], rows: Sequence[dict[str, float]]) -> dict[str, Score]:
+    """Return the score of each metric over the questions that it counts, where there are any."""
+    counted = {name: [row[name] for row in rows if name in row] for name in metrics}
+    return {name: _mean(name, values) for name, values in counted.items() if values}
+
+
+def _mean(metric: str, values: Sequence[float]) -> Score:
     n = len(values)
     mean = math.fsum(values) / n
     error = None

@@ -82,6 +82,8 @@ def test_greedy_generation_is_our_own(model, tmp_path: Path, use_cache: bool) ->
 def test_beams_without_cache_and_with_it_agree(model) -> None:
     wrapped = hf.wrap(model.double())
     tokens, mask, _ = padded("left")
+    read = []
+    model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape[1]))
     texts = [
         wrapped.generate(
             tokens,
@@ -95,6 +97,7 @@ def test_beams_without_cache_and_with_it_agree(model) -> None:
         for use_cache in (True, False)
     ]
     assert torch.equal(*texts)
+    assert read == [5, 1, 1, 1, 1, 5, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -117,6 +117,43 @@ def test_probabilities_by_hand() -> None:
     assert kept(top_k=3, top_p=0.5) == pytest.approx([0, 4 / 7, 0, 3 / 7])
 
 
+def test_extreme_settings_leave_the_distribution_whole() -> None:
+    logits = torch.tensor([[0.0, -40.0, 3.0, -90.0], [1.0, 1.0, 0.0, 1.0]])
+    free = probabilities(logits, temperature=1.0)
+    # All of the probability is all of the tokens, though the first has 1 of it within rounding.
+    assert torch.equal(probabilities(logits, temperature=1.0, top_p=1.0), free)
+    assert bool((free > 0).all())
+    # No temperature is too small: the most likely tokens share it, and nothing is 0 / 0.
+    for temperature in (1e-10, 1e-45, 5e-324):
+        cold = probabilities(logits, temperature=temperature)
+        assert cold[0].tolist() == [0, 0, 1, 0]
+        assert cold[1].tolist() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
+    hot = probabilities(logits, temperature=1e300)
+    assert hot.flatten().tolist() == pytest.approx([0.25] * 8)
+    # Of equals the lower ids are kept.
+    assert probabilities(logits, temperature=1.0, top_k=2)[1].tolist() == [0.5, 0.5, 0, 0]
+    assert probabilities(logits, temperature=1.0, top_p=1e-9)[1].tolist() == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+def test_ids_that_the_tokenizer_lacks_are_not_written(model, temperature: float) -> None:
+    tokens, mask = prompts()
+    settings = {"max_tokens": 20, "temperature": temperature}
+    draw = torch.Generator().manual_seed(0)
+    free = generate(model, tokens, mask, generator=draw, **settings).tokens
+    limit = int(free.max())
+    kept = generate(model, tokens, mask, num_ids=limit, generator=draw, **settings).tokens
+    assert int(kept.max()) < limit
+
+
+def test_logits_that_are_no_numbers_are_refused(model) -> None:
+    tokens, mask = prompts()
+    model.embedding.weight.data[6, 0] = torch.nan  # of the second row's prompt alone
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="logits are not finite"):
+            generate(model, tokens, mask, max_tokens=2, temperature=temperature)
+
+
 def test_what_is_drawn_has_the_distribution() -> None:
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log().expand(20_000, -1)
     chances = probabilities(logits, temperature=1.0, top_p=0.71)

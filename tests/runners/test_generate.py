@@ -3,6 +3,7 @@ bad input."""
 
 from __future__ import annotations
 
+import doctest
 import io
 import json
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from moeut.sampling import generate
-from runners.generate import TextStream, main
+from runners import generate as command
+from runners.generate import Speed, TextStream, main
 from runners.loading import load_language_model
+from tasks.language.tokenizers import Bytes
 from tasks.language.train_tokenizer import train_tokenizer
 
 
@@ -50,10 +53,72 @@ def test_a_file_of_prompts_is_a_batch(directory: Path, tmp_path: Path, capsys) -
 
 
 def test_prompts_are_typed(directory: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("abc\nd\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\n\nd\\n\\te\n"))
     assert main([str(directory), "--greedy", "--json", "--max-tokens", "2"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["prompt"] for row in rows] == ["abc", "d"]
+    assert [row["prompt"] for row in rows] == ["abc", "d\n\te"]
+
+
+def test_examples_of_the_docstrings() -> None:
+    result = doctest.testmod(command)
+    assert (result.failed, result.attempted) == (0, 1)
+
+
+def test_the_same_prompt_in_two_batches_is_continued_in_two_ways(
+    directory: Path, tmp_path: Path, capsys
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("abc\n" * 4)
+
+    def texts() -> list[str]:
+        words = ["--prompts", str(path), "--batch-size", "2", "--max-tokens", "30", "--json"]
+        assert main([str(directory), *words]) == 0
+        return [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+
+    first = texts()
+    assert len(set(first)) == 4
+    assert texts() == first
+
+
+def test_speed_leaves_out_the_first_step() -> None:
+    speed = Speed()
+    assert str(speed) == "0 tokens in 0.00 s"
+    speed.add([1], [5], [100.0, 109.0])
+    assert str(speed) == "1 tokens in 9.00 s"
+    speed.add([3, 2], [1, 7], [200.0, 209.0, 210.0, 211.0])  # three later tokens in two seconds
+    assert str(speed) == "6 tokens in 20.00 s; 1.5 tokens/s after the first of each text"
+    assert speed.longest == 9
+
+
+def test_what_is_longer_than_a_window_is_said(directory: Path, capsys) -> None:
+    """A window has 16 tokens, and one that is predicted; the boundary stands before a prompt."""
+    for count, is_said in ((13, False), (14, True)):
+        words = ["--prompt", "abc", "--greedy", "--max-tokens", str(count), "--json"]
+        assert main([str(directory), *words]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["num_tokens"] == count  # it is written all the same
+        assert ("windows of 16" in printed.err) == is_said
+
+
+def test_ids_that_the_tokenizer_lacks_are_not_written(
+    directory: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(directory), "--prompt", "abc", "--json", "--max-tokens", "40"]
+    words += ["--temperature", "100"]
+
+    def largest() -> int:
+        seen = []
+        decode = Bytes.decode
+        monkeypatch.setattr(
+            Bytes, "decode", lambda self, ids: (seen.extend(ids), decode(self, ids))[1]
+        )
+        assert main(words) == 0
+        monkeypatch.setattr(Bytes, "decode", decode)
+        return max(number for number in seen if number < 256)
+
+    assert largest() >= 128
+    monkeypatch.setattr(Bytes, "vocabulary_size", 128)
+    assert largest() < 128
 
 
 def test_the_seed_and_the_depth_are_taken(directory: Path, capsys) -> None:
@@ -96,13 +161,16 @@ def test_the_space_after_a_prompt_stays() -> None:
         (["--prompts", "missing.txt"], "missing.txt: no such file"),
         (["--tokenizer", "missing.model"], "missing.model: no such file"),
         (["--batch-size", "0"], "--batch-size 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--seed", "9223372036854775808"], "--seed 9223372036854775808"),
+        (["--repeats", "0"], "num_repeats=0"),
     ],
 )
 def test_bad_input_is_one_line(directory: Path, capsys, words, message) -> None:
     prompt = [] if "--prompts" in words else ["--prompt", "a"]
     assert main([str(directory), *prompt, *words]) == 2
     printed = capsys.readouterr()
-    assert printed.out.strip() in ("", "a")
+    assert printed.out == ""
     assert message in printed.err
     assert printed.err.count("\n") == 1
 

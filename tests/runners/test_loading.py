@@ -100,6 +100,18 @@ def test_a_checkpoint_file_with_the_tokenizer_beside_it(checkpoint: Path) -> Non
 
 
 @pytest.mark.golden
+@pytest.mark.parametrize("value", ["none", -3, 0, "many"])
+def test_a_context_length_that_is_none_is_refused(checkpoint: Path, value: object) -> None:
+    with torch.serialization.safe_globals([(dict, "framework.data_structures.dotdict.DotDict")]):
+        content = torch.load(checkpoint, weights_only=True)
+    content["run_invariants"]["args"]["lm.unroll"] = value
+    torch.save(content, checkpoint)
+    sentencepiece_model(checkpoint.with_name("c4.model"), 40)
+    with pytest.raises(ValueError, match=rf"periln\.ckpt: lm\.unroll={value!r}: expected"):
+        load_language_model(checkpoint)
+
+
+@pytest.mark.golden
 def test_a_checkpoint_file_without_or_with_a_larger_tokenizer(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"expected one SentencePiece file \*\.model beside it"):
         load_language_model(checkpoint)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from runners import evaluate, signals, zero_shot
+from runners.likelihoods import encode, score_requests
+from runners.loading import load_language_model
 from tasks.files import sha256_of
 from tasks.language.train_tokenizer import train_tokenizer
 from tasks.zero_shot import get
@@ -96,8 +100,20 @@ def test_the_space_before_a_sentence_is_nothing_to_the_papers_tokenizer():
     for text in WORDS:
         assert tokenizer.encode(" " + text) == tokenizer.encode(text)
     # Nor does it matter there that the paper's code tokenizes context and continuation apart.
-    apart = tokenizer.encode(WORDS[0]) + tokenizer.encode(" " + WORDS[1])
+    apart = tokenizer.encode(WORDS[0] + " ") + tokenizer.encode(WORDS[1])
     assert tokenizer.encode(WORDS[0] + " " + WORDS[1]) == apart
+    # Except where nothing stands between them, as after a quotation mark in CBT.
+    apart = tokenizer.encode(WORDS[0]) + tokenizer.encode(WORDS[1])
+    assert tokenizer.encode(WORDS[0] + WORDS[1]) != apart
+
+
+def test_a_model_that_diverged_has_no_scores(tiny_language_model):
+    """NaN is not less than NaN: the first sentence of each pair, the right one, would win."""
+    language = tiny_language_model(context_length=64)
+    language.model.embedding.weight.data[ord("e")] = torch.nan
+    questions = [parse(row) for row in rows("a", 3)]
+    with pytest.raises(ValueError, match="tiny: its log-likelihoods are not numbers"):
+        zero_shot.evaluate_questions(language, get("blimp"), questions)
 
 
 # --- the command ------------------------------------------------------------------------
@@ -128,6 +144,111 @@ def test_a_checkpoint_file_is_scored_without_any_training_data(checkpoint, blimp
     assert result["metrics"]["acc"]["standard_error"] > 0
 
 
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def all_files(blimp_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows of every benchmark, as if they were the published ones."""
+    words = " ".join(WORDS).split()
+    choices = [{"text": f"{word}.", "label": label} for word, label in zip(words, "ABCD")]  # noqa: B905
+    gap = "21 `` alpha XXXXX gamma . ''\tbeta\t\t" + "|".join(
+        ["beta", *(f"c{i}" for i in range(9))]
+    )
+    block = "".join(f"{i} beta gamma .\n" for i in range(1, 21)) + gap + "\n\n"
+    data = {
+        "piqa": ['{"goal": "alpha", "sol1": "beta", "sol2": "gamma delta"}\n' * 3, "0\n1\n0\n"],
+        "hellaswag": [
+            json.dumps(
+                {
+                    "activity_label": "alpha",
+                    "ctx_a": "beta.",
+                    "ctx_b": "gamma",
+                    "endings": WORDS,
+                    "label": 1,
+                }
+            )
+            + "\n"
+        ],
+        "arc_easy": [
+            "".join(
+                json.dumps(
+                    {"question": {"stem": "alpha?", "choices": choices[:n]}, "answerKey": "B"}
+                )
+                + "\n"
+                for n in (4, 3, 4)
+            )
+        ],
+        "lambada": ['{"text": "alpha beta gamma"}\n' * 2],
+        "cbt": [block] * 4,
+    }
+    for name, texts in data.items():
+        benchmark = get(name)
+        files = []
+        for file, text in zip(benchmark.files, texts, strict=True):
+            put(tmp_path / "data" / file.path, text)
+            sha256 = None if file.sha256 is None else sha256_of(text.encode())
+            count = None if file.rows is None else text.count("\n")
+            files.append(dataclasses.replace(file, sha256=sha256, rows=count))
+        monkeypatch.setattr(type(benchmark), "files", tuple(files))
+    monkeypatch.setattr(type(get("cbt")), "questions_per_file", 1)
+
+
+@pytest.mark.golden
+def test_all_benchmarks_of_a_checkpoint(checkpoint, all_files, capsys):
+    assert evaluate.main([str(checkpoint), "--task", "all", "--json"]) == signals.DONE
+    (report,) = json.loads(capsys.readouterr().out)
+    counted = {
+        result["benchmark"]: result["metrics"][result["headline"]]["questions"]
+        for result in report["results"]
+    }
+    assert counted == {
+        "blimp": 12,
+        "piqa": 3,
+        "hellaswag": 1,
+        "arc_easy": 2,  # of three: one has three choices
+        "lambada": 2,
+        "cbt": 4,
+    }
+    assert evaluate.main([str(checkpoint), "--task", "cbt", "--task", "all"]) == signals.DONE
+    shown = capsys.readouterr().out
+    assert shown.count("│ CBT ") == 3  # once, with three metrics
+    assert "CBT: each category counts the same" in shown
+    assert "cut, since the model was trained on 12 tokens at once" in shown
+
+
+@torch.no_grad()
+def papers_log_likelihood(language, context: str, continuation: str) -> tuple[float, int]:
+    """As the paper's code has it: no separator, tokenized apart, the first token not scored."""
+    before = language.tokenizer.encode(context) if context else []
+    after = language.tokenizer.encode(continuation)
+    tokens = torch.tensor([before + after])
+    logits = language.model(tokens[:, :-1]).logits[0]
+    losses = F.cross_entropy(logits, tokens[0, 1:], reduction="none")
+    return -float(losses[max(0, len(before) - 1) :].sum()), len(after)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["blimp", "piqa", "hellaswag", "arc_easy", "lambada", "cbt"])
+def test_log_likelihoods_are_those_of_the_papers_code(checkpoint, all_files, name):
+    loaded = load_language_model(checkpoint)
+    language = dataclasses.replace(loaded, model=loaded.model.double(), context_length=10_000)
+    questions = get(name).read()
+    requests = [
+        [encode(language.tokenizer, question.context, text) for text in question.continuations]
+        for question in questions
+    ]
+    found = score_requests(language, requests)
+    for question, answers in zip(questions, found, strict=True):
+        for text, answer in zip(question.continuations, answers, strict=True):
+            expected, count = papers_log_likelihood(language, question.context, text)
+            assert answer.log_likelihood == pytest.approx(expected, abs=1e-9)
+            # What has no context is not normalised.
+            assert answer.num_tokens == (count if question.context else count - 1)
+
+
 @pytest.mark.golden
 @pytest.mark.parametrize(
     ("style", "expected"),
@@ -142,6 +263,7 @@ def test_tables_are_printed(checkpoint, blimp_files, capsys, style, expected):
     assert evaluate.main(words) == signals.DONE
     shown = capsys.readouterr().out
     assert expected in shown
+    assert "chance" in shown
     assert "adjunct island" in shown
     assert "only the first 3 questions of each file" in shown
     assert shown.count("Zero-shot, moeut") == 1
@@ -177,6 +299,7 @@ def test_a_run_is_scored(tmp_path, monkeypatch, language_run, blimp_files, capsy
         (["--task", "blimp", "--split", "dev"], "--split: only without --task"),
         (["--limit", "3"], "--limit: only with --task"),
         (["--task", "blimp"], "expected a run's directory"),
+        (["--task", "all"], "piqa/valid.jsonl: not found in"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, blimp_files, capsys, words, message):
@@ -185,6 +308,43 @@ def test_bad_input_is_one_line(tmp_path, blimp_files, capsys, words, message):
     assert shown.out == ""
     assert len(shown.err.strip().splitlines()) == 1
     assert re.search(message, shown.err)
+
+
+class Hostile:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_checkpoint_file_with_code_ends_with_status_2(tmp_path, blimp_files, capfd, is_zip):
+    path, target = tmp_path / "hostile.ckpt", tmp_path / "executed"
+    torch.save({"model": Hostile(target)}, path, _use_new_zipfile_serialization=is_zip)
+    assert evaluate.main([str(path), "--task", "blimp"]) == signals.BAD_INPUT
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert shown.err.startswith(f"{path}: ")
+    assert not target.exists()
+
+
+def test_a_checkpoint_file_has_no_splits(tmp_path, capsys):
+    path = tmp_path / "model.ckpt"
+    path.touch()
+    assert evaluate.main([str(path)]) == signals.BAD_INPUT
+    assert "model.ckpt: a file, which has no splits of its own" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_is_no_bad_input(monkeypatch, blimp_files, tmp_path):
+    def broken(*arguments, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(zero_shot, "evaluate_path", broken)
+    with pytest.raises(BrokenPipeError):
+        evaluate.main([str(tmp_path), "--task", "blimp"])
 
 
 def test_a_run_of_another_kind_is_refused(make_run, blimp_files, capsys):

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from tasks.files import DataDamaged, DataMissing
-from tasks.zero_shot import ZERO_SHOT, arc_easy, cbt, get, hellaswag, lambada
+from tasks.zero_shot import ZERO_SHOT, Likelihood, arc_easy, cbt, get, hellaswag, lambada, score
 
 
 def jsonl(rows) -> str:
@@ -119,12 +119,18 @@ def test_arc_easy_has_questions_with_other_numbers_of_choices(put):
     put("arc_easy", {"arc_easy/ARC-Easy-Test.jsonl": jsonl(rows)})
     questions = get("arc_easy").read()
     assert [question.answer for question in questions] == [3, 0, 1]
-    assert [question.groups["choices"] for question in questions] == [
-        "4 choices",
-        "4 choices",
-        "3 choices",
-    ]
     assert arc_easy.TEST.rows == 2376
+    # The paper's score leaves the last one out, the harness's do not.
+    right = [[Likelihood(-float(i != q.answer), 1, False) for i in range(4)] for q in questions]
+    answers = [row[: len(q.continuations)] for row, q in zip(right, questions, strict=True)]
+    answers[0].reverse()  # and so wrong
+    result = score(get("arc_easy"), questions, answers)
+    counted = {name: (one.value, one.questions) for name, one in result.metrics.items()}
+    assert counted["acc"] == (pytest.approx(2 / 3), 3)
+    assert counted["acc_token"] == (0.5, 2)
+    expected = {"acc": (1 / 4 + 1 / 4 + 1 / 3) / 3, "acc_token": 1 / 4}
+    assert {name: result.chance[name] for name in expected} == pytest.approx(expected)
+    assert list(score(get("arc_easy"), questions[2:], answers[2:]).metrics) == ["acc", "acc_norm"]
 
 
 def test_arc_easy_of_another_number_of_lines_is_refused(tmp_path, monkeypatch):

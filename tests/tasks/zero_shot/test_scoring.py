@@ -98,6 +98,7 @@ def test_perplexities_and_their_standard_error():
 def test_a_hopeless_word_has_infinite_perplexity_and_no_crash():
     result = score(get("lambada"), [choices("", ["w"], 0)], [[Likelihood(-1e4, 1, False)]])
     assert result.metrics["perplexity"].value == math.inf
+    assert result.chance == {}  # one continuation leaves nothing to guess among
 
 
 def test_no_questions_and_missing_answers_are_refused():

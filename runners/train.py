@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    level = logging.INFO if first else logging.WARNING  # what holds for all ranks is said once
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level, stream=sys.stderr)
     world = distributed.join()
     status = _train(options, world)
     distributed.leave(world)

@@ -166,7 +166,7 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
             loss = output.auxiliary_loss + F.cross_entropy(
                 logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
             )
-        return CausalLMOutputWithPast(
+        return CausalLMOutputWithPast(  # type: ignore[call-arg]
             loss=loss,
             logits=logits,
             **{CACHE: holder},  # type: ignore[arg-type]

@@ -17,6 +17,8 @@ from moeut.config import Learned, ModelConfig
 from runners.config import ConfigError, RunConfig
 from runners.data import Columns
 from runners.objective import OBJECTIVES, Objective
+from tasks.language.splitting import SPLITS
+from tasks.language.task import Language
 from tasks.task import Task
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -30,6 +32,9 @@ class Built:
     task: Task
     objective: Objective
     model_config: ModelConfig
+    split_names: list[str]
+    lacks: str | None = None
+    """Of a plan alone: which data is not there, and the command that makes it."""
 
     @property
     def default_repeats(self) -> int | list[int]:
@@ -54,7 +59,7 @@ class Built:
 
     def final_splits(self, config: RunConfig) -> list[str]:
         """Return the splits scored at the end."""
-        every = [name for name in self.task.splits() if name != self.task.train_split]
+        every = [name for name in self.split_names if name != self.task.train_split]
         return config.evaluate.splits or every
 
     def interval_splits(self, config: RunConfig) -> list[str]:
@@ -65,22 +70,29 @@ class Built:
         return splits if chosen is None or chosen in splits else [*splits, chosen]
 
 
-def build(config: RunConfig) -> Built:
+def build(config: RunConfig, *, needs_data: bool = True) -> Built:
     """Build the task and the model's config, and check what only they can tell.
+
+    Args:
+        config: the run.
+        needs_data: false for a plan, which does without a text that is not packed yet.
 
     Raises:
         ConfigError: a split that the task does not have, or sizes that do not fit together.
         tasks.DataMissing, tasks.DataDamaged: a data file is missing, or not the published one.
     """
     task = build_task(config.task)
-    config.check_splits(_split_names(config, task), list(task.selection_splits))
+    lacks = None if needs_data else missing_data(config.task)
+    split_names = list(SPLITS) if lacks else _split_names(config, task)
+    config.check_splits(split_names, list(task.selection_splits))
     if config.selection_split and config.evaluate.interval is None:
         raise config.error(
             "select", config.select, "needs evaluate.interval, the steps between its evaluations"
         )
     options = {name: value for name, value in config.model.items() if name != "architecture"}
     objective = _objective(json.dumps(config.task, sort_keys=True), options["form"])
-    _check_longest_row(config, objective)
+    if lacks is None:
+        _check_longest_row(config, objective)
     try:
         model_config = moeut.architecture(
             config.model["architecture"], **objective.sizes(), **options
@@ -88,7 +100,7 @@ def build(config: RunConfig) -> Built:
     except ValueError as error:
         raise _model_error(config, objective, error) from error
     _check_positions(config, objective, model_config)
-    return Built(task=task, objective=objective, model_config=model_config)
+    return Built(task, objective, model_config, split_names, lacks)
 
 
 def _split_names(config: RunConfig, task: Task) -> list[str]:
@@ -141,6 +153,12 @@ def build_task(section: dict[str, Any]) -> Task:
 def data_hash(section: dict[str, Any]) -> str:
     """Return the hash of the data of a config's ``task`` section."""
     return build_task(section).data_hash()
+
+
+def missing_data(section: dict[str, Any]) -> str | None:
+    """Return why the text of a ``task`` section cannot be read yet; None for all other tasks."""
+    task = build_task(section)
+    return task.is_missing() if isinstance(task, Language) else None
 
 
 @functools.lru_cache(maxsize=4)

@@ -195,6 +195,8 @@ def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bo
         notes.append(f"{_metric(results)}: lower is better.")
     if has_bold:
         notes.append("Bold: the best, and those not distinguishable from it (Holm-corrected).")
+    if results.ours:
+        notes.append(f"Ours, and not among the paper's: {', '.join(results.ours)}.")
     notes += baseline_notes(results)
     notes += matching_notes(results)
     notes += dict.fromkeys(note for run in done for note in run.result.get("notes", []))

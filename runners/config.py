@@ -35,38 +35,39 @@ class TrainConfig:
     """How a model is trained."""
 
     steps: int = 1000
-    """Optimiser updates."""
+    """Updates of the weights."""
     batch_size: int = 128
     """Sequences, or windows of text, per update, over all accumulated parts and all ranks."""
     tokens_per_batch: int | None = None
     """Upper bound on padded target + source tokens per update; length-bucketed batches fill it.
     Replaces batch_size where given."""
     accumulate: int = 1
-    """Parts into which each batch is split; gradients are those of the whole batch."""
+    """Parts into which each rank's share of a batch is split to save memory; gradients are those
+    of the whole batch."""
     optimizer: Literal["adam", "adamw"] = "adamw"
     """Adam, or Adam with decoupled weight decay."""
     learning_rate: float = 1e-3
     """Peak learning rate; under noam the factor in front of 1/sqrt(d_model)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates."""
+    """Adam's decay rates of the first and the second moment."""
     epsilon: float = 1e-8
-    """Adam's epsilon."""
+    """What Adam adds to the root of the second moment."""
     weight_decay: float = 0.0
-    """Weight decay on every parameter."""
+    """Weight decay, on every parameter: an L2 penalty under adam, decoupled under adamw."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; null turns clipping off."""
     schedule: Literal["constant", "linear", "cosine", "cosine_paper", "noam"] = "constant"
     """Shape after the warm-up. cosine_paper is MoEUT's: the cosine is as long as the run but begins
     after the warm-up, so that it ends before its floor by as many steps."""
     warmup_steps: int = 0
-    """Linear warm-up."""
+    """Updates over which the learning rate rises in a line from 0 to its peak."""
     final_learning_rate_ratio: float = 0.1
     """Floor of linear and both cosines, as a share of the peak."""
     label_smoothing: float = 0.0
-    """Label smoothing of the cross entropy."""
+    """Share of the target's probability that is spread over all tokens, in training's loss."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast with float32 weights; on a GPU the products that stay in float32, those of
-    routers, are in TF32."""
+    """bfloat16: autocast, with weights and optimiser in float32; on a GPU the products that stay in
+    float32, those of routers, are in TF32."""
     compile: bool = False
     """Run the model through torch.compile."""
     activation_checkpointing: bool = False
@@ -81,9 +82,12 @@ class TrainConfig:
     deterministic: bool = True
     """Only deterministic GPU kernels, so that a resumed run is bitwise the same."""
     log_interval: int = 50
-    """Steps between rows in metrics.jsonl."""
+    """Updates between rows of metrics.jsonl: loss (in nats), gradient norm and learning rate; of
+    language models also perplexity, tokens/s, model FLOPs utilisation (null where the device's peak
+    is unknown, as of every CPU), peak memory in bytes, and each router's dead experts and
+    entropy."""
     checkpoint_interval: int = 200
-    """Steps between checkpoints."""
+    """Updates between checkpoints, of which the last two are kept."""
     tensorboard: bool = False
     """Write the rows of metrics.jsonl for TensorBoard too, into the run's directory."""
 
@@ -266,6 +270,8 @@ class SweepConfig:
     """Grid points left out: every key given must match; ``variant`` is a key too."""
     baseline: str | None = None
     """Variant that the others are tested against; default: the first."""
+    ours: list[str] = field(default_factory=list)
+    """Variants that the paper does not have: the plan and the report say so."""
     headline: dict[str, Any] = field(default_factory=dict)
     """{split, metric} of the main column; default: the last split's exact match,
     accuracy or bits per byte."""

@@ -55,6 +55,8 @@ class _Worker:
     num_threads: int
     slot: int
     job: Job | None = None
+    is_ready: bool = False
+    """Whether it has imported what it needs, and hears orders."""
     buffer: bytes = field(default=b"", repr=False)
 
     def send(self, order: dict[str, Any]) -> None:
@@ -102,8 +104,8 @@ class LocalExecutor:
                 if stop.requested and not told:
                     told = True
                     pending.clear()
-                    for worker in self._workers:
-                        worker.send({"order": "stop"})
+                    for worker in list(self._workers):
+                        self._stop(worker, on_message)
                 self._assign(pending, on_message)
                 if not any(worker.job for worker in self._workers):
                     break
@@ -151,6 +153,18 @@ class LocalExecutor:
         self._workers.append(worker)
         return worker
 
+    def _stop(self, worker: _Worker, on_message: OnMessage) -> None:
+        """Have a worker save its run and end it; one that has not begun need not begin."""
+        if worker.is_ready:
+            worker.send({"order": "stop"})
+            return
+        job = worker.job
+        worker.process.kill()
+        worker.process.wait()
+        self._forget(worker)
+        if job is not None:
+            on_message(job.directory, {"event": "ended", "status": "stopped"})
+
     def _read(self, on_message: OnMessage) -> None:
         for key, _ in self._selector.select(timeout=POLL_SECONDS):
             worker: _Worker = key.data
@@ -164,7 +178,8 @@ class LocalExecutor:
                 self._handle(worker, json.loads(line), on_message)
 
     def _handle(self, worker: _Worker, message: dict[str, Any], on_message: OnMessage) -> None:
-        if worker.job is None:
+        worker.is_ready = True
+        if worker.job is None or message["event"] == "ready":
             return
         directory = worker.job.directory
         if message["event"] == "ended":
@@ -238,6 +253,7 @@ def work(orders: BinaryIO, messages: BinaryIO) -> int:
             except BrokenPipeError:
                 os._exit(signals.RESUMABLE)  # the driver has died; no failure of the run
 
+        tell({"event": "ready"})
         while True:
             try:
                 directory = directories.get(timeout=POLL_SECONDS)

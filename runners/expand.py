@@ -186,6 +186,7 @@ def plan_record(sweep: Sweep, planned: Sequence[PlannedRun]) -> dict[str, Any]:
         "baseline": sweep.baseline,
         "headline": sweep.config.headline,
         "variants": list(sweep.variants),
+        "ours": sweep.config.ours,
         "seeds": sweep.config.seed_list,
         "runs": [
             {

@@ -54,6 +54,8 @@ def type_name(hint: Any) -> str:
         return "[" + ", ".join(items) + (", …]" if origin is list else "]")
     if origin is dict or hint is dict:
         return "{key: value}"
+    if dataclasses.is_dataclass(hint):
+        return "{key: value}, below"
     if arguments:
         return " | ".join(type_name(argument) for argument in arguments)
     if hint in (type(None), None):
@@ -113,7 +115,7 @@ def run_help() -> str:
     parts.append(
         _wrap(
             "Default: encoder_decoder for sequence-to-sequence tasks (decoder_lm is the other "
-            "choice), encoder_classifier for classification.",
+            "choice), encoder_classifier for classification, decoder_lm for language modelling.",
             6,
         )
     )

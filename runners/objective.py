@@ -239,7 +239,7 @@ class LanguageObjective(Objective):
     form = "decoder_lm"
 
     def sizes(self) -> dict[str, int]:
-        return {"vocabulary_size": self.task.load_tokenizer().vocabulary_size}
+        return {"vocabulary_size": self.task.num_ids()}
 
     def longest(self) -> dict[str, int]:
         return {"decoder": self.task.context_length}

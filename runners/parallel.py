@@ -20,6 +20,11 @@ from moeut.models import FORMS
 from runners.config import TrainConfig
 from runners.distributed import World
 
+ONE_BY_ONE: dict[str, Any] = {"max_fusion_size": 1}
+"""Options of the compiler on a CPU. Its fused kernels read a buffer before they scatter into it
+(PyTorch 2.13), which is the gradient of a router that is both chosen from and balanced: the choice
+gave it none."""
+
 
 def is_sharded(model: Any) -> bool:
     """Tell whether each rank holds only a part of the model's weights."""
@@ -45,7 +50,12 @@ def spread(model: Any, config: TrainConfig, world: World, *, has_one_shape: bool
     elif world.size > 1:
         call = DistributedDataParallel(model, gradient_as_bucket_view=True)
     if config.compile:
-        call = torch.compile(call, dynamic=None if has_one_shape else True)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        call = torch.compile(
+            call,
+            dynamic=None if has_one_shape else True,
+            options=ONE_BY_ONE if on_cpu else None,
+        )
     return call
 
 

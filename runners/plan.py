@@ -42,13 +42,14 @@ def print_plan(
     planned: Sequence[PlannedRun],
     built: Mapping[str, Built],
     *,
+    ours: Sequence[str],
     workers: int,
     console: Console,
 ) -> None:
     """Print the number of runs, and sizes and an estimate of time for each setting.
 
     The time is that of training, from a few updates on this machine, one run at a time; scoring is
-    not in it. Nothing is written.
+    not in it. There is none where the text is not packed yet. Nothing is written.
     """
     settings: dict[str, list[PlannedRun]] = {}
     for run in planned:
@@ -81,6 +82,17 @@ def print_plan(
         )
     done = sum(RunDirectory(run.directory).status() == "done" for run in planned)
     console.print(table)
+    marked = [name for name in ours if any(run.variant == name for run in planned)]
+    if marked:
+        console.print(
+            f"ours, and not among the paper's: {', '.join(marked)}", highlight=False, soft_wrap=True
+        )
+    lacks = dict.fromkeys(each.lacks for each in built.values() if each.lacks)
+    if lacks:
+        console.print(f"{len(planned)} runs, none of which can start:", highlight=False)
+        for lack in lacks:
+            console.print(lack, markup=False, highlight=False, soft_wrap=True)
+        return
     console.print(
         f"{len(planned)} runs, {done} of them done; about {duration(total / workers)} of training "
         f"with {workers} at a time (measured: up to {MEASURE_SECONDS:g} s of updates of "
@@ -107,6 +119,8 @@ class _Estimate:
             config.train.batch_size * sum(mean_lengths(built.objective))
         )
         work = float(macs_per_token(built) * tokens)
+        if built.lacks:
+            return None, False
         smaller = _fewer_rows(config, work)
         if key not in self.measured and len(self.measured) < MEASURE_LIMIT and smaller is not None:
             share = smaller.train.batch_size / config.train.batch_size

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runners import comparison, figures, tables
+from runners import comparison, figures, signals, tables
 from runners.results import Run, SweepResults, compact, is_lower_better, load
 from runners.statistics import TOO_SMALL, summarize
 from runners.strict_yaml import ConfigError
@@ -388,4 +388,4 @@ def _with_choices(results: SweepResults, options: argparse.Namespace) -> SweepRe
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signals.exit_with(main)

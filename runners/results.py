@@ -119,6 +119,8 @@ class SweepResults:
     """``split`` and ``metric`` where the sweep's file names them."""
     strangers: list[str]
     """Run directories that the sweep's current plan does not hold."""
+    ours: list[str] = field(default_factory=list)
+    """Variants that the paper does not have."""
 
     @property
     def runs(self) -> list[Run]:
@@ -230,6 +232,7 @@ def load(directory: str | Path) -> SweepResults:
         baseline=plan["baseline"],
         headline=plan["headline"],
         strangers=[name for name in there if name not in known],
+        ours=plan.get("ours", []),
     )
 
 

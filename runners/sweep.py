@@ -2,8 +2,8 @@
 
 A sweep is an idempotent reconcile: what has a result is skipped, what has a checkpoint is
 continued, what has failed is listed and tried again with ``--retry-failed``. A failed run stops no
-other. Exit
-status: 0 all done, 1 some run failed, 2 bad input, 75 stopped but resumable, 130 interrupted.
+other. Exit status: 0 all done, 1 some run failed, 2 bad input, 75 stopped but resumable, 130
+interrupted by the user.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from runners import environment, signals
-from runners.build import Built, build, data_hash
+from runners.build import Built, build, data_hash, missing_data
 from runners.config import ConfigError
 from runners.executor import Job, LocalExecutor
 from runners.expand import PlannedRun, Sweep, expand, read_sweep, write_plan
@@ -33,10 +34,11 @@ from tasks.command_line import Parser
 from tasks.options import nearest
 
 
-def check(planned: Sequence[PlannedRun]) -> dict[str, Built]:
+def check(planned: Sequence[PlannedRun], *, needs_data: bool = True) -> dict[str, Built]:
     """Build what every run describes and return it by the run's hash.
 
-    Nothing is written and nothing trained.
+    Nothing is written and nothing trained. Without ``needs_data`` a text that is not packed yet is
+    no error.
 
     Raises:
         ConfigError: a split, a size or a device that is not there.
@@ -45,10 +47,15 @@ def check(planned: Sequence[PlannedRun]) -> dict[str, Built]:
     built: dict[str, Built] = {}
     for run in planned:
         if run.hash not in built:
-            built[run.hash] = build(run.config)
+            built[run.hash] = build(run.config, needs_data=needs_data)
             environment.check_device(run.config)
             check_tensorboard(run.config)
     return built
+
+
+def planning_hash(section: dict[str, Any]) -> str:
+    """Return the hash of the data of a ``task`` section, or nothing where a text is not packed."""
+    return "" if missing_data(section) else data_hash(section)
 
 
 def default_workers(planned: Sequence[PlannedRun]) -> tuple[int, list[str]]:
@@ -170,17 +177,31 @@ def select_variant(sweep: Sweep, planned: list[PlannedRun], only: str | None) ->
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m runners.sweep",
-        description="Train and score every run of a sweep; the same command continues it.",
+        description=__doc__,
         epilog=sweep_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file of a sweep")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the file's")
-    parser.add_argument("--workers", type=int, help="runs at a time (default: cores / num_threads)")
-    parser.add_argument("--dry-run", action="store_true", help="show the plan, write nothing")
-    parser.add_argument("--retry-failed", action="store_true", help="try failed runs again")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where sweeps lie")
-    parser.add_argument("--no-figures", action="store_true", help="report without figures")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="values that replace the file's"
+    )
+    parser.add_argument(
+        "--workers", metavar="N", type=int,
+        help="runs at a time (default: one a GPU; on a CPU its cores / train.num_threads)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="train nothing: print runs, parameters, multiply-accumulates (MACs) a token and the "
+        "time that training takes here",
+    )  # fmt: skip
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try again the runs that have failed"
+    )
+    parser.add_argument(
+        "--runs-dir", metavar="FOLDER", type=Path, default=Path("runs"),
+        help="the sweep goes to FOLDER/<its name> (default: runs)",
+    )  # fmt: skip
+    parser.add_argument("--no-figures", action="store_true", help="end with tables alone")
     parser.add_argument("--only", metavar="VARIANT", help="only the runs of this variant")
     return parser.parse_intermixed_args(arguments)
 
@@ -194,11 +215,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.workers is not None and options.workers < 1:
             raise ConfigError(f"--workers {options.workers}: must be at least 1")
         sweep = read_sweep(options.config, options.overrides)
-        planned = expand(sweep, root=options.runs_dir, data_hash=data_hash)
+        hash_of = planning_hash if options.dry_run else data_hash
+        planned = expand(sweep, root=options.runs_dir, data_hash=hash_of)
         chosen = select_variant(sweep, planned, options.only)
-        built = check(planned)
+        built = check(planned, needs_data=not options.dry_run)
         for described in built.values():
-            sweep.check_headline(list(described.task.splits()), described.task.kind)
+            sweep.check_headline(described.split_names, described.task.kind)
     except ValueError as error:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT
@@ -208,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
         from runners.plan import print_plan
 
         workers = options.workers or default_workers(chosen)[0]
-        print_plan(chosen, built, workers=workers, console=console)
+        print_plan(chosen, built, ours=sweep.config.ours, workers=workers, console=console)
         return signals.DONE
     directory = options.runs_dir / sweep.config.name
     try:

@@ -334,6 +334,9 @@ def _check_choices(config: SweepConfig, top: dict[str, Node], variants: Mapping[
     if config.baseline is not None and config.baseline not in variants:
         names = ", ".join(variants)
         raise wrong_value(top["baseline"], "baseline", f"one of the variants {names}", variants)
+    for name in config.ours:
+        if name not in variants:
+            raise wrong_value(top["ours"], "ours", f"among the variants {', '.join(variants)}")
     for key, child in (top["headline"].value if "headline" in top else {}).items():
         if key not in ("split", "metric"):
             raise unknown_key(child, f"headline.{key}", ("split", "metric"), "headline takes")

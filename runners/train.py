@@ -54,15 +54,25 @@ def plan_single(config: RunConfig, *, name: str, root: Path) -> tuple[Path, RunR
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m runners.train",
-        description="Train and score one run; the same command continues it.",
+        description=__doc__,
         epilog=run_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file of a run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the file's")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs lie")
-    parser.add_argument("--run-directory", type=Path, help="the run's directory itself")
-    parser.add_argument("--retry-failed", action="store_true", help="try a failed run again")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="values that replace the file's, as train.steps=100",
+    )
+    parser.add_argument(
+        "--runs-dir", metavar="FOLDER", type=Path, default=Path("runs"),
+        help="runs go to FOLDER/<config's name>/<architecture>-<hash>/seed<k> (default: runs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--run-directory", metavar="FOLDER", type=Path, help="the run goes to this folder itself"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try again if it has failed")
     return parser.parse_intermixed_args(arguments)
 
 
@@ -75,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    level = logging.INFO if first else logging.WARNING  # what holds for all ranks is said once
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level, stream=sys.stderr)
     world = distributed.join()
     status = _train(options, world)
     distributed.leave(world)

@@ -219,6 +219,25 @@ class Language(Task):
             object.__setattr__(self, "_tokenizer", tokenizer)
         return self.__dict__["_tokenizer"]
 
+    def num_ids(self) -> int:
+        """Return the ids that a model needs: the tokenizer's, before packing those it will have."""
+        if self.is_missing() is None:
+            return self.load_tokenizer().vocabulary_size
+        if self.tokenizer == "bpe":
+            return self.vocabulary_size
+        return (Bytes() if self.tokenizer == "bytes" else self._given_tokenizer()).vocabulary_size
+
+    def is_missing(self) -> str | None:
+        """Return why there is no packed corpus, with the command that makes one, or None.
+
+        One that lies on this machine is packed, which can take a while.
+        """
+        try:
+            self.prepared()
+        except DataMissing as error:
+            return str(error)
+        return None
+
     def data_hash(self) -> str:
         """Return the SHA-256 over the tokenizer and every shard's checksums, in order."""
         prepared = self.prepared()

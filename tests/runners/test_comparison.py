@@ -168,3 +168,11 @@ def test_a_mismatch_is_shown(make_sweep, spread):
     )
     assert ("parameters within 0.5 %" in notes) == (spread == 0.005)
     assert ("Not matched: parameters: transformer 1,000, moeut 1,500" in notes) == (spread == 0.5)
+
+
+def test_variants_that_the_paper_does_not_have_are_marked(make_sweep):
+    directory = make_sweep(transformer=[0.5], universal=[0.6])
+    assert not any(note.startswith("Ours") for note in main_table(load(directory)).notes)
+    plan = json.loads((directory / "sweep.json").read_text())
+    (directory / "sweep.json").write_text(json.dumps(plan | {"ours": ["universal"]}))
+    assert "Ours, and not among the paper's: universal." in main_table(load(directory)).notes

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import moeut
-from moeut.presets import PRESETS
+from moeut.presets import OURS, PRESETS
 from moeut.sizing import count_parameters
-from runners import strict_yaml
+from runners import strict_yaml, sweep
 from runners.config import read_run
 from runners.expand import expand, read_sweep
 from runners.sweepfile import METRICS
@@ -42,10 +42,10 @@ def header_of(path):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_it_expands(path):
-    sweep = read_sweep(path)
-    planned = expand(sweep, data_hash=lambda task: "")
-    assert sweep.config.name == path.stem
-    assert sweep.notices == ()
+    read = read_sweep(path)
+    planned = expand(read, data_hash=lambda task: "")
+    assert read.config.name == path.stem
+    assert read.notices == ()
     assert len({run.variant for run in planned}) >= 2
     # The paper trained its larger language models once.
     assert len({run.seed for run in planned}) >= (1 if path.stem.startswith("lm_") else 2)
@@ -109,6 +109,28 @@ def test_a_comparison_is_of_the_four_presets_under_one_budget(size):
         assert same == dataclasses.replace(read_run(FOLDER / f"lm_{size}.yaml"), model={})
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_what_the_paper_does_not_have_is_marked(size):
+    path = FOLDER / f"lm_{size}_compare.yaml"
+    marked = {name for name in by_variant(path) if f"{name}-{size}" in OURS}
+    assert set(read_sweep(path).config.ours) == marked
+
+
+def test_a_sweep_is_planned_before_its_corpus_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path))
+    command = [str(FOLDER / "lm_1b_compare.yaml"), f"--runs-dir={tmp_path / 'runs'}"]
+    assert sweep.main([*command, "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    for family in ("transformer", "universal", "sigma_moe", "moeut"):
+        assert f"{count_parameters(PRESETS[f'{family}-1b']):,}" in plan
+    assert "702,658,560" in plan  # as the header of the file has it
+    assert "ours, and not among the paper's: universal, sigma_moe\n" in plan
+    assert "4 runs, none of which can start:\ncorpus 'c4' is not prepared" in plan
+    assert sweep.main(command) == 2
+    assert "corpus 'c4' is not prepared" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_dearest_model_can_be_left_out():
     configs = by_variant(FOLDER / "lm_1b_compare.yaml", "exclude=[{variant: universal}]")
     assert list(configs) == ["transformer", "sigma_moe", "moeut"]
@@ -117,9 +139,9 @@ def test_the_dearest_model_can_be_left_out():
 @pytest.mark.parametrize("corpus", ["pes2o", "slimpajama", "the_stack"])
 def test_other_corpora_are_an_override(corpus):
     path = FOLDER / "lm_44m_compare.yaml"
-    sweep = read_sweep(path, [f"task.corpus={corpus}", f"name=lm_44m_{corpus}"])
-    assert sweep.config.name == f"lm_44m_{corpus}"
-    for run in expand(sweep, data_hash=lambda task: ""):
+    read = read_sweep(path, [f"task.corpus={corpus}", f"name=lm_44m_{corpus}"])
+    assert read.config.name == f"lm_44m_{corpus}"
+    for run in expand(read, data_hash=lambda task: ""):
         assert run.config.task["corpus"] == corpus
 
 

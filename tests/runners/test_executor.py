@@ -95,6 +95,20 @@ def test_stop_saves_what_runs_and_starts_nothing(make_run, run_jobs):
     assert RunDirectory(never).status() == "new"
 
 
+def test_stop_does_not_wait_for_a_worker_that_still_imports(make_run, run_jobs):
+    first, never = make_run("first", *SHORT), make_run("never", *SHORT)
+    stop = signals.Stop()
+
+    def ask(directory, message):
+        if message["event"] == "started":
+            stop.request()
+
+    messages = run_jobs([first, never], react=ask, stop=stop)
+    assert messages.ended() == {"first": "stopped"}
+    assert not (first / "log.txt").exists()  # the first thing that a worker writes
+    assert RunDirectory(first).status() == RunDirectory(never).status() == "new"
+
+
 def test_worker_dies_with_its_driver(make_run):
     directory = make_run("long", *LONG)
     read, write = os.pipe()

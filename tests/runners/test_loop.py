@@ -1,6 +1,7 @@
 """One update: the gradients of the whole batch, and nothing spoilt by what is not finite."""
 
 import dataclasses
+import shutil
 import threading
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 import torch
 
 import moeut
+from runners import parallel
 from runners.build import build, train_columns
+from runners.config import TrainConfig
+from runners.distributed import World
 from runners.loop import Loop, NonFinite, random_state, seed_everything, set_random_state
 from runners.rundirectory import RunDirectory
 
@@ -203,3 +207,22 @@ def test_random_states_come_back():
     assert draw() != first
     set_random_state(state)
     assert draw() == first
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++")
+def test_a_compiled_model_has_the_gradients_of_the_plain_one():
+    """With the real compiler: what it fuses, other backends leave alone."""
+    config = moeut.architecture(
+        "sigma_moe", form="decoder_lm", vocabulary_size=50, d_model=32, num_layers=1, num_heads=2,
+        num_experts=6, expert_size=16, top_k=2,
+    )  # fmt: skip
+    seed_everything(0)
+    model = moeut.build(config).double()
+    tokens = torch.randint(0, 50, (4, 64))
+    compiled = parallel.spread(model, TrainConfig(compile=True), World(), has_one_shape=True)
+    expected, found = (
+        torch.autograd.grad(output.logits.square().mean() + output.auxiliary_loss, weights)
+        for output, weights in ((call(tokens), [*model.parameters()]) for call in (model, compiled))
+    )
+    for (name, _), one, other in zip(model.named_parameters(), found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=name)

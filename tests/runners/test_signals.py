@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -64,10 +66,37 @@ def test_reader_that_has_gone_is_no_traceback(capfd):
     assert caught.value.code == signals.RESUMABLE
 
 
-def test_interrupt_before_the_command_listens():
+def test_interrupt_before_the_command_listens(capsys):
     def main():
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as caught:
         signals.exit_with(main)
     assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("command", ["sweep", "train", "evaluate", "report", "generate", "bench"])
+def test_interrupt_while_a_command_imports(command, tmp_path):
+    slow = tmp_path / "dataclasses.py"  # which every command imports, sooner or later
+    slow.write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"runners.{command}", "--help"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (130, "interrupted\n")
+
+
+def test_interrupts_that_were_ignored_stay_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        signals.end_at_interrupt()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

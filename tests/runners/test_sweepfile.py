@@ -84,6 +84,7 @@ def test_an_override_beats_variant_and_grid(toy, write):
         ("seeds=[1, 1]", "command line: seeds=[1, 1]: one is given twice"),
         ("seed=3", "command line: seed=3: a sweep takes seeds="),
         ("name=a/b", "command line: name='a/b': expected letters, digits"),
+        ("ours=[wied]", "expected among the variants transformer, universal, wide"),
         ("baseline=wied", "expected one of the variants transformer, universal, wide; did you"),
         ("variants.wied.train.steps=2", "command line: variants.wied"),
         (

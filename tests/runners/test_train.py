@@ -64,3 +64,17 @@ def test_failed_run_is_tried_again_only_on_request(command, tmp_path, capsys):
     assert module.main([*command, f"--run-directory={directory}"]) == 1
     assert "step 2: loss nan" in capsys.readouterr().out
     assert module.main([*command, f"--run-directory={directory}", "--retry-failed"]) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("place", ["file", "command line"])
+def test_device_that_is_not_there_is_said_with_its_place(place, tmp_path, run_text, capsys):
+    file = tmp_path / "gpu.yaml"
+    file.write_text(run_text() + ("train.device: cuda\n" if place == "file" else ""))
+    overrides = [] if place == "file" else ["train.device=cuda"]
+    assert module.main([str(file), *overrides, f"--run-directory={tmp_path / 'run'}"]) == 2
+    line = len(file.read_text().splitlines())
+    where = f"{file}:{line}" if place == "file" else "command line"
+    expected = f"{where}: train.device='cuda': no CUDA device on this machine; allowed: auto, cpu\n"
+    assert capsys.readouterr().err == expected
+    assert not (tmp_path / "run").exists()

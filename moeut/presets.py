@@ -14,6 +14,9 @@ Sizes are those of the sweeps of RobertCsordas/moeut_training_code at a0f771a, b
   the multiply-accumulates of MoEUT, which is why the paper asks for sparse experts: at 244m a token
   takes 4.1 G against 0.17 G. ``universal`` with the ``feed_forward_size`` of ``transformer`` has
   its compute instead, and a fraction of the parameters.
+
+One thing of the paper's is not done: from 126m up its σ-MoE baselines start with the value and
+output weights renormalised over the heads, as MoEUT's are over experts.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -132,7 +133,7 @@ def is_narrow(shape: ShapeClass) -> bool:
 
 def search_rounds(
     shape: ShapeClass, capability: tuple[int, int] = (8, 0)
-) -> Iterator[list[dict[str, object]]]:
+) -> Iterator[list[dict[str, Any]]]:
     """Yield what a search on a GPU of a compute capability compares, round by round.
 
     Each round is a list of changes to the best of the rounds before, which a search begins with
@@ -155,7 +156,7 @@ def search_rounds(
         yield _changes(descriptor=descriptor, persistent=(False, True))
 
 
-def _changes(**values: Iterable[object]) -> list[dict[str, object]]:
+def _changes(**values: Iterable[object]) -> list[dict[str, Any]]:
     combinations = itertools.product(*values.values())
     return [dict(zip(values, combination, strict=True)) for combination in combinations]
 
@@ -259,7 +260,8 @@ def _search(
 ) -> Blocks:
     best = default = default_blocks(shape)
     times: dict[Blocks, float] = {}
-    for changes in ([{}], *search_rounds(shape, capability)):
+    rounds: list[list[dict[str, Any]]] = [[{}], *search_rounds(shape, capability)]
+    for changes in rounds:
         for blocks in (dataclasses.replace(best, **change) for change in changes):
             if blocks in times or not (blocks == default or is_sensible(blocks, shape)):
                 continue

@@ -209,20 +209,35 @@ def test_random_states_come_back():
     assert draw() == first
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++")
-def test_a_compiled_model_has_the_gradients_of_the_plain_one():
-    """With the real compiler: what it fuses, other backends leave alone."""
+def compiled_and_plain_gradients(device, dtype):
+    """Return each weight's name and its two gradients, with the real compiler.
+
+    What it fuses, other backends leave alone.
+    """
     config = moeut.architecture(
         "sigma_moe", form="decoder_lm", vocabulary_size=50, d_model=32, num_layers=1, num_heads=2,
         num_experts=6, expert_size=16, top_k=2,
     )  # fmt: skip
     seed_everything(0)
-    model = moeut.build(config).double()
-    tokens = torch.randint(0, 50, (4, 64))
+    model = moeut.build(config).to(device, dtype)
+    tokens = torch.randint(0, 50, (4, 64)).to(device)
     compiled = parallel.spread(model, TrainConfig(compile=True), World(), has_one_shape=True)
     expected, found = (
         torch.autograd.grad(output.logits.square().mean() + output.auxiliary_loss, weights)
         for output, weights in ((call(tokens), [*model.parameters()]) for call in (model, compiled))
     )
-    for (name, _), one, other in zip(model.named_parameters(), found, expected, strict=True):
+    names = [name for name, _ in model.named_parameters()]
+    return zip(names, found, expected, strict=True)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++")
+def test_a_compiled_model_has_the_gradients_of_the_plain_one():
+    for name, one, other in compiled_and_plain_gradients("cpu", torch.float64):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_compiled_model_has_the_gradients_of_the_plain_one_on_a_gpu():
+    for name, one, other in compiled_and_plain_gradients("cuda", torch.float32):
+        assert (one - other).norm() <= 1e-4 * other.norm(), name

@@ -70,11 +70,17 @@ def prepare_process(config: TrainConfig, device: torch.device) -> None:
         torch.are_deterministic_algorithms_enabled() != wanted
     ):  # the call alone takes 3 s of imports
         torch.use_deterministic_algorithms(wanted)
-    if on_gpu:
-        # Under autocast only the routers' products are in float32 still. Ordinary float32
-        # arithmetic is a tenth as fast as TF32 on such GPUs, and would cost MoEUT more than its
-        # experts do.
-        torch.set_float32_matmul_precision("high" if config.precision == "bfloat16" else "highest")
+    set_float32_products(device, beside_bfloat16=config.precision == "bfloat16")
+
+
+def set_float32_products(device: torch.device, *, beside_bfloat16: bool) -> None:
+    """Set how a GPU multiplies float32: exactly, or in TF32 in runs that compute in bfloat16.
+
+    There only the routers' products are in float32 still. Ordinary float32 arithmetic is a tenth
+    as fast as TF32, and would cost MoEUT more than its experts do.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if beside_bfloat16 else "highest")
 
 
 def describe_environment(config: RunConfig, device: torch.device) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moeut import routing
-from moeut.ops import Dispatch, expert_linear, expert_mlp
+from moeut.ops import Dispatch, SharedWeight, expert_linear, expert_mlp
 from moeut.ops.matmul import ONEDNN, onednn_is_faster
 from runners.bench.peers import Peer
 from runners.bench.sizes import DispatchSize, HeadSize, MlpSize, RouterSize, Size
@@ -80,13 +80,7 @@ def mlp_candidates(
 
         candidates["ours, sorted before"] = Candidate(sorted_before, (x, w_up, w_down, gate))
         if w_up.dtype != x.dtype:
-            cast_up, cast_down = draw.cast(w_up), draw.cast(w_down)
-
-            def cast_before() -> Tensor:
-                dispatch = Dispatch.from_indices(index, experts)
-                return expert_mlp(x, cast_up, cast_down, dispatch, gate=gate, backend=backend)
-
-            candidates["ours, cast before"] = Candidate(cast_before, (x, cast_up, cast_down, gate))
+            candidates["ours, shared"] = _shared(x, w_up, w_down, index, gate, backend)
     if takes_grouped_mm(device, dtype, size.width, size.expert_size):
 
         def grouped_mm() -> Tensor:
@@ -98,6 +92,21 @@ def mlp_candidates(
             run = functools.partial(peer.expert_mlp, x, w_up, w_down, index, gate)
             candidates[peer.name] = Candidate(run, (x, w_up, w_down, gate))
     return candidates
+
+
+def _shared(
+    x: Tensor, w_up: Tensor, w_down: Tensor, index: Tensor, gate: Tensor, backend: str
+) -> Candidate:
+    """Return one of many applications of a shared layer, whose weights were cast before."""
+    up, down = SharedWeight(w_up, x.dtype), SharedWeight(w_down, x.dtype)
+    threads = up.thread, down.thread
+
+    def shared() -> Tensor:
+        up.thread, down.thread = threads  # else each call would lead back to those before
+        dispatch = Dispatch.from_indices(index, w_up.shape[0])
+        return expert_mlp(x, up, down, dispatch, gate=gate, backend=backend)
+
+    return Candidate(shared, (x, w_up, w_down, gate))
 
 
 def takes_grouped_mm(device: torch.device, dtype: torch.dtype, *widths: int) -> bool:
@@ -269,10 +278,6 @@ class _Draw:
     def weight(self, *shape: int, scale: float) -> Tensor:
         """Return a weight."""
         return self._draw(shape, scale).to(self.weight_dtype).requires_grad_()
-
-    def cast(self, weight: Tensor) -> Tensor:
-        """Return a weight of its own in the dtype of activations."""
-        return weight.detach().to(self.dtype).requires_grad_()
 
     def router(self, rows: int, num_experts: int, top_k: int) -> tuple[Tensor, Tensor]:
         """Return gates and experts, (rows, top_k) each, every expert equally likely."""

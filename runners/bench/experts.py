@@ -8,9 +8,10 @@ masked. Sorting the routing decision is part of the time, the router is not: bot
 their own, `dispatch-…` beside PyTorch's sort and `router-…` beside plain PyTorch and beside the
 logits alone.
 
-On a GPU there are also `ours, sorted before` and `ours, cast before`, without the time to sort and
-to cast float32 weights; PyTorch's grouped product where it takes the shape; and peers given with
---peer, which are left out where they fail or compute something else. Every time stands beside the
+On a GPU there are also `ours, sorted before`, without the time to sort; `ours, shared`, one of
+many applications of a layer, which cast their float32 weights once for all; PyTorch's grouped
+product where it takes the shape; and peers given with --peer, which are left out where they fail or
+compute something else. Every time stands beside the
 roofline: the least that the same device needs, at the rates that a large product and a large copy
 reach in the same run, for the operations or for moving everything once, whichever takes longer.
 """
@@ -69,6 +70,7 @@ from runners.bench.timing import (
     peak_memory,
     retain_memory,
 )
+from runners.environment import set_float32_products
 
 SLOW = ("loop", "all experts")
 """Competitors that get fewer rounds, and none on a GPU, where they wait for the device."""
@@ -89,6 +91,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         os.environ["MOEUT_BACKEND"] = options.backend  # for the router, which takes no argument
     mixed = options.dtype == "autocast"
     dtype = torch.bfloat16 if mixed else DTYPES[options.dtype]
+    set_float32_products(device, beside_bfloat16=dtype == torch.bfloat16)
     peers, unavailable = load_peers(options.peer)
     fresh = fresh_result(
         "experts",

@@ -21,7 +21,7 @@ class Limits:
     """Read and written by a copy."""
 
     float32_tflop_per_second: float | None = None
-    """Of the same product in float32, without TF32; None where it is the first."""
+    """Of the same product in float32, in TF32 beside bfloat16; None where it is the first."""
 
     def compute_ms(self, flop: float, *, float32: bool = False) -> float:
         """Return the milliseconds of the operations."""

@@ -45,6 +45,7 @@ from runners.bench.limits import Limits, measure_limits
 from runners.bench.sizes import DTYPES, check_sizes
 from runners.bench.targets import model_targets
 from runners.bench.timing import DeviceFailedError, attempt, describe_machine
+from runners.environment import set_float32_products
 
 VOCABULARY_SIZE = 8000
 MODES = ("eager", "compiled", "graph", "compiled-graph")
@@ -181,6 +182,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
+    set_float32_products(device, beside_bfloat16=options.compute_dtype == "bfloat16")
     limits = measure_limits(device, DTYPES[options.compute_dtype], quick=device.type == "cpu")
     fresh = fresh_result(
         "model",

@@ -11,7 +11,7 @@ from runners.bench.command import Section
 LONG, LARGE = ("44m", "244m", "1b"), ("244m", "1b")
 """Sizes of the paper, at 64 x 1024 tokens."""
 
-NOT_PUBLIC = ("ours", "ours, sorted before", "ours, cast before", "dense", "loop", "all experts")
+NOT_PUBLIC = ("ours", "ours, sorted before", "ours, shared", "dense", "loop", "all experts")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from moeut.ops.triton_device import has_triton, is_interpreted
 from runners.bench.command import Section, deliver, ditto
 from runners.bench.estimates import DEVICES, estimate
 from runners.bench.sizes import DTYPES, SIZES, HeadSize, MlpSize, check_sizes
+from tasks.options import nearest
 
 DEFAULT_SIZES = (
     *("mlp-44m-64k", "value-44m-64k", "output-44m-64k"),
@@ -41,10 +42,12 @@ TYPE_NAMES = {
     torch.bfloat16: "bf16",
     torch.int64: "i64",
     torch.int32: "i32",
+    torch.uint8: "u8",
 }
 KERNELS = {
     "moeut.ops.triton_dispatch": ("count_kernel", "scan_kernel", "offset_kernel", "place_kernel"),
     "moeut.ops.triton_launch": ("row_product_kernel", "row_sum_kernel", "weight_gradient_kernel"),
+    "moeut.ops.triton_router": ("route_kernel", "route_gradient_kernel"),
 }
 
 
@@ -86,17 +89,30 @@ class _Recorder:
         self.launches.append(Launch(self.kernel, arguments, constants, options))
 
 
-def record_launches(size: MlpSize | HeadSize, dtype: torch.dtype) -> list[Launch]:
-    """Return what forward and backward of a use launch at its widths, on a few rows."""
-    from moeut.ops import triton_dispatch, triton_experts, triton_launch
+def record_launches(
+    size: MlpSize | HeadSize, dtype: torch.dtype, changes: dict[str, Any] | None = None
+) -> list[Launch]:
+    """Return what forward and backward of a use launch at its widths, on a few rows.
+
+    ``changes`` replace some of the default block sizes of row products.
+    """
+    from moeut.ops import triton_dispatch, triton_experts, triton_launch, triton_router
+    from moeut.ops.triton_tuning import default_blocks
+
+    def choose(shape: Any, device: torch.device, launch: Any) -> Any:
+        blocks = default_blocks(shape)
+        is_product = shape.kernel == "row_product"
+        return dataclasses.replace(blocks, **changes or {}) if is_product else blocks
 
     launches: list[Launch] = []
     tile_rows = triton_dispatch.choose_tile_rows(size.num_slots, size.total_experts)
     with contextlib.ExitStack() as stack:
-        for module in (triton_dispatch, triton_launch):
+        stack.enter_context(mock.patch.object(triton_launch.TUNER, "choose", choose))
+        for module in (triton_dispatch, triton_launch, triton_router):
             for name in KERNELS[module.__name__]:
                 recorder = _Recorder(getattr(module, name), launches)
                 stack.enter_context(mock.patch.object(module, name, recorder))
+        _record_router(size)
         slots = torch.zeros(size.slots_per_token, dtype=torch.int64)
         triton_dispatch.dispatch._init_fn(slots, size.total_experts, tile_rows)
         empty = torch.empty(2, 2, dtype=torch.int64)
@@ -107,6 +123,22 @@ def record_launches(size: MlpSize | HeadSize, dtype: torch.dtype) -> list[Launch
             getattr(triton_experts, name)._init_fn(*arguments)
     unique = {(one.name, *sorted(map(str, one.constants.items()))): one for one in launches}
     return list(unique.values())
+
+
+def _record_router(size: MlpSize | HeadSize) -> None:
+    from moeut.ops import triton_router
+
+    if isinstance(size, MlpSize):
+        routers, experts = 1, size.num_experts
+    else:  # value and output experts of all heads are chosen in one go
+        routers, experts = 2 * size.num_heads, size.experts_per_head
+    logits = torch.zeros(1, 1, routers, experts)
+    gates, probability, normaliser, selection = triton_router.route._init_fn(
+        logits, None, None, None, size.top_k, False, True
+    )
+    triton_router.route_backward._init_fn(
+        gates, probability, logits, normaliser, selection, gates, None, False, True
+    )
 
 
 def _calls(
@@ -216,13 +248,14 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     for name in options.sizes:
         size = SIZES[name]
         assert isinstance(size, MlpSize | HeadSize)
-        for launch in record_launches(size, DTYPES[options.dtype]):
+        for launch in record_launches(size, DTYPES[options.dtype], options.blocks):
             for capability in options.capability:
                 row = {"size": name, **compile_launch(launch, capability)}
                 rows.append(row | estimate(row, size, DTYPES[options.dtype].itemsize))
     return {
         "benchmark": "kernels",
         "dtype": options.dtype,
+        "blocks": options.blocks,
         "triton": triton.__version__,
         "rows": rows,
     }
@@ -305,5 +338,27 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     )
     parser.add_argument("--capability", nargs="+", type=int, default=[80, 90], help="80, 90, 100")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of every tensor")
+    parser.add_argument(
+        "--blocks",
+        type=_blocks,
+        default={},
+        metavar="NAME=NUMBER,…",
+        help="changes to the block sizes of row products: columns, depth, num_warps, num_stages, "
+        "span, and descriptor or persistent as 0 or 1; such as columns=256,descriptor=1",
+    )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write here")
     parser.set_defaults(run=run)
+
+
+def _blocks(text: str) -> dict[str, Any]:
+    """Return the changes that ``--blocks`` asks for."""
+    names = ("columns", "depth", "num_warps", "num_stages", "span", "descriptor", "persistent")
+    changes: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        if name not in names or not number.isdecimal():
+            raise argparse.ArgumentTypeError(
+                f"{part!r}: expected a number for one of {', '.join(names)}{nearest(name, names)}"
+            )
+        changes[name] = bool(int(number)) if name in names[-2:] else int(number)
+    return changes

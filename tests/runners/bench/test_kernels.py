@@ -38,6 +38,8 @@ def test_kernels_compile_for_hopper(tmp_path):
         "scan",
         "offset",
         "place",
+        "route",
+        "route_gradient",
     }
     for row in rows:
         assert row["shared_bytes"] <= 227 * 1024
@@ -51,6 +53,26 @@ def test_kernels_compile_for_hopper(tmp_path):
         if row["kernel"].startswith("row_product"):
             # Widths of 1024 and 128 give the widest copies.
             assert set(row["async_load_bytes"]) == {"16"}, row
+
+
+def test_other_ways_to_walk_and_load_compile_for_hopper(tmp_path):
+    """Descriptors leave the copies of weights to the hardware."""
+    options = ["--sizes", "mlp-244m-64k", "--capability", "90"]
+    plain = compile_kernels(tmp_path, *options, "--blocks", "columns=128,depth=64,span=1")
+    other = compile_kernels(
+        tmp_path, *options, "--blocks", "columns=128,depth=64,span=1,descriptor=1,persistent=1"
+    )
+    for one, two in zip(plain, other, strict=True):
+        if one["kernel"] in ("row_product, relu", "row_product, linear"):
+            assert two["constants"]["DESCRIPTOR"]
+            assert two["stack_bytes"] == 0
+            assert two["async_load_bytes"]["16"] < one["async_load_bytes"]["16"]
+
+
+def test_unknown_blocks_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["kernels", "--blocks", "column=64"])
+    assert "'column=64': expected a number for one of columns" in capsys.readouterr().err
 
 
 def test_kernels_compile_for_ampere_in_float32(tmp_path):

@@ -241,3 +241,27 @@ def test_nothing_is_shared_where_triton_does_not_serve(monkeypatch):
     monkeypatch.setenv("MOEUT_BACKEND", "grouped")
     weight = torch.nn.Parameter(torch.zeros(2, 3, 4))
     assert SharedWeights.for_pass([weight], torch.zeros(1))[weight] is weight
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the process group is the CPU's")
+def test_replicated_and_sharded_models_have_the_same_gradients(tmp_path, monkeypatch):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    monkeypatch.setenv("MOEUT_BACKEND", "triton")
+    tokens = torch.arange(4).view(1, 4)
+    expected = gradients(small_model(), tokens)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        replicated = DistributedDataParallel(small_model(), gradient_as_bucket_view=True)
+        sharded = small_model()
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        for name, gradient in gradients(replicated, tokens).items():
+            assert torch.equal(gradient, expected[name.removeprefix("module.")]), name
+        for name, gradient in gradients(sharded, tokens).items():
+            assert torch.equal(gradient.full_tensor(), expected[name]), name
+    finally:
+        torch.distributed.destroy_process_group()

@@ -45,9 +45,18 @@ def why_not(device: torch.device | str, dtype: torch.dtype | None = None) -> str
     return problem
 
 
-# Compiled code takes the answer as a constant. torch.compiler.assume_constant_result sets this mark
+# Compiled code takes the answers as constants. torch.compiler.assume_constant_result sets this mark
 # too, but imports all of torch._dynamo, and Triton with it, for those who never compile.
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """Return a CUDA device's compute capability, and (0, 0) of others."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+compute_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -123,13 +123,15 @@ def place_kernel(
     tl.store(order_ptr + row, slots, mask=mask)
 
 
-def choose_tile_rows(num_slots: int, num_experts: int) -> int:
+def choose_tile_rows(num_slots: int, num_experts: int, capability: tuple[int, int]) -> int:
     """Return the rows of one tile, by the mean number of rows of an expert.
 
     An expert wastes half a tile on average, so that tiles of 128 rows would double the work of
-    experts with 64 rows.
+    experts with 64 rows. Only Hopper and later hold 256 rows of a product and what they need.
     """
     mean = num_slots / num_experts
+    if mean >= 1536 and capability >= (9, 0):
+        return 256
     return 128 if mean >= 384 else 64 if mean >= 96 else 32 if mean >= 24 else 16
 
 

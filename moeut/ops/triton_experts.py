@@ -24,6 +24,7 @@ from torch import Tensor
 
 from moeut.ops.dispatch import Dispatch
 from moeut.ops.shared import SharedWeight, new_thread
+from moeut.ops.triton_device import compute_capability
 from moeut.ops.triton_dispatch import choose_tile_rows, make_tiles
 from moeut.ops.triton_launch import Routing, RowProduct, Rows, WeightSum, weight_gradient
 
@@ -83,7 +84,8 @@ def tiles_of(dispatch: Dispatch) -> tuple[Tensor, int]:
     """Return the tiles of a dispatch and their rows, made here where it came without."""
     if dispatch.tiles is not None:
         return dispatch.tiles, dispatch.tile_rows
-    tile_rows = choose_tile_rows(dispatch.num_slots, dispatch.num_experts)
+    capability = compute_capability(dispatch.order.device)
+    tile_rows = choose_tile_rows(dispatch.num_slots, dispatch.num_experts, capability)
     return make_tiles(dispatch.offsets, dispatch.num_slots, tile_rows), tile_rows
 
 

@@ -2,8 +2,9 @@
 
 Shapes: S slots, E experts; R sorted rows, of which ``offsets[e]:offsets[e + 1]`` belong to expert e
 and those behind ``offsets[E]`` to no expert. A *tile* is up to ``TILE_ROWS`` sorted rows of one
-expert; ``tiles`` (2, max_tiles) holds the expert and the first row of each. The expert is E for
-rows without one, which are written as zeros, and -1 behind the last tile.
+expert, computed ``BLOCK_ROWS`` at a time; ``tiles`` (2, max_tiles) holds the expert and the first
+row of each. The expert is E for rows without one, which are written as zeros, and -1 behind the
+last tile.
 
 All tensors are contiguous and all widths are compile-time constants: a width of 412 then still
 gives vector loads, which it does not as an argument. Addresses are computed in 64 bits where rows
@@ -56,6 +57,7 @@ def row_product_kernel(
     STORES_OUTPUT: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE_ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     SPAN: tl.constexpr,
@@ -74,13 +76,14 @@ def row_product_kernel(
     * "gate_gradient": gate · p, and gate_gradient = <p, partner> + <input, bias>
     * "relu_gradient": gate · p where partner > 0, gated = gate · partner, and gate_gradient
 
-    Gate gradients are partial sums, one row of S for each column tile. A program computes a tile of
-    rows in SPAN tiles of columns, for which it loads input rows that fit in BLOCK_IN but once; or,
-    where PERSISTENT, every so-manieth of all.
+    Gate gradients are partial sums, one row of S for each column tile. A program computes
+    BLOCK_ROWS of a tile in SPAN tiles of columns, for which it loads input rows that fit in
+    BLOCK_IN but once; or, where PERSISTENT, every so-manieth of all.
     """
     num_spans = tl.cdiv(num_column_tiles, SPAN)
     if PERSISTENT:
-        for item in tl.range(tl.program_id(0), max_tiles * num_spans, tl.num_programs(0)):
+        num_items = max_tiles * (TILE_ROWS // BLOCK_ROWS) * num_spans
+        for item in tl.range(tl.program_id(0), num_items, tl.num_programs(0)):
             _row_product_tile(
                 item // num_spans, item % num_spans * SPAN, num_column_tiles,
                 input_ptr, weight, output_ptr, gated_ptr, partner_ptr, gate_ptr, bias_ptr,
@@ -88,7 +91,7 @@ def row_product_kernel(
                 num_slots, num_experts, max_tiles, first_column_tile,
                 WIDTH_IN, WIDTH_OUT, OUTPUT_STRIDE, TRANSPOSED, SLOTS_PER_INPUT, SLOTS_PER_PARTNER,
                 BY_SLOT, EPILOGUE, HAS_GATE, HAS_BIAS, STORES_OUTPUT, PRECISION,
-                TILE_ROWS, BLOCK_OUT, BLOCK_IN, SPAN, DESCRIPTOR,
+                TILE_ROWS, BLOCK_ROWS, BLOCK_OUT, BLOCK_IN, SPAN, DESCRIPTOR,
             )  # fmt: skip
     else:
         item = tl.program_id(0)
@@ -99,13 +102,13 @@ def row_product_kernel(
             num_slots, num_experts, max_tiles, first_column_tile,
             WIDTH_IN, WIDTH_OUT, OUTPUT_STRIDE, TRANSPOSED, SLOTS_PER_INPUT, SLOTS_PER_PARTNER,
             BY_SLOT, EPILOGUE, HAS_GATE, HAS_BIAS, STORES_OUTPUT, PRECISION,
-            TILE_ROWS, BLOCK_OUT, BLOCK_IN, SPAN, DESCRIPTOR,
+            TILE_ROWS, BLOCK_ROWS, BLOCK_OUT, BLOCK_IN, SPAN, DESCRIPTOR,
         )  # fmt: skip
 
 
 @triton.jit
 def _row_product_tile(
-    tile,
+    block,
     first_of_span,
     num_column_tiles,
     input_ptr,
@@ -136,19 +139,22 @@ def _row_product_tile(
     STORES_OUTPUT: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE_ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     SPAN: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
 ):
-    """Compute one tile of rows, in SPAN tiles of columns; see ``row_product_kernel``."""
+    """Compute one block of rows, in SPAN tiles of columns; see ``row_product_kernel``."""
+    tile = block // (TILE_ROWS // BLOCK_ROWS)
     expert = tl.load(tiles_ptr + tile)
-    if expert >= 0:
-        first_row = tl.load(tiles_ptr + max_tiles + tile)
-        end_row = num_slots.to(tl.int64)
-        if expert < num_experts:
-            end_row = tl.load(offsets_ptr + expert + 1)
-        rows = first_row + tl.arange(0, TILE_ROWS)
+    first_row = (
+        tl.load(tiles_ptr + max_tiles + tile) + block % (TILE_ROWS // BLOCK_ROWS) * BLOCK_ROWS
+    )
+    has_end = (expert >= 0) & (expert < num_experts)
+    end_row = tl.load(offsets_ptr + expert + 1, mask=has_end, other=num_slots)
+    if (expert >= 0) & (first_row < end_row):
+        rows = first_row + tl.arange(0, BLOCK_ROWS)
         in_tile = rows < end_row
         rows = tl.where(in_tile, rows, first_row)
         slots = tl.load(order_ptr + rows)
@@ -169,14 +175,14 @@ def _row_product_tile(
                 columns = column_tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
                 stored = in_tile[:, None] & (columns < WIDTH_OUT)[None, :]
                 offsets = first_offsets + step * BLOCK_OUT
-                zeros = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=output_ptr.dtype.element_ty)
+                zeros = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=output_ptr.dtype.element_ty)
                 if STORES_OUTPUT:
                     tl.store(output_ptr + offsets, zeros, mask=stored)
                 if EPILOGUE == "relu_gradient" and HAS_GATE:
                     tl.store(gated_ptr + offsets, zeros, mask=stored)
                 if has_gate_gradient:
                     gradient_ptrs = gate_gradient_ptr + column_tile.to(tl.int64) * num_slots + slots
-                    tl.store(gradient_ptrs, tl.zeros((TILE_ROWS,), dtype=tl.float32), mask=in_tile)
+                    tl.store(gradient_ptrs, tl.zeros((BLOCK_ROWS,), dtype=tl.float32), mask=in_tile)
         else:
             is_narrow: tl.constexpr = WIDTH_IN <= BLOCK_IN
             input_rows = slots // SLOTS_PER_INPUT if SLOTS_PER_INPUT > 0 else rows
@@ -199,8 +205,8 @@ def _row_product_tile(
                         weight_ptrs = first_weight + (columns[None, :] * WIDTH_IN + inner[:, None])
                     else:
                         weight_ptrs = first_weight + (inner[:, None] * WIDTH_OUT + columns[None, :])
-                product = tl.zeros((TILE_ROWS, BLOCK_OUT), dtype=tl.float32)
-                gradient = tl.zeros((TILE_ROWS,), dtype=tl.float32)
+                product = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
+                gradient = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
                 input_ptrs = first_input_ptrs
                 for start in range(0, WIDTH_IN, BLOCK_IN):
                     in_inner = start + inner < WIDTH_IN
@@ -213,11 +219,11 @@ def _row_product_tile(
                     if DESCRIPTOR:  # what is outside of an expert's matrix reads as zero
                         first_column = column_tile * BLOCK_OUT
                         if TRANSPOSED:
-                            block = weight.load([expert.to(tl.int32), first_column, start])
-                            weights = block.reshape(BLOCK_OUT, BLOCK_IN).T
+                            loaded = weight.load([expert.to(tl.int32), first_column, start])
+                            weights = loaded.reshape(BLOCK_OUT, BLOCK_IN).T
                         else:
-                            block = weight.load([expert.to(tl.int32), start, first_column])
-                            weights = block.reshape(BLOCK_IN, BLOCK_OUT)
+                            loaded = weight.load([expert.to(tl.int32), start, first_column])
+                            weights = loaded.reshape(BLOCK_IN, BLOCK_OUT)
                     else:
                         if WIDTH_IN % BLOCK_IN == 0 and WIDTH_OUT % BLOCK_OUT == 0:
                             weights = tl.load(weight_ptrs)

@@ -149,7 +149,8 @@ class RowProduct:
         x, routing = self.inputs.values, self.routing
         max_tiles = routing.tiles.shape[1]
         weight = self._weight(blocks)
-        num_programs = max_tiles * triton.cdiv(num_column_tiles, blocks.span)
+        num_blocks = max_tiles * (routing.tile_rows // blocks.rows)
+        num_programs = num_blocks * triton.cdiv(num_column_tiles, blocks.span)
         if blocks.persistent:
             num_programs = min(num_programs, resident_programs(x.device, blocks.num_warps))
         row_product_kernel[(num_programs,)](
@@ -173,6 +174,7 @@ class RowProduct:
             STORES_OUTPUT=output is not None,
             PRECISION=float32_precision(),
             TILE_ROWS=routing.tile_rows,
+            BLOCK_ROWS=blocks.rows,
             BLOCK_OUT=blocks.columns,
             BLOCK_IN=blocks.depth,
             SPAN=blocks.span,

@@ -1,7 +1,7 @@
 """Block sizes of the Triton kernels: defaults, and a search whose results are kept on disk.
 
 A kernel's block sizes depend on its *shape class*: kernel, dtype, widths and rows of a tile. The
-number of tokens enters only by the rows of a tile, which take four values, so that another batch
+number of tokens enters only by the rows of a tile, which take five values, so that another batch
 size never starts a search. Nothing is ever searched for unasked: without a result on disk the
 defaults serve. ``warmup`` searches:
 
@@ -66,8 +66,8 @@ class ShapeClass:
 class Blocks:
     """Hold the block sizes of one launch.
 
-    A row product computes (tile_rows, ``columns``) in steps of ``depth`` of the inner width; a
-    weight gradient (``rows``, ``columns``) in steps of ``depth`` rows.
+    A row product computes (``rows``, ``columns``) in steps of ``depth`` of the inner width, with
+    ``rows`` a part of a tile; a weight gradient (``rows``, ``columns``) in steps of ``depth`` rows.
     """
 
     rows: int
@@ -118,11 +118,13 @@ def default_blocks(shape: ShapeClass) -> Blocks:
         rows = _block(shape.width_in, widest)
         depth = min(depth, max(16, shape.tile_rows))
     else:
-        rows = shape.tile_rows
+        # More rows would leave no registers to gathered addresses, or to what follows a product.
+        is_plain = shape.epilogue.startswith("linear") and is_narrow(shape)
+        rows = min(shape.tile_rows, 256 if is_plain else 128)
         if is_narrow(shape):
             columns, depth, span = 64, _block(shape.width_in, 128), MAX_SPAN
         depth = _block(shape.width_in, depth)
-    num_warps = 8 if rows * columns >= 128 * 128 or (span > 1 and rows == 128) else 4
+    num_warps = 8 if rows * columns >= 128 * 128 or (span > 1 and rows >= 128) else 4
     return Blocks(rows, columns, depth, num_warps, STAGES[shape.kernel][1], span=span)
 
 
@@ -146,14 +148,16 @@ def search_rounds(
         heights = sorted({default.rows, _block(shape.width_in, 256)})
         yield _changes(rows=heights, columns=widths, num_warps=(4, 8))
         yield _changes(depth=depths, num_stages=STAGES[shape.kernel])
+        return
+    # Descriptors first: they take fewer registers, which larger blocks need.
+    descriptor = (False, True) if takes_descriptor(shape, capability) else (False,)
+    yield _changes(descriptor=descriptor, persistent=(False, True))
+    heights = sorted({min(shape.tile_rows, 128), shape.tile_rows})
+    yield _changes(rows=heights, columns=widths, num_warps=(4, 8))
+    if is_narrow(shape):
+        yield _changes(span=(1, 4, MAX_SPAN), num_stages=STAGES[shape.kernel])
     else:
-        yield _changes(columns=widths, num_warps=(4, 8))
-        if is_narrow(shape):
-            yield _changes(span=(1, 4, MAX_SPAN), num_stages=STAGES[shape.kernel])
-        else:
-            yield _changes(depth=depths, num_stages=STAGES[shape.kernel])
-        descriptor = (False, True) if takes_descriptor(shape, capability) else (False,)
-        yield _changes(descriptor=descriptor, persistent=(False, True))
+        yield _changes(depth=depths, num_stages=STAGES[shape.kernel])
 
 
 def _changes(**values: Iterable[object]) -> list[dict[str, Any]]:

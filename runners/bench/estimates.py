@@ -65,7 +65,7 @@ def tile_work(constants: dict[str, Any], element_bytes: int, rows: float) -> dic
     ``rows`` is how many rows an expert has, which a weight gradient sums over.
     """
     if "WIDTH_IN" in constants and "BLOCK_OUT" in constants:
-        tile_rows, width = constants["TILE_ROWS"], constants["WIDTH_IN"]
+        tile_rows, width = constants["BLOCK_ROWS"], constants["WIDTH_IN"]
         columns = min(constants["BLOCK_OUT"], constants["WIDTH_OUT"])
         gradient = str(constants.get("EPILOGUE", "")).endswith("_gradient")
         # The result, its partner, and the gated partner of a ReLU.
@@ -91,7 +91,7 @@ def tile_work(constants: dict[str, Any], element_bytes: int, rows: float) -> dic
 def num_tiles(constants: dict[str, Any], size: MlpSize | HeadSize) -> float:
     """Return how many tiles there are: half a tile of each expert's rows is empty on average."""
     if "WIDTH_IN" in constants:
-        row_tiles = size.num_slots / constants["TILE_ROWS"] + size.total_experts / 2
+        row_tiles = size.num_slots / constants["BLOCK_ROWS"] + size.total_experts / 2
         column_tiles = math.ceil(constants["WIDTH_OUT"] / constants["BLOCK_OUT"])
         return row_tiles * math.ceil(column_tiles / constants["SPAN"])
     parts = constants.get("NUM_PARTS", 1) * size.total_experts

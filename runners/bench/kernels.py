@@ -90,7 +90,10 @@ class _Recorder:
 
 
 def record_launches(
-    size: MlpSize | HeadSize, dtype: torch.dtype, changes: dict[str, Any] | None = None
+    size: MlpSize | HeadSize,
+    dtype: torch.dtype,
+    capability: int,
+    changes: dict[str, Any] | None = None,
 ) -> list[Launch]:
     """Return what forward and backward of a use launch at its widths, on a few rows.
 
@@ -105,7 +108,9 @@ def record_launches(
         return dataclasses.replace(blocks, **changes or {}) if is_product else blocks
 
     launches: list[Launch] = []
-    tile_rows = triton_dispatch.choose_tile_rows(size.num_slots, size.total_experts)
+    tile_rows = triton_dispatch.choose_tile_rows(
+        size.num_slots, size.total_experts, divmod(capability, 10)
+    )
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(triton_launch.TUNER, "choose", choose))
         for module in (triton_dispatch, triton_launch, triton_router):
@@ -248,8 +253,9 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     for name in options.sizes:
         size = SIZES[name]
         assert isinstance(size, MlpSize | HeadSize)
-        for launch in record_launches(size, DTYPES[options.dtype], options.blocks):
-            for capability in options.capability:
+        for capability in options.capability:
+            dtype = DTYPES[options.dtype]
+            for launch in record_launches(size, dtype, capability, options.blocks):
                 row = {"size": name, **compile_launch(launch, capability)}
                 rows.append(row | estimate(row, size, DTYPES[options.dtype].itemsize))
     return {
@@ -289,7 +295,7 @@ def print_table(result: dict[str, Any], console: Console) -> None:
 
 
 def _tile(constants: dict[str, Any]) -> str:
-    names = [name for name in constants if name == "TILE_ROWS" or name.startswith("BLOCK_")]
+    names = [name for name in constants if name.startswith("BLOCK_")]
     return "×".join(str(constants[name]) for name in names)
 
 
@@ -343,8 +349,8 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
         type=_blocks,
         default={},
         metavar="NAME=NUMBER,…",
-        help="changes to the block sizes of row products: columns, depth, num_warps, num_stages, "
-        "span, and descriptor or persistent as 0 or 1; such as columns=256,descriptor=1",
+        help="changes to the block sizes of row products: rows, columns, depth, num_warps, "
+        "num_stages, span, and descriptor or persistent as 0 or 1; as columns=256,descriptor=1",
     )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write here")
     parser.set_defaults(run=run)
@@ -352,7 +358,16 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
 
 def _blocks(text: str) -> dict[str, Any]:
     """Return the changes that ``--blocks`` asks for."""
-    names = ("columns", "depth", "num_warps", "num_stages", "span", "descriptor", "persistent")
+    names = (
+        "rows",
+        "columns",
+        "depth",
+        "num_warps",
+        "num_stages",
+        "span",
+        "descriptor",
+        "persistent",
+    )
     changes: dict[str, Any] = {}
     for part in text.split(","):
         name, _, number = part.partition("=")

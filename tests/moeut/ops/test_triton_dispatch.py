@@ -89,10 +89,12 @@ def test_number_of_tiles_is_bounded_without_counting(num_slots, num_experts, til
 
 
 def test_rows_of_a_tile_take_few_values():
-    sizes = {triton_dispatch.choose_tile_rows(slots, 155) for slots in range(1, 200_000, 997)}
+    choose = triton_dispatch.choose_tile_rows
+    sizes = {choose(slots, 155, (8, 0)) for slots in range(1, 400_000, 997)}
     assert sizes == {16, 32, 64, 128}
-    assert triton_dispatch.choose_tile_rows(65536 * 16, 387) == 128
-    assert triton_dispatch.choose_tile_rows(1024 * 12, 155) == 32
+    assert choose(65536 * 16, 387, (8, 0)) == 128
+    assert choose(65536 * 16, 387, (9, 0)) == 256
+    assert choose(1024 * 12, 155, (9, 0)) == 32
 
 
 def test_tiles_of_slots_that_another_backend_sorted():

@@ -89,6 +89,7 @@ WAYS = (
     {"persistent": True},
     {"span": 2, "depth": 64},  # the last span is shorter, and all widths fit in a step
     {"span": 2, "depth": 16},
+    {"rows": 16},  # half a tile
     {"span": 16, "descriptor": True, "persistent": True},
 )
 
@@ -100,6 +101,8 @@ def test_other_ways_to_walk_and_load_give_the_same_bits(operation, how, monkeypa
     if DEVICE == "cuda" and "descriptor" in how and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("the GPU has no tensor-memory accelerator")
     case = make_case(operation, 9, "dropped", width=40, inner=20, num_experts=3, top_k=2)
+    monkeypatch.setattr(triton_dispatch, "choose_tile_rows", lambda *_: 32)
+    monkeypatch.setattr(triton_experts, "choose_tile_rows", lambda *_: 32)
     default, chosen, results = triton_launch.TUNER.choose, [], []
     same_sums = {name: how[name] for name in how if name == "depth"}
     for changes in (same_sums, how):
@@ -133,7 +136,7 @@ def test_weight_gradients_of_one_part(operation, monkeypatch):
     assert_close(run(case), case)
 
 
-@pytest.mark.parametrize("tile_rows", [32, 64, 128])
+@pytest.mark.parametrize("tile_rows", [32, 64, 128, 256])
 def test_tiles_of_every_size(tile_rows, monkeypatch):
     monkeypatch.setattr(triton_dispatch, "choose_tile_rows", lambda *_: tile_rows)
     case = make_case("mlp", 50, "dropped", num_experts=3, top_k=2)

@@ -5,7 +5,7 @@ from runners.bench.sizes import SIZES
 
 H200 = DEVICES[90]
 UP = {
-    "TILE_ROWS": 128,
+    "BLOCK_ROWS": 128,
     "WIDTH_IN": 1024,
     "WIDTH_OUT": 128,
     "BLOCK_IN": 64,

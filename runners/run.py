@@ -273,11 +273,13 @@ class _Run:
 
     @property
     def stop_requested(self) -> bool:
-        if self.world.size > 1:
-            wanted = self.stop.exit_status if self.stop.requested else 0
-            if status := self.world.largest(wanted):
-                self.stop.adopt(status)
-        return self.stop.requested
+        if self.world.size == 1:
+            return self.stop.requested
+        status = self.world.largest(self.stop.exit_status if self.stop.requested else 0)
+        if status:
+            self.stop.adopt(status)
+        # What was agreed on, since a signal may have come in the meantime, to this rank alone.
+        return status > 0
 
     def _on_first(self, work: Callable[[], Result]) -> Result:
         """Let rank 0 do what the others wait for, and return what it returned on every rank.

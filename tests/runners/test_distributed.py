@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from runners.checkpoint import list_checkpoints, load_checkpoint
 from runners.distributed import World
 from runners.loop import Loop, seed_everything
 from runners.rundirectory import RunDirectory
+from runners.signals import Stop
 
 CPU = torch.device("cpu")
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -358,6 +360,19 @@ def test_run_goes_on_with_another_number_of_ranks(
     ]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_signal_during_the_agreement_waits_for_the_next_step():
+    """The other ranks have not heard of it: to stop now would leave them waiting for this one."""
+    stop = Stop()
+
+    def largest(number):
+        stop.request()
+        return number
+
+    rank = SimpleNamespace(stop=stop, world=SimpleNamespace(size=2, largest=largest))
+    asked = run_module._Run.stop_requested.fget
+    assert [asked(rank), asked(rank)] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moeut.ops.backend import compute_dtype
+
 
 def check_mask(mask: Tensor | None, tokens: Tensor, name: str) -> Tensor | None:
     """Return ``mask`` if it says anything, None if every position is real.
@@ -115,12 +117,8 @@ def additive(allowed: Tensor | None, like: Tensor) -> Tensor | None:
     """Return 0 where attention is allowed and -inf elsewhere, in the dtype attention runs in."""
     if allowed is None:
         return None
-    device = like.device.type
-    autocast = torch.is_autocast_enabled(device) and like.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(device) if autocast else like.dtype
-    return torch.zeros(allowed.shape, dtype=dtype, device=like.device).masked_fill_(
-        ~allowed, float("-inf")
-    )
+    zeros = torch.zeros(allowed.shape, dtype=compute_dtype(like), device=like.device)
+    return zeros.masked_fill_(~allowed, float("-inf"))
 
 
 def _can_look(tensor: Tensor) -> bool:

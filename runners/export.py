@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runners import signals
 from runners.config import ConfigError
-from runners.loading import LanguageModel, load_language_model
+from runners.loading import LanguageModel, add_model_argument, load_language_model
 from tasks.command_line import Parser
 
 
@@ -59,13 +59,7 @@ read it back, where moeut is installed, with:
   model = AutoModelForCausalLM.from_pretrained("my-model")
   tokenizer = load_tokenizer("my-model")         # one with a boundary begins texts after it""",
     )
-    parser.add_argument(
-        "model",
-        type=Path,
-        metavar="RUN",
-        help="directory of a run, a checkpoints/step_… in it, or a .ckpt file of the paper's "
-        "training code with its tokenizer beside it",
-    )
+    add_model_argument(parser)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder to write; new or empty"
     )

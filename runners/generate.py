@@ -20,7 +20,7 @@ import torch
 from moeut.sampling import check_settings, generate
 from runners import signals
 from runners.config import ConfigError
-from runners.loading import LanguageModel, load_language_model
+from runners.loading import LanguageModel, add_model_argument, load_language_model
 from tasks.command_line import Parser
 
 
@@ -235,13 +235,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 A text ends after --max-tokens, or where the model ends the document by itself.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "model",
-        type=Path,
-        metavar="RUN",
-        help="directory of a run, a checkpoints/step_… in it, or a .ckpt file of the paper's "
-        "training code with its tokenizer beside it",
-    )
+    add_model_argument(parser)
     group = parser.add_argument_group("prompts (typed, or from a pipe, where neither is given)")
     given = group.add_mutually_exclusive_group()
     given.add_argument(

@@ -6,6 +6,7 @@ paper's training code with its SentencePiece model beside it.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,17 @@ def load_language_model(
         precision = loaded.precision if chosen.type == "cuda" else "float32"
     model = loaded.model.to(chosen).eval()
     return dataclasses.replace(loaded, model=model, device=chosen, precision=precision)
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names what ``load_language_model`` loads."""
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="RUN",
+        help="directory of a run, a checkpoints/step_… in it, or a .ckpt file of the paper's "
+        "training code with its tokenizer beside it",
+    )
 
 
 def _from_run(path: Path, tokenizer: Path | None) -> LanguageModel:

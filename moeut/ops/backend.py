@@ -45,6 +45,13 @@ def resolve_backend(
     return chosen
 
 
+def compute_dtype(like: torch.Tensor) -> torch.dtype:
+    """Return the dtype to compute in on tensors like this one: autocast's, but of float64 never."""
+    device = like.device.type
+    is_autocast = torch.is_autocast_enabled(device) and like.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_autocast else like.dtype
+
+
 def _choose(device: torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
     """Return the fastest backend and why it was chosen."""
     if device.type == "cpu":  # the interpreter of Triton is for tests

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moeut.ops import grouped, reference
-from moeut.ops.backend import resolve_backend
+from moeut.ops.backend import compute_dtype, resolve_backend
 from moeut.ops.dispatch import Dispatch
 from moeut.ops.shared import SharedWeight, parameter_of
 
@@ -169,7 +169,7 @@ def _check_dtypes(x: Tensor, dispatch: Dispatch, **others: Tensor | None) -> tor
         if not (fits or (is_autocast and tensor.is_floating_point())):
             expected = "a floating-point dtype" if name == "gate" else f"{x.dtype}, as x"
             raise ValueError(f"{name}.dtype={tensor.dtype}: expected {expected}")
-    return torch.get_autocast_dtype(x.device.type) if is_autocast else x.dtype
+    return compute_dtype(x)
 
 
 def _flatten_gate(gate: Tensor | None, dispatch: Dispatch) -> Tensor | None:

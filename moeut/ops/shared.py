@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moeut.ops.backend import resolve_backend
+from moeut.ops.backend import compute_dtype, resolve_backend
 
 
 class SharedWeight:
@@ -43,11 +43,8 @@ class SharedWeight:
 class SharedWeights:
     """The shared weights of one pass, by parameter; a parameter that is not shared is itself."""
 
-    def __init__(self, parameters: Iterable[Tensor] = (), dtype: torch.dtype | None = None) -> None:
-        self._shared = {
-            id(parameter): SharedWeight(parameter, dtype or parameter.dtype)
-            for parameter in parameters
-        }
+    def __init__(self, weights: Iterable[SharedWeight] = ()) -> None:
+        self._shared = {id(weight.parameter): weight for weight in weights}
 
     def __getitem__(self, parameter: Tensor) -> Tensor | SharedWeight:
         return self._shared.get(id(parameter), parameter)
@@ -59,12 +56,11 @@ class SharedWeights:
         That is where Triton computes them; a compiled graph merges equal casts by itself, and
         parameters in pieces (FSDP) are whole only inside their own module.
         """
-        device = like.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        compute = dtype or like.dtype
-        if torch.compiler.is_compiling() or resolve_backend("auto", device, compute) != "triton":
+        dtype = compute_dtype(like)
+        if torch.compiler.is_compiling() or resolve_backend("auto", like.device, dtype) != "triton":
             return cls()
-        return cls((one for one in parameters if not hasattr(one, "device_mesh")), dtype)
+        whole = (one for one in parameters if not hasattr(one, "device_mesh"))
+        return cls(SharedWeight(parameter, dtype) for parameter in whole)
 
 
 class _Begin(torch.autograd.Function):

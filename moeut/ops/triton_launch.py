@@ -247,18 +247,19 @@ def weight_gradient(
     num_experts, num_slots = routing.num_experts, routing.num_slots
     width_left, width_right = left.values.shape[1], x.shape[1]
     bias_width = width_right if has_bias else 0
+    weight_dtype = x.dtype if weight_sum is None else torch.float32
     if num_slots == 0:
         bias_zeros = x.new_zeros(num_experts, bias_width)
         if so_far is not None:
             return so_far, bias_zeros
-        dtype = x.dtype if weight_sum is None else torch.float32
-        return x.new_zeros(num_experts, width_left, width_right, dtype=dtype), bias_zeros
+        zeros = x.new_zeros(num_experts, width_left, width_right, dtype=weight_dtype)
+        return zeros, bias_zeros
 
     def launch(blocks: Blocks, so_far: Tensor | None = None) -> tuple[Tensor, Tensor]:
         tiles = triton.cdiv(width_left, blocks.rows) * triton.cdiv(width_right, blocks.columns)
         num_parts = min(8, triton.cdiv(MIN_WEIGHT_PROGRAMS, num_experts * tiles))
         is_whole = num_parts == 1
-        dtype = x.dtype if is_whole and weight_sum is None else torch.float32
+        dtype = weight_dtype if is_whole else torch.float32
         if is_whole and so_far is not None:
             gradient = so_far.unsqueeze(0)
         else:
@@ -289,9 +290,7 @@ def weight_gradient(
         total = gradient.sum(0)
         if so_far is not None:
             total = so_far.add_(total)
-        return total if weight_sum is not None else total.to(x.dtype), bias_gradient.sum(0).to(
-            x.dtype
-        )
+        return total.to(weight_dtype), bias_gradient.sum(0).to(x.dtype)
 
     epilogue = "gated" if gate is not None and gates_product else "plain"
     widths = (width_left, width_right)

@@ -161,6 +161,24 @@ def blame(result: dict[str, Any], problem: str) -> None:
     result["trying"] = None
 
 
+def add_peer_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names other implementations."""
+    parser.add_argument(
+        *("--peer", "-p"),
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="also time another implementation; may be repeated (see runners/bench/peers.py)",
+    )
+
+
+def add_tune_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option to search for block sizes."""
+    parser.add_argument(
+        "--tune", action="store_true", help="search for block sizes first, and keep them on disk"
+    )
+
+
 def add_result_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where a result goes."""
     parser.add_argument(

@@ -23,7 +23,13 @@ from typing import Any
 import torch
 
 from runners.bench import experts, model
-from runners.bench.command import DEVICE_FAILED, blame, write
+from runners.bench.command import (
+    DEVICE_FAILED,
+    add_peer_option,
+    add_tune_option,
+    blame,
+    write,
+)
 from runners.bench.sizes import LAYERS, QUICK_SIZES, USES
 from runners.bench.targets import expert_targets, model_targets
 
@@ -172,16 +178,8 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("docs/benchmarks/gpu"), help="folder to write to"
     )
-    parser.add_argument(
-        *("--peer", "-p"),
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="also time another implementation; may be repeated (see runners/bench/peers.py)",
-    )
-    parser.add_argument(
-        "--tune", action="store_true", help="search for block sizes first, and keep them on disk"
-    )
+    add_peer_option(parser)
+    add_tune_option(parser)
     parser.add_argument(
         "--seconds", type=float, default=None, help="stop then; the same command goes on"
     )

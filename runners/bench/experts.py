@@ -32,7 +32,9 @@ from moeut.ops.matmul import onednn_is_faster
 from moeut.ops.triton_device import has_triton
 from runners.bench.command import (
     Section,
+    add_peer_option,
     add_result_options,
+    add_tune_option,
     blame,
     check_counts,
     deliver,
@@ -386,16 +388,8 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     )
     parser.add_argument("--device", default=None, help="cpu or cuda (timed by events)")
     parser.add_argument("--skip", nargs="*", default=[], choices=SLOW, help="leave these out")
-    parser.add_argument(
-        *("--peer", "-p"),
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="also time another implementation; may be repeated (see runners/bench/peers.py)",
-    )
-    parser.add_argument(
-        "--tune", action="store_true", help="search for block sizes first, and keep them on disk"
-    )
+    add_peer_option(parser)
+    add_tune_option(parser)
     parser.add_argument(
         "--retain-memory",
         action=argparse.BooleanOptionalAction,

@@ -33,6 +33,7 @@ from moeut.sizing import count_parameters, macs_per_token, match_parameters
 from runners.bench.command import (
     Section,
     add_result_options,
+    add_tune_option,
     blame,
     check_counts,
     deliver,
@@ -437,8 +438,6 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads within an operation")
     parser.add_argument("--repeats", type=int, default=10, help="timed rounds; medians are shown")
     parser.add_argument("--device", default=None, help="cpu or cuda (timed by events)")
-    parser.add_argument(
-        "--tune", action="store_true", help="search for block sizes first, and keep them on disk"
-    )
+    add_tune_option(parser)
     add_result_options(parser)
     parser.set_defaults(run=run)

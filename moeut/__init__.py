@@ -44,7 +44,7 @@ _MODULE_OF = {
     "from_ndr": "interop",
 }
 
-_MODULES = {*_MODULE_OF.values(), "attention", "initialization", "ops", "routing", "stack"}
+_MODULES = {*_MODULE_OF.values(), "blocks", "initialization", "ops", "recurrence"}
 
 __all__ = sorted(_MODULE_OF)
 

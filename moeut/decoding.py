@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moeut.cache import StackCache
 from moeut.models import DecoderLM, Encoded, EncoderDecoder
+from moeut.recurrence.cache import StackCache
 
 
 @dataclass(frozen=True)

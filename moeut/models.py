@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeut import masks
-from moeut.cache import StackCache
+from moeut.blocks import masks
+from moeut.blocks.routing import RoutingRecord
 from moeut.config import ModelConfig
 from moeut.initialization import initialize
-from moeut.routing import RoutingRecord
-from moeut.stack import DepthStack, Memory, StackOutput
+from moeut.recurrence.cache import StackCache
+from moeut.recurrence.stack import DepthStack, Memory, StackOutput
 
 
 @dataclass(frozen=True)

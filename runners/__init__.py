@@ -3,6 +3,6 @@
 import sys
 
 if sys.argv[0] == "-m":  # Python is looking for the module of a command, which is imported next
-    from runners.signals import end_at_interrupt
+    from runners.process.signals import end_at_interrupt
 
     end_at_interrupt()

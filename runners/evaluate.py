@@ -19,16 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 from moeut.saving import check_fit
-from runners import environment, signals, zero_shot
-from runners.build import Built, build, build_model
-from runners.checkpoint import Checkpoint, check_run, list_checkpoints, load_checkpoint
-from runners.config import ConfigError, RunConfig
-from runners.evaluation import Evaluation, evaluate_split
-from runners.loop import Stopped
-from runners.progress import make_console
-from runners.rundirectory import RunDirectory
-from tasks.command_line import Parser
-from tasks.options import nearest
+from runners.config.schema import ConfigError, RunConfig
+from runners.process import environment, signals
+from runners.process.checkpoint import Checkpoint, check_run, list_checkpoints, load_checkpoint
+from runners.process.run_directory import RunDirectory
+from runners.scoring import zero_shot
+from runners.scoring.splits import Evaluation, evaluate_split
+from runners.sweeping.progress import make_console
+from runners.training.experiment import Built, build, build_model
+from runners.training.loop import Stopped
+from tasks.base.command_line import Parser
+from tasks.base.options import nearest
 
 
 def evaluate_run(

@@ -10,16 +10,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from runners import signals
-from runners.config import ConfigError
-from runners.loading import LanguageModel, add_model_argument, load_language_model
-from tasks.command_line import Parser
+from runners.config.schema import ConfigError
+from runners.process import signals
+from runners.scoring.language_model import LanguageModel, add_model_argument, load_language_model
+from tasks.base.command_line import Parser
 
 
 def export(loaded: LanguageModel, folder: Path) -> None:
     """Write ``config.json``, the weights, and the tokenizer's file into a folder.
 
-    ``import moeut.huggingface`` and ``AutoModelForCausalLM.from_pretrained(folder)`` read it back.
+    ``AutoModelForCausalLM.from_pretrained(folder)`` reads it after ``import
+    moeut.interop.huggingface``.
     The tokenizer's file is our own; only a ``tokenizer.json`` is one that Transformers reads.
 
     Raises:
@@ -29,7 +30,7 @@ def export(loaded: LanguageModel, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--output {folder}: is there already, and is not an empty folder")
     try:
-        from moeut.huggingface import wrap
+        from moeut.interop.huggingface import wrap
     except ImportError as error:
         raise ConfigError(str(error)) from error
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
   python -m runners.export runs/lm_44m/moeut-1a2b3c4d/seed0 --output my-model
 
 read it back, where moeut is installed, with:
-  import moeut.huggingface                       # registers the model with Transformers
+  import moeut.interop.huggingface                       # registers the model with Transformers
   from tasks.language.tokenizers import load_tokenizer
   from transformers import AutoModelForCausalLM
   model = AutoModelForCausalLM.from_pretrained("my-model")

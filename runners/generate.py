@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from moeut.sampling import check_settings, generate
-from runners import signals
-from runners.config import ConfigError
-from runners.loading import LanguageModel, add_model_argument, load_language_model
-from tasks.command_line import Parser
+from runners.config.schema import ConfigError
+from runners.process import signals
+from runners.scoring.language_model import LanguageModel, add_model_argument, load_language_model
+from tasks.base.command_line import Parser
 
 
 @dataclass(frozen=True)

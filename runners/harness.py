@@ -7,13 +7,14 @@ or, in Python,
 
     import lm_eval
     from runners.harness import harness_model
-    from runners.loading import load_language_model
+    from runners.scoring.language_model import load_language_model
 
     model = harness_model(load_language_model("runs/…/seed0"))
     lm_eval.simple_evaluate(model, tasks=["blimp", "piqa"])
 
-Log-likelihoods are those of ``runners.likelihoods``. The harness downloads the data of its own
-tasks from the Hugging Face hub; ``runners.evaluate --task`` needs no harness and reads local files.
+Log-likelihoods are those of ``runners.scoring.likelihoods``. The harness downloads the data of its
+own tasks from the Hugging Face hub; ``runners.evaluate --task`` needs no harness and reads local
+files.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moeut.sampling import generate
-from runners import signals
-from runners.likelihoods import BATCH_SIZE, Request, encode, score_requests
-from runners.loading import LanguageModel, load_language_model
-from tasks.command_line import Parser
+from runners.process import signals
+from runners.scoring.language_model import LanguageModel, load_language_model
+from runners.scoring.likelihoods import BATCH_SIZE, Request, encode, score_requests
+from tasks.base.command_line import Parser
 from tasks.zero_shot import Likelihood
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def harness_model(
     """Return a language model as the harness wants it, an ``lm_eval.api.model.LM``.
 
     Args:
-        language: from ``runners.loading``.
+        language: from ``runners.scoring.language_model``.
         batch_size: continuations, or prompts, of a batch.
         num_repeats: depth; None: the model's own.
 

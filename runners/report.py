@@ -27,12 +27,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runners import comparison, figures, signals, tables
-from runners.results import Run, SweepResults, compact, is_lower_better, load
-from runners.statistics import TOO_SMALL, summarize
-from runners.strict_yaml import ConfigError
-from tasks.command_line import Parser
-from tasks.options import nearest
+from runners.config.yaml_nodes import ConfigError
+from runners.process import signals
+from runners.reporting import comparison, figures, tables
+from runners.reporting.results import Run, SweepResults, compact, is_lower_better, load
+from runners.reporting.statistics import TOO_SMALL, summarize
+from tasks.base.command_line import Parser
+from tasks.base.options import nearest
 
 EXIT_DONE, EXIT_BAD_INPUT = 0, 2
 

@@ -19,8 +19,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from runners import distributed, environment, parallel, signals
-from runners.build import (
+from runners.config.identity import config_hash, identity
+from runners.config.schema import ConfigError
+from runners.config.yaml_nodes import dump
+from runners.process import environment, ranks, signals
+from runners.process.checkpoint import Checkpoint, load_latest, save_checkpoint
+from runners.process.lease import DirectoryLock, Locked
+from runners.process.ranks import World
+from runners.process.run_directory import MetricsLog, RunDirectory, write_json, write_json_lines
+from runners.scoring.splits import Evaluation, evaluate_split
+from runners.training import parallel
+from runners.training.cost import describe_model, macs_per_token
+from runners.training.experiment import (
     Built,
     build,
     build_model,
@@ -28,19 +38,10 @@ from runners.build import (
     save_task_files,
     train_columns,
 )
-from runners.checkpoint import Checkpoint, load_latest, save_checkpoint
-from runners.config import ConfigError
-from runners.distributed import World
-from runners.evaluation import Evaluation, evaluate_split
-from runners.identity import config_hash, identity
-from runners.lock import DirectoryLock, Locked
-from runners.loop import Loop, NonFinite, Stopped, fit, seed_everything
-from runners.rundirectory import MetricsLog, RunDirectory, write_json, write_json_lines
-from runners.sizes import describe_model, macs_per_token
-from runners.strict_yaml import dump
-from runners.telemetry import Stopwatch, expert_usage, peak_flops, perplexity
-from runners.tensorboard import Board
-from tasks.scoring import selection_score
+from runners.training.loop import Loop, NonFinite, Stopped, fit, seed_everything
+from runners.training.telemetry import Stopwatch, expert_usage, peak_flops, perplexity
+from runners.training.tensorboard import Board
+from tasks.base.scoring import selection_score
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _fail(files: RunDirectory, error: Exception, *, step: int | None, world: Wor
     message = str(error) or repr(error)
     if world.size > 1:
         reported = world.reported()
-        if distributed.is_lost(error) and reported is None:
+        if ranks.is_lost(error) and reported is None:
             raise Stopped(
                 "lost another rank, which was killed or whose machine is gone; the run continues "
                 "from its last checkpoint"
@@ -386,7 +387,7 @@ class _Run:
 
     def _write_shards(self, folder: Path) -> None:
         assert self.loop is not None
-        from runners.sharding import save_shards
+        from runners.training.sharding import save_shards
 
         save_shards(folder, self.model, self.loop.optimizer, self.world)
 

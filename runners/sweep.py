@@ -20,18 +20,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from runners import environment, signals
-from runners.build import Built, build, data_hash, missing_data
-from runners.config import ConfigError
-from runners.executor import Job, LocalExecutor
-from runners.expand import PlannedRun, Sweep, expand, read_sweep, write_plan
-from runners.help import sweep_help
-from runners.lock import DirectoryLock, Locked
-from runners.progress import Display, make_console
-from runners.rundirectory import RunDirectory, RunRecord
-from runners.tensorboard import check_tensorboard
-from tasks.command_line import Parser
-from tasks.options import nearest
+from runners.config.grid import PlannedRun, Sweep, expand, read_sweep, write_plan
+from runners.config.help import sweep_help
+from runners.config.schema import ConfigError
+from runners.process import environment, signals
+from runners.process.lease import DirectoryLock, Locked
+from runners.process.run_directory import RunDirectory, RunRecord
+from runners.sweeping.local import Job, LocalExecutor
+from runners.sweeping.progress import Display, make_console
+from runners.training.experiment import Built, build, data_hash, missing_data
+from runners.training.tensorboard import check_tensorboard
+from tasks.base.command_line import Parser
+from tasks.base.options import nearest
 
 
 def check(planned: Sequence[PlannedRun], *, needs_data: bool = True) -> dict[str, Built]:
@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     for notice in sweep.notices:
         print(notice, file=sys.stderr)
     if options.dry_run:
-        from runners.plan import print_plan
+        from runners.sweeping.dry_run import print_plan
 
         workers = options.workers or default_workers(chosen)[0]
         print_plan(chosen, built, ours=sweep.config.ours, workers=workers, console=console)

@@ -29,18 +29,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runners import distributed, environment, signals
-from runners.build import build, build_task
-from runners.config import ConfigError, RunConfig, read_run, to_yaml
-from runners.distributed import World
-from runners.help import run_help
-from runners.identity import config_hash
-from runners.lock import Locked
-from runners.loop import Stopped
+from runners.config.help import run_help
+from runners.config.identity import config_hash
+from runners.config.schema import ConfigError, RunConfig, read_run, to_yaml
+from runners.process import environment, ranks, signals
+from runners.process.lease import Locked
+from runners.process.ranks import World
+from runners.process.run_directory import RunDirectory, RunRecord
 from runners.run import run
-from runners.rundirectory import RunDirectory, RunRecord
-from runners.tensorboard import check_tensorboard
-from tasks.command_line import Parser
+from runners.training.experiment import build, build_task
+from runners.training.loop import Stopped
+from runners.training.tensorboard import check_tensorboard
+from tasks.base.command_line import Parser
 
 
 def plan_single(config: RunConfig, *, name: str, root: Path) -> tuple[Path, RunRecord]:
@@ -78,7 +78,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    first = int(os.environ["RANK"]) == 0 if distributed.is_launched() else True
+    first = int(os.environ["RANK"]) == 0 if ranks.is_launched() else True
     with contextlib.ExitStack() as stack:
         if not first:  # what every rank has to say is said once
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -87,9 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
     level = logging.INFO if first else logging.WARNING  # what holds for all ranks is said once
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level, stream=sys.stderr)
-    world = distributed.join()
+    world = ranks.join()
     status = _train(options, world)
-    distributed.leave(world)
+    ranks.leave(world)
     return status
 
 
@@ -140,7 +140,7 @@ def _prepare(
 ) -> tuple[RunConfig, RunRecord, RunDirectory]:
     """Check all that can be checked before anything is written."""
     config = read_run(options.config, options.overrides)
-    distributed.check_batch(config, world.size)
+    ranks.check_batch(config, world.size)
     check_tensorboard(config)
     build(config)
     environment.check_device(config, local_rank=world.local_rank if world.size > 1 else None)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks import options as _options
 from tasks.arithmetic import Arithmetic
-from tasks.cogs import Cogs
-from tasks.cogs_like import CogsLike
+from tasks.base import options as _options
+from tasks.base.provenance import DataDamaged, DataFile, DataMissing
+from tasks.base.task import Example, Task, Vocabulary, select_rows
+from tasks.cogs.like import CogsLike
+from tasks.cogs.official import Cogs
 from tasks.digits import Addition, Multiplication
 from tasks.file import FileTask
-from tasks.files import DataDamaged, DataFile, DataMissing
 from tasks.language.task import Language
 from tasks.scan import Scan
 from tasks.table_lookup import TableLookup
-from tasks.task import Example, Task, Vocabulary, select_rows
 
 __all__ = [
     "TASKS",

@@ -32,9 +32,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-from tasks.generated import check_range, equal_shares
-from tasks.options import require
-from tasks.task import Example, Kind, Task
+from tasks.base.generated import check_range, equal_shares
+from tasks.base.options import require
+from tasks.base.task import Example, Kind, Task
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {
     "+": lambda left, right: left + right,

@@ -27,9 +27,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tasks.generated import check_range, equal_shares
-from tasks.options import require
-from tasks.task import Example, Task
+from tasks.base.generated import check_range, equal_shares
+from tasks.base.options import require
+from tasks.base.task import Example, Task
 
 _EVALUATION_SHARE = 0.2
 """Largest share of a pair of lengths that iid may take away from train."""

@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tasks.command_line import parse_task_arguments, run, task_from_words, task_parser
-from tasks.task import Example
+from tasks.base.command_line import parse_task_arguments, run, task_from_words, task_parser
+from tasks.base.task import Example
 
 
 def to_json_line(example: Example) -> str:

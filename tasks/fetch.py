@@ -29,15 +29,16 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from tasks import cogs, scan
-from tasks.command_line import Parser, run
-from tasks.files import DataFile, cache_folder, data_folders, sha256_of_file
-from tasks.options import nearest
+from tasks import scan
+from tasks.base.command_line import Parser, run
+from tasks.base.options import nearest
+from tasks.base.provenance import DataFile, cache_folder, data_folders, sha256_of_file
+from tasks.cogs import official
 from tasks.zero_shot import ZERO_SHOT
 
 PROVENANCE: dict[str, tuple[DataFile, ...]] = {
     "scan": tuple(scan.PROVENANCE),
-    "cogs": tuple(cogs.PROVENANCE),
+    "cogs": tuple(official.PROVENANCE),
     **{name: benchmark.files for name, benchmark in ZERO_SHOT.items()},
 }
 """Official files by collection."""

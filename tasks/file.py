@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tasks.options import nearest, require
-from tasks.task import SPECIAL_TOKENS, Example, Task
+from tasks.base.options import nearest, require
+from tasks.base.task import SPECIAL_TOKENS, Example, Task
 
 JSON_KEYS = ("source", "target", "category", "difficulty")
 

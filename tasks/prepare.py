@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tasks import options
-from tasks.command_line import Parser, describe_options, run
+from tasks.base import options
+from tasks.base.command_line import Parser, describe_options, run
 from tasks.language.corpora import CORPORA
 from tasks.language.packing import Prepared
 from tasks.language.shards import check_files

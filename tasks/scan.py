@@ -50,9 +50,9 @@ from typing import ClassVar, Literal
 
 import numpy
 
-from tasks.files import DataDamaged, DataFile, read_bytes, read_lines
-from tasks.options import require
-from tasks.task import Example, Task
+from tasks.base.options import require
+from tasks.base.provenance import DataDamaged, DataFile, read_bytes, read_lines
+from tasks.base.task import Example, Task
 
 COMMIT = "c4b756cbc010d75c912f16c42c8f15dc6b7e6c8f"
 REPOSITORY = f"https://raw.githubusercontent.com/brendenlake/SCAN/{COMMIT}"
@@ -276,7 +276,7 @@ def read_rows(path: str) -> list[Example]:
     """Return the rows of an official file, given by its path in the repository.
 
     Raises:
-        DataMissing, DataDamaged: see ``tasks.files``.
+        DataMissing, DataDamaged: see ``tasks.base.provenance``.
     """
     file = OFFICIAL_FILES[path]
     rows = []

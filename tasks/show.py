@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tasks import scoring
-from tasks.command_line import parse_task_arguments, run, task_from_words, task_parser
+from tasks.base import scoring
+from tasks.base.command_line import parse_task_arguments, run, task_from_words, task_parser
+from tasks.base.task import SPECIAL_TOKENS, Example, Task, select_rows
 from tasks.language.task import Language
 from tasks.prepare import show_prepared
-from tasks.task import SPECIAL_TOKENS, Example, Task, select_rows
 
 WINDOW_CHARACTERS = 400
 """Of a window, as much is shown."""

@@ -30,9 +30,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tasks.generated import check_range, equal_shares
-from tasks.options import require
-from tasks.task import Example, Kind, Task
+from tasks.base.generated import check_range, equal_shares
+from tasks.base.options import require
+from tasks.base.task import Example, Kind, Task
 
 Chain = tuple[str, ...]
 """Functions in the order of application."""

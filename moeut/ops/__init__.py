@@ -2,7 +2,7 @@
 
 ``Dispatch`` sorts a routing decision once; ``expert_linear`` and ``expert_mlp`` use it, forward and
 backward. Every backend computes the same functions: ``reference`` defines them, ``grouped`` is fast
-on a CPU and works everywhere, ``triton`` is for GPUs (``moeut.ops.triton_tuning.warmup`` compiles
+on a CPU and works everywhere, ``triton`` is for GPUs (``moeut.ops.triton.tuning.warmup`` compiles
 its kernels and finds their block sizes ahead of time).
 """
 

@@ -9,7 +9,7 @@ import os
 
 import torch
 
-from moeut.ops.triton_device import why_not
+from moeut.ops.triton.device import why_not
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moeut.ops.backend import resolve_backend
-from moeut.ops.triton_device import compute_capability
+from moeut.ops.triton.device import compute_capability
 
 RADIX_SORT_SIZE = 32768
 """PyTorch sorts integers on the CPU by radix from this size on, about ten times faster."""
@@ -77,12 +77,12 @@ class Dispatch:
                     f"{num_experts - 1} (num_experts={num_experts})"
                 )
         if resolve_backend(backend, flat.device) == "triton":
-            from moeut.ops import triton_dispatch  # imports Triton, which may not be installed
+            from moeut.ops.triton import dispatch
 
-            tile_rows = triton_dispatch.choose_tile_rows(
+            tile_rows = dispatch.choose_tile_rows(
                 flat.shape[0], num_experts, compute_capability(flat.device)
             )
-            sorted_slots = triton_dispatch.dispatch(flat, num_experts, tile_rows)
+            sorted_slots = dispatch.dispatch(flat, num_experts, tile_rows)
             order, counts, offsets, tiles = sorted_slots
             return cls(flat, order, counts, offsets, num_experts, tiles, tile_rows)
         # No expert sorts behind every expert, so that routed rows are one prefix of the order.

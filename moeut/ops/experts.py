@@ -131,7 +131,7 @@ def expert_mlp(
 
 def _implementation(name: str) -> Any:
     if name == "triton":
-        from moeut.ops import triton_experts  # imports Triton, which may not be installed
+        from moeut.ops.triton import experts as triton_experts
 
         return triton_experts
     return {"reference": reference, "grouped": grouped}[name]

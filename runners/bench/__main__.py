@@ -10,10 +10,10 @@ from collections.abc import Sequence
 # Read by PyTorch at its first allocation, so it has to be set before torch is imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-from runners import signals
 from runners.bench import data, everything, experts, generate, kernels, model
 from runners.bench.command import DEVICE_FAILED
 from runners.bench.timing import DeviceFailedError
+from runners.process import signals
 
 BENCHMARKS = {
     "all": everything,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moeut import routing
+from moeut.blocks import routing
 from moeut.ops import Dispatch, SharedWeight, expert_linear, expert_mlp
 from moeut.ops.matmul import ONEDNN, onednn_is_faster
 from runners.bench.peers import Peer

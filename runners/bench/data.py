@@ -28,6 +28,7 @@ from rich.table import Table
 
 from runners.bench.command import check_counts, deliver
 from runners.bench.timing import describe_machine
+from tasks.base.options import nearest
 from tasks.language.documents import Part
 from tasks.language.packing import Recipe, pack
 from tasks.language.shards import Shard, ShardWriter
@@ -36,7 +37,6 @@ from tasks.language.stdlib import StandardLibrary
 from tasks.language.tokenizers import Bytes, Tokenizer, load_tokenizer
 from tasks.language.train_tokenizer import train_tokenizer
 from tasks.language.windows import TokenSplit
-from tasks.options import nearest
 
 TOKENIZERS = ("bytes", "bpe", "bpe-paper")
 RULE = SplitRule(validation_fraction=0.005, test_fraction=0.005)

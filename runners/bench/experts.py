@@ -29,7 +29,7 @@ from rich.console import Console
 
 from moeut.ops import resolve_backend
 from moeut.ops.matmul import onednn_is_faster
-from moeut.ops.triton_device import has_triton
+from moeut.ops.triton.device import has_triton
 from runners.bench.command import (
     Section,
     add_peer_option,
@@ -72,7 +72,7 @@ from runners.bench.timing import (
     peak_memory,
     retain_memory,
 )
-from runners.environment import set_float32_products
+from runners.process.environment import set_float32_products
 
 SLOW = ("loop", "all experts")
 """Competitors that get fewer rounds, and none on a GPU, where they wait for the device."""
@@ -183,7 +183,7 @@ class _SizeRun:
     def _warm_up(self, ours: Candidate) -> None:
         """Compile our kernels, and search for their block sizes where asked."""
         if self.device.type == "cuda" and has_triton():
-            from moeut.ops.triton_tuning import warmup
+            from moeut.ops.triton.tuning import warmup
 
             attempt(functools.partial(warmup, ours.step, search=self.options.tune), self.device)
 

@@ -25,11 +25,11 @@ from unittest import mock
 import torch
 from rich.console import Console
 
-from moeut.ops.triton_device import has_triton, is_interpreted
+from moeut.ops.triton.device import has_triton, is_interpreted
 from runners.bench.command import Section, deliver, ditto
 from runners.bench.estimates import DEVICES, estimate
 from runners.bench.sizes import DTYPES, SIZES, HeadSize, MlpSize, check_sizes
-from tasks.options import nearest
+from tasks.base.options import nearest
 
 DEFAULT_SIZES = (
     *("mlp-44m-64k", "value-44m-64k", "output-44m-64k"),
@@ -45,9 +45,9 @@ TYPE_NAMES = {
     torch.uint8: "u8",
 }
 KERNELS = {
-    "moeut.ops.triton_dispatch": ("count_kernel", "scan_kernel", "offset_kernel", "place_kernel"),
-    "moeut.ops.triton_launch": ("row_product_kernel", "row_sum_kernel", "weight_gradient_kernel"),
-    "moeut.ops.triton_router": ("route_kernel", "route_gradient_kernel"),
+    "moeut.ops.triton.dispatch": ("count_kernel", "scan_kernel", "offset_kernel", "place_kernel"),
+    "moeut.ops.triton.launch": ("row_product_kernel", "row_sum_kernel", "weight_gradient_kernel"),
+    "moeut.ops.triton.router": ("route_kernel", "route_gradient_kernel"),
 }
 
 
@@ -99,8 +99,10 @@ def record_launches(
 
     ``changes`` replace some of the default block sizes of row products.
     """
-    from moeut.ops import triton_dispatch, triton_experts, triton_launch, triton_router
-    from moeut.ops.triton_tuning import default_blocks
+    from moeut.ops.triton import dispatch, router
+    from moeut.ops.triton import experts as triton_experts
+    from moeut.ops.triton import launch as triton_launch
+    from moeut.ops.triton.tuning import default_blocks
 
     def choose(shape: Any, device: torch.device, launch: Any) -> Any:
         blocks = default_blocks(shape)
@@ -108,18 +110,18 @@ def record_launches(
         return dataclasses.replace(blocks, **changes or {}) if is_product else blocks
 
     launches: list[Launch] = []
-    tile_rows = triton_dispatch.choose_tile_rows(
+    tile_rows = dispatch.choose_tile_rows(
         size.num_slots, size.total_experts, divmod(capability, 10)
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(triton_launch.TUNER, "choose", choose))
-        for module in (triton_dispatch, triton_launch, triton_router):
+        for module in (dispatch, triton_launch, router):
             for name in KERNELS[module.__name__]:
                 recorder = _Recorder(getattr(module, name), launches)
                 stack.enter_context(mock.patch.object(module, name, recorder))
         _record_router(size)
         slots = torch.zeros(size.slots_per_token, dtype=torch.int64)
-        triton_dispatch.dispatch._init_fn(slots, size.total_experts, tile_rows)
+        dispatch.dispatch._init_fn(slots, size.total_experts, tile_rows)
         empty = torch.empty(2, 2, dtype=torch.int64)
         offsets = torch.zeros(size.total_experts + 1, dtype=torch.int64)
         routing = (slots, offsets, empty, tile_rows)
@@ -131,17 +133,17 @@ def record_launches(
 
 
 def _record_router(size: MlpSize | HeadSize) -> None:
-    from moeut.ops import triton_router
+    from moeut.ops.triton import router
 
     if isinstance(size, MlpSize):
         routers, experts = 1, size.num_experts
     else:  # value and output experts of all heads are chosen in one go
         routers, experts = 2 * size.num_heads, size.experts_per_head
     logits = torch.zeros(1, 1, routers, experts)
-    gates, probability, normaliser, selection = triton_router.route._init_fn(
+    gates, probability, normaliser, selection = router.route._init_fn(
         logits, None, None, None, size.top_k, False, True
     )
-    triton_router.route_backward._init_fn(
+    router.route_backward._init_fn(
         gates, probability, logits, normaliser, selection, gates, None, False, True
     )
 

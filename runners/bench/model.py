@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import moeut
 from moeut.config import ModelConfig
-from moeut.ops.triton_device import has_triton
+from moeut.ops.triton.device import has_triton
 from moeut.sizing import count_parameters, macs_per_token, match_parameters
 from runners.bench.command import (
     Section,
@@ -46,7 +46,7 @@ from runners.bench.limits import Limits, measure_limits
 from runners.bench.sizes import DTYPES, check_sizes
 from runners.bench.targets import model_targets
 from runners.bench.timing import DeviceFailedError, attempt, describe_machine
-from runners.environment import set_float32_products
+from runners.process.environment import set_float32_products
 
 VOCABULARY_SIZE = 8000
 MODES = ("eager", "compiled", "graph", "compiled-graph")
@@ -283,7 +283,7 @@ class _Comparison:
             )
             attention[model] = trainee.attention_kernels()
             if self.device.type == "cuda" and has_triton():
-                from moeut.ops.triton_tuning import warmup
+                from moeut.ops.triton.tuning import warmup
 
                 warmup(trainee.runner("eager"), search=self.options.tune)
             for mode in self.modes:

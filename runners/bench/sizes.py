@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from tasks.options import nearest
+from tasks.base.options import nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks import options
+from tasks.base import options
+from tasks.language.corpus_files import Documents, Files
 from tasks.language.documents import Corpus
-from tasks.language.files import Documents, Files
 from tasks.language.hub import HubDataset, HubFiles
 from tasks.language.stdlib import StandardLibrary
 

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
-from tasks import options
+from tasks.base import options
 from tasks.language.documents import Document
 from tasks.language.extras import need
 

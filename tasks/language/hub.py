@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from tasks.language.corpus_files import DOCUMENT_BYTES, file_sha256
 from tasks.language.documents import DOCUMENT_SEPARATOR, Corpus, Document, Part
 from tasks.language.extras import need
-from tasks.language.files import DOCUMENT_BYTES, file_sha256
 from tasks.language.formats import (
     DAMAGES,
     PARQUET,

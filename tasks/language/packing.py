@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tasks.files import DataDamaged
+from tasks.base.provenance import DataDamaged
 from tasks.language.documents import Document, Part
 from tasks.language.shards import Shard, ShardWriter, check_files, token_type, write_json
 from tasks.language.splitting import (

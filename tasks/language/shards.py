@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.files import DataDamaged
+from tasks.base.provenance import DataDamaged
 
 OFFSET_TYPE = np.dtype("<u8")
 VERIFIED = "verified.json"

@@ -22,17 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
-from tasks import options
-from tasks.files import DataDamaged, DataMissing, cache_folder
+from tasks.base import options
+from tasks.base.provenance import DataDamaged, DataMissing, cache_folder
+from tasks.base.task import Kind, Task
 from tasks.language.corpora import open_corpus
+from tasks.language.corpus_files import Documents
 from tasks.language.documents import Corpus, Part
-from tasks.language.files import Documents
 from tasks.language.packing import TOKENIZER, Prepared, Recipe, pack, read_prepared
 from tasks.language.splitting import SPLITS, SplitRule, digest
 from tasks.language.tokenizers import Bytes, Tokenizer, load_tokenizer
 from tasks.language.windows import TokenSplit
 from tasks.language.workers import locked
-from tasks.task import Kind, Task
 
 FORMAT = 1
 """Version of the packed files; another one is packed anew."""

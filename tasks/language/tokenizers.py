@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tasks import options
+from tasks.base import options
 from tasks.language.extras import need
 
 BOUNDARY_PIECE = "<document>"

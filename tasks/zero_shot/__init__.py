@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from tasks.options import nearest
+from tasks.base.options import nearest
 from tasks.zero_shot.arc_easy import ArcEasy
 from tasks.zero_shot.benchmark import Benchmark, Likelihood, Question
 from tasks.zero_shot.blimp import Blimp

@@ -26,7 +26,7 @@ import importlib.resources
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from tasks.files import DataFile
+from tasks.base.provenance import DataFile
 from tasks.zero_shot.benchmark import (
     Benchmark,
     Likelihood,

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 import moeut
-import moeut.positions
-import moeut.stack
+import moeut.blocks.positions
+import moeut.recurrence.stack
 from moeut.config import ModelConfig, Relative
 from moeut.decoding import greedy_decode
 from moeut.interop import from_transformer_generalization, mapping
@@ -202,12 +202,12 @@ def original(golden) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
 
 def test_shifting_positions_is_seen(golden, monkeypatch: pytest.MonkeyPatch) -> None:
     config, state = original(golden)
-    sinusoids = moeut.positions.sinusoids
+    sinusoids = moeut.blocks.positions.sinusoids
 
     def later(positions: torch.Tensor, *rest: Any, **scale: float) -> torch.Tensor:
         return sinusoids(positions + 1, *rest, **scale)
 
-    for module in (moeut.positions, moeut.stack):
+    for module in (moeut.blocks.positions, moeut.recurrence.stack):
         monkeypatch.setattr(module, "sinusoids", later)
     assert deviation(golden, config, state) > 1e-4
 

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 import moeut
-import moeut.attention
+import moeut.blocks.attention
+from moeut.blocks.positions import RotaryTables, rotary_tables, rotate
 from moeut.config import ModelConfig, Rotary, SigmaMoE, SwitchHead
 from moeut.interop import mapping
 from moeut.interop.release import release_config, release_maps
@@ -19,7 +20,6 @@ from moeut.interop.training_code import (
     training_code_config,
     training_code_maps,
 )
-from moeut.positions import RotaryTables, rotary_tables, rotate
 
 pytestmark = pytest.mark.golden
 
@@ -223,7 +223,7 @@ def test_shifting_rotary_positions_is_seen(golden, monkeypatch: pytest.MonkeyPat
         query, key = rotate(x, tables).chunk(2, dim=1)
         return torch.cat((rotate(query, one), key), dim=1)
 
-    monkeypatch.setattr(moeut.attention, "rotate", shifted)
+    monkeypatch.setattr(moeut.blocks.attention, "rotate", shifted)
     assert deviation(golden, config, state) > 1e-4
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeut import masks
+from moeut.blocks import masks
 from moeut.models import build
 
 NUMBERS = torch.tensor([[0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 5], [0] * 9 + [1] * 3])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import moeut
-from moeut.layer import Layer
+from moeut.blocks.layer import Layer
 from moeut.models import build
 
 FORMS = ["decoder_lm", "encoder_decoder", "encoder_classifier"]

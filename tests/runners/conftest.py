@@ -12,9 +12,9 @@ import torch
 
 import moeut
 import tasks
-from runners.loading import LanguageModel
+from runners.scoring.language_model import LanguageModel
+from tasks.base.task import Example, Task
 from tasks.language.tokenizers import Bytes
-from tasks.task import Example, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,10 +230,10 @@ def make_run(tmp_path, run_text) -> Callable[..., Path]:
         form: str = "encoder_decoder",
         architecture: str = "transformer",
     ) -> Path:
-        from runners.build import data_hash
-        from runners.config import read_run
-        from runners.identity import config_hash
-        from runners.rundirectory import RunDirectory, RunRecord
+        from runners.config.identity import config_hash
+        from runners.config.schema import read_run
+        from runners.process.run_directory import RunDirectory, RunRecord
+        from runners.training.experiment import data_hash
 
         file = tmp_path / f"{name}.yaml"
         file.write_text(run_text(form, architecture))
@@ -256,8 +256,8 @@ def train(monkeypatch) -> Callable[..., str]:
 
     def run(directory: Path, *, stop_at: int | None = None, on_progress=None) -> str:
         from runners import run as module
-        from runners import signals
-        from runners.loop import Loop, Stopped
+        from runners.process import signals
+        from runners.training.loop import Loop, Stopped
 
         stop = signals.Stop()
         advance = Loop.advance
@@ -300,10 +300,10 @@ def make_language_run(
     text.write_text("".join(f'{{"text": "{"abc def " * (3 + n % 5)}{n}"}}\n' for n in range(60)))
     path = folder / "lm.yaml"
     path.write_text(config.replace("FILE", str(text)))
-    from runners import signals
-    from runners.config import read_run
+    from runners.config.schema import read_run
+    from runners.process import signals
+    from runners.process.run_directory import RunDirectory
     from runners.run import run
-    from runners.rundirectory import RunDirectory
     from runners.train import plan_single
 
     read = read_run(path)

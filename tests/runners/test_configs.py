@@ -8,10 +8,11 @@ import pytest
 import moeut
 from moeut.presets import OURS, PRESETS
 from moeut.sizing import count_parameters
-from runners import strict_yaml, sweep
-from runners.config import read_run
-from runners.expand import expand, read_sweep
-from runners.sweepfile import METRICS
+from runners import sweep
+from runners.config import yaml_nodes
+from runners.config.grid import expand, read_sweep
+from runners.config.schema import read_run
+from runners.config.sweep_file import METRICS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SWEEPS = [path for path in CONFIGS if "\nvariants:" in path.read_text(encoding="utf-8")]
@@ -218,10 +219,10 @@ def test_the_command_that_packs_is_the_one_that_the_task_gives():
 
 
 def test_metrics_of_every_kind_of_task_can_be_a_headline():
-    from tasks.scoring import HEADLINE_METRICS
+    from tasks.base.scoring import HEADLINE_METRICS
 
     assert all(metric in METRICS[kind] for kind, metric in HEADLINE_METRICS.items())
-    assert strict_yaml.read(FOLDER / "lm_44m_compare.yaml").value["headline"].plain() == {
+    assert yaml_nodes.read(FOLDER / "lm_44m_compare.yaml").value["headline"].plain() == {
         "split": "test",
         "metric": "bits_per_byte",
     }

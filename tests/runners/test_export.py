@@ -9,7 +9,7 @@ import torch
 
 from moeut.sampling import generate
 from runners.export import main
-from runners.loading import load_language_model
+from runners.scoring.language_model import load_language_model
 from tasks.language.tokenizers import load_tokenizer
 from tasks.language.train_tokenizer import train_tokenizer
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from runners import harness, signals, zero_shot
-from runners.likelihoods import Request, score_requests
+from runners import harness
+from runners.process import signals
+from runners.scoring import zero_shot
+from runners.scoring.likelihoods import Request, score_requests
 from tasks.language.tokenizers import Bytes
 from tasks.zero_shot import blimp, get, piqa
 

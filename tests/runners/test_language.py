@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import tasks
-from runners import build as build_module
 from runners import evaluate, sweep
-from runners.build import build, build_model, save_task_files
-from runners.checkpoint import list_checkpoints
-from runners.config import ConfigError, EvaluateConfig, read_run
-from runners.evaluation import evaluate_split
-from runners.identity import config_hash
-from runners.rundirectory import RunDirectory, RunRecord
-from runners.sizes import describe_model, mean_lengths
+from runners.config.identity import config_hash
+from runners.config.schema import ConfigError, EvaluateConfig, read_run
+from runners.process.checkpoint import list_checkpoints
+from runners.process.run_directory import RunDirectory, RunRecord
+from runners.scoring.splits import evaluate_split
+from runners.training import experiment as build_module
+from runners.training.cost import describe_model, mean_lengths
+from runners.training.experiment import build, build_model, save_task_files
 
 CPU = torch.device("cpu")
 CONTEXT = 24

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from runners import run as module
-from runners.checkpoint import list_checkpoints, load_checkpoint
-from runners.config import ConfigError
-from runners.loop import Loop, Position
-from runners.rundirectory import RunDirectory
+from runners.config.schema import ConfigError
+from runners.process.checkpoint import list_checkpoints, load_checkpoint
+from runners.process.run_directory import RunDirectory
+from runners.training.loop import Loop, Position
 
 FORMS = {
     "encoder_decoder": ("encoder_decoder", "moeut"),
@@ -202,7 +202,7 @@ def test_edited_config_is_refused(make_run, train):
 
 def test_non_finite_loss_stops_before_the_update(make_run, train, monkeypatch):
     directory = make_run()
-    from runners import loop as loop_module
+    from runners.training import loop as loop_module
 
     norm = loop_module.gradient_norm
     steps = []
@@ -229,7 +229,7 @@ def test_full_disk_fails_the_run_and_keeps_the_checkpoint(make_run, train, monke
     directory = make_run()
     import errno
 
-    from runners import checkpoint as checkpoint_module
+    from runners.process import checkpoint as checkpoint_module
 
     write = checkpoint_module._write
 

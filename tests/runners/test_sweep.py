@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from runners import signals, sweep
-from runners.lock import DirectoryLock
-from runners.rundirectory import RunDirectory
+from runners import sweep
+from runners.process import signals
+from runners.process.lease import DirectoryLock
+from runners.process.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -92,8 +93,8 @@ def test_second_driver_is_told_and_changes_nothing(command, tmp_path, capsys):
 
 
 def test_dry_run_writes_nothing(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("runners.plan.MEASURE_SECONDS", 0.01)
-    monkeypatch.setattr("runners.plan.MEASURE_LIMIT", 1)
+    monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_SECONDS", 0.01)
+    monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_LIMIT", 1)
     assert sweep.main([*command, "--dry-run"]) == 0
     output = capsys.readouterr().out
     assert "4 runs, 0 of them done" in output
@@ -101,9 +102,9 @@ def test_dry_run_writes_nothing(command, tmp_path, capsys, monkeypatch):
     assert "each of 1 settings" in output
     assert "~" in output
     rows = {line.split()[0]: line.split() for line in output.splitlines() if line.strip()}
-    from runners.build import build
-    from runners.expand import expand, read_sweep
-    from runners.sizes import describe_model
+    from runners.config.grid import expand, read_sweep
+    from runners.training.cost import describe_model
+    from runners.training.experiment import build
 
     for run in expand(read_sweep(command[0], command[1:4])):
         model = describe_model(build(run.config))
@@ -177,7 +178,7 @@ def test_exit_status(counts, number, status):
 
 
 def test_default_workers_follow_cores_and_threads(command, monkeypatch):
-    from runners.expand import expand, read_sweep
+    from runners.config.grid import expand, read_sweep
 
     monkeypatch.setattr(sweep, "available_cores", lambda: 7)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -188,7 +189,7 @@ def test_default_workers_follow_cores_and_threads(command, monkeypatch):
 
 def test_workers_are_no_part_of_a_run(command, tmp_path):
     """The number of workers decides neither threads nor identity."""
-    from runners.expand import expand, read_sweep
+    from runners.config.grid import expand, read_sweep
 
     planned = expand(read_sweep(command[0]), root=Path("runs"))
     assert {run.config.train.num_threads for run in planned} == {1}
@@ -196,25 +197,25 @@ def test_workers_are_no_part_of_a_run(command, tmp_path):
 
 
 def test_dry_run_times_large_models_by_fewer_rows_or_not_at_all(command, capsys, monkeypatch):
-    monkeypatch.setattr("runners.plan.MEASURE_SECONDS", 0.01)
+    monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_SECONDS", 0.01)
     timed = []
 
     def seconds_per_step(config, built, *, seconds):
         timed.append(config.train.batch_size)
         return float(config.train.batch_size)
 
-    monkeypatch.setattr("runners.plan.seconds_per_step", seconds_per_step)
+    monkeypatch.setattr("runners.sweeping.dry_run.seconds_per_step", seconds_per_step)
     assert sweep.main([*command, "--dry-run"]) == 0
     full = set(timed)
     whole = capsys.readouterr().out
     assert "too large" not in whole
-    monkeypatch.setattr("runners.plan.MEASURE_MACS", 1.0)
+    monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_MACS", 1.0)
     timed.clear()
     assert sweep.main([*command, "--dry-run"]) == 0
     assert not timed
     assert "2 settings are too large to be timed on this CPU" in capsys.readouterr().out
     for macs in (1e3, 1e4, 1e5, 1e6):
-        monkeypatch.setattr("runners.plan.MEASURE_MACS", macs)
+        monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_MACS", macs)
         assert sweep.main([*command, "--dry-run"]) == 0
         capsys.readouterr()
     assert any(0 < rows < min(full) for rows in timed)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from runners import train as module
-from runners.rundirectory import RunDirectory
+from runners.process.run_directory import RunDirectory
 
 
 @pytest.fixture

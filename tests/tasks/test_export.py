@@ -7,8 +7,9 @@ import json
 import pytest
 
 import tasks
-from tasks import command_line, export
-from tasks.task import Example
+from tasks import export
+from tasks.base import command_line
+from tasks.base.task import Example
 
 
 def test_a_line_has_source_target_category_and_difficulty():

@@ -11,8 +11,9 @@ import zipfile
 import pytest
 from rich.console import Console
 
-from tasks import command_line, fetch, files
-from tasks.files import DataFile, sha256_of
+from tasks import fetch
+from tasks.base import command_line, provenance
+from tasks.base.provenance import DataFile, sha256_of
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -93,7 +94,7 @@ def everything_under(folder) -> list[str]:
 
 def test_fetched_file_is_whole_and_not_fetched_twice(server, cache, file):
     fetch.main(["toy"])
-    assert files.read_bytes(file) == CONTENT
+    assert provenance.read_bytes(file) == CONTENT
     assert everything_under(cache) == ["toy/rows.txt"]
     assert len(server.asked) == 1
     fetch.main(["toy"])
@@ -103,10 +104,10 @@ def test_fetched_file_is_whole_and_not_fetched_twice(server, cache, file):
 def test_damaged_copy_in_the_cache_is_replaced(server, cache, file):
     (cache / "toy").mkdir(parents=True)
     (cache / "toy/rows.txt").write_bytes(b"other")
-    with pytest.raises(files.DataDamaged):
-        files.read_bytes(file)
+    with pytest.raises(provenance.DataDamaged):
+        provenance.read_bytes(file)
     fetch.main(["toy"])
-    assert files.read_bytes(file) == CONTENT
+    assert provenance.read_bytes(file) == CONTENT
 
 
 def test_damaged_content_is_refused_and_nothing_is_left(server, cache, file):
@@ -133,7 +134,7 @@ def test_interrupted_download_goes_on(server, cache, file, understands_ranges):
     assert everything_under(cache) == ["toy/rows.txt.part"]
     assert (cache / "toy/rows.txt.part").stat().st_size == 100_000
     fetch.main(["toy"])
-    assert files.read_bytes(file) == CONTENT
+    assert provenance.read_bytes(file) == CONTENT
     assert everything_under(cache) == ["toy/rows.txt"]
     assert server.asked[-1] == ("/rows.txt", "bytes=100000-")
 
@@ -142,7 +143,7 @@ def test_partial_file_that_is_something_else_is_thrown_away(server, cache, file)
     (cache / "toy").mkdir(parents=True)
     (cache / "toy/rows.txt.part").write_bytes(b"the start of another file")
     fetch.main(["toy"])
-    assert files.read_bytes(file) == CONTENT
+    assert provenance.read_bytes(file) == CONTENT
 
 
 def test_partial_file_that_is_whole_or_too_long(server, cache, file):
@@ -151,13 +152,13 @@ def test_partial_file_that_is_whole_or_too_long(server, cache, file):
         (cache / "toy/rows.txt").unlink(missing_ok=True)
         (cache / "toy/rows.txt.part").write_bytes(CONTENT + extra)
         fetch.main(["toy"])
-        assert files.read_bytes(file) == CONTENT
+        assert provenance.read_bytes(file) == CONTENT
 
 
 def test_mirror_has_the_same_paths(server, cache, file):
     server.table = {"/data/toy/rows.txt": CONTENT}
     fetch.main(["toy", "--from", f"{server.address}/data/"])
-    assert files.read_bytes(file) == CONTENT
+    assert provenance.read_bytes(file) == CONTENT
     assert server.asked == [("/data/toy/rows.txt", None)]
 
 
@@ -240,8 +241,8 @@ def archive(request, server, monkeypatch):
 def test_files_of_an_archive_are_taken_out_of_it_and_it_is_not_kept(server, cache, archive):
     fetch.main(["toy"])
     assert everything_under(cache) == ["toy/a.txt", "toy/b.txt"]
-    assert files.read_bytes(archive[0]) == b"a"
-    assert files.read_bytes(archive[1]) == CONTENT
+    assert provenance.read_bytes(archive[0]) == b"a"
+    assert provenance.read_bytes(archive[1]) == CONTENT
     assert len(server.asked) == 1
     fetch.main(["toy"])
     assert len(server.asked) == 1
@@ -268,7 +269,7 @@ def test_archive_comes_from_the_mirror_too(server, cache, archive):
     (path,) = list(server.table)
     server.table = {f"/data/toy{path}": server.table[path]}
     fetch.main(["toy", "--from", f"{server.address}/data"])
-    assert files.read_bytes(archive[1]) == CONTENT
+    assert provenance.read_bytes(archive[1]) == CONTENT
 
 
 def test_benchmarks_can_be_fetched():

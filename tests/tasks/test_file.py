@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tasks
-from tasks.task import Example
+from tasks.base.task import Example
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import json
 import pytest
 
 import tasks
-from tasks import command_line, export, prepare, show
+from tasks import export, prepare, show
+from tasks.base import command_line
 from tasks.language.corpora import CORPORA
 from tasks.language.task import Language
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 import pytest
 
 import tasks
-from tasks import files, scan
-from tasks.task import Example
+from tasks import scan
+from tasks.base import provenance
+from tasks.base.task import Example
 
 OFFICIAL = {
     "length": "length_split/tasks_{}_length.txt",
@@ -313,7 +314,7 @@ def test_impossible_held_out_is_refused(held_out):
 def test_missing_files_are_named_with_the_command(given, command, tmp_path, monkeypatch):
     monkeypatch.delenv("MOEUT_DATA", raising=False)
     monkeypatch.setenv("MOEUT_CACHE", str(tmp_path))
-    with pytest.raises(files.DataMissing) as error:
+    with pytest.raises(provenance.DataMissing) as error:
         tasks.create("scan", **given).splits()
     assert str(error.value).endswith(command)
 
@@ -327,7 +328,7 @@ def place(monkeypatch, tmp_path, table: dict[str, bytes]) -> None:
         goal.write_bytes(content)
         entry = replace(
             scan.OFFICIAL_FILES.get(path, scan.MCD_ARCHIVE),
-            sha256=files.sha256_of(content),
+            sha256=provenance.sha256_of(content),
             rows=None,
         )
         if path in scan.OFFICIAL_FILES:
@@ -373,7 +374,7 @@ def test_few_shot_keeps_its_shots_in_train(tmp_path, monkeypatch):
 
 def test_malformed_line_is_refused(tmp_path, monkeypatch):
     place(monkeypatch, tmp_path, {"tasks.txt": b"IN: jump OUT: I_JUMP\njump\n"})
-    with pytest.raises(files.DataDamaged, match=r"tasks\.txt:2: 'jump'"):
+    with pytest.raises(provenance.DataDamaged, match=r"tasks\.txt:2: 'jump'"):
         scan.read_rows("tasks.txt")
 
 

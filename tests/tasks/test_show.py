@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 import tasks
-from tasks import command_line, show
-from tasks.task import Example
+from tasks import show
+from tasks.base import command_line
+from tasks.base.task import Example
 
 
 @pytest.fixture

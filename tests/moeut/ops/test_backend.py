@@ -5,14 +5,8 @@ import sys
 import pytest
 import torch
 
-from moeut.ops import (
-    Dispatch,
-    available_backends,
-    backend,
-    expert_linear,
-    resolve_backend,
-    triton_device,
-)
+from moeut.ops import Dispatch, available_backends, backend, expert_linear, resolve_backend
+from moeut.ops.triton import device
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +43,7 @@ def test_backend_that_cannot_serve_says_why(monkeypatch):
 
 
 def test_without_triton_the_package_works_and_says_so(monkeypatch):
-    monkeypatch.setattr(triton_device, "has_triton", lambda: False)
+    monkeypatch.setattr(device, "has_triton", lambda: False)
     assert available_backends() == ("reference", "grouped")
     with pytest.raises(ValueError, match="cannot serve, Triton is not installed"):
         resolve_backend("triton")
@@ -70,7 +64,7 @@ print(ops.expert_linear(torch.ones(1, 1), torch.ones(1, 1, 1), dispatch).item())
     assert result.stdout == "1.0\n", result.stderr
 
 
-@pytest.mark.skipif(not triton_device.has_triton(), reason="Triton is not installed")
+@pytest.mark.skipif(not device.has_triton(), reason="Triton is not installed")
 def test_interpreter_serves_the_cpu_when_asked_only(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert resolve_backend("triton") == "triton"

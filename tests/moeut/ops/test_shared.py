@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no CUDA device, and no interpreter that works", allow_module_level=True)
 
-from moeut.ops import triton_launch
+from moeut.ops.triton import launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WEIGHTS = ("w_up", "w_down", "weight")
@@ -23,7 +23,7 @@ WEIGHTS = ("w_up", "w_down", "weight")
 @pytest.fixture(autouse=True)
 def _few_programs(monkeypatch):
     """Keep the interpreter, which takes long for each program, from cutting rows in parts."""
-    monkeypatch.setattr(triton_launch, "MIN_WEIGHT_PROGRAMS", 1)
+    monkeypatch.setattr(launch, "MIN_WEIGHT_PROGRAMS", 1)
 
 
 def apply_many(case, times, *, share, dtype=torch.float32, compute=None, frozen=(), **options):
@@ -78,7 +78,7 @@ def test_float32_gradients_have_the_bits_of_autograds_sum(operation, routing):
 
 
 def test_rows_cut_in_parts_are_added_too(monkeypatch):
-    monkeypatch.setattr(triton_launch, "MIN_WEIGHT_PROGRAMS", 9)
+    monkeypatch.setattr(launch, "MIN_WEIGHT_PROGRAMS", 9)
     case = make_case("mlp", 21, num_experts=3, top_k=2)
     _, expected = apply_many(case, 2, share=False)
     _, got = apply_many(case, 2, share=True)

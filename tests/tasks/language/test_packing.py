@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from tasks.language import packing
+from tasks.language.corpus_files import FilePart, Slice
 from tasks.language.documents import Document, Part
-from tasks.language.files import FilePart, Slice
 from tasks.language.packing import Recipe, encode_documents, pack, read_prepared
 from tasks.language.shards import ShardWriter
 from tasks.language.splitting import SplitRule, digest

@@ -15,10 +15,10 @@ import pytest
 
 import tasks
 from tasks import DataDamaged, DataMissing
+from tasks.base.options import parse_words
 from tasks.language.splitting import SplitRule, digest
 from tasks.language.task import train_texts
 from tasks.language.tokenizers import Bytes
-from tasks.options import parse_words
 
 TEXTS = [f"document {i}\n" + "  indented\n" * (i % 5) for i in range(400)]
 

@@ -1,0 +1,233 @@
+"""Language models for Hugging Face Transformers (extra ``[hf]``).
+
+Importing this module registers the model with ``AutoConfig`` and ``AutoModelForCausalLM``::
+
+    import moeut.interop.huggingface
+    moeut.interop.huggingface.wrap(model).save_pretrained("folder")
+    model = AutoModelForCausalLM.from_pretrained("folder")
+
+What computes is ``moeut.DecoderLM``; here is only the interface.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import moeut
+from moeut.config import ModelConfig
+from moeut.models import DecoderLM
+from moeut.recurrence.cache import StackCache
+
+try:
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        GenerationMixin,
+        PretrainedConfig,
+        PreTrainedModel,
+    )
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+except ImportError as error:
+    raise ImportError(
+        f"moeut.interop.huggingface needs 'transformers': pip install 'moeut-suite[hf]' ({error})"
+    ) from error
+
+
+_NAMES = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+CACHE = "cache" if "cache" in _NAMES else "past_key_values"
+"""What this version of Transformers calls the keys and values of the tokens read."""
+
+
+class MoEUTConfig(PretrainedConfig):
+    """A ``ModelConfig`` of form ``decoder_lm``, as Transformers keeps it in ``config.json``.
+
+    Args:
+        decoder_lm: ``ModelConfig.to_dict()``; left out only by Transformers itself, when it
+            compares a config with the default one.
+    """
+
+    model_type = "moeut"
+
+    def __init__(self, decoder_lm: dict[str, Any] | None = None, **others: Any) -> None:
+        self.decoder_lm = decoder_lm or {}
+        if decoder_lm is not None:
+            config = self.model_config()
+            if config.form != "decoder_lm":
+                raise ValueError(f"form={config.form!r}: expected decoder_lm")
+            assert config.decoder is not None
+            self.vocab_size = config.vocabulary_size
+            self.hidden_size = config.d_model
+            self.num_hidden_layers = config.decoder.num_layers
+            self.num_attention_heads = config.decoder.attention.num_heads
+        # The head reads the embedding itself where they are tied: there is no second tensor.
+        others["tie_word_embeddings"] = False
+        super().__init__(**others)
+
+    def model_config(self) -> ModelConfig:
+        """Return the config of the model inside."""
+        return ModelConfig.from_dict(self.decoder_lm)
+
+
+class GenerationCache:
+    """A ``StackCache`` with the methods that Transformers asks of a cache."""
+
+    is_compileable = False
+    is_croppable = False
+    is_linear = ()  # so that Transformers leaves it to prepare_inputs_for_generation what is new
+
+    def __init__(self, cache: StackCache) -> None:
+        self.cache = cache
+        self.num_columns = 0
+        """Columns of ``input_ids`` that were read, padding included."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of columns read."""
+        return self.num_columns
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep the rows that beam search goes on with."""
+        self.cache = self.cache.select(beam_idx)
+
+
+class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
+    """``moeut.DecoderLM`` as a Transformers model."""
+
+    config_class = MoEUTConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = (
+        False  # the loss is a mean over the batch; a Trainer then scales it itself
+    )
+
+    def __init__(self, config: MoEUTConfig) -> None:
+        super().__init__(config)
+        self.model: DecoderLM = moeut.build(config.model_config())
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Leave the weights as ``moeut.build`` has drawn them."""
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """Return the token embedding."""
+        return self.model.embedding
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: GenerationCache | None = None,
+        past_key_values: GenerationCache | None = None,
+        use_cache: bool | None = None,
+        num_repeats: int | None = None,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> CausalLMOutputWithPast:
+        """Predict the token after each of ``input_ids`` (B, T).
+
+        ``attention_mask`` (B, T): 0 at padding, on the left or on the right. ``labels`` (B, T) are
+        shifted here; -100 is not counted. The loss has the auxiliary loss in it.
+        ``past_key_values`` is what older versions of Transformers call ``cache``. Raises ValueError
+        for padding between real tokens and for arguments that have no meaning here.
+        """
+        refused = [name for name, value in others.items() if value not in (None, False)]
+        if refused:
+            raise ValueError(f"{refused[0]}: not supported by {type(self).__name__}")
+        padding = None if attention_mask is None else _left_padding(attention_mask, input_ids)
+        mask = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :].bool()
+        tokens = input_ids
+        if padding is not None:
+            tokens, mask = _roll(tokens, -padding), _roll(mask, -padding)  # type: ignore[arg-type]
+        holder = past_key_values if cache is None else cache
+        if holder is None and use_cache:
+            holder = GenerationCache(self.model.new_cache(num_repeats))
+        if holder is not None and holder.num_columns:
+            mask = None  # what follows a prompt has no padding
+        output = self.model(
+            tokens,
+            padding_mask=None if mask is None or bool(mask.all()) else mask,
+            cache=None if holder is None else holder.cache,
+            num_repeats=num_repeats,
+        )
+        logits = output.logits if padding is None else _roll(output.logits, padding)
+        if holder is not None:
+            holder.num_columns += input_ids.shape[1]
+        loss = None
+        if labels is not None:
+            loss = output.auxiliary_loss + F.cross_entropy(
+                logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+            )
+        return CausalLMOutputWithPast(  # type: ignore[call-arg]
+            loss=loss,
+            logits=logits,
+            **{CACHE: holder},  # type: ignore[arg-type]
+        )
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        cache: GenerationCache | None = None,
+        past_key_values: GenerationCache | None = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool | None = True,
+        num_repeats: int | None = None,
+        **others: Any,
+    ) -> dict[str, Any]:
+        """Return what ``forward`` is called with for the next token: the columns not read yet."""
+        cache = past_key_values if cache is None else cache
+        read = 0 if cache is None else cache.get_seq_length()
+        return {
+            "input_ids": input_ids[:, read:],
+            "attention_mask": attention_mask if read == 0 else None,
+            "cache": cache,
+            "use_cache": use_cache,
+            "num_repeats": num_repeats,
+        }
+
+
+def wrap(model: DecoderLM) -> MoEUTForCausalLM:
+    """Return a Transformers model around the weights of a language model.
+
+    Raises:
+        ValueError: the model is of another form.
+    """
+    with torch.device("meta"):
+        wrapped = MoEUTForCausalLM(MoEUTConfig(decoder_lm=model.config.to_dict()))
+    wrapped.model = model
+    return wrapped.train(model.training)
+
+
+def _left_padding(attention_mask: Tensor, input_ids: Tensor) -> Tensor | None:
+    """Return the padding on the left of each row (B,), or None where there is none."""
+    mask = attention_mask[:, -input_ids.shape[1] :].bool()
+    if mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask: shape {tuple(attention_mask.shape)} does not fit input_ids "
+            f"{tuple(input_ids.shape)}"
+        )
+    left = (mask.cumsum(dim=1) == 0).sum(dim=1)
+    changes = (mask[:, 1:] != mask[:, :-1]).sum(dim=1)
+    if bool((changes > 1).any()) or bool((left == mask.shape[1]).any()):
+        raise ValueError("attention_mask: padding must be on one side of a row's tokens")
+    return left if bool((left > 0).any()) else None
+
+
+def _roll(values: Tensor, steps: Tensor) -> Tensor:
+    """Roll each row of (B, T, …) by its own number of steps (B,) to the right."""
+    length = values.shape[1]
+    columns = (torch.arange(length, device=values.device) - steps[:, None]) % length
+    rows = torch.arange(values.shape[0], device=values.device)[:, None]
+    return values[rows, columns]
+
+
+AutoConfig.register(MoEUTConfig.model_type, MoEUTConfig, exist_ok=True)
+AutoModelForCausalLM.register(MoEUTConfig, MoEUTForCausalLM, exist_ok=True)

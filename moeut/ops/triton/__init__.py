@@ -1,0 +1,1 @@
+"""Triton kernels of the expert operations, and what launches and tunes them."""

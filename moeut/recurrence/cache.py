@@ -1,0 +1,142 @@
+"""Key/value cache: decode token by token without reading earlier tokens again.
+
+A column of the stored keys and values *is* a position: the token at position p of a row lies in
+column p. So rows of different length live in one tensor, right padding of a prompt lies behind the
+row's end, where no query looks, and is overwritten by what comes next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from moeut.blocks.attention import Source
+
+_MIN_CAPACITY = 16
+
+
+class Window(NamedTuple):
+    """Where the tokens of one forward pass stand."""
+
+    positions: Tensor
+    """(T,) if all rows agree, else (B, T)."""
+
+    offset: int | None
+    """Position of the first token if all rows agree."""
+
+    num_keys: int
+    """Columns that these tokens may look at."""
+
+
+def whole_sequence(num_tokens: int, device: torch.device) -> Window:
+    """Return the window of a pass without a cache."""
+    return Window(torch.arange(num_tokens, device=device), 0, num_tokens)
+
+
+class StackCache:
+    """Keys and values of a stack, for a fixed depth.
+
+    Self-attention is stored for each application, cross-attention once for each distinct layer.
+    Use one cache for one batch of sequences, and hand it to every forward pass over their next
+    tokens. Gradients do not flow into what is stored.
+    """
+
+    def __init__(self, *, num_repeats: int, num_applications: int, group_size: int) -> None:
+        self.num_repeats = num_repeats
+        self.sources: list[Source | None] = [None] * group_size
+        self._keys: list[Tensor | None] = [None] * num_applications
+        self._values: list[Tensor | None] = [None] * num_applications
+        self._lengths: int | Tensor = 0  # a number as long as all rows agree
+        self._longest = 0  # at least the longest row
+        self._batch: int | None = None
+        self._window: Window | None = None
+        self._next: tuple[int | Tensor, int] = (0, 0)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been read yet."""
+        return self._longest == 0
+
+    def lengths(self) -> int | Tensor:
+        """Return how many tokens each row has read: (B,), or a number if all rows agree."""
+        return self._lengths
+
+    def begin(
+        self, real: Tensor | None, batch: int, num_tokens: int, device: torch.device
+    ) -> Window:
+        """Place ``num_tokens`` new tokens of each row, of which ``real`` (B, T) are no padding."""
+        if self._batch not in (None, batch):
+            raise ValueError(f"batch of {batch} rows: the cache holds {self._batch}")
+        steps = torch.arange(num_tokens, device=device)
+        start = self._lengths
+        num_keys = self._longest + num_tokens
+        if isinstance(start, int):
+            window = Window(steps + start, start, num_keys)
+        else:
+            window = Window(start.unsqueeze(1) + steps, None, num_keys)
+        if real is None:
+            self._next = start + num_tokens, num_keys
+        else:
+            ends = start + real.sum(dim=1)
+            # The exact length is looked up where that waits for nothing.
+            self._next = ends, int(ends.max()) if ends.device.type == "cpu" else num_keys
+        self._batch, self._window = batch, window
+        return window
+
+    def store(self, application: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values (B, H, T, d); return those of all columns up to now."""
+        assert self._window is not None
+        return (
+            _write(self._keys, application, key, self._window),
+            _write(self._values, application, value, self._window),
+        )
+
+    def finish(self) -> None:
+        """Count the tokens of the pass that ``begin`` started as read."""
+        self._lengths, self._longest = self._next
+        self._window = None
+
+    def select(self, rows: Tensor) -> StackCache:
+        """Return a cache with only the given rows, (N,) int64."""
+        chosen = StackCache(
+            num_repeats=self.num_repeats,
+            num_applications=len(self._keys),
+            group_size=len(self.sources),
+        )
+        chosen._keys = [_select(tensor, rows) for tensor in self._keys]
+        chosen._values = [_select(tensor, rows) for tensor in self._values]
+        chosen.sources = [
+            None if source is None else source.select(rows) for source in self.sources
+        ]
+        lengths = self._lengths
+        chosen._lengths = lengths if isinstance(lengths, int) else lengths[rows]
+        chosen._longest = self._longest
+        chosen._batch = rows.shape[0]
+        return chosen
+
+
+def _write(stored: list[Tensor | None], application: int, new: Tensor, window: Window) -> Tensor:
+    new = new.detach()
+    buffer = stored[application]
+    capacity = 0 if buffer is None else buffer.shape[2]
+    if capacity < window.num_keys:
+        batch, heads, _, size = new.shape
+        # Zeros and not whatever memory held: masked columns count 0, and 0 · NaN is NaN.
+        grown = new.new_zeros(batch, heads, max(window.num_keys, 2 * capacity, _MIN_CAPACITY), size)
+        if buffer is not None:
+            grown[:, :, :capacity] = buffer
+        buffer = stored[application] = grown
+    assert buffer is not None
+    if window.offset is not None:
+        buffer[:, :, window.offset : window.offset + new.shape[2]] = new
+    else:
+        rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
+        buffer[rows, :, window.positions] = new.transpose(1, 2)
+    return buffer[:, :, : window.num_keys]
+
+
+def _select(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.index_select(0, rows)

@@ -1,0 +1,305 @@
+"""YAML read strictly: every value keeps its place, and nothing is guessed.
+
+PyYAML follows YAML 1.1, where ``3e-4`` is a string, ``on`` is true, ``012`` is ten and the last of
+two equal keys wins without a word. Here plain scalars follow YAML 1.2 (a number with a leading zero
+stays a string, so that a field that wants a number refuses it), and equal keys are an error.
+
+The result is a tree of ``Node``s: a value and the ``file:line`` it was written at. Command-line
+overrides are nodes too, whose place is ``command line``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.base.options import nearest
+
+COMMAND_LINE = "command line"
+MAX_NODES = 200_000
+"""Bound on the size of a document after its aliases are expanded."""
+
+
+class ConfigError(ValueError):
+    """Bad input by the user; its text is one line: place, dotted path, value, what is allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value with the place it was written at.
+
+    ``value`` is a scalar, a list of nodes, or a dict from string to node.
+    """
+
+    value: Any
+    place: str
+
+    def plain(self) -> Any:
+        """Return the value without places, as plain data."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+
+# --- errors -----------------------------------------------------------------------------
+
+
+def show(value: Any) -> str:
+    """Return ``value`` as one writes it in YAML, cut at 60 characters."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def wrong_value(node: Node, path: str, expected: str, allowed: Iterable[str] = ()) -> ConfigError:
+    """Return the error for a value that is not ``expected``; ``allowed`` feeds the nearest
+    match."""
+    value = node.plain()
+    hint = nearest(value, allowed) if isinstance(value, str) else ""
+    return ConfigError(f"{node.place}: {path}={show(value)}: expected {expected}{hint}")
+
+
+def unknown_key(node: Node, path: str, allowed: Iterable[str], what: str = "") -> ConfigError:
+    """Return the error for the key at the end of ``path``, which is none of ``allowed``."""
+    allowed = list(allowed)
+    parent, _, key = path.rpartition(".")
+    close = difflib.get_close_matches(key, allowed, n=1)
+    hint = f"; did you mean {f'{parent}.{close[0]}' if parent else close[0]!r}?" if close else ""
+    expected = ", ".join(allowed) if allowed else "no options"
+    return ConfigError(
+        f"{node.place}: {path}={show(node.plain())}: unknown key; {what or 'expected one of'} "
+        f"{expected}{hint}"
+    )
+
+
+# --- scalars ----------------------------------------------------------------------------
+
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Any] = {
+    "": None,
+    "~": None,
+    "null": None,
+    "Null": None,
+    "NULL": None,
+    "true": True,
+    "True": True,
+    "TRUE": True,
+    "false": False,
+    "False": False,
+    "FALSE": False,
+    ".inf": float("inf"),
+    "+.inf": float("inf"),
+    "-.inf": float("-inf"),
+    ".nan": float("nan"),
+}
+
+
+def parse_scalar(text: str) -> Any:
+    """Return the value of a plain (unquoted) scalar.
+
+    ``3e-4`` is a float and ``-7`` an integer; ``yes``, ``on``, ``012``, ``1_000`` and dates are
+    strings.
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+# --- documents --------------------------------------------------------------------------
+
+_PLAIN = "!plain"
+_TAG = "tag:yaml.org,2002:"
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
+
+
+_Loader.add_implicit_resolver(_PLAIN, re.compile(r".*", re.DOTALL), None)
+
+
+def read(path: str | Path) -> Node:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: the file is missing, empty, binary, not UTF-8, or not strict YAML.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a directory; expected a YAML file")
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as error:
+        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such file{nearest(path.name, siblings)}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    line = 1 + raw.count(b"\n", 0, max(raw.find(b"\0"), 0))
+    if b"\0" in raw:
+        raise ConfigError(f"{path}:{line}: zero byte: a binary file; expected YAML in UTF-8")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + raw.count(b"\n", 0, error.start)
+        byte = raw[error.start]
+        raise ConfigError(
+            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; expected YAML in UTF-8"
+        ) from error
+    root = parse(text, str(path))
+    if root is None:
+        raise ConfigError(f"{path}:1: empty file; expected a mapping of keys to values")
+    if not isinstance(root.value, dict):
+        raise ConfigError(
+            f"{root.place}: {show(root.plain())}: expected a mapping of keys to values"
+        )
+    return root
+
+
+def parse(text: str, name: str) -> Node | None:
+    """Parse one YAML document; ``name`` is the file's name in places. None: it holds nothing.
+
+    Raises:
+        ConfigError: a syntax error, a key given twice, a tag that is not plain data.
+    """
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context or "syntax error"
+        if "'\\t'" in problem:
+            problem = "a tab; YAML is indented with spaces"
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(f"{name}:{line}: not YAML: {problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = 1 + text.count("\n", 0, error.position)
+        raise ConfigError(
+            f"{name}:{line}: control character {error.character!r}: expected YAML text"
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}:1: nested too deeply") from error
+    if root is None:
+        return None
+    return _Builder(name).build(root, "")
+
+
+class _Builder:
+    """Turns PyYAML's nodes into ours."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.count = 0
+        self.open: set[int] = set()
+
+    def place(self, node: yaml.Node) -> str:
+        return self.name if self.name == COMMAND_LINE else f"{self.name}:{node.start_mark.line + 1}"
+
+    def build(self, node: yaml.Node, path: str) -> Node:
+        place = self.place(node)
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise ConfigError(f"{place}: {path}: more than {MAX_NODES} values")
+        if id(node) in self.open:
+            raise ConfigError(f"{place}: {path}: an alias to a value that contains it")
+        if isinstance(node, yaml.ScalarNode):
+            return Node(self.scalar(node, path), place)
+        self.open.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            value: Any = [
+                self.build(child, f"{path}[{index}]") for index, child in enumerate(node.value)
+            ]
+        else:
+            assert isinstance(node, yaml.MappingNode)
+            value = self.mapping(node, path)
+        self.open.remove(id(node))
+        if node.tag not in (f"{_TAG}seq", f"{_TAG}map"):
+            raise ConfigError(f"{place}: {path}: tag {node.tag!r} is not plain data")
+        return Node(value, place)
+
+    def mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Node]:
+        result: dict[str, Node] = {}
+        for key, child in node.value:
+            place = self.place(key)
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{place}: a key must be a word")
+            full = f"{path}.{key.value}" if path else key.value
+            if key.value in result:
+                first = result[key.value].place
+                raise ConfigError(f"{place}: {full}: key given twice; first at {first}")
+            built = self.build(child, full)
+            # The key's line is what a reader looks for, also when its value starts further down.
+            result[key.value] = Node(built.value, place)
+        return result
+
+    def scalar(self, node: yaml.ScalarNode, path: str) -> Any:
+        if node.tag == _PLAIN:
+            return parse_scalar(node.value)
+        if node.tag in (f"{_TAG}str", "!"):
+            return node.value
+        raise ConfigError(f"{self.place(node)}: {path}: tag {node.tag!r} is not plain data")
+
+
+# --- overrides --------------------------------------------------------------------------
+
+
+def parse_override(text: str) -> tuple[str, Node]:
+    """Split ``key.path=value``; the value follows the rules of a file (``[1, 2]`` is a list).
+
+    Raises:
+        ConfigError: there is no ``=``, no key, or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key or any(not part for part in key.split(".")):
+        raise ConfigError(
+            f"{COMMAND_LINE}: {text!r}: expected key=value, for example train.steps=100"
+        )
+    try:
+        node = parse(value, COMMAND_LINE)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{COMMAND_LINE}: {key}={value!r}: {str(error).split(': ', 1)[1]}"
+        ) from error
+    return key, node if node is not None else Node(None, COMMAND_LINE)
+
+
+# --- writing ----------------------------------------------------------------------------
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # PyYAML quotes what YAML 1.1 would misread; '3e-4' is not among that, but is a number here.
+    style = None if isinstance(parse_scalar(value), str) else "'"
+    return dumper.represent_scalar(f"{_TAG}str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_string)
+_Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(list(value)))
+
+
+def dump(data: Any) -> str:
+    """Return YAML text that ``parse`` reads back to equal data (tuples as lists)."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

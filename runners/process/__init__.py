@@ -1,0 +1,1 @@
+"""What a run lives in: its directory, checkpoints, lock, signals, environment and ranks."""

@@ -1,0 +1,133 @@
+"""The machine that a run is on: device, threads, determinism, and env.json, their record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runners.config.schema import ConfigError, RunConfig, TrainConfig
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "triton", "PyYAML", "rich")
+
+
+def thread_environment(num_threads: int) -> dict[str, str]:
+    """Return this process's environment with the thread counts of a run in a child process."""
+    threads = {name: str(num_threads) for name in THREAD_VARIABLES}
+    return {**os.environ, **threads, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def choose_device(config: TrainConfig, *, local_rank: int | None = None) -> torch.device:
+    """Return the device of a run; ``auto`` is a GPU if there is one.
+
+    Args:
+        config: the ``train`` section.
+        local_rank: number of this process on its machine, where there are several.
+
+    Raises:
+        ValueError: ``cuda`` is asked for and there is none, or there are fewer than processes.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("train.device='cuda': no CUDA device on this machine; allowed: auto, cpu")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank is None:
+        return torch.device("cuda")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"train.device={config.device!r}: {torch.cuda.device_count()} CUDA devices on this "
+            f"machine, too few for local rank {local_rank}; start fewer processes"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def check_device(config: RunConfig, *, local_rank: int | None = None) -> None:
+    """Raise ConfigError, with the line of the file, for a device that is not there."""
+    try:
+        choose_device(config.train, local_rank=local_rank)
+    except ValueError as error:
+        place = config.place("train.device")
+        raise ConfigError(f"{place}: {error}" if place else str(error)) from error
+
+
+def prepare_process(config: TrainConfig, device: torch.device) -> None:
+    """Set threads and determinism of this process for a run."""
+    torch.set_num_threads(config.num_threads)
+    on_gpu = device.type == "cuda"
+    if on_gpu and config.deterministic:
+        # Read by cuBLAS when it starts; without it deterministic mode refuses matrix products.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    wanted = on_gpu and config.deterministic
+    if (
+        torch.are_deterministic_algorithms_enabled() != wanted
+    ):  # the call alone takes 3 s of imports
+        torch.use_deterministic_algorithms(wanted)
+    set_float32_products(device, beside_bfloat16=config.precision == "bfloat16")
+
+
+def set_float32_products(device: torch.device, *, beside_bfloat16: bool) -> None:
+    """Set how a GPU multiplies float32: exactly, or in TF32 in runs that compute in bfloat16.
+
+    There only the routers' products are in float32 still. Ordinary float32 arithmetic is a tenth
+    as fast as TF32, and would cost MoEUT more than its experts do.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if beside_bfloat16 else "highest")
+
+
+def describe_environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Return what env.json holds: how the run was started, from which code, on what."""
+    return {
+        "argv": sys.argv,
+        "git": _git(Path(__file__).resolve().parent),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device_type": device.type,
+        "cores": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "precision": config.train.precision,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": config.train.deterministic,
+        "seed": config.seed,
+    }
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Return commit and state of the work tree that the code is in; None outside of one."""
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,187 @@
+"""A run is a directory: which files it has, and what they say about its state.
+
+::
+
+    config.yaml       the resolved config
+    run.json          its place in a sweep: variant, parameters, seed, hash
+    env.json          where and with what it runs
+    metrics.jsonl     learning curve; the same however often it was resumed, apart from what a
+                      language run's rows have under "speed"
+    tensorboard/      the same for TensorBoard, if asked for
+    checkpoints/      the last two
+    predictions.jsonl every scored row
+    timings.json      what differs from machine to machine
+    log.txt           warnings and tracebacks of the process
+    result.json       written last: the run is done
+    error.json        the run has failed
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from runners.config.schema import ConfigError, RunConfig, from_yaml, to_yaml
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["new", "resumable", "done", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Which run of which sweep a directory holds."""
+
+    sweep: str
+    variant: str
+    seed: int
+    hash: str
+    """Identity: 8 hexadecimal digits over what decides the result, except the seed."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Grid point: dotted key → value."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def error(self) -> Path:
+        return self.path / "error.json"
+
+    @property
+    def timings(self) -> Path:
+        return self.path / "timings.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    def status(self) -> Status:
+        """Return what the files say: a result is final, and an error is until it is retried."""
+        if self.result.is_file():
+            return "done"
+        if self.error.is_file():
+            return "failed"
+        return "resumable" if self.checkpoints.is_dir() else "new"
+
+    def prepare(self, config: RunConfig, record: RunRecord) -> None:
+        """Make the directory and write what the run is; a later call with the same is harmless."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, to_yaml(config))
+        write_json(self.path / "run.json", dataclasses.asdict(record))
+
+    def read_config(self) -> RunConfig:
+        """Return the config that the directory holds; raise ConfigError if there is none."""
+        if not self.config.is_file():
+            raise ConfigError(f"{self.config}: no such file; the directory holds no run")
+        return from_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
+
+    def read_record(self) -> RunRecord:
+        """Return which run this is; raise ConfigError if the directory does not say it."""
+        file = self.path / "run.json"
+        try:
+            return RunRecord(**json.loads(file.read_text()))
+        except FileNotFoundError:
+            raise ConfigError(f"{file}: no such file; the directory holds no run") from None
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{file}: damaged ({error})") from None
+
+    def fail(self, message: str, *, step: int | None) -> None:
+        """Write that the run has failed, and why.
+
+        On a full disk the log alone says so, and the run counts as stopped.
+        """
+        try:
+            write_json(self.error, {"status": "failed", "step": step, "message": message})
+        except OSError as error:
+            logger.error("%s: cannot be written: %s; %s", self.error, error, message)
+
+    def failure(self) -> str:
+        """Return why the run has failed."""
+        try:
+            return str(json.loads(self.error.read_text(encoding="utf-8"))["message"])
+        except FileNotFoundError:
+            return f"the reason could not be written, as on a full disk; see {self.log}"
+
+
+class MetricsLog:
+    """``metrics.jsonl``: rows are appended, and cut off where a resumed run begins again.
+
+    Args:
+        path: the file.
+        size: bytes that stay; what lies behind was written after the checkpoint and is written
+            again.
+    """
+
+    def __init__(self, path: Path, *, size: int = 0) -> None:
+        path.touch()
+        if path.stat().st_size < size:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes; the checkpoint knows of {size}")
+        os.truncate(path, size)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row."""
+        self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+    def flush(self) -> int:
+        """Bring all rows to the disk and return the size of the file in bytes."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one piece: a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one piece."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write a file of one JSON value a line, in one piece."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,450 @@
+"""What a report compares: the tables of a sweep, and the notes without which they mislead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from runners.reporting.results import Run, Setting, SweepResults, compact, depth_of, is_lower_better
+from runners.reporting.statistics import LEVEL, TOO_SMALL, Comparison, compare_family, summarize
+from runners.reporting.tables import (
+    MISSING,
+    Table,
+    count,
+    duration,
+    interval,
+    mean,
+    mean_std,
+    number,
+    p_value,
+)
+
+TOLERANCE = 0.01
+"""Relative difference up to which a quantity counts as matched."""
+
+# --- comparisons ------------------------------------------------------------------------
+
+
+def headline_values(results: SweepResults, setting: Setting) -> list[float]:
+    """Return every seed's value in the main column."""
+    split = results.headline_split(setting)
+    return setting.values(split, results.headline_metric(setting)) if split else []
+
+
+def against_baseline(results: SweepResults) -> dict[str, Comparison]:
+    """Return the test of each setting against the baseline at the same grid point, by hash."""
+    pairs = {}
+    for setting in results.settings:
+        for other in results.settings:
+            is_pair = setting.variant != results.baseline == other.variant
+            if is_pair and setting.parameters == other.parameters:
+                values = headline_values(results, setting), headline_values(results, other)
+                if all(values):
+                    pairs[setting.hash] = values
+    return compare_family(pairs)
+
+
+def best_settings(results: SweepResults) -> set[str] | None:
+    """Return the hashes of the best setting and of those not distinguishable from it.
+
+    The best has the highest mean, or the lowest of a metric of which less is better. None where no
+    comparison with the best has enough seeds to be made.
+    """
+    values = {s.hash: headline_values(results, s) for s in results.settings}
+    signs = {
+        s.hash: -1 if is_lower_better(results.headline_metric(s)) else 1 for s in results.settings
+    }
+    values = {key: numbers for key, numbers in values.items() if numbers}
+    if len(values) < 2:
+        return None
+    best = max(values, key=lambda key: signs[key] * math.fsum(values[key]) / len(values[key]))
+    tests = compare_family({key: (v, values[best]) for key, v in values.items() if key != best})
+    if all(test.is_different is None for test in tests.values()):
+        return None
+    return {best} | {key for key, test in tests.items() if not test.is_different}
+
+
+# --- the tables -------------------------------------------------------------------------
+
+
+def main_table(results: SweepResults) -> Table:
+    """Return the comparison: size, cost, accuracy in and out of distribution, test."""
+    tests, best = against_baseline(results), best_settings(results)
+    outside = _common(results, results.headline_split)
+    columns = ["model", *(key.rpartition(".")[2] for key in results.grid_keys)]
+    columns += ["parameters", "MACs/token", "tokens seen", "wall time", "n"]
+    beside = _beside_headline(results)
+    columns += [title for title, _ in beside]
+    main = len(columns)
+    columns += [f"{outside or 'headline'} {_titled(_metric(results))}"]
+    columns += ["95 % CI", "every seed", f"p against {results.baseline}"]
+    rows, bold = [], set()
+    for index, setting in enumerate(results.settings):
+        values, metric = headline_values(results, setting), results.headline_metric(setting)
+        row = [setting.variant]
+        row += [
+            compact(setting.parameters[key]) if key in setting.parameters else MISSING
+            for key in results.grid_keys
+        ]
+        row += [
+            count(setting.first("model", "parameters")),
+            count(setting.first("model", "macs_per_token")),
+            count(mean(run.result.get("tokens_seen") for run in setting.done)),
+            duration(mean(run.timings.get("wall_seconds") for run in setting.done)),
+            _n(setting, len(values)),
+            *(read(setting) for _, read in beside),
+            mean_std(values, metric),
+            interval(summarize(values) if values else None, metric),
+            " ".join(number(value, metric) for value in values) or MISSING,
+            "baseline" if setting.variant == results.baseline else p_value(tests.get(setting.hash)),
+        ]
+        if best is not None and setting.hash in best:
+            bold.add((index, main))
+        rows.append(row)
+    return Table(
+        name=f"{results.name}-main",
+        title=f"{results.name}: {outside or 'headline'} {_metric(results)}",
+        columns=columns,
+        rows=rows,
+        bold=frozenset(bold),
+        notes=main_notes(results, tests, best is not None),
+    )
+
+
+def _metric(results: SweepResults) -> str:
+    """Return the name of what the main column shows."""
+    if any(setting.done for setting in results.settings):
+        return _common(results, results.headline_metric) or "accuracy"
+    return results.headline_metric(results.settings[0])
+
+
+def _titled(metric: str) -> str:
+    return f"{metric} ↓" if is_lower_better(metric) else metric
+
+
+def _beside_headline(results: SweepResults) -> list[tuple[str, Callable[[Setting], str]]]:
+    """Return the columns before the main one: in distribution, and perplexity where there is one.
+
+    A language model is compared in bits per byte, which do not depend on the tokenizer; papers
+    give its perplexity.
+    """
+    metric = _metric(results)
+    outside = _common(results, results.headline_split)
+    inside = _common(results, _inside)
+
+    def in_distribution(setting: Setting) -> str:
+        split, own = _inside(setting), results.headline_metric(setting)
+        return mean_std(setting.values(split, own), own) if split else MISSING
+
+    def perplexity(setting: Setting) -> str:
+        split = results.headline_split(setting)
+        return mean_std(setting.values(split, "perplexity") if split else [], "perplexity")
+
+    columns: list[tuple[str, Callable[[Setting], str]]] = []
+    done = [setting for setting in results.settings if setting.done]
+    if not done or any(_has_inside(results, setting) for setting in done):
+        columns.append((f"{inside or 'in distribution'} {_titled(metric)}", in_distribution))
+    if metric != "perplexity" and "perplexity" in results.metrics():
+        columns.append((f"{outside or 'headline'} {_titled('perplexity')}", perplexity))
+    return columns
+
+
+def _has_inside(results: SweepResults, setting: Setting) -> bool:
+    """Return whether a split in distribution was scored that is not the headline itself."""
+    split = _inside(setting)
+    if split in (None, results.headline_split(setting)):
+        return False
+    return bool(setting.values(split, results.headline_metric(setting)))
+
+
+def _inside(setting: Setting) -> str | None:
+    return setting.first("task", "in_distribution_split")
+
+
+def _n(setting: Setting, number: int) -> str:
+    planned = len(setting.runs)
+    return str(planned) if number == planned else f"{number} of {planned}"
+
+
+def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bool) -> list[str]:
+    """Return what a reader of the main table has to know."""
+    done = [run for run in results.runs if run.status == "done"]
+    if not done:
+        return ["No run has a result yet."]
+    notes = []
+    selects = sorted({str(run.result.get("select", "final")) for run in done})
+    notes.append(f"Weights scored: select {', '.join(selects)}.")
+    meaning = "± sample standard deviation over seeds; CI: 95 % BCa bootstrap interval of the mean"
+    if tests:
+        family = f"{len(tests)} comparison{'s' if len(tests) != 1 else ''}"
+        meaning += f"; p: exact two-sided Mann–Whitney, Holm-corrected over {family}"
+    notes.append(meaning + ".")
+    untested = {key for key, test in tests.items() if test.adjusted is None}
+    if untested:
+        small = ", ".join(
+            f"{setting.label} ({len(headline_values(results, setting))})"
+            for setting in results.settings
+            if setting.hash in untested
+        )
+        notes.append(
+            f"{TOO_SMALL}: with so few seeds ({small}) no corrected p can be below {LEVEL}, and no "
+            "difference is claimed."
+        )
+    if is_lower_better(_metric(results)):
+        notes.append(f"{_metric(results)}: lower is better.")
+    if has_bold:
+        notes.append("Bold: the best, and those not distinguishable from it (Holm-corrected).")
+    if results.ours:
+        notes.append(f"Ours, and not among the paper's: {', '.join(results.ours)}.")
+    notes += baseline_notes(results)
+    notes += matching_notes(results)
+    notes += dict.fromkeys(note for run in done for note in run.result.get("notes", []))
+    devices = {str(run.environment["device"]) for run in done if "device" in run.environment}
+    if devices:
+        notes.append(f"Hardware: {'; '.join(sorted(devices))}.")
+    return notes
+
+
+def baseline_notes(results: SweepResults) -> list[str]:
+    """Return chance, majority and ceiling of the main split and the in-distribution one."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for setting in results.settings:
+        for split in (
+            results.headline_split(setting),
+            _inside(setting),
+        ):
+            score = setting.done[0].score(split) if setting.done and split else None
+            for name in ("chance", "majority", "ceiling"):
+                value = None if score is None else score.get(name)
+                if split and value is not None:
+                    by_name = found.setdefault(split, {})
+                    by_name.setdefault(name, set()).add(f"{value:.3f}")
+    notes = []
+    for split, by_name in found.items():
+        words = [f"{name} {' or '.join(sorted(values))}" for name, values in by_name.items()]
+        notes.append(f"{split}: {', '.join(words)}.")
+    return notes
+
+
+_QUANTITIES: dict[str, Callable[[Setting], Any]] = {
+    "parameters": lambda setting: setting.first("model", "parameters"),
+    "MACs per token": lambda setting: setting.first("model", "macs_per_token"),
+    "tokens seen": lambda setting: mean(run.result.get("tokens_seen") for run in setting.done),
+    "layers applied": lambda setting: setting.first("model", "num_layers"),
+    "d_model": lambda setting: setting.first("model", "d_model"),
+}
+
+
+def matching_notes(results: SweepResults) -> list[str]:
+    """Return which quantities are matched between the variants and which are not, with values.
+
+    Variants are compared at the same grid point; of several points the worst is shown.
+    """
+    matched, notes = [], []
+    for name, read in _QUANTITIES.items():
+        worst: tuple[float, list[tuple[str, Any]]] | None = None
+        for point in {
+            str(setting.parameters): setting.parameters for setting in results.settings
+        }.values():
+            pairs = [(s.variant, read(s)) for s in results.settings if s.parameters == point]
+            pairs = [(variant, value) for variant, value in pairs if value is not None]
+            if len(pairs) > 1:
+                spread = _spread([value for _, value in pairs])
+                if worst is None or spread > worst[0]:
+                    worst = spread, pairs
+        if worst is None:
+            continue
+        if worst[0] <= TOLERANCE:
+            matched.append(name if worst[0] == 0 else f"{name} within {100 * worst[0]:.1f} %")
+        else:
+            values = ", ".join(
+                f"{variant} {count(value) if isinstance(value, (int, float)) else value}"
+                for variant, value in worst[1]
+            )
+            notes.append(f"Not matched: {name}: {values}.")
+    return ([f"Matched between variants: {', '.join(matched)}."] if matched else []) + notes
+
+
+def _spread(values: list[Any]) -> float:
+    """Return (largest - smallest) / smallest; infinity for what differs and is no number."""
+    if all(isinstance(value, (int, float)) for value in values):
+        return (
+            (max(values) - min(values)) / min(values)
+            if min(values) > 0
+            else float(max(values) != min(values))
+        )
+    return 0.0 if all(value == values[0] for value in values) else math.inf
+
+
+def _common(results: SweepResults, read: Callable[[Setting], Any]) -> Any:
+    """Return what every setting with results agrees on, or None."""
+    found = {read(setting) for setting in results.settings if setting.done}
+    return found.pop() if len(found) == 1 else None
+
+
+def splits_table(results: SweepResults) -> Table:
+    """Return every metric of every split at the models' own depth."""
+    rows = []
+    for split in results.splits():
+        for metric in results.metrics():
+            cells = [
+                mean_std(setting.values(split, metric), metric) for setting in results.settings
+            ]
+            if any(cell != MISSING for cell in cells):
+                rows.append([split, _titled(metric), _rows(results, split), *cells])
+    labels = [setting.label for setting in results.settings]
+    return Table(
+        name=f"{results.name}-splits",
+        title="Every split and metric",
+        columns=["split", "metric", "rows", *labels],
+        rows=rows,
+    )
+
+
+def _rows(results: SweepResults, split: str) -> str:
+    for run in results.runs:
+        score = run.score(split)
+        if score is not None:
+            rows, available = score["rows"], score.get("rows_available", score["rows"])
+            return count(rows) if rows == available else f"{count(rows)} of {count(available)}"
+    return MISSING
+
+
+def breakdown_tables(results: SweepResults) -> list[Table]:
+    """Return the tables per category, per difficulty and those of the task alone, per split."""
+    tables = []
+    difficulty = _common(results, lambda s: s.first("task", "difficulty_name")) or "difficulty"
+    for split in results.splits():
+        scores = [score for run in results.runs if (score := run.score(split)) is not None]
+        own = dict.fromkeys(name for score in scores for name in score.get("tables", {}))
+        groups: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "category": lambda score: score.get("by_category", {}),
+            difficulty: lambda score: score.get("by_difficulty", {}),
+            **{name: _own_table(name) for name in own},
+        }
+        for name, read in groups.items():
+            table = _breakdown(results, split, name, read)
+            if len(table.rows) > 1:
+                tables.append(table)
+    return tables
+
+
+def _own_table(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda score: score.get("tables", {}).get(name, {})
+
+
+def _breakdown(
+    results: SweepResults,
+    split: str,
+    name: str,
+    read: Callable[[dict[str, Any]], dict[str, dict[str, float]]],
+) -> Table:
+    def found(run: Run) -> dict[str, dict[str, float]]:
+        score = run.score(split)
+        return {} if score is None else read(score)
+
+    keys = list(dict.fromkeys(key for run in results.runs for key in found(run)))
+    keys.sort(key=_natural)
+    rows = []
+    for key in keys:
+        sizes = {int(found(run)[key]["rows"]) for run in results.runs if key in found(run)}
+        cells = []
+        for setting in results.settings:
+            metric = results.headline_metric(setting)
+            entries = (found(run).get(key, {}).get(metric) for run in setting.done)
+            there = [v for v in entries if v is not None and math.isfinite(v)]
+            cells.append(mean_std(there, metric))
+        rows.append([key, " or ".join(map(count, sorted(sizes))), *cells])
+    slug = "".join(c if c.isalnum() else "-" for c in f"{split}-{name}")
+    return Table(
+        name=f"{results.name}-{slug}",
+        title=f"{split}: by {name}",
+        columns=[name, "rows", *(setting.label for setting in results.settings)],
+        rows=rows,
+    )
+
+
+def _natural(key: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(key), ""
+    except ValueError:
+        return 1, 0.0, key
+
+
+def depth_tables(results: SweepResults) -> list[Table]:
+    """Return, for each split, accuracy by the depth at which shared models were evaluated."""
+    tables = []
+    for split in results.splits():
+        deep = [s for s in results.settings if len(depth_values(results, s, split)) > 1]
+        if not deep:
+            continue
+        by_setting = [depth_values(results, setting, split) for setting in deep]
+        depths = sorted({depth for values in by_setting for depth in values}, key=_depth_key)
+        rows = []
+        for depth in depths:
+            cells = []
+            for setting, values in zip(deep, by_setting, strict=True):
+                star = "*" if depth == trained_depth(setting, split) else ""
+                metric = results.headline_metric(setting)
+                cells.append(mean_std(values.get(depth, []), metric) + star)
+            shown = " + ".join(map(str, depth)) if isinstance(depth, tuple) else str(depth)
+            rows.append([shown, *cells])
+        tables.append(
+            Table(
+                name=f"{results.name}-{split}-depth",
+                title=f"{split}: by depth at evaluation",
+                columns=["repeats", *(setting.label for setting in deep)],
+                rows=rows,
+                notes=["* the depth of training."],
+            )
+        )
+    return tables
+
+
+def _depth_key(depth: Any) -> tuple[int, ...]:
+    return depth if isinstance(depth, tuple) else (depth, depth)
+
+
+def depth_values(results: SweepResults, setting: Setting, split: str) -> dict[Any, list[float]]:
+    """Return every seed's headline metric of a split by repeats."""
+    metric = results.headline_metric(setting)
+    found: dict[Any, list[float]] = {}
+    for run in setting.done:
+        for score in run.scores():
+            value, depth = score["metrics"].get(metric), depth_of(score)
+            if score["split"] == split and depth is not None and value is not None:
+                found.setdefault(depth, []).append(value)
+    return {
+        depth: [value for value in values if math.isfinite(value)]
+        for depth, values in found.items()
+    }
+
+
+def trained_depth(setting: Setting, split: str) -> Any:
+    """Return the repeats of the model's own depth, or None."""
+    score = setting.done[0].score(split) if setting.done else None
+    return None if score is None else depth_of(score)
+
+
+def problems_table(results: SweepResults) -> Table | None:
+    """Return every run that has no usable result, or None if all have."""
+    rows = [
+        [
+            setting.label,
+            str(run.seed),
+            run.status if run.status != "done" else "not a number",
+            run.message,
+        ]
+        for setting in results.settings
+        for run in setting.runs
+        if run.status != "done" or run.message
+    ]
+    if not rows:
+        return None
+    return Table(
+        name=f"{results.name}-problems",
+        title=f"Without a usable result: {len(rows)} of {len(results.runs)} runs",
+        columns=["model", "seed", "status", "what happened"],
+        rows=rows,
+    )

@@ -1,0 +1,334 @@
+"""The figures of a report: the score by difficulty, by depth at evaluation, and learning curves.
+
+matplotlib is an extra (``pip install moeut-suite[plots]``), imported here alone and only to draw.
+Files carry no dates, so the same results give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runners.reporting.comparison import depth_values, trained_depth
+from runners.reporting.results import Run, Setting, SweepResults, is_lower_better
+
+Curve = Mapping[float, Sequence[float]]
+"""Position on the x axis → every seed's value there."""
+
+NO_MATPLOTLIB = "no figures: matplotlib is not installed (pip install 'moeut-suite[plots]')"
+PANEL_INCHES = (4.2, 3.2)
+TOKENS = "tokens seen"
+
+
+class FiguresUnavailable(RuntimeError):
+    """matplotlib is not installed; the message says how to get it."""
+
+
+def draw_all(results: SweepResults, directory: Path) -> list[Path]:
+    """Draw every figure that the results have data for, as PNG and PDF, and return the paths.
+
+    Raises:
+        FiguresUnavailable: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise FiguresUnavailable(NO_MATPLOTLIB) from error
+    directory.mkdir(parents=True, exist_ok=True)
+    drawings = {
+        "difficulty": difficulty_panels(results),
+        "depth": depth_panels(results),
+        "learning": learning_panels(results),
+    }
+    paths = []
+    for name, panels in drawings.items():
+        if panels:
+            paths += save(draw(panels), directory / name)
+    return paths
+
+
+# --- what is drawn ----------------------------------------------------------------------
+
+
+class Panel:
+    """One pair of axes: a curve per setting.
+
+    Args:
+        title: Above the axes.
+        x: Label of the x axis.
+        y: Label of the y axis.
+        curves: Setting's label → curve.
+        marks: Setting's label → x of a vertical mark.
+        accuracy: Whether y runs from 0 to 1; otherwise it is logarithmic.
+        points: Whether every seed is drawn as a point beside its band.
+        wide: Whether x is logarithmic.
+    """
+
+    def __init__(
+        self,
+        *,
+        title: str,
+        x: str,
+        y: str,
+        curves: Mapping[str, Curve],
+        marks: Mapping[str, float] | None = None,
+        accuracy: bool = True,
+        points: bool = True,
+        wide: bool = False,
+    ) -> None:
+        self.title, self.x, self.y = title, x, y
+        self.curves, self.marks = curves, marks or {}
+        self.accuracy, self.points, self.wide = accuracy, points, wide
+
+
+def difficulty_panels(results: SweepResults) -> list[Panel]:
+    """Return a panel for each split that has rows of more than one difficulty."""
+    panels = []
+    for split in results.splits():
+        curves = {s.label: difficulty_curve(results, s, split) for s in results.settings}
+        if len({x for curve in curves.values() for x in curve}) > 1:
+            name = next(
+                (s.first("task", "difficulty_name") for s in results.settings if s.done), ""
+            )
+            y = results.headline_metric(results.settings[0])
+            is_accuracy = not is_lower_better(y)
+            panels.append(
+                Panel(
+                    title=split,
+                    x=name or "difficulty",
+                    y=y,
+                    curves=curves,
+                    accuracy=is_accuracy,
+                    # Positions in a text, which double from one bucket to the next.
+                    wide=not is_accuracy,
+                )
+            )
+    return panels
+
+
+def difficulty_curve(results: SweepResults, setting: Setting, split: str) -> Curve:
+    """Return every seed's score by difficulty at the model's own depth."""
+    metric = results.headline_metric(setting)
+    curve: dict[float, list[float]] = {}
+    for run in setting.done:
+        for key, cell in (run.score(split) or {}).get("by_difficulty", {}).items():
+            if metric in cell and math.isfinite(cell[metric]):
+                curve.setdefault(float(key), []).append(cell[metric])
+    return curve
+
+
+def depth_panels(results: SweepResults) -> list[Panel]:
+    """Return a panel for each split that a model was evaluated on at several depths."""
+    panels = []
+    for split in results.splits():
+        curves, marks = {}, {}
+        for setting in results.settings:
+            values = depth_values(results, setting, split)
+            curve = {float(_scalar(depth)): numbers for depth, numbers in values.items()}
+            if len(curve) > 1:
+                curves[setting.label] = curve
+                trained = trained_depth(setting, split)
+                if trained is not None:
+                    marks[setting.label] = float(_scalar(trained))
+        if curves:
+            y = results.headline_metric(results.settings[0])
+            x = "repeats at evaluation (dotted: in training)"
+            panels.append(
+                Panel(
+                    title=split,
+                    x=x,
+                    y=y,
+                    curves=curves,
+                    marks=marks,
+                    accuracy=not is_lower_better(y),
+                )
+            )
+    return panels
+
+
+def _scalar(depth: Any) -> int:
+    return max(depth) if isinstance(depth, tuple) else depth
+
+
+def learning_panels(results: SweepResults) -> list[Panel]:
+    """Return a panel of the training loss, and one for each split scored on the way.
+
+    They run over steps; where the score is that of a language model, over the tokens seen.
+    """
+    y = results.headline_metric(results.settings[0])
+    over_tokens = is_lower_better(y) and all(map(_tokens_by_step, results.runs))
+    x = TOKENS if over_tokens else "step"
+    rows = {run.directory: _placed_rows(run, over_tokens) for run in results.runs}
+    loss = {s.label: _curve(rows, s, lambda row: row.get("loss")) for s in results.settings}
+    panels = []
+    if any(loss.values()):
+        panels.append(
+            Panel(title="train", x=x, y="loss", curves=loss, accuracy=False, points=False)
+        )
+    splits = dict.fromkeys(
+        row["split"] for found in rows.values() for _, row in found if "split" in row
+    )
+    for split in splits:
+        curves = {
+            setting.label: _curve(rows, setting, _split_reader(split, results, setting))
+            for setting in results.settings
+        }
+        if len({at for curve in curves.values() for at in curve}) > 1:
+            panels.append(
+                Panel(
+                    title=split,
+                    x=x,
+                    y=y,
+                    curves=curves,
+                    accuracy=not is_lower_better(y),
+                    points=False,
+                )
+            )
+    return panels
+
+
+Row = dict[str, Any]
+
+
+def _tokens_by_step(run: Run) -> dict[int, int] | None:
+    """Return the tokens seen at each logged step; None where rows do not tell."""
+    rows = [row for row in run.metrics_rows() if "loss" in row]
+    if any("tokens_seen" not in row for row in rows):
+        return None
+    return {0: 0} | {row["step"]: row["tokens_seen"] for row in rows}
+
+
+def _placed_rows(run: Run, over_tokens: bool) -> list[tuple[float, Row]]:
+    """Return the rows of the log, each with its position on the x axis."""
+    rows = run.metrics_rows()
+    tokens = _tokens_by_step(run) if over_tokens else None
+    if tokens is None:
+        return [(row["step"], row) for row in rows]
+    # A score may lie between two logged steps, or after the last: all steps read as many tokens.
+    steps = [row["step"] for row in rows]
+    last, end = max(tokens), max(steps, default=0)
+    if end > last > 0:
+        tokens[end] = tokens[last] * end // last
+    at = np.interp(steps, list(tokens), list(tokens.values()))
+    return [(float(round(x)), row) for x, row in zip(at, rows, strict=True)]
+
+
+def _split_reader(
+    split: str, results: SweepResults, setting: Setting
+) -> Callable[[Row], float | None]:
+    metric = results.headline_metric(setting)
+    return lambda row: row["metrics"].get(metric) if row.get("split") == split else None
+
+
+def _curve(
+    rows: Mapping[Path, list[tuple[float, Row]]],
+    setting: Setting,
+    read: Callable[[Row], float | None],
+) -> Curve:
+    curve: dict[float, list[float]] = {}
+    for run in setting.runs:
+        for at, row in rows[run.directory]:
+            value = read(row)
+            if value is not None and math.isfinite(value):
+                curve.setdefault(at, []).append(value)
+    return curve
+
+
+# --- drawing ----------------------------------------------------------------------------
+
+
+def draw(panels: Sequence[Panel]) -> Any:
+    """Return a figure with the panels side by side, at most three in a row.
+
+    A band is one standard deviation (ddof = 1) around the mean over seeds, within 0 and 1 for an
+    accuracy; the points are the seeds, since accuracies are often bimodal.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(width * columns, height * lines + 0.4), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
+    palette = colormaps["tab10" if len(labels) <= 10 else "turbo"]
+    colours = {
+        label: palette(index if len(labels) <= 10 else index / (len(labels) - 1))
+        for index, label in enumerate(labels)
+    }
+    for index, panel in enumerate(panels):
+        _draw_panel(axes[index // columns][index % columns], panel, colours)
+    for index in range(len(panels), lines * columns):
+        axes[index // columns][index % columns].set_visible(False)
+    handles, names = _legend(axes.flat)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names) or 1))
+    return figure
+
+
+def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, Any]) -> None:
+    for label, curve in panel.curves.items():
+        if not curve:
+            continue
+        x = np.array(sorted(curve))
+        mean = np.array([np.mean(curve[at]) for at in x])
+        std = np.array([np.std(curve[at], ddof=1) if len(curve[at]) > 1 else 0.0 for at in x])
+        low, high = mean - std, mean + std
+        if panel.accuracy:
+            low, high = low.clip(0, 1), high.clip(0, 1)
+        else:
+            low = np.maximum(low, mean / 10)
+        colour = colours[label]
+        axes.plot(x, mean, color=colour, label=label, marker="o" if panel.points else "", ms=3)
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        if panel.points:
+            xs = [at for at in x for _ in curve[at]]
+            ys = [value for at in x for value in curve[at]]
+            axes.scatter(xs, ys, color=colour, s=8, alpha=0.5, linewidths=0)
+        if label in panel.marks:
+            axes.axvline(panel.marks[label], color=colour, linestyle=":", linewidth=1)
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x)
+    axes.set_ylabel(panel.y.replace("_", " "))
+    if panel.x == TOKENS:
+        from matplotlib.ticker import EngFormatter
+
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 2.5G rather than 2500000000
+    if panel.accuracy:
+        axes.set_ylim(-0.03, 1.03)
+    else:
+        axes.set_yscale("log")
+        _write_numbers_out(axes.yaxis)
+    if panel.wide:
+        axes.set_xscale("log", base=2)
+        _write_numbers_out(axes.xaxis)
+    axes.grid(alpha=0.3, which="both")
+
+
+def _write_numbers_out(axis: Any) -> None:
+    """Label a logarithmic axis with numbers (1.5, not 1.5 × 10⁰), also between powers."""
+    from matplotlib.ticker import FuncFormatter, LogFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    # It leaves out labels between powers where the axis spans too many of them.
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
+
+
+def _legend(all_axes: Iterable[Any]) -> tuple[list[Any], list[str]]:
+    found: dict[str, Any] = {}
+    for axes in all_axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    return list(found.values()), list(found)
+
+
+def save(figure: Any, stem: Path) -> list[Path]:
+    """Write a figure as PNG and PDF without dates or version strings, and return the paths."""
+    png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
+    figure.savefig(png, dpi=150, metadata={"Software": None})
+    figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    return [png, pdf]

@@ -1,0 +1,180 @@
+"""A table of text, rendered as Markdown, as LaTeX or on a terminal, and how numbers are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runners.reporting.statistics import TOO_SMALL, Comparison, Summary, summarize
+
+MISSING = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of text."""
+
+    name: str
+    """Short name, for labels."""
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    bold: frozenset[tuple[int, int]] = frozenset()
+    """(row, column) of the best and of those not distinguishable from it."""
+    notes: list[str] = field(default_factory=list)
+
+
+# --- rendering --------------------------------------------------------------------------
+
+
+def to_markdown(table: Table) -> str:
+    """Return the table in Markdown, its columns aligned, its notes as a list below."""
+    cells = [[_escape_markdown(cell) for cell in row] for row in [table.columns, *table.rows]]
+    for row, column in table.bold:
+        cells[row + 1][column] = f"**{cells[row + 1][column]}**"
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [_pad(row, widths) for row in cells]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    notes = [f"- {note}" for note in table.notes]
+    return "\n".join([f"## {table.title}", "", *lines, *([""] if notes else []), *notes]) + "\n"
+
+
+def _pad(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+
+
+def _escape_markdown(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    ">": r"$>$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+    "σ": r"$\sigma$",
+    "→": r"$\rightarrow$",
+    "↓": r"$\downarrow$",
+}
+
+
+def escape_latex(text: str) -> str:
+    """Return text that LaTeX sets as it stands."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def to_latex(table: Table) -> str:
+    """Return the table as a LaTeX ``table`` in the style of the booktabs package."""
+    cells = [[escape_latex(cell) for cell in row] for row in table.rows]
+    for row, column in table.bold:
+        cells[row][column] = rf"\textbf{{{cells[row][column]}}}"
+    caption = ". ".join([table.title, *(note.rstrip(".") for note in table.notes)]) + "."
+    body = [" & ".join(row) + r" \\" for row in cells]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+            r"\toprule",
+            " & ".join(map(escape_latex, table.columns)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{escape_latex(caption)}}}",
+            rf"\label{{tab:{table.name}}}",
+            r"\end{table}",
+        ]
+    )
+
+
+def to_rich(table: Table) -> Any:
+    """Return the table as a ``rich.table.Table``."""
+    import rich.markup
+    import rich.table
+
+    shown = rich.table.Table(title=table.title, title_justify="left")
+    for index, column in enumerate(table.columns):
+        shown.add_column(rich.markup.escape(column), justify="left" if index == 0 else "right")
+    for r, row in enumerate(table.rows):
+        cells = [rich.markup.escape(cell) for cell in row]
+        shown.add_row(
+            *(
+                f"[bold]{cell}[/bold]" if (r, c) in table.bold else cell
+                for c, cell in enumerate(cells)
+            )
+        )
+    return shown
+
+
+# --- numbers as text --------------------------------------------------------------------
+
+
+def count(value: float | None) -> str:
+    """Return a whole number with thousands separated."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as ``45 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    if seconds is None:
+        return MISSING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+_DECIMALS = {"perplexity": 2, "bits_per_byte": 4, "loss": 4}
+
+
+def number(value: float, metric: str = "") -> str:
+    """Return a metric's value with as many decimals as differences between models need."""
+    return f"{value:.{_DECIMALS.get(metric, 3)}f}"
+
+
+def mean_std(values: Sequence[float], metric: str = "") -> str:
+    """Return ``mean ± std``, the mean alone for one value, a dash for none."""
+    if not values:
+        return MISSING
+    summary = summarize(values)
+    spread = "" if summary.std is None else f" ± {number(summary.std, metric)}"
+    return number(summary.mean, metric) + spread
+
+
+def interval(summary: Summary | None, metric: str = "") -> str:
+    """Return the confidence interval, or a dash where there is none."""
+    if summary is None or summary.interval is None:
+        return MISSING
+    low, high = summary.interval
+    return f"[{number(low, metric)}, {number(high, metric)}]"
+
+
+def p_value(comparison: Comparison | None) -> str:
+    """Return the corrected p-value, or that n is too small for one."""
+    if comparison is None:
+        return MISSING
+    if comparison.adjusted is None:
+        return TOO_SMALL
+    return "<0.001" if comparison.adjusted < 0.001 else f"{comparison.adjusted:.3f}"
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of what is there, or None."""
+    there = [value for value in values if value is not None]
+    return math.fsum(there) / len(there) if there else None

@@ -1,0 +1,1 @@
+"""From a run's config to updated weights."""

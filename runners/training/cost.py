@@ -1,0 +1,79 @@
+"""What a model costs on its task: parameters, multiply-accumulates, an estimate of time."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import torch
+
+from moeut import sizing
+from runners.config.schema import RunConfig
+from runners.process import environment
+from runners.training.experiment import Built, build_model, train_columns
+from runners.training.loop import Loop, seed_everything
+from runners.training.objective import Objective
+
+
+def describe_model(built: Built) -> dict[str, Any]:
+    """Return the entry ``model`` of a result: what has to be matched for models to be compared.
+
+    ``macs_per_token`` is at the mean lengths of the train split's rows.
+    """
+    config = built.model_config
+    stack = list(config.stacks.values())[-1]
+    return {
+        "parameters": sizing.count_parameters(config),
+        "macs_per_token": macs_per_token(built),
+        "num_layers": stack.num_layers,
+        "group_size": stack.group_size,
+        "d_model": config.d_model,
+    }
+
+
+def macs_per_token(built: Built) -> int:
+    """Return the multiply-accumulates of one forward pass per token that the model reads."""
+    first, *second = mean_lengths(built.objective)
+    return sizing.macs_per_token(
+        built.model_config,
+        sequence_length=first,
+        target_length=second[0] if second else None,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def mean_lengths(objective: Objective) -> tuple[int, ...]:
+    """Return the mean length, over train's rows, of each sequence that the model reads."""
+    if objective.task.kind == "language_modelling":  # also before the text is packed
+        return (objective.task.context_length,)
+    return tuple(round(length) for length in train_columns(objective).shape.mean(axis=0).tolist())
+
+
+def seconds_per_step(config: RunConfig, built: Built, *, seconds: float) -> float:
+    """Return the time of an update of a run on this machine, measured over ``seconds`` at most.
+
+    One update comes before the measured ones, and at least one is measured. Global random states
+    are left changed.
+    """
+    device = environment.choose_device(config.train)
+    environment.prepare_process(config.train, device)
+    seed_everything(config.seed)
+    loop = Loop(
+        config.train,
+        objective=built.objective,
+        model=build_model(built.model_config, device),
+        columns=train_columns(built.objective),
+        seed=config.seed,
+        d_model=built.model_config.d_model,
+        device=device,
+    )
+    loop.advance()
+    began = time.monotonic()
+    steps = 0
+    while steps == 0 or (time.monotonic() - began < seconds and steps < config.train.steps):
+        loop.advance()
+        steps += 1
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.monotonic() - began) / steps

@@ -1,0 +1,235 @@
+"""From a config to the things that it describes: task, objective, model."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import moeut
+import tasks
+from moeut.config import Learned, ModelConfig
+from runners.config.schema import ConfigError, RunConfig
+from runners.training.batches import Columns
+from runners.training.objective import OBJECTIVES, Objective
+from tasks.base.task import Task
+from tasks.language.splitting import SPLITS
+from tasks.language.task import Language
+
+TOKENIZER_FOLDER = "tokenizer"
+"""Where the directory of a language run keeps the tokenizer that its model was trained with."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a run's config describes."""
+
+    task: Task
+    objective: Objective
+    model_config: ModelConfig
+    split_names: list[str]
+    lacks: str | None = None
+    """Of a plan alone: which data is not there, and the command that makes it."""
+
+    @property
+    def default_repeats(self) -> int | list[int]:
+        """Repeats the model was made for; a pair, encoder first, where there are two stacks."""
+        repeats = [stack.num_repeats for stack in self.model_config.stacks.values()]
+        return repeats if len(repeats) > 1 else repeats[0]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the depth of every stack can be changed at call time."""
+        return all(stack.is_shared for stack in self.model_config.stacks.values())
+
+    def depths(self, config: RunConfig) -> list[int | list[int]]:
+        """Return the depths that the run is scored at, its own first.
+
+        ``evaluate.repeats`` counts for shared models alone: a sweep gives it to all its variants.
+        """
+        wanted = config.evaluate.repeats if self.is_shared else []
+        pair = isinstance(self.default_repeats, list)
+        further = [[number, number] if pair else number for number in wanted]
+        return [self.default_repeats, *(f for f in further if f != self.default_repeats)]
+
+    def final_splits(self, config: RunConfig) -> list[str]:
+        """Return the splits scored at the end."""
+        every = [name for name in self.split_names if name != self.task.train_split]
+        return config.evaluate.splits or every
+
+    def interval_splits(self, config: RunConfig) -> list[str]:
+        """Return the splits scored on the way, the selecting one among them."""
+        default = self.task.in_distribution_split or self.final_splits(config)[-1]
+        splits = config.evaluate.interval_splits or [default]
+        chosen = config.selection_split
+        return splits if chosen is None or chosen in splits else [*splits, chosen]
+
+
+def build(config: RunConfig, *, needs_data: bool = True) -> Built:
+    """Build the task and the model's config, and check what only they can tell.
+
+    Args:
+        config: the run.
+        needs_data: false for a plan, which does without a text that is not packed yet.
+
+    Raises:
+        ConfigError: a split that the task does not have, or sizes that do not fit together.
+        tasks.DataMissing, tasks.DataDamaged: a data file is missing, or not the published one.
+    """
+    task = build_task(config.task)
+    lacks = None if needs_data else missing_data(config.task)
+    split_names = list(SPLITS) if lacks else _split_names(config, task)
+    config.check_splits(split_names, list(task.selection_splits))
+    if config.selection_split and config.evaluate.interval is None:
+        raise config.error(
+            "select", config.select, "needs evaluate.interval, the steps between its evaluations"
+        )
+    options = {name: value for name, value in config.model.items() if name != "architecture"}
+    objective = _objective(json.dumps(config.task, sort_keys=True), options["form"])
+    if lacks is None:
+        _check_longest_row(config, objective)
+    try:
+        model_config = moeut.architecture(
+            config.model["architecture"], **objective.sizes(), **options
+        )
+    except ValueError as error:
+        raise _model_error(config, objective, error) from error
+    _check_positions(config, objective, model_config)
+    return Built(task, objective, model_config, split_names, lacks)
+
+
+def _split_names(config: RunConfig, task: Task) -> list[str]:
+    """Build the splits and return their names; trouble that an option makes has its place."""
+    try:
+        return list(task.splits())
+    except (tasks.DataMissing, tasks.DataDamaged):  # of the machine, not of what the config says
+        raise
+    except ValueError as error:
+        option = str(error).partition("=")[0]
+        place = config.place(option if option.startswith("task.") else "task")
+        raise ConfigError(f"{place}: {error}" if place else str(error)) from error
+
+
+def _model_error(config: RunConfig, objective: Objective, error: ValueError) -> ConfigError:
+    option = str(error).partition("=")[0]
+    sizes = ", ".join(f"{name} {size}" for name, size in objective.sizes().items())
+    hint = f" (with the task's {sizes})" if option == "match_parameters" else ""
+    return ConfigError(f"{config.place(f'model.{option}')}: model: {error}{hint}")
+
+
+def _check_longest_row(config: RunConfig, objective: Objective) -> None:
+    budget = config.train.tokens_per_batch
+    if budget is None:
+        return
+    longest = int(train_columns(objective).shape.sum(axis=1).max(initial=0))
+    if longest > budget:
+        raise config.error(
+            "train.tokens_per_batch", budget, f"below the longest row of train, {longest} tokens"
+        )
+
+
+def _check_positions(config: RunConfig, objective: Objective, model_config: ModelConfig) -> None:
+    """Refuse learned positions that end before the longest row of any split does."""
+    for name, length in objective.longest().items():
+        position = model_config.stacks[name].position
+        if isinstance(position, Learned) and position.max_length < length:
+            raise config.error(
+                "model.max_length",
+                position.max_length,
+                f"must be at least {length}, which the longest row needs in the {name}",
+            )
+
+
+def build_task(section: dict[str, Any]) -> Task:
+    """Return the task of a config's ``task`` section; the last few stay in memory."""
+    return _task(json.dumps(section, sort_keys=True))
+
+
+def data_hash(section: dict[str, Any]) -> str:
+    """Return the hash of the data of a config's ``task`` section."""
+    return build_task(section).data_hash()
+
+
+def missing_data(section: dict[str, Any]) -> str | None:
+    """Return why the text of a ``task`` section cannot be read yet; None for all other tasks."""
+    task = build_task(section)
+    return task.is_missing() if isinstance(task, Language) else None
+
+
+@functools.lru_cache(maxsize=4)
+def _task(section: str) -> Task:
+    options = json.loads(section)
+    return tasks.create(options.pop("name"), **options)
+
+
+@functools.lru_cache(maxsize=2)
+def train_columns(objective: Objective) -> Columns:
+    """Return the train split, encoded; the last few stay in memory."""
+    task = objective.task
+    return objective.columns(task.split(task.train_split))
+
+
+def describe_task(task: Any, splits: list[str]) -> dict[str, Any]:
+    """Return the entry ``task`` of a result; ``splits`` are those scored, the headline last."""
+    record = {
+        "name": task.name,
+        "kind": task.kind,
+        "difficulty_name": task.difficulty_name,
+        "headline_split": splits[-1],
+        "in_distribution_split": task.in_distribution_split,
+    }
+    if task.kind == "language_modelling":
+        tokenizer = task.load_tokenizer()
+        duplicates = task.prepared().duplicates
+        record["context_length"] = task.context_length
+        record["tokenizer"] = {
+            "name": task.tokenizer,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "sha256": tokenizer.sha256(),
+        }
+        record["data"] = {
+            name: {
+                "tokens": split.num_tokens,
+                "bytes": split.num_bytes,
+                "documents": split.num_documents,
+                "duplicates": duplicates[name],
+                "windows": len(split),
+            }
+            for name, split in task.splits().items()
+        }
+    return record
+
+
+def save_task_files(task: Any, directory: Path) -> None:
+    """Write into a run's directory what its model is of no use without: a tokenizer, if any.
+
+    It lies in ``tokenizer/``, there whole or not at all; one that is there is left as it is.
+    """
+    folder = directory / TOKENIZER_FOLDER
+    if task.kind != "language_modelling" or folder.is_dir():
+        return
+    partial = directory / f"{TOKENIZER_FOLDER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    task.load_tokenizer().save(partial)
+    partial.rename(folder)
+
+
+@functools.lru_cache(maxsize=8)
+def _objective(section: str, form: str) -> Objective:
+    task = _task(section)
+    return OBJECTIVES[task.kind][form](task)
+
+
+def build_model(model_config: ModelConfig, device: torch.device) -> torch.nn.Module:
+    """Return a freshly initialised model.
+
+    It is initialised on the CPU, from torch's global generator, so that every device begins with
+    the same weights.
+    """
+    return moeut.build(model_config).to(device)

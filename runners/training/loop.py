@@ -1,0 +1,351 @@
+"""The training loop: one update, and the schedule of updates, evaluations and checkpoints.
+
+Written once for every kind of task: what differs is in the ``Objective``. All that a step changes
+is in ``Loop.state_dict``, so that a run resumed from it is bitwise the run that was never
+interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from runners.config.schema import TrainConfig
+from runners.process.ranks import World, rank_seed
+from runners.training import parallel
+from runners.training.batches import Batch, BatchOrder, Columns
+from runners.training.objective import Objective
+from runners.training.optimization import (
+    build_optimizer,
+    clip_gradients,
+    gradient_norm,
+    learning_rate,
+)
+from runners.training.prefetch import Prefetch
+
+
+class NonFinite(RuntimeError):
+    """A loss or gradient is not finite; raised before the update that it would have spoilt."""
+
+
+class Stopped(Exception):
+    """A stop was asked for, and the state has been saved."""
+
+
+@dataclass
+class Position:
+    """Where a run stands, besides its weights, optimiser and random states."""
+
+    step: int = 0
+    """Updates done."""
+    tokens_seen: int = 0
+    """Real tokens read by the model so far, over all its sequences."""
+    evaluated_step: int = 0
+    """Last step that was evaluated on the way."""
+    steps_since_row: int = 0
+    """Updates since the last row of the log, over which the next row takes its means."""
+    loss_sum: float = 0.0
+    auxiliary_sum: float = 0.0
+    best_score: float | None = None
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one rank reads in one step."""
+
+    rows: np.ndarray
+    """Rows of the whole batch, over all ranks and parts."""
+    parts: list[tuple[Batch, int]]
+    """A batch to accumulate, and how many of its rows count: all, or 0 for one that only stands in
+    so that every rank has as many."""
+
+
+class Loop:
+    """A model in training: its optimiser, its place in the data, and one update at a time.
+
+    Args:
+        config: the ``train`` section.
+        objective: encodes rows and computes the loss.
+        model: already initialised, on ``device``.
+        columns: the train split, encoded.
+        seed: decides the data order; dropout draws from the global generators.
+        d_model: width, which noam needs.
+        device: where the model is.
+        world: this process's place among the ranks that share each batch.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        objective: Objective,
+        model: torch.nn.Module,
+        columns: Columns,
+        seed: int,
+        d_model: int,
+        device: torch.device,
+        world: World = World(),  # noqa: B008 - frozen
+    ) -> None:
+        self.config = config
+        self.objective = objective
+        self.model = model
+        self.columns = columns
+        self.d_model = d_model
+        self.device = device
+        self.world = world
+        self.seed = seed
+        self.position = Position()
+        self.order = BatchOrder(
+            columns.shape,
+            batch_size=config.batch_size,
+            tokens_per_batch=config.tokens_per_batch,
+            seed=seed,
+        )
+        if config.activation_checkpointing:
+            model.activation_checkpointing = True  # type: ignore[assignment]
+        self._call = parallel.spread(model, config, world, has_one_shape=_has_one_shape(columns))
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(self.parameters, config)
+        self.rows = np.array([], dtype=np.int64)
+        """Rows of the last step's whole batch."""
+        self._shares = Prefetch(self._share, num_steps=config.steps)
+        if not world.is_first:  # the ranks begin with one model, and then draw dropout of their own
+            seed_everything(rank_seed(seed, world.rank))
+
+    def _share(self, step: int) -> _Share:
+        """Return what this rank reads in a step, counted from 0; called in a thread."""
+        rows = self.order.rows(step)
+        parts = []
+        for piece in self.world.pieces(rows, self.config.accumulate):
+            used = piece if len(piece) else rows[:1]
+            parts.append((self.columns.batch(used, device=self.device), len(piece)))
+        return _Share(rows, parts)
+
+    def advance(self) -> dict[str, float]:
+        """Do one update and return what a row of the log says about it.
+
+        The gradients are those of the whole batch, however many parts and ranks it is split into:
+        the cross entropy is averaged over the batch's targets, the auxiliary loss over its
+        sequences.
+
+        Raises:
+            NonFinite: the loss or the gradient norm is infinite or not a number, on every rank at
+                once. The weights, the optimiser and the position are those after the step before.
+        """
+        position, config, world = self.position, self.config, self.world
+        share = self._shares.get(position.step)
+        rows = self.rows = share.rows
+        rate = learning_rate(config, position.step + 1, d_model=self.d_model)
+        counted = [part for part, count in share.parts if count]
+        num_targets, num_tokens = world.sum_counts(
+            sum(part.num_targets for part in counted), sum(part.num_tokens for part in counted)
+        )
+
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        cross_entropy = torch.zeros((), device=self.device)
+        auxiliary = torch.zeros((), device=self.device)
+        for index, (part, count) in enumerate(share.parts):
+            is_last = index == len(share.parts) - 1
+            with parallel.gradients_sent(self._call, is_last):
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+                ):
+                    loss = self.objective.loss(
+                        self._call, part, label_smoothing=config.label_smoothing
+                    )
+                part_cross_entropy = loss.cross_entropy_sum / num_targets
+                if not count:
+                    part_cross_entropy = part_cross_entropy * 0.0
+                part_auxiliary = loss.auxiliary * (count / len(rows))
+                # The ranks' gradients are averaged, and the loss is their sum.
+                ((part_cross_entropy + part_auxiliary) * world.size).backward()
+            cross_entropy += part_cross_entropy.detach()
+            auxiliary += part_auxiliary.detach()
+        cross_entropy, auxiliary = world.sum(torch.stack([cross_entropy, auxiliary]))
+        norm = gradient_norm(self.parameters)
+
+        values = {
+            "loss": float(cross_entropy),
+            "auxiliary_loss": float(auxiliary),
+            "gradient_norm": float(norm),
+        }
+        if not all(math.isfinite(value) for value in values.values()):
+            raise NonFinite(_describe(values, step=position.step + 1, rate=rate, rows=rows))
+        clip_gradients(self.parameters, norm=norm, largest=config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+        position.step += 1
+        position.tokens_seen += num_tokens
+        position.steps_since_row += 1
+        position.loss_sum += values["loss"]
+        position.auxiliary_sum += values["auxiliary_loss"]
+        return values | {"learning_rate": rate}
+
+    def log_row(self, values: dict[str, float]) -> dict[str, Any]:
+        """Return the row of the log that closes here: losses are means since the row before."""
+        position = self.position
+        row = {
+            "step": position.step,
+            "loss": position.loss_sum / position.steps_since_row,
+            "auxiliary_loss": position.auxiliary_sum / position.steps_since_row,
+            "gradient_norm": values["gradient_norm"],
+            "learning_rate": values["learning_rate"],
+            "tokens_seen": position.tokens_seen,
+        }
+        position.steps_since_row, position.loss_sum, position.auxiliary_sum = 0, 0.0, 0.0
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all but the weights, in types that ``torch.load(weights_only=True)`` reads.
+
+        Every rank has to call it, since each has random states of its own.
+        """
+        states = self.world.gather(random_state())
+        several = {"random_of_ranks": states} if len(states) > 1 else {}
+        return {
+            "optimizer": parallel.optimizer_state(self.model, self.optimizer),
+            "random": states[0],
+            "position": dataclasses.asdict(self.position),
+            **several,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, shards: Path = Path("none")) -> None:
+        """Take up the state that ``state_dict`` gave, also one of another number of ranks.
+
+        ``shards`` is the folder with the optimiser's pieces, if it was saved in pieces. Rank 0 goes
+        on with its random states; where there were fewer or more ranks before, the others begin new
+        ones.
+        """
+        parallel.load_optimizer_state(self.model, self.optimizer, state["optimizer"], shards)
+        self.position = Position(**state["position"])
+        states = state.get("random_of_ranks", [state["random"]])
+        if len(states) == self.world.size:
+            set_random_state(states[self.world.rank])
+        elif self.world.is_first:
+            set_random_state(state["random"])
+        else:
+            seed_everything(rank_seed(self.seed, self.world.rank, self.position.step))
+
+
+def _has_one_shape(columns: Columns) -> bool:
+    return bool(len(columns) and (columns.shape == columns.shape[:1]).all())
+
+
+def _describe(values: dict[str, float], *, step: int, rate: float, rows: np.ndarray) -> str:
+    numbers = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+    shown = ", ".join(str(row) for row in sorted(rows.tolist())[:16])
+    more = f" and {len(rows) - 16} more" if len(rows) > 16 else ""
+    return (
+        f"step {step}: {numbers}; learning rate {rate:g}; rows of the train split: {shown}{more}; "
+        "stopped before the update"
+    )
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of the global generators of Python, NumPy and torch."""
+    version, numbers, gauss = random.getstate()
+    name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc] # noqa: NPY002
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, cached],  # type: ignore[union-attr]
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the global generators into the states that ``random_state`` gave."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, place, has_gauss, cached = state["numpy"]
+    np.random.set_state(  # noqa: NPY002 - models or tasks may draw from the global generator
+        (name, keys.numpy().astype(np.uint32), place, has_gauss, cached)
+    )
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+class Host(Protocol):
+    """What the loop asks of the run around it."""
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to save and stop before the next step."""
+
+    def evaluate(self) -> float | None:
+        """Score the weights as they are, log it, and return the score that decides the best."""
+
+    def keep_best(self) -> None:
+        """Remember the weights as they are as the best so far."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row to the log."""
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+
+    def progress(self, values: dict[str, float]) -> None:
+        """Show how far the run is."""
+
+
+def fit(loop: Loop, host: Host, *, evaluate_interval: int | None) -> None:
+    """Train to the last step, or raise ``Stopped`` once the state is saved.
+
+    Logs every ``log_interval`` steps, evaluates every ``evaluate_interval`` and at the end, and
+    saves every ``checkpoint_interval`` and at the end.
+    """
+    config, position = loop.config, loop.position
+    unsaved = False
+
+    def is_due(interval: int | None) -> bool:
+        if not interval or not position.step:
+            return False
+        return position.step % interval == 0 or position.step == config.steps
+
+    while True:
+        if position.evaluated_step < position.step and is_due(evaluate_interval):
+            try:
+                score = host.evaluate()
+            except Stopped:  # nothing is logged yet: a resumed run evaluates this step again
+                if unsaved:
+                    host.save()
+                raise
+            position.evaluated_step = position.step
+            # Of equal scores the later counts, as in Csordás et al. (2022).
+            best = position.best_score
+            if score is not None and (best is None or score >= best):
+                position.best_score, position.best_step = score, position.step
+                host.keep_best()
+            unsaved = True
+        stop_requested = host.stop_requested  # once a step: the ranks have to agree on it
+        if unsaved and (is_due(config.checkpoint_interval) or stop_requested):
+            host.save()
+            unsaved = False
+        if position.step >= config.steps:
+            return
+        if stop_requested:
+            raise Stopped(f"stopped after step {position.step}")
+        values = loop.advance()
+        unsaved = True
+        if is_due(config.log_interval):
+            host.log(loop.log_row(values))
+        host.progress(values)

@@ -1,0 +1,77 @@
+"""Optimiser, learning-rate schedule and gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from runners.config.schema import TrainConfig
+
+
+def learning_rate(config: TrainConfig, step: int, *, d_model: int) -> float:
+    """Return the learning rate of an update.
+
+    Args:
+        config: schedule, peak and warm-up.
+        step: the update, counted from 1.
+        d_model: width of the model, which noam divides by the root of.
+
+    The warm-up is linear from 0 and reaches the peak at ``warmup_steps``. ``linear`` and ``cosine``
+    reach ``final_learning_rate_ratio`` of the peak at the last step. ``cosine_paper`` is what
+    MoEUT's training code computes: ``CosineAnnealingLR`` of length ``steps``, stepped with the
+    updates done since the warm-up ended, so that it stops ``warmup_steps`` before its end
+    (RobertCsordas/moeut_training_code, ``framework/task/task.py``). ``noam`` is
+    ``factor / sqrt(d_model) * min(step**-0.5, step * warmup_steps**-1.5)`` (Vaswani et al. 2017).
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "noam":
+        rise = step * max(warmup, 1) ** -1.5
+        return peak / math.sqrt(d_model) * min(step**-0.5, rise)
+    if step < warmup:
+        return peak * step / warmup
+    if config.schedule == "constant":
+        return peak
+    if config.schedule == "cosine_paper":
+        done = max(step - 1 - warmup, 0) / config.steps
+    else:
+        done = (step - warmup) / max(config.steps - warmup, 1)
+    share = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    floor = config.final_learning_rate_ratio
+    return peak * (floor + (1.0 - floor) * share)
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], config: TrainConfig
+) -> torch.optim.Optimizer:
+    """Return Adam (weight decay as L2 penalty) or AdamW over all parameters, in one group.
+
+    The fused implementation is bitwise reproducible, and on a CPU several times faster for small
+    models than the loop over parameters.
+    """
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(
+        list(parameters),
+        lr=config.learning_rate,
+        betas=tuple(config.betas),
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
+    """Return the global L2 norm of the gradients, a scalar tensor."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    # Of gradients in pieces, each on its rank, the norm is one in pieces too.
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def clip_gradients(
+    parameters: Iterable[torch.nn.Parameter], *, norm: torch.Tensor, largest: float | None
+) -> None:
+    """Scale the gradients, whose global norm is ``norm``, so that it is at most ``largest``."""
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm, foreach=True)

@@ -1,0 +1,146 @@
+"""A model spread over ranks: DistributedDataParallel, or FSDP2's ``fully_shard``.
+
+With DDP every rank has all weights, and gradients are averaged as the backward pass makes them.
+With FSDP weights, gradients and optimiser are cut along their first dimension, a piece on each
+rank, and gathered where they are used. Weights are saved in one piece all the same
+(``model.safetensors``), the optimiser's tensors in pieces by torch's distributed checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from moeut.models import FORMS
+from runners.config.schema import TrainConfig
+from runners.process.ranks import World
+
+ONE_BY_ONE: dict[str, Any] = {"max_fusion_size": 1}
+"""Options of the compiler on a CPU. Its fused kernels read a buffer before they scatter into it
+(PyTorch 2.13), which is the gradient of a router that is both chosen from and balanced: the choice
+gave it none."""
+
+
+def is_sharded(model: Any) -> bool:
+    """Tell whether each rank holds only a part of the model's weights."""
+    return hasattr(model, "set_requires_gradient_sync")  # FSDP's class takes long to import
+
+
+def spread(model: Any, config: TrainConfig, world: World, *, has_one_shape: bool = False) -> Any:
+    """Return what is called to run ``model`` on this rank, compiled if the config says so.
+
+    Args:
+        model: initialised alike on every rank, on the device. Under FSDP its parameters are
+            replaced, so that an optimiser has to be made afterwards.
+        config: the ``train`` section.
+        world: this rank's place.
+        has_one_shape: whether all batches have one shape, for which a compiled model can be
+            faster than for any.
+    """
+    call = model
+    if world.size > 1 and config.parallel == "fsdp":
+        from runners.training.sharding import shard
+
+        shard(model, world)
+    elif world.size > 1:
+        call = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    if config.compile:
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        call = torch.compile(
+            call,
+            dynamic=None if has_one_shape else True,
+            options=ONE_BY_ONE if on_cpu else None,
+        )
+    return call
+
+
+@contextlib.contextmanager
+def gradients_sent(call: Any, is_last: bool) -> Iterator[None]:
+    """Accumulate a part's gradients here, and send them between the ranks with the last part's."""
+    module = getattr(call, "_orig_mod", call)
+    if isinstance(module, DistributedDataParallel) and not is_last:
+        with module.no_sync():
+            yield
+    else:
+        if is_sharded(module):
+            module.set_requires_gradient_sync(is_last)
+        yield
+
+
+# --- weights ----------------------------------------------------------------------------
+
+
+def full_weights(model: Any, *, keep: bool = True) -> dict[str, torch.Tensor]:
+    """Return copies of the whole weights on the CPU; every rank has to call it.
+
+    ``keep`` is false on ranks that have no use for them: they only take part.
+    """
+    weights = {}
+    for name, value in model.state_dict().items():
+        whole = value.full_tensor() if is_sharded(model) else value
+        if keep:
+            weights[name] = whole.detach().to("cpu", copy=True)
+    return weights
+
+
+def load_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Give a model whole weights, of which each rank keeps its part."""
+    if not is_sharded(model):
+        model.load_state_dict(weights)
+        return
+    from runners.training.sharding import part_of
+
+    own = model.state_dict()
+    if own.keys() != weights.keys():
+        raise ValueError(f"weights {sorted(own.keys() ^ weights.keys())[:3]}: not in both")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(part_of(weights[name], like=value))
+
+
+def whole_copy(model: Any, device: torch.device, *, keep: bool) -> Any:
+    """Return a copy of a sharded model in one piece where ``keep``; every rank has to call it."""
+    weights = full_weights(model, keep=keep)
+    if not keep:
+        return None
+    with torch.device("meta"):  # draws no random numbers
+        copy = FORMS[model.config.form](model.config)
+    copy.load_state_dict(weights, assign=True)
+    return copy.to(device)
+
+
+# --- optimiser --------------------------------------------------------------------------
+
+
+def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the optimiser's state, without what lies in pieces and is saved by itself."""
+    state = optimizer.state_dict()
+    return state | {"state": {}} if is_sharded(model) else state
+
+
+def load_optimizer_state(
+    model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any], shards: Path
+) -> None:
+    """Take up what ``optimizer_state`` gave, and the pieces in ``shards`` if there are any.
+
+    Whole or in pieces, by however many ranks it was saved: each takes what it needs.
+    """
+    if not is_sharded(model) and not shards.is_dir():
+        optimizer.load_state_dict(state)
+        return
+    from runners.training.sharding import load_shards, optimizer_tensors, part_of
+
+    optimizer.load_state_dict(state | {"state": {}})
+    tensors = optimizer_tensors(model, optimizer)
+    if shards.is_dir():
+        load_shards(shards, tensors)
+    else:
+        for index, (name, _) in enumerate(model.named_parameters()):
+            for key, value in state["state"].get(index, {}).items():
+                own = tensors[f"{name}.{key}"]
+                own.copy_(part_of(value, like=own))

@@ -1,0 +1,169 @@
+"""What a language run's log says besides the loss: how fast it is, and how its experts are used.
+
+Times and memory, which differ from machine to machine, come under one key of a row, ``speed``, so
+that the rest of it is the same however often the run was resumed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import resource
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from runners.training.batches import Columns
+from runners.training.objective import Objective
+
+PEAK_FLOPS = {
+    # name                 bfloat16   float32
+    "B200": (2250e12, 75e12),
+    "H200": (989e12, 67e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "A40": (149.7e12, 37.4e12),
+    "A30": (165e12, 10.3e12),
+    "L40S": (362e12, 91.6e12),
+    "L4": (121e12, 30.3e12),
+}
+"""Floating-point operations per second that a GPU is sold with, from NVIDIA's data sheets: dense
+bfloat16 on tensor cores, float32 without TF32. The first name that stands in the device's counts.
+"""
+
+ROUTING_ROWS = 4
+"""Rows of a batch that the use of experts is counted over, one at a time."""
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Return the peak of a device by its name; None where it is not known, as for every CPU."""
+    for name, (bfloat16, float32) in PEAK_FLOPS.items():
+        if re.search(rf"\b{name}\b", device_name):
+            return bfloat16 if precision == "bfloat16" else float32
+    return None
+
+
+def model_flops_utilization(
+    tokens_per_second: float, *, macs_per_token: int, peak: float | None
+) -> float | None:
+    """Return the share of the peak that the model's own arithmetic makes up.
+
+        6 · macs_per_token · tokens_per_second / peak
+
+    A multiply-accumulate is two operations, and the backward pass takes two forward passes. What
+    activation checkpointing computes again does not count (Chowdhery et al. 2022, appendix B).
+    ``macs_per_token`` is that of ``moeut.sizing``, with the active experts alone; ``peak`` is over
+    all devices.
+    """
+    return None if peak is None else 6.0 * macs_per_token * tokens_per_second / peak
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the bytes a GPU has held at most since the last call; of a CPU process, ever."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def perplexity(loss: float) -> float | None:
+    """Return e to the loss; None where no float is so large."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return None
+
+
+class Stopwatch:
+    """Times the tokens trained between two rows of the log, without what is scored meanwhile."""
+
+    def __init__(self, *, macs_per_token: int, peak: float | None, device: torch.device) -> None:
+        self._macs, self._peak, self._device = macs_per_token, peak, device
+        self.start(0, 0.0)
+
+    def start(self, tokens: int, evaluated: float) -> None:
+        """Begin to time."""
+        self._since, self._tokens, self._evaluated = time.monotonic(), tokens, evaluated
+
+    def lap(self, tokens: int, evaluated: float) -> dict[str, Any]:
+        """Return the entry ``speed`` since the last call, and begin again.
+
+        Args:
+            tokens: read so far.
+            evaluated: seconds spent on scoring so far.
+        """
+        seconds = time.monotonic() - self._since - (evaluated - self._evaluated)
+        speed = (tokens - self._tokens) / seconds
+        self.start(tokens, evaluated)
+        return {
+            "tokens_per_second": speed,
+            "model_flops_utilization": model_flops_utilization(
+                speed, macs_per_token=self._macs, peak=self._peak
+            ),
+            "peak_memory_bytes": peak_memory(self._device),
+        }
+
+
+def expert_usage(
+    model: Any,
+    objective: Objective,
+    columns: Columns,
+    rows: np.ndarray,
+    *,
+    device: torch.device,
+    precision: str = "float32",
+) -> dict[str, dict[str, Any]]:
+    """Count which experts each router chooses for a few rows, over all applications of its layer.
+
+    A pass of its own, in evaluation mode and without gradients: it draws no random numbers and
+    writes nothing, so that training goes on to the same bits. It has to be called on every rank
+    where the model lies in pieces.
+
+    Returns:
+        ``<stack>.<layer>.<router>`` → ``dead_experts``, those that no token has chosen;
+        ``num_experts``, over all heads; ``entropy``, in nats, of the share of the choices that each
+        expert got, averaged over heads: ln(experts of a head) where all are used alike.
+    """
+    counts: dict[str, torch.Tensor] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        for row in rows[:ROUTING_ROWS]:
+            batch = columns.batch(np.array([row]), device=device)
+            with (
+                torch.no_grad(),
+                torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+            ):
+                trace = objective.forward(functools.partial(model, trace=True), batch).trace
+            for stack, records in trace.items():
+                for layer, record in zip(getattr(model, stack).schedule(), records, strict=False):
+                    for router, decision in record.routers.items():
+                        name = f"{stack}.{layer}.{router}"
+                        found = _count(decision.selection, decision.logits.shape[-1])
+                        counts[name] = counts[name] + found if name in counts else found
+    finally:
+        model.train(was_training)
+    return {name: _describe(count.double()) for name, count in sorted(counts.items())}
+
+
+def _count(selection: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """Return (H, E): how often selection (B, T, H, k) names each expert; -1 is none."""
+    by_head = selection.movedim(2, 0).flatten(1) + 1
+    counts = torch.zeros(len(by_head), num_experts + 1, dtype=torch.int64, device=by_head.device)
+    counts.scatter_add_(1, by_head, torch.ones_like(by_head))
+    return counts[:, 1:]
+
+
+def _describe(count: torch.Tensor) -> dict[str, Any]:
+    share = count / count.sum(dim=1, keepdim=True).clamp_min(1)
+    return {
+        "dead_experts": int((count == 0).sum()),
+        "num_experts": count.numel(),
+        "entropy": float(torch.special.entr(share).sum(dim=1).mean()),
+    }

@@ -1,0 +1,205 @@
+"""What a task is: named splits of examples, a vocabulary built from train, and its options."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from tasks.base import options
+
+Kind = Literal["sequence_to_sequence", "classification", "language_modelling"]
+
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
+SPECIAL_TOKENS = (PAD, BOS, EOS, UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a split."""
+
+    source: tuple[str, ...]
+    """Input tokens."""
+    target: tuple[str, ...]
+    """Output tokens; for classification the one class label."""
+    category: str = ""
+    """What kind of row it is, for per-category tables; empty where a task has none."""
+    difficulty: float = 0.0
+    """What results are plotted against: depth, length, number of digits."""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+class Vocabulary:
+    """Tokens of one side, numbered: the special tokens first, then the others in sorted order.
+
+    Ids: 0 padding, 1 begin, 2 end, 3 unknown.
+    """
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self.tokens: tuple[str, ...] = SPECIAL_TOKENS + tuple(
+            sorted(set(tokens) - set(SPECIAL_TOKENS))
+        )
+        self._ids = {token: number for number, token in enumerate(self.tokens)}
+
+    pad, bos, eos, unknown = 0, 1, 2, 3
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __contains__(self, token: str) -> bool:
+        return token in self._ids
+
+    def encode(self, tokens: Sequence[str]) -> list[int]:
+        """Return the ids of ``tokens``; a token outside the vocabulary gets the unknown id."""
+        return [self._ids.get(token, self.unknown) for token in tokens]
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Return the tokens of ``ids``."""
+        return [self.tokens[number] for number in ids]
+
+
+class Task:
+    """Base of all tasks; a task is a frozen dataclass whose fields are its options.
+
+    A subclass is decorated ``@dataclass(frozen=True, kw_only=True)``, gives ``name``, ``kind``,
+    ``difficulty_name`` and ``build_splits``, and has one field with a docstring per option. Types
+    are checked here; a subclass that checks more extends ``__post_init__``. A task that generates
+    its data has the option ``seed: int = 0``: the data's own seed, the same for every model.
+
+    Splits come in the order train, validation, in-distribution test, out-of-distribution tests:
+    the last one is the headline unless a config names another.
+    """
+
+    name: ClassVar[str]
+    difficulty_name: ClassVar[str] = "difficulty"
+    """Axis label for ``Example.difficulty``, with its unit."""
+    train_split: ClassVar[str] = "train"
+    selection_splits: ClassVar[tuple[str, ...]] = ()
+    """Splits that ``select: best:<split>`` may name; never a test split."""
+
+    # Properties, since an option may decide them; where none does, a class attribute replaces them.
+    @property
+    def kind(self) -> Kind:
+        """Whether a model writes a target sequence or names a class."""
+        return "sequence_to_sequence"
+
+    @property
+    def in_distribution_split(self) -> str | None:
+        """Split drawn like train, shown beside every out-of-distribution score; None: no such."""
+        return None
+
+    def __post_init__(self) -> None:
+        options.check_types(self)
+
+    def build_splits(self) -> dict[str, list[Example]]:
+        """Generate or read every split, train first.
+
+        Raises:
+            DataMissing: a data file is not there; the message has the command that fetches it.
+            DataDamaged: a data file is there with another checksum.
+        """
+        raise NotImplementedError
+
+    def splits(self) -> dict[str, list[Example]]:
+        """Return every split, train first, built once per task object."""
+        if "_splits" not in self.__dict__:
+            object.__setattr__(self, "_splits", self.build_splits())
+        return self.__dict__["_splits"]
+
+    def split(self, name: str) -> list[Example]:
+        """Return the rows of one split.
+
+        Raises:
+            ValueError: there is no such split; the message lists those there are.
+        """
+        splits = self.splits()
+        if name not in splits:
+            raise ValueError(
+                f"task.split={name!r}: task {self.name!r} has {', '.join(splits)}"
+                f"{options.nearest(name, splits)}"
+            )
+        return splits[name]
+
+    def vocabularies(self) -> tuple[Vocabulary, Vocabulary]:
+        """Return the source and the target vocabulary, built from train only."""
+        train = self.splits()[self.train_split]
+        source = Vocabulary(token for example in train for token in example.source)
+        target = Vocabulary(token for example in train for token in example.target)
+        return source, target
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the class labels of a classification task, sorted, from train only."""
+        return tuple(sorted({example.target[0] for example in self.splits()[self.train_split]}))
+
+    def max_source_length(self) -> int:
+        """Return the longest source over all splits, in tokens."""
+        return max(len(example.source) for rows in self.splits().values() for example in rows)
+
+    def max_target_length(self) -> int:
+        """Return the longest target over all splits, in tokens without the end token."""
+        return max(len(example.target) for rows in self.splits().values() for example in rows)
+
+    def data_hash(self) -> str:
+        """Return the SHA-256 over every split's rows: what a run's identity covers of the data.
+
+        It covers the splits' names and order, and each row's source, target, category and
+        difficulty in order; the metadata, which no model sees, is left out.
+        """
+        if "_data_hash" not in self.__dict__:
+            digest = hashlib.sha256()
+            for split, rows in self.splits().items():
+                digest.update(f"{json.dumps(split)} {len(rows)}\n".encode())
+                for row in rows:
+                    digest.update(row_bytes(row))
+            object.__setattr__(self, "_data_hash", digest.hexdigest())
+        return self.__dict__["_data_hash"]
+
+    def tables(
+        self, examples: Sequence[Example], correct: Sequence[bool]
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Return further tables of a scored split, beyond those per category and difficulty.
+
+        Args:
+            examples: the rows scored.
+            correct: for each, whether it counts as right (exact match, or the right class).
+
+        Returns:
+            Table name → row label → ``{"exact_match" or "accuracy": share right, "rows": count}``.
+        """
+        return {}
+
+
+def row_bytes(example: Example) -> bytes:
+    """Return the canonical bytes of a row, one JSON line, which hashes of data are taken over."""
+    row = [
+        " ".join(example.source),
+        " ".join(example.target),
+        example.category,
+        float(example.difficulty),
+    ]
+    return (json.dumps(row, ensure_ascii=True) + "\n").encode()
+
+
+def select_rows(examples: Sequence[Example], rows_per_category: int | None) -> list[Example]:
+    """Return at most so many rows of each category, chosen by the hash of the row.
+
+    The choice depends on the rows alone, not on their order, on a seed or on the machine, and a
+    smaller selection is part of every larger one. Rows keep their order. ``None`` keeps them all.
+
+    Raises:
+        ValueError: ``rows_per_category`` is below 1.
+    """
+    if rows_per_category is None:
+        return list(examples)
+    if rows_per_category < 1:
+        raise ValueError(f"rows_per_category={rows_per_category}: must be at least 1")
+    by_category: dict[str, list[tuple[bytes, int]]] = {}
+    for index, example in enumerate(examples):
+        key = hashlib.sha256(row_bytes(example)).digest()
+        by_category.setdefault(example.category, []).append((key, index))
+    chosen = sorted(
+        index for keyed in by_category.values() for _, index in sorted(keyed)[:rows_per_category]
+    )
+    return [examples[index] for index in chosen]

@@ -1,0 +1,267 @@
+"""Files on this machine as a corpus: plain text, JSON lines, Parquet; single, in folders, by glob.
+
+One line of JSON, or one row of Parquet, is one document. Of text, ``documents`` says what is one:
+
+    files         a file, up to 1 MiB; what is longer is cut at line ends
+    paragraphs    lines between blank lines, which are left out
+    a number      a piece of at most so many bytes, cut at line ends
+
+Where a file is cut into parts depends on the file alone: JSON lines and long text at the first line
+after each multiple of ``PART_BYTES``, Parquet between row groups. What is compressed is read from
+its start and stays in one part.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tasks.base import options
+from tasks.base.provenance import cache_folder
+from tasks.language.documents import Corpus, Document, Part, common_folder, grouped_by_size
+from tasks.language.formats import (
+    DAMAGES,
+    JSON_LINES,
+    PARQUET,
+    TEXT,
+    decompressed,
+    describe_formats,
+    format_of,
+    open_parquet,
+    read_json_lines,
+    read_parquet,
+    read_text,
+)
+
+PART_BYTES = 32 << 20
+LEAST_DOCUMENT = 8
+"""Fewest bytes of a piece: room for a character of any length."""
+DOCUMENT_BYTES = 1 << 20
+"""Longest text that is one document, where no number says it."""
+REMEMBERED_BYTES = 64 << 20
+"""Size from which a file's SHA-256 is kept in the cache, for as long as the file is unchanged."""
+
+Documents = Literal["files", "paragraphs"] | int
+"""What of a text is one document; see above."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A file, or a piece of one."""
+
+    path: str
+    kind: str
+    compression: str
+    start: int = 0
+    end: int | None = None
+    row_groups: tuple[int, ...] | None = None
+
+    def documents(self, text_field: str, documents: Documents) -> Iterator[Document]:
+        """Yield the documents of the piece."""
+        try:
+            with open(self.path, "rb") as file:
+                if self.kind == PARQUET:
+                    yield from read_parquet(file, self.path, text_field, self.row_groups)
+                    return
+                stream = decompressed(file, self.compression)
+                if self.kind == TEXT:
+                    yield from read_text(
+                        stream,
+                        self.path,
+                        documents if isinstance(documents, int) else DOCUMENT_BYTES,
+                        self.start,
+                        self.end,
+                        paragraphs=documents == "paragraphs",
+                    )
+                else:
+                    yield from read_json_lines(stream, self.path, text_field, self.start, self.end)
+        except DAMAGES as error:
+            what = f"damaged {self.compression} file" if self.compression else "cannot be read"
+            raise ValueError(f"{self.path}: {what}: {error}") from None
+
+
+@dataclass(frozen=True)
+class FilePart(Part):
+    """Some files, or a piece of one."""
+
+    name: str
+    slices: tuple[Slice, ...]
+    text_field: str = "text"
+    what: Documents = "files"
+    """What of a text is one document."""
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents of each piece, in order."""
+        for piece in self.slices:
+            yield from piece.documents(self.text_field, self.what)
+
+
+class Files(Corpus):
+    """Files, folders and globs, in the order given; within a folder or a glob sorted by path.
+
+    Args:
+        entries: A folder gives every file below it of a known suffix, hidden ones left out. A glob
+            whose last part ends with a suffix, as ``src/**/*.py``, reads what it matches as plain
+            text where the suffix is not a known one.
+        text_field: Field of JSON lines or column of Parquet that holds the text.
+        documents: What of a text is one document.
+
+    Raises:
+        ValueError: no entries, or pieces of too few bytes.
+    """
+
+    name = "files"
+
+    def __init__(
+        self,
+        entries: Sequence[str],
+        text_field: str = "text",
+        documents: Documents = "files",
+    ) -> None:
+        if not entries:
+            raise ValueError("task.files=[]: corpus 'files' needs at least one file or folder")
+        if isinstance(documents, int) and not LEAST_DOCUMENT <= documents <= DOCUMENT_BYTES:
+            raise ValueError(
+                f"task.documents={documents}: must be files, paragraphs or a number of bytes from "
+                f"{LEAST_DOCUMENT} to {DOCUMENT_BYTES}"
+            )
+        self.entries, self.text_field, self.what = list(entries), text_field, documents
+
+    def files(self) -> dict[Path, tuple[str, str]]:
+        """Return every file in order, with its format and compression.
+
+        Raises:
+            ValueError: an entry that is missing or of an unknown format, or nothing to read.
+        """
+        found: dict[Path, tuple[str, str]] = {}
+        for entry in self.entries:
+            for path, kind in _resolve(entry):
+                found.setdefault(path.absolute(), kind)
+        if not any(path.stat().st_size for path in found):
+            raise ValueError(f"task.files={self.entries!r}: the corpus is empty: no bytes in them")
+        return found
+
+    def parts(self) -> list[Part]:
+        """Return runs of small files, and pieces of large ones, of about ``PART_BYTES``."""
+        pieces: list[tuple[int, Slice]] = []
+        for path, (kind, compression) in self.files().items():
+            pieces += _slices(path, kind, compression)
+        groups = grouped_by_size([size for size, _ in pieces], PART_BYTES)
+        return [
+            FilePart(
+                f"files-{number:05d}",
+                tuple(pieces[index][1] for index in group),
+                self.text_field,
+                self.what,
+            )
+            for number, group in enumerate(groups)
+        ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return number, size and SHA-256 of the files, named relative to their common folder."""
+        files = self.files()
+        folder = common_folder(files)
+        digest, size = hashlib.sha256(), 0
+        for path, (kind, compression) in files.items():
+            size += path.stat().st_size
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{file_sha256(path)}  {name}  {kind}{compression}\n".encode())
+        return {
+            "corpus": self.name,
+            "files": len(files),
+            "bytes": size,
+            "sha256": digest.hexdigest(),
+            "text_field": self.text_field,
+            "documents": self.what,
+            "part_bytes": PART_BYTES,
+        }
+
+
+def _resolve(entry: str) -> list[tuple[Path, tuple[str, str]]]:
+    """Return the files that one entry of ``task.files`` names, in order."""
+    path = Path(entry).expanduser()
+    message = f"task.files={entry!r}"
+    if path.is_dir():
+        below = [(file, kind) for file in _walk(path) if (kind := format_of(file.name)) is not None]
+        if not below:
+            raise ValueError(f"{message}: no file to read there; expected {describe_formats()}")
+        return below
+    if path.is_file():
+        kind = format_of(path.name)
+        if kind is None:
+            raise ValueError(
+                f"{message}: unknown format; expected {describe_formats()}, or a pattern such as "
+                f"'*{path.suffix or '.py'}', which reads any suffix as plain text"
+            )
+        return [(path, kind)]
+    if glob.has_magic(entry):
+        suffix = Path(entry).suffix
+        as_text = bool(suffix) and not glob.has_magic(suffix)
+        matched = [
+            (file, kind)
+            for file in sorted(map(Path, glob.glob(str(path), recursive=True)))
+            if file.is_file()
+            and (kind := format_of(file.name) or ((TEXT, "") if as_text else None)) is not None
+        ]
+        if not matched:
+            raise ValueError(f"{message}: matches no file to read; expected {describe_formats()}")
+        return matched
+    parent = path.parent
+    if not parent.is_dir():
+        raise ValueError(f"{message}: no folder {str(parent)!r}{_nearest_sibling(parent)}")
+    raise ValueError(f"{message}: no such file or folder{_nearest_sibling(path)}")
+
+
+def _walk(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent) / name for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _nearest_sibling(path: Path) -> str:
+    parent = path.parent
+    return options.nearest(path.name, os.listdir(parent)) if parent.is_dir() else ""
+
+
+def _slices(path: Path, kind: str, compression: str) -> list[tuple[int, Slice]]:
+    """Return the pieces of a file with their sizes."""
+    size = path.stat().st_size
+    if compression or size <= PART_BYTES:
+        return [(size, Slice(str(path), kind, compression))]
+    if kind in (TEXT, JSON_LINES):
+        starts = range(0, size, PART_BYTES)
+        return [
+            (PART_BYTES, Slice(str(path), kind, "", start, min(start + PART_BYTES, size)))
+            for start in starts
+        ]
+    with open(path, "rb") as file:
+        metadata = open_parquet(file, str(path)).metadata
+        sizes = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
+    return [
+        (sum(sizes[n] for n in group), Slice(str(path), kind, "", row_groups=tuple(group)))
+        for group in grouped_by_size(sizes, PART_BYTES)
+    ]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file (0.6 GB/s); that of a large one is kept in the cache folder."""
+    status = path.stat()
+    key = f"{path.absolute()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}"
+    memory = cache_folder() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
+    if status.st_size >= REMEMBERED_BYTES and memory.is_file():
+        return memory.read_text()
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if status.st_size >= REMEMBERED_BYTES:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        draft = memory.with_name(f"{memory.name}.{os.getpid()}")
+        draft.write_text(digest)
+        os.replace(draft, memory)
+    return digest

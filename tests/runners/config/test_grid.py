@@ -1,0 +1,130 @@
+"""Sweeps multiply out to their runs, once each."""
+
+import json
+import time
+
+import pytest
+
+from runners.config.grid import expand, plan_record, read_sweep, write_plan
+from runners.config.schema import ConfigError
+
+SWEEP = """\
+name: demo
+base:
+  task: {name: toy}
+  model: {architecture: transformer, d_model: 32}
+  train: {steps: 10}
+variants:
+  transformer: {}
+  universal: {model.architecture: universal}
+  wide:
+    model:
+      architecture: moeut
+      d_model: 64
+parameters:
+  model.num_layers: {values: [2, 4]}
+  train: {parameters: {learning_rate: {value: 1e-3}}}
+seeds: 3
+"""
+
+
+def plan(path, *overrides):
+    return expand(read_sweep(path, list(overrides)), data_hash=lambda task: "data")
+
+
+def message(path, *overrides) -> str:
+    with pytest.raises(ConfigError) as caught:
+        plan(path, *overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_combination_once(toy, write):
+    runs = plan(write(SWEEP))
+    keys = [(run.variant, run.parameters["model.num_layers"], run.seed) for run in runs]
+    assert len(keys) == len(set(keys)) == 3 * 2 * 3
+    assert len({run.directory for run in runs}) == len(runs)
+    assert keys[0] == ("transformer", 2, 0)
+    first = runs[0]
+    assert first.parameters == {"model.num_layers": 2, "train.learning_rate": 1e-3}
+    assert first.config.train.learning_rate == 1e-3
+    assert str(first.directory) == f"runs/demo/transformer-{first.hash}/seed0"
+    wide = [run for run in runs if run.variant == "wide"]
+    assert {run.config.model["d_model"] for run in wide} == {64}
+    assert [run.config.seed for run in runs] == [run.seed for run in runs]
+
+
+def test_seeds_share_a_hash_and_grid_points_do_not(toy, write):
+    runs = plan(write(SWEEP))
+    assert len({run.hash for run in runs}) == 6
+
+
+def test_a_sweep_can_be_small(toy, write):
+    path = write("base: {task: {name: toy}, model: {architecture: moeut}}\n", "tiny.yaml")
+    (run,) = plan(path)
+    assert (run.variant, run.parameters, run.seed) == ("base", {}, 0)
+    assert run.directory.parts[1] == "tiny"
+
+
+def test_seed_lists_and_seeds_in_the_grid(toy, write):
+    path = write(SWEEP)
+    assert {run.seed for run in plan(path, "seeds=[5, 7]")} == {5, 7}
+    grid = SWEEP.replace("seeds: 3\n", "  seed: {values: [4, 6]}\n")
+    assert {run.seed for run in plan(write(grid))} == {4, 6}
+    assert len({run.hash for run in plan(write(grid))}) == 6
+
+
+def test_exclude(toy, write):
+    path = write(SWEEP + "exclude:\n  - {variant: wide, model.num_layers: 4}\n")
+    runs = plan(path)
+    assert len(runs) == 15
+    assert ("wide", 4) not in {(run.variant, run.parameters["model.num_layers"]) for run in runs}
+    nested = write(SWEEP + "exclude:\n  - {variant: wide, model: {num_layers: 4}, seed: 0}\n")
+    assert len(plan(nested)) == 17
+    assert "matches no run" in message(write(SWEEP + "exclude: [{variant: wied}]\n"))
+    assert "exclude[0].varaint" in message(write(SWEEP + "exclude: [{varaint: wide}]\n"))
+    assert "exclude leaves no run" in message(
+        write(SWEEP + "exclude: [{seed: 0}, {seed: 1}, {seed: 2}]\n")
+    )
+
+
+def test_data_is_hashed_once_per_task(toy, write):
+    asked = []
+
+    def data_hash(task):
+        asked.append(task["size"])
+        return str(task["size"])
+
+    path = write(SWEEP.replace("model.num_layers: {values: [2, 4]}", "task.size: {values: [2, 4]}"))
+    runs = expand(read_sweep(path), data_hash=data_hash)
+    assert asked == [2, 4]
+    assert len({run.hash for run in runs}) == 6
+    assert len(expand(read_sweep(path))) == len(runs)
+
+
+@pytest.mark.parametrize("key", ["train.weight_decay", "model.dropout"])
+def test_a_thousand_points_take_less_than_a_second(toy, write, key):
+    values = ", ".join(f"{n / 1000}" for n in range(500))
+    text = "base: {task: {name: toy}, model: {architecture: moeut}}\n"
+    text += "variants: {a: {}, b: {model.top_k: 2}}\n"
+    path = write(text + f"parameters: {{{key}: {{values: [{values}]}}}}\n")
+    plan(path, f"{key}=0")  # the first run imports the models
+    start = time.process_time()
+    assert len(plan(path)) == 1000
+    assert time.process_time() - start < 1.0
+
+
+def test_the_plan_on_disk(toy, write, tmp_path):
+    sweep = read_sweep(write(SWEEP), ["headline={split: gen}"])
+    runs = expand(sweep, root=tmp_path / "runs", data_hash=lambda task: "")
+    path = write_plan(sweep, runs)
+    assert path == tmp_path / "runs/demo/sweep.json"
+    record = json.loads(path.read_text())
+    assert record == json.loads(json.dumps(plan_record(sweep, runs)))
+    assert record["baseline"] == "transformer"
+    assert record["headline"] == {"split": "gen"}
+    assert len(record["runs"]) == 18
+    assert record["runs"][0]["directory"] == f"transformer-{runs[0].hash}/seed0"
+    before = path.read_bytes()
+    write_plan(sweep, runs)
+    assert path.read_bytes() == before

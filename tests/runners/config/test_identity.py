@@ -1,0 +1,80 @@
+"""The hash covers what changes the result, and nothing else."""
+
+import dataclasses
+
+import pytest
+
+from runners.config.identity import config_hash, identity
+from runners.config.schema import read_run
+
+RUN = "task: {name: toy}\nmodel: {architecture: moeut}\n"
+
+
+@pytest.fixture
+def base(toy, write):
+    return write(RUN)
+
+
+def digest(path, *overrides, data="d"):
+    return config_hash(read_run(path, list(overrides)), data)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "task.size=4",
+        "task.noise=0.5",
+        "model.d_model=64",
+        "model.architecture=sigma_moe",
+        "model.form=decoder_lm",
+        "train.steps=999",
+        "train.num_threads=2",
+        "train.device=cpu",
+        "train.deterministic=false",
+        "evaluate.repeats=[2]",
+        "evaluate.rows_per_category=10",
+        "select=best:dev",
+    ],
+)
+def test_what_changes_the_result_changes_the_hash(base, override):
+    assert digest(base, override) != digest(base)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=7",
+        "train.log_interval=1",
+        "train.checkpoint_interval=9",
+        "train.parallel=fsdp",
+        "train.tensorboard=true",
+    ],
+)
+def test_what_does_not_change_the_result_does_not(base, override):
+    assert digest(base, override) == digest(base)
+
+
+def test_other_data_is_another_run(base):
+    assert digest(base, data="e") != digest(base)
+
+
+def test_defaults_and_order_do_not_matter(base, write):
+    other = write("model: {top_k: 4, architecture: moeut}\ntask: {size: 3, name: toy}\n", "b.yaml")
+    assert digest(other) == digest(base)
+    assert digest(base, "train.learning_rate=1e-3") == digest(base)
+
+
+def test_it_is_short_and_stable(base):
+    value = digest(base)
+    assert len(value) == 8
+    assert int(value, 16) >= 0
+    config = read_run(base)
+    assert config_hash(dataclasses.replace(config, seed=3), "d") == value
+    assert set(identity(config, "d")) == {
+        "task",
+        "model",
+        "train",
+        "evaluate",
+        "select",
+        "data_hash",
+    }

@@ -1,0 +1,80 @@
+"""A model section by preset is the section with the preset's options spelled out."""
+
+import json
+
+import pytest
+
+import moeut
+from runners.config.identity import config_hash
+from runners.config.schema import ConfigError, read_run, to_yaml
+from runners.config.yaml_nodes import dump
+
+TASK = "task: {name: toy}\n"
+
+
+def config_of(section):
+    options = {name: value for name, value in section.items() if name != "architecture"}
+    return moeut.architecture(
+        section["architecture"], **options | {"form": "decoder_lm"}, vocabulary_size=8000
+    )
+
+
+@pytest.mark.parametrize("name", moeut.PRESETS)
+def test_a_preset_in_a_file_is_the_models_config(toy, write, name):
+    run = read_run(write(f"{TASK}model: {{preset: {name}, form: decoder_lm}}\n"))
+    assert "preset" not in run.model
+    assert config_of(run.model) == moeut.PRESETS[name]
+
+
+def test_a_preset_and_its_options_spelled_out_are_the_same_run(toy, write):
+    by_name = read_run(write(TASK + "model: {preset: moeut-44m, top_k: 8}\n"))
+    options = moeut.PRESET_OPTIONS["moeut-44m"] | {"top_k": 8}
+    spelled = read_run(write(TASK + dump({"model": options}), "spelled.yaml"))
+    assert by_name == spelled
+    assert config_hash(by_name, "d") == config_hash(spelled, "d")
+    other = read_run(write(TASK + "model: {preset: moeut-44m}\n", "other.yaml"))
+    assert config_hash(other, "d") != config_hash(by_name, "d")
+    again = write(to_yaml(by_name), "again.yaml")
+    assert json.dumps(read_run(again).model) == json.dumps(by_name.model)
+
+
+def test_a_budget_takes_the_place_of_the_presets_width(toy, write):
+    path = write(TASK + "model: {preset: moeut-44m, form: decoder_lm, match_parameters: 40000000}")
+    assert config_of(read_run(path).model).decoder.feed_forward.num_experts < 155
+    wide = read_run(path, ["model.match_parameters=null"])
+    assert wide.model["num_experts"] == 155
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("{preset: moeut-45m}", ":2: model.preset='moeut-45m': expected one of moeut-44m, "),
+        ("{preset: moeut-45m}", "; did you mean 'moeut-44m'?"),
+        ("{preset: 44}", ":2: model.preset=44: expected one of"),
+        (
+            "\n  preset: moeut-44m\n  architecture: universal",
+            ":4: model.architecture='universal': expected either architecture or preset, which is "
+            "'moeut-44m' (",
+        ),
+        (
+            "\n  preset: universal-44m\n  top_k: 3",
+            ":4: model.top_k=3: unknown key; architecture universal takes",
+        ),
+        (
+            "\n  preset: moeut-44m\n  group_size: 3",
+            ":4: model.group_size=3: must divide num_layers=16",
+        ),
+        # What the preset itself says is found where the preset is named.
+        (
+            "\n  preset: moeut-44m\n  attention_experts: 1",
+            ":3: model.renormalise_attention_experts=False: has no effect with attention_experts=1",
+        ),
+    ],
+)
+def test_bad_presets_are_one_line(toy, write, section, expected):
+    path = write(f"{TASK}model: {section}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_run(path)
+    assert str(caught.value).startswith(f"{path}:")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,87 @@
+"""What the files of a run say, and the log that is cut where a run resumes."""
+
+import errno
+
+import pytest
+
+from runners.process.run_directory import (
+    MetricsLog,
+    RunDirectory,
+    RunRecord,
+    write_json,
+    write_text,
+)
+
+
+def test_status(make_run):
+    files = RunDirectory(make_run())
+    assert files.status() == "new"
+    files.checkpoints.mkdir()
+    assert files.status() == "resumable"
+    files.fail("no", step=3)
+    assert files.status() == "failed"
+    write_json(files.result, {})
+    assert files.status() == "done"
+
+
+def test_config_and_record_come_back(make_run):
+    directory = make_run("run", "train.learning_rate=3e-4", "seed=5", architecture="moeut")
+    files = RunDirectory(directory)
+    config, record = files.read_config(), files.read_record()
+    assert (config.train.learning_rate, config.seed) == (3e-4, 5)
+    assert config.train.betas == (0.9, 0.999)
+    assert (record.variant, record.seed, len(record.hash)) == ("moeut", 5, 8)
+    other = RunDirectory(directory.parent / "other")
+    other.prepare(config, record)
+    assert other.read_config() == config
+    assert other.read_record() == record
+    assert isinstance(record, RunRecord)
+
+
+def test_log_is_cut_where_the_run_resumes(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.append({"step": 1})
+    size = log.flush()
+    log.append({"step": 2, "text": "é"})
+    log.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2, "text": "é"}\n'
+    log = MetricsLog(path, size=size)
+    log.append({"step": 3})
+    log.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_log_shorter_than_the_checkpoint_knows_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the checkpoint knows of 5"):
+        MetricsLog(tmp_path / "metrics.jsonl", size=5)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_failure_on_a_full_disk_is_in_the_log_alone(make_run, monkeypatch, caplog):
+    files = RunDirectory(make_run())
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    files.fail("no room for a checkpoint", step=3)
+    assert "No space left on device; no room for a checkpoint" in caplog.text
+    assert files.status() == "new"
+    assert "could not be written" in files.failure()
+    monkeypatch.undo()
+    files.fail("no room for a checkpoint", step=3)
+    assert files.failure() == "no room for a checkpoint"

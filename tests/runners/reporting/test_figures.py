@@ -1,0 +1,62 @@
+"""Figures are drawn from the numbers on disk, byte for byte the same each time."""
+
+import copy
+import sys
+
+import pytest
+
+from runners.reporting.figures import (
+    FiguresUnavailable,
+    depth_panels,
+    difficulty_panels,
+    draw_all,
+    learning_panels,
+)
+from runners.reporting.results import load
+
+
+def deepen(variant, seed, data):
+    more = copy.deepcopy(data["scores"][1])
+    more |= {"repeats": 8, "is_default_depth": False}
+    more["metrics"]["exact_match"] = 0.25
+    data["scores"].append(more)
+
+
+def test_every_figure_twice_the_same(make_sweep, tmp_path):
+    pytest.importorskip("matplotlib")
+    results = load(make_sweep(a=[0.4, 0.6], b=[0.5, None], result=deepen))
+    paths = draw_all(results, tmp_path / "one")
+    assert [path.name for path in paths] == [
+        f"{name}.{kind}" for name in ("difficulty", "depth", "learning") for kind in ("png", "pdf")
+    ]
+    again = draw_all(results, tmp_path / "two")
+    for first, second in zip(paths, again, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+        assert first.stat().st_size > 2000
+
+
+def test_what_the_panels_hold(make_sweep):
+    results = load(make_sweep(a=[0.4, 0.6], b=[0.5], result=deepen))
+    test, gen = difficulty_panels(results)
+    assert (gen.title, gen.x, gen.y) == ("gen", "recursion depth", "exact_match")
+    assert gen.curves["a"] == {2.0: [0.4, 0.6], 10.0: [0.2, 0.3]}
+    assert test.curves["b"][2.0] == [1.0]
+    (depth,) = depth_panels(results)
+    assert depth.curves["a"] == {4.0: [0.4, 0.6], 8.0: [0.25, 0.25]}
+    assert depth.marks == {"a": 4.0, "b": 4.0}
+    loss, test = learning_panels(results)
+    assert loss.curves["a"] == {1: [2.0, 2.0], 2: [1.0, 1.0], 3: [2 / 3, 2 / 3]}
+    assert test.curves["b"] == {1: [1 / 3], 3: [1.0]}
+
+
+def test_without_matplotlib_one_line_says_what_to_do(make_sweep, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(FiguresUnavailable, match="pip install"):
+        draw_all(load(make_sweep(a=[0.5])), tmp_path / "figures")
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_sweep_without_results_has_no_figures(make_sweep, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert draw_all(load(make_sweep(a=[None])), tmp_path / "figures") == []

@@ -1,0 +1,96 @@
+"""A sweep's directory is read as planned: what is missing or failed is there too."""
+
+import json
+import math
+
+import pytest
+
+from runners.config.yaml_nodes import ConfigError
+from runners.reporting.results import compact, depth_of, load
+
+
+def test_every_planned_run_is_there(make_sweep):
+    results = load(make_sweep(a=[0.5, "loss is nan", None], b=[0.7, 0.8, 0.9]))
+    assert [run.status for run in results.runs] == ["done", "failed", "missing", *["done"] * 3]
+    assert results.runs[1].message == "after step 7: loss is nan"
+    assert results.runs[2].message == "not started"
+    assert results.settings[1].values("gen", "exact_match") == [0.7, 0.8, 0.9]
+    assert results.baseline == "a"
+    assert results.splits() == ["test", "gen"]
+    assert results.metrics() == ["exact_match", "token_accuracy"]
+
+
+def test_a_score_that_is_no_number_is_told(make_sweep):
+    def spoil(variant, seed, data):
+        if seed == 1:
+            data["scores"][1]["metrics"]["exact_match"] = math.nan
+
+    results = load(make_sweep(a=[0.5, 0.6], result=spoil))
+    assert results.settings[0].values("gen", "exact_match") == [0.5]
+    assert results.runs[1].message == "a score is not a number"
+
+
+def test_runs_of_another_plan_are_left_out(make_sweep):
+    directory = make_sweep(a=[0.5])
+    (directory / "old-12345678/seed0").mkdir(parents=True)
+    results = load(directory)
+    assert results.strangers == ["old-12345678/seed0"]
+    assert len(results.runs) == 1
+
+
+def test_without_a_plan_the_disk_decides(make_sweep):
+    results = load(make_sweep(b=[0.5, "failed"], a=[0.1], plan=False))
+    assert [(run.variant, run.seed, run.status) for run in results.runs] == [
+        ("a", 0, "done"),
+        ("b", 0, "done"),
+        ("b", 1, "failed"),
+    ]
+    assert results.baseline == "a"
+
+
+def test_bad_directories(tmp_path, make_sweep):
+    directory = make_sweep(a=[0.5])
+    with pytest.raises(ConfigError, match=r"no such directory; did you mean 'demo'\?"):
+        load(tmp_path / "dmeo")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no run"):
+        load(tmp_path / "empty")
+    next(directory.glob("*/seed0/result.json")).write_text('{"status": ')
+    with pytest.raises(ConfigError, match=r"result.json: damaged: "):
+        load(directory)
+
+
+def test_a_torn_last_row_of_the_curve_is_left_out(make_sweep):
+    directory = make_sweep(a=[0.5])
+    path = next(directory.glob("*/seed0/metrics.jsonl"))
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    assert [row["step"] for row in load(directory).runs[0].metrics_rows()] == [1, 2, 3, 1, 3]
+
+
+def test_depths_and_grid_values():
+    assert depth_of({"repeats": 4}) == 4
+    assert depth_of({"repeats": [4, 4]}) == 4
+    assert depth_of({"repeats": [2, 8]}) == (2, 8)
+    assert depth_of({"repeats": None}) is None
+    assert [compact(v) for v in (True, None, 1e-4, "x", [1, 2])] == [
+        "true",
+        "null",
+        "0.0001",
+        "x",
+        "[1, 2]",
+    ]
+
+
+def test_labels_and_headlines(make_sweep):
+    directory = make_sweep(a=[0.5], parameters={"model.num_layers": 8}, headline={"split": "test"})
+    results = load(directory)
+    (setting,) = results.settings
+    assert setting.label == "a (num_layers=8)"
+    assert results.headline_split(setting) == "test"
+    assert results.headline_metric(setting) == "exact_match"
+    plan = json.loads((directory / "sweep.json").read_text())
+    plan["headline"] = {"metric": "token_accuracy"}
+    (directory / "sweep.json").write_text(json.dumps(plan))
+    results = load(directory)
+    assert results.headline_split(setting) == "gen"
+    assert results.headline_metric(setting) == "token_accuracy"

@@ -1,0 +1,93 @@
+"""Rendering of tables, and numbers as text."""
+
+import io
+
+from runners.reporting.statistics import Comparison, summarize
+from runners.reporting.tables import (
+    Table,
+    count,
+    duration,
+    escape_latex,
+    interval,
+    mean_std,
+    p_value,
+    to_latex,
+    to_markdown,
+    to_rich,
+)
+
+TABLE = Table(
+    name="demo-main",
+    title="demo: gen",
+    columns=["model", "50 % | n"],
+    rows=[["a_b", "0.5 ± 0.1"], ["σ-MoE", "1 – 2"]],
+    bold=frozenset({(1, 1)}),
+    notes=["Two rows."],
+)
+
+
+def test_markdown():
+    assert to_markdown(TABLE) == (
+        "## demo: gen\n\n"
+        "| model | 50 % \\| n |\n"
+        "| ----- | --------- |\n"
+        "| a_b   | 0.5 ± 0.1 |\n"
+        "| σ-MoE | **1 – 2** |\n\n"
+        "- Two rows.\n"
+    )
+
+
+def test_latex():
+    text = to_latex(TABLE)
+    assert text == "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering\small",
+            r"\begin{tabular}{lr}",
+            r"\toprule",
+            r"model & 50 \% | n \\",
+            r"\midrule",
+            r"a\_b & 0.5 $\pm$ 0.1 \\",
+            r"$\sigma$-MoE & \textbf{1 -- 2} \\",
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\caption{demo: gen. Two rows.}",
+            r"\label{tab:demo-main}",
+            r"\end{table}",
+        ]
+    )
+
+
+def test_latex_specials():
+    assert escape_latex(r"a\b{c}~^<#$&%_") == (
+        r"a\textbackslash{}b\{c\}\textasciitilde{}\textasciicircum{}$<$\#\$\&\%\_"
+    )
+
+
+def test_terminal():
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=80).print(to_rich(TABLE))
+    assert "0.5 ± 0.1" in out.getvalue()
+    assert "σ-MoE" in out.getvalue()
+
+
+def test_numbers():
+    assert mean_std([]) == "–"
+    assert mean_std([0.5]) == "0.500"
+    assert mean_std([0.5, 0.7]) == "0.600 ± 0.141"
+    assert count(1234567.0) == "1,234,567"
+    assert count(None) == "–"
+    assert [duration(s) for s in (None, 4.4, 200, 7500)] == [
+        "–",
+        "4 s",
+        "3 min 20 s",
+        "2 h 05 min",
+    ]
+    assert interval(summarize([0.2])) == "–"
+    assert interval(summarize([0.2, 0.2, 0.2])) == "[0.200, 0.200]"
+    assert p_value(None) == "–"
+    assert p_value(Comparison(None, None, 0.1)) == "n too small to test"
+    assert p_value(Comparison(0.01, 0.02, 0.1)) == "0.020"
+    assert p_value(Comparison(0.0001, 0.0002, 0.1)) == "<0.001"

@@ -1,0 +1,147 @@
+"""Workers serve run after run; one that dies takes only its own run with it."""
+
+import io
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from runners.process import signals
+from runners.process.run_directory import RunDirectory
+from runners.sweeping import local
+from runners.sweeping.local import Job, LocalExecutor
+
+
+class Messages(list):
+    """Collects messages, and does something at one of them."""
+
+    def __init__(self, react=None):
+        self.react = react
+
+    def __call__(self, directory, message):
+        if message["event"] == "tick":
+            return
+        self.append((directory, message))
+        if self.react:
+            self.react(directory, message)
+
+    def ended(self):
+        return {d.name: m["status"] for d, m in self if m["event"] == "ended"}
+
+
+LONG = ("train.steps=100000", "evaluate.interval=null", "train.checkpoint_interval=1000000")
+SHORT = ("train.steps=4", "evaluate.interval=null")
+
+
+@pytest.fixture
+def run_jobs(monkeypatch):
+    def run(directories, *, workers=1, react=None, stop=None):
+        messages = Messages(react)
+        jobs = [Job(directory, 1) for directory in directories]
+        LocalExecutor(workers).run(jobs, stop=stop or signals.Stop(), on_message=messages)
+        return messages
+
+    return run
+
+
+def test_one_worker_serves_runs_in_turn_and_a_failure_stops_no_other(make_run, run_jobs):
+    good, other = make_run("good", *SHORT), make_run("other", *SHORT)
+    bad = make_run("bad", *SHORT)
+    (bad / "config.yaml").write_text((bad / "config.yaml").read_text() + "nonsense: 1\n")
+    spoilt = make_run("spoilt", *SHORT)
+    (spoilt / "checkpoints" / "step_000002").mkdir(parents=True)
+    messages = run_jobs([bad, good, spoilt, other])
+    assert messages.ended() == {
+        "bad": "refused",
+        "good": "done",
+        "spoilt": "failed",
+        "other": "done",
+    }
+    assert (
+        "every checkpoint is damaged" in json.loads((spoilt / "error.json").read_text())["message"]
+    )
+    # Served second or third, a run is bitwise what it is alone.
+    one, two = (d / "checkpoints" / "step_000004" / "model.safetensors" for d in (good, other))
+    assert one.read_bytes() == two.read_bytes()
+    pids = {(d / "log.txt").read_text().split("process ")[1].split()[0] for d in (good, other)}
+    assert len(pids) == 1
+
+
+def test_killed_worker_fails_its_run_alone(make_run, run_jobs):
+    long, short = make_run("long", *LONG), make_run("short", *SHORT)
+
+    def kill(directory, message):
+        if directory == long and message["event"] == "progress":
+            lock = json.loads((long / ".lock").read_text())
+            os.kill(lock["pid"], signal.SIGKILL)
+
+    messages = run_jobs([long, short], react=kill)
+    assert messages.ended() == {"long": "failed", "short": "done"}
+    assert "signal SIGKILL" in json.loads((long / "error.json").read_text())["message"]
+
+
+def test_stop_saves_what_runs_and_starts_nothing(make_run, run_jobs):
+    long, never = make_run("long", *LONG), make_run("never", *SHORT)
+    stop = signals.Stop()
+
+    def ask(directory, message):
+        if message["event"] == "progress":
+            stop.request()
+
+    messages = run_jobs([long, never], react=ask, stop=stop)
+    assert messages.ended() == {"long": "stopped"}
+    assert RunDirectory(long).status() == "resumable"
+    assert RunDirectory(never).status() == "new"
+
+
+def test_stop_does_not_wait_for_a_worker_that_still_imports(make_run, run_jobs):
+    first, never = make_run("first", *SHORT), make_run("never", *SHORT)
+    stop = signals.Stop()
+
+    def ask(directory, message):
+        if message["event"] == "started":
+            stop.request()
+
+    messages = run_jobs([first, never], react=ask, stop=stop)
+    assert messages.ended() == {"first": "stopped"}
+    assert not (first / "log.txt").exists()  # the first thing that a worker writes
+    assert RunDirectory(first).status() == RunDirectory(never).status() == "new"
+
+
+def test_worker_dies_with_its_driver(make_run):
+    directory = make_run("long", *LONG)
+    read, write = os.pipe()
+    driver = os.fork()
+    if driver == 0:
+        try:
+            LocalExecutor(1).run(
+                [Job(directory, 1)],
+                stop=signals.Stop(),
+                on_message=lambda _, message: os.write(write, message["event"].encode()),
+            )
+        finally:
+            os._exit(1)
+    while b"progress" not in os.read(read, 4096):
+        pass
+    worker = json.loads((directory / ".lock").read_text())["pid"]
+    os.kill(worker, 0)
+    os.kill(driver, signal.SIGKILL)
+    os.waitpid(driver, 0)
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the worker outlived its driver by 5 s")
+
+
+def test_no_workers_is_an_error():
+    with pytest.raises(ValueError, match="workers=0: must be at least 1"):
+        LocalExecutor(0)
+
+
+def test_worker_quits_on_an_order(monkeypatch):
+    assert local.work(io.BytesIO(b'{"order": "quit"}\n'), io.BytesIO()) == 0

@@ -1,0 +1,96 @@
+"""A live table on a terminal, plain lines in a log."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from runners.sweeping import progress
+from runners.sweeping.progress import Display, duration
+
+ONE, TWO = Path("one"), Path("two")
+LABELS = {ONE: "transformer seed 0", TWO: "universal seed 0"}
+
+
+def message(step, **more):
+    base = {"event": "progress", "phase": "train", "step": step, "steps": 100}
+    return base | {"loss": 1.25, "tokens_per_second": 12345.6} | more
+
+
+def play(display):
+    display.on_message(ONE, {"event": "started"})
+    display.on_message(ONE, message(1))
+    display.on_message(ONE, message(51))
+    display.on_message(ONE, {"event": "tick"})
+    display.on_message(ONE, {"event": "ended", "status": "done"})
+    display.on_message(TWO, {"event": "started"})
+    display.on_message(TWO, {"event": "ended", "status": "failed", "message": "step 3: loss nan"})
+
+
+def test_log_has_plain_lines(monkeypatch):
+    clock = iter(range(31, 1000))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    text = io.StringIO()
+    with Display(LABELS, Console(file=text, width=100), 1) as display:
+        play(display)
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "transformer seed 0: started"
+    assert "1/100  loss 1.2500  12,346 tokens/s" in lines[1]
+    assert "51/100" not in text.getvalue()  # too soon after the line before
+    assert "transformer seed 0: done after" in lines[2]
+    assert "[1/2 runs, about" in lines[2]
+    assert "universal seed 0: failed after" in lines[4]
+    assert "step 3: loss nan" in lines[4]
+    assert "\x1b" not in text.getvalue()
+
+
+def test_terminal_has_a_live_table():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80, color_system=None)
+    with Display(LABELS, console, 1) as display:
+        display.on_message(ONE, {"event": "started"})
+        display.on_message(ONE, message(51))
+        display._live.refresh()
+        shown = text.getvalue()
+        display.on_message(ONE, {"event": "ended", "status": "done"})
+    assert "transformer seed 0" in shown  # not cut at 80 columns
+    assert "51/100" in shown
+    assert "[0/2 runs]" in shown
+
+
+def test_time_left_of_a_run_and_of_the_sweep(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    display = Display(
+        LABELS | {Path("three"): "x", Path("four"): "y"}, Console(file=io.StringIO()), 2
+    )
+    display.on_message(ONE, {"event": "started"})
+    display.on_message(ONE, message(10))
+    assert display.seconds_left() is None
+    now[0] = 20.0
+    display.on_message(ONE, message(50))
+    assert display._rows[ONE].left == pytest.approx(25.0)  # 40 steps in 20 s, 50 to go
+    now[0] = 40.0
+    display.on_message(ONE, {"event": "ended", "status": "done"})
+    display.on_message(TWO, {"event": "started"})
+    now[0] = 50.0
+    # 40 s a run: 30 s left of one, two more wait; two at a time
+    assert display.seconds_left() == pytest.approx((30 + 80) / 2)
+
+
+def test_duration():
+    assert [duration(s) for s in (0.4, 59.6, 200, 7500)] == [
+        "0 s",
+        "1 min 00 s",
+        "3 min 20 s",
+        "2 h 05 min",
+    ]
+
+
+def test_notice_about_a_run_is_a_line_of_its_own():
+    output = io.StringIO()
+    display = Display(LABELS, Console(file=output, width=200), 1)
+    display.on_message(ONE, {"event": "started"})
+    display.on_message(ONE, {"event": "notice", "message": "step_000005: damaged"})
+    assert output.getvalue().splitlines()[-1] == f"{LABELS[ONE]}: step_000005: damaged"

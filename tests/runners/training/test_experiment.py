@@ -1,0 +1,89 @@
+"""From a config to task, objective and model."""
+
+import pytest
+import torch
+
+from runners.config.schema import ConfigError, EvaluateConfig, read_run
+from runners.scoring.splits import evaluate_split
+from runners.training.experiment import build, build_model, train_columns
+
+
+@pytest.fixture
+def built(tmp_path, run_text):
+    def make(*overrides, **options):
+        file = tmp_path / "run.yaml"
+        file.write_text(run_text(**options))
+        config = read_run(file, overrides)
+        return build(config), config
+
+    return make
+
+
+def test_sizes_come_from_the_task(built):
+    one, _ = built(form="encoder_decoder")
+    assert one.model_config.vocabulary_size == one.model_config.source_vocabulary_size == 9
+    one, _ = built(form="encoder_classifier")
+    assert (one.model_config.vocabulary_size, one.model_config.num_classes) == (9, 5)
+    assert len(train_columns(one.objective)) == 30
+
+
+def test_depths_of_a_shared_model(built):
+    one, config = built("evaluate.repeats=[4, 2, 8]", form="decoder_lm", architecture="universal")
+    assert one.depths(config) == [2, 4, 8]
+    one, config = built("evaluate.repeats=[4, 2]", architecture="universal")
+    assert one.depths(config) == [[2, 2], [4, 4]]
+    one, config = built(
+        "evaluate.repeats=[4, 2]", "model.num_encoder_layers=3", architecture="universal"
+    )
+    assert one.depths(config) == [[3, 2], [4, 4], [2, 2]]
+
+
+def test_depth_of_an_unshared_model_is_fixed(built):
+    one, config = built("evaluate.repeats=[4, 2]", architecture="transformer")
+    assert one.depths(config) == [[1, 1]]
+
+
+def test_splits(built):
+    one, config = built()
+    assert one.final_splits(config) == ["dev", "test"]
+    assert one.interval_splits(config) == ["dev"]
+    one, config = built("evaluate.splits=[test]", "task.in_distribution=null")
+    assert one.final_splits(config) == ["test"]
+    assert one.interval_splits(config) == ["test"]
+    one, config = built("evaluate.interval_splits=[test]", "select=best:dev")
+    assert one.interval_splits(config) == ["test", "dev"]
+
+
+def test_selection_without_evaluations_is_refused(built):
+    with pytest.raises(ConfigError, match=r"select='best:dev': needs evaluate\.interval"):
+        built("select=best:dev", "evaluate.interval=null")
+
+
+def test_budget_below_the_longest_row_is_refused(built):
+    with pytest.raises(ConfigError, match=r"tokens_per_batch=14: below .* train, 15 tokens"):
+        built("train.tokens_per_batch=14")  # 6 letters: 8 on the source side, 7 on the target's
+    built("train.tokens_per_batch=15")
+
+
+@pytest.mark.parametrize(
+    ("form", "needed"), [("encoder_decoder", 8), ("decoder_lm", 16), ("encoder_classifier", 8)]
+)
+def test_learned_positions_reach_the_longest_row(form, needed, built):
+    """Six letters: 8 tokens between the marks, 8 to write at most."""
+    options = {"form": form, "architecture": "universal"}
+    learned = ("model.position=learned", "train.steps=2", "train.warmup_steps=0")
+    with pytest.raises(ConfigError, match=rf"max_length={needed - 1}: must be at least {needed}"):
+        built(*learned, f"model.max_length={needed - 1}", **options)
+    one, _ = built(*learned, f"model.max_length={needed}", **options)
+    model = build_model(one.model_config, torch.device("cpu"))
+    evaluate_split(model, one, "train", config=EvaluateConfig(), device=torch.device("cpu"))
+
+
+def test_initial_weights_depend_on_the_seed_alone(built):
+    one, _ = built(architecture="moeut")
+    models = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        models.append(build_model(one.model_config, torch.device("cpu")).state_dict())
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert any(not torch.equal(models[0][name], models[2][name]) for name in models[0])

@@ -1,0 +1,93 @@
+"""Schedules against their formulas, optimisers and clipping against hand-made updates."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from runners.config.schema import TrainConfig
+from runners.training.optimization import (
+    build_optimizer,
+    clip_gradients,
+    gradient_norm,
+    learning_rate,
+)
+
+
+def rates(**options):
+    config = TrainConfig(steps=100, learning_rate=0.5, **options)
+    return [learning_rate(config, step, d_model=64) for step in range(1, 101)]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "cosine_paper"])
+def test_warm_up_is_linear_and_reaches_the_peak(schedule):
+    values = rates(schedule=schedule, warmup_steps=10)
+    assert values[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
+    assert max(values) == values[9]
+
+
+def test_shapes_after_the_warm_up():
+    assert set(rates(schedule="constant")) == {0.5}
+    linear = rates(schedule="linear", warmup_steps=20, final_learning_rate_ratio=0.2)
+    assert linear[59] == pytest.approx(0.5 * 0.6)  # half of the way from 1 to 0.2
+    assert linear[-1] == pytest.approx(0.1)
+    cosine = rates(schedule="cosine", warmup_steps=20, final_learning_rate_ratio=0.0)
+    assert cosine[39] == pytest.approx(0.25 * (1 + math.cos(math.pi / 4)))
+    assert cosine[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_noam():
+    values = rates(schedule="noam", warmup_steps=25)
+    assert values[24] == pytest.approx(0.5 / 8 / 5)  # factor / sqrt(64) / sqrt(25)
+    assert values[4] == pytest.approx(values[24] / 5)
+    assert values[99] == pytest.approx(values[24] / 2)
+
+
+@pytest.mark.parametrize("warmup", [0, 25])
+def test_cosine_of_the_paper_is_the_one_of_torch(warmup):
+    """As MoEUT's training code steps it: with the updates done, less those of the warm-up."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100, eta_min=0.05)
+    expected = []
+    for done in range(100):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an epoch given to step is deprecated
+            schedule.step(max(0, done - warmup))
+        rate = optimizer.param_groups[0]["lr"]
+        expected.append(rate * (done + 1) / warmup if done < warmup else rate)
+    found = rates(schedule="cosine_paper", warmup_steps=warmup)
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found[-1] > 0.05  # it ends before the floor
+    assert found != pytest.approx(rates(schedule="cosine", warmup_steps=warmup), rel=1e-4)
+
+
+def one_update(**options):
+    parameter = torch.nn.Parameter(torch.tensor([2.0, -3.0]))
+    parameter.grad = torch.tensor([0.5, 0.5])
+    optimizer = build_optimizer([parameter], TrainConfig(learning_rate=0.1, **options))
+    optimizer.step()
+    return parameter.detach().tolist()
+
+
+def test_adam_and_adamw():
+    # The first update of Adam is the sign of the gradient times the learning rate.
+    assert one_update(optimizer="adam") == pytest.approx([1.9, -3.1])
+    # Decoupled: the weight shrinks by learning rate × decay as well.
+    assert one_update(optimizer="adamw", weight_decay=0.5) == pytest.approx([1.8, -2.95])
+    # As L2 penalty: gradients are 0.5 + 0.5 · weight = 1.5 and -1.
+    assert one_update(optimizer="adam", weight_decay=0.5) == pytest.approx([1.9, -2.9])
+
+
+def test_clipping_scales_to_the_global_norm():
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad = torch.tensor([3.0, 0.0])
+    parameters[1].grad = torch.tensor([0.0, 4.0])
+    norm = gradient_norm(parameters)
+    assert float(norm) == 5.0
+    clip_gradients(parameters, norm=norm, largest=None)
+    clip_gradients(parameters, norm=norm, largest=6.0)
+    assert parameters[1].grad.tolist() == [0.0, 4.0]
+    clip_gradients(parameters, norm=norm, largest=1.0)
+    assert parameters[0].grad.tolist() == pytest.approx([0.6, 0.0], rel=1e-5)
+    assert parameters[1].grad.tolist() == pytest.approx([0.0, 0.8], rel=1e-5)

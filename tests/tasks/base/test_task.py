@@ -1,0 +1,202 @@
+"""The task base: options, splits, vocabularies, hashes, row selection; and all registered tasks."""
+
+from __future__ import annotations
+
+import collections
+import doctest
+import importlib
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import pytest
+
+import tasks
+from tasks.base import options
+from tasks.base.task import BOS, EOS, PAD, UNKNOWN, Example, Task, Vocabulary, select_rows
+
+# Small sizes, so that every generated task is quick; what needs official files is tested apart.
+ROWS = {"train_rows": 500, "iid_rows": 50, "valid_rows": 50, "test_rows": 50}
+SMALL: dict[str, dict[str, object]] = {
+    "scan": {"variant": "length"},
+    "cogs_like": {"train_rows": 500, "dev_rows": 50, "test_rows": 50, "gen_rows": 20},
+    "arithmetic": ROWS,
+    "addition": ROWS,
+    "multiplication": ROWS,
+    "table_lookup": ROWS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Task):
+    """A toy."""
+
+    name: ClassVar[str] = "toy"
+
+    size: int = 3
+    """How many rows."""
+    shade: Literal["red", "blue"] = "red"
+    """Which colour."""
+    scale: float = 1.0
+    limits: tuple[int, int] = (1, 2)
+    names: dict[str, str] | None = None
+
+    def build_splits(self) -> dict[str, list[Example]]:
+        rows = [Example((f"a{i}", "b"), (f"c{i}",) * (i + 1)) for i in range(self.size)]
+        return {"train": rows, "test": [Example(("z", "b"), ("q",))]}
+
+
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "toy", Toy)
+
+
+def test_options_are_described_with_their_docstrings():
+    described = options.describe(Toy)
+    assert list(described) == ["size", "shade", "scale", "limits", "names"]
+    assert described["shade"].doc == "Which colour."
+    assert described["size"].default == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"sise": 3}, ["task.sise", "unknown option", "size, shade", "did you mean 'size'?"]),
+        ({"size": "3"}, ["task.size='3'", "a whole number"]),
+        ({"size": 2.5}, ["task.size=2.5", "a whole number"]),
+        ({"size": True}, ["task.size=True", "a whole number"]),
+        ({"scale": "big"}, ["task.scale='big'", "a number"]),
+        ({"shade": "blu"}, ["task.shade='blu'", "red, blue", "did you mean 'blue'?"]),
+        ({"limits": [1]}, ["task.limits=[1]", "a list of 2"]),
+        ({"names": {"a": 1}}, ["task.names={'a': 1}", "a mapping or null"]),
+    ],
+)
+def test_wrong_options_name_the_option_its_value_and_what_is_allowed(given, parts):
+    with pytest.raises(ValueError, match="task") as error:
+        tasks.create("toy", **given)
+    for part in parts:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_are_numbers_and_lists_are_tuples():
+    assert tasks.create("toy", scale=2, limits=[3, 4], names={"a": "b"}).scale == 2
+
+
+def test_unknown_task_and_split_give_the_nearest_match():
+    with pytest.raises(ValueError, match=r"task.name='tyo': expected one of .*did you mean 'toy'"):
+        tasks.create("tyo")
+    with pytest.raises(ValueError, match=r"task.split='tets'.*train, test; did you mean 'test'"):
+        tasks.create("toy").split("tets")
+
+
+def test_words_are_read_by_the_type_of_their_option():
+    words = ["size=4", "shade=blue", "task.scale=0.5", "limits=[1, 2]", "names.x=3"]
+    assert options.parse_words("toy", Toy, words) == {
+        "size": 4,
+        "shade": "blue",
+        "scale": 0.5,
+        "limits": [1, 2],
+        "names": {"x": "3"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["size"], "expected option=value"),
+        (["size=1", "size=2"], "given twice"),
+        (["sizes=1"], "did you mean 'size'"),
+    ],
+)
+def test_wrong_words_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        options.parse_words("toy", Toy, words)
+
+
+def test_vocabulary_is_built_from_train_only_and_ids_are_fixed():
+    source, target = tasks.create("toy").vocabularies()
+    assert source.tokens == (PAD, BOS, EOS, UNKNOWN, "a0", "a1", "a2", "b")
+    assert "z" not in source
+    assert "q" not in target
+    assert source.encode(("z", "b")) == [Vocabulary.unknown, 7]
+    assert (Vocabulary.pad, Vocabulary.bos, Vocabulary.eos, Vocabulary.unknown) == (0, 1, 2, 3)
+    assert source.decode(source.encode(("a1", "b"))) == ["a1", "b"]
+
+
+def test_lengths_cover_every_split():
+    task = tasks.create("toy", size=5)
+    assert (task.max_source_length(), task.max_target_length()) == (2, 5)
+
+
+def test_data_hash_changes_with_the_rows_their_order_and_their_split():
+    rows = [Example(("a",), ("x",)), Example(("b",), ("y",), "kind", 2)]
+
+    def hashed(**splits: list[Example]) -> str:
+        task = Toy()
+        object.__setattr__(task, "_splits", splits)
+        return task.data_hash()
+
+    base = hashed(train=rows, test=rows[:1])
+    assert base == hashed(train=list(rows), test=rows[:1])
+    changed = [
+        hashed(train=rows[::-1], test=rows[:1]),
+        hashed(train=rows, tset=rows[:1]),
+        hashed(train=rows[:1], test=[rows[1], rows[0]]),
+        hashed(train=[rows[0], Example(("b",), ("x",), "kind", 2)], test=rows[:1]),
+        hashed(train=[rows[0], Example(("b",), ("y",), "other", 2)], test=rows[:1]),
+        hashed(train=[rows[0], Example(("b",), ("y",), "kind", 3)], test=rows[:1]),
+    ]
+    assert len({base, *changed}) == 1 + len(changed)
+
+
+def test_selected_rows_depend_on_the_rows_alone():
+    rows = [Example((f"w{i}",), ("y",), "even" if i % 2 == 0 else "odd") for i in range(100)]
+    chosen = select_rows(rows, 10)
+    assert collections.Counter(row.category for row in chosen) == {"even": 10, "odd": 10}
+    assert [rows.index(row) for row in chosen] == sorted(rows.index(row) for row in chosen)
+    assert set(select_rows(rows[::-1], 10)) == set(chosen)
+    assert set(select_rows(rows, 5)) < set(chosen)
+    assert select_rows(rows, 1000) == rows == select_rows(rows, None)
+    # By hash, not by position: otherwise a sorted file would give its easiest rows.
+    assert chosen != rows[:20]
+    with pytest.raises(ValueError, match="rows_per_category=0"):
+        select_rows(rows, 0)
+
+
+@pytest.mark.parametrize("name", [name for name in tasks.TASKS if name != "toy"])
+def test_docstring_examples_of_every_task_are_true(name):
+    module = importlib.import_module(tasks.TASKS[name].__module__)
+    result = doctest.testmod(module)
+    assert result.attempted > 0, f"{module.__name__} has no worked example"
+    assert result.failed == 0
+
+
+def test_docstring_example_of_the_package_is_true():
+    assert doctest.testmod(tasks).failed == 0
+
+
+@pytest.mark.parametrize("name", [name for name in tasks.TASKS if name != "toy"])
+def test_every_task_documents_its_options(name):
+    for option in options.describe(tasks.TASKS[name]).values():
+        assert option.doc, f"{name}.{option.name} has no docstring"
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_tasks_keep_what_the_base_promises(name):
+    task = tasks.create(name, **SMALL[name])
+    splits = task.splits()
+    assert next(iter(splits)) == task.train_split
+    assert task.splits() is splits
+    assert tasks.create(name, **SMALL[name]).data_hash() == task.data_hash()
+    assert task.in_distribution_split is None or task.in_distribution_split in splits
+    assert set(task.selection_splits) <= set(splits) - {task.train_split}
+    for rows in splits.values():
+        assert rows
+        assert all(row.source and row.target for row in rows)
+        assert all(isinstance(row.difficulty, (int, float)) for row in rows)
+
+
+@pytest.mark.parametrize("name", sorted(set(SMALL) - {"scan"}))
+def test_data_seed_decides_the_data(name):
+    hashes = [tasks.create(name, seed=seed, **SMALL[name]).data_hash() for seed in (0, 1, 0)]
+    assert hashes[0] == hashes[2] != hashes[1]

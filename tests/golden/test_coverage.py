@@ -14,6 +14,12 @@ pytestmark = pytest.mark.golden
 FAMILIES = ("moeut_release", "training_code", "devil", "ndr")
 NOT_BUILT = ("sut_*", "ndr_gate*", "ndr_full*", "ndr_geometric*", "ndr_act*")
 
+FOLDERS_NOT_BUILT = (
+    *("arithmetic", "hrm", "huginn", "looped_length", "looped_window", "mor", "ouro", "parcae"),
+    *("ponder", "relaxed", "tasks", "trm", "universal", "urm"),
+)
+"""Golden folders of recurrences that have no model here yet."""
+
 IMPORTERS = {
     "moeut_release": moeut.from_release,
     "training_code": moeut.from_training_code,
@@ -37,8 +43,13 @@ def test_only_models_that_are_not_built_are_left_out(all_golden) -> None:
 
 
 def test_no_golden_file_lies_elsewhere(golden_dir, all_golden) -> None:
-    found = set(golden_dir.rglob("*.safetensors"))
+    found = {
+        path
+        for path in golden_dir.rglob("*.safetensors")
+        if path.relative_to(golden_dir).parts[0] not in FOLDERS_NOT_BUILT
+    }
     assert found == {golden.path for golden in all_golden}
+    assert not set(FOLDERS_NOT_BUILT) & set(FAMILIES)
 
 
 def test_importers_refuse_what_is_left_out_by_name(all_golden) -> None:

@@ -140,7 +140,7 @@ def test_cost_of_matching_a_universal_transformer_is_as_the_docstring_says() -> 
 
 def test_the_largest_sigma_moe_continues_the_series() -> None:
     stack, moeut = PRESETS["sigma_moe-1b"].decoder, PRESETS["moeut-1b"].decoder
-    assert stack.feed_forward.top_k == moeut.blocks.feed_forward.top_k == 24
+    assert stack.feed_forward.top_k == moeut.feed_forward.top_k == 24
     assert (stack.num_layers, stack.attention.num_heads, stack.attention.head_size) == (36, 6, 128)
 
 

@@ -1,0 +1,271 @@
+"""Checked options: frozen dataclasses that are read from, and written to, plain data.
+
+A model is described by a tree of them. Where a block comes in several kinds (dense or expert
+attention), each kind is a class of its own with its name in ``kind``, and the field that holds the
+block names a dict of the kinds with ``one_of``::
+
+    ATTENTION = {"dense": DenseAttention, "switch_head": SwitchHead}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Blueprint(Options):
+        attention: AttentionOptions = one_of(ATTENTION)
+
+So an option of another kind is refused by construction. Every refusal is an ``OptionError``, which
+carries the option's path, its value and what is allowed as data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+
+class OptionError(ValueError):
+    """An option has a value that is not allowed."""
+
+    def __init__(self, option: str, value: Any, expected: str) -> None:
+        super().__init__(option, value, expected)
+        self.option = option
+        """Dotted path of the option from the root of the tree: ``feed_forward.top_k``."""
+        self.value = value
+        self.expected = expected
+        """What is allowed instead, with the nearest match where there is one."""
+
+    def __str__(self) -> str:
+        return f"{self.option}={self.value!r}: {self.expected}"
+
+    def under(self, prefix: str) -> Self:
+        """Return the same error one level deeper, its option below ``prefix``."""
+        return type(self)(f"{prefix}.{self.option}", self.value, self.expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of all options; construction raises ``OptionError`` for a value of a wrong type."""
+
+    kind: ClassVar[str | None] = None
+    """Name of the kind, where a block comes in several."""
+
+    def __post_init__(self) -> None:
+        for name, annotation in type_hints(type(self)).items():
+            value = getattr(self, name)
+            kinds = kinds_of(type(self), name)
+            if value is None and is_derived(type(self), name):
+                continue
+            if kinds is None:
+                check_type(name, value, annotation)
+            elif not isinstance(value, tuple(kinds.values())):
+                raise OptionError(name, value, f"expected options of kind {' or '.join(kinds)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that ``from_dict`` reads back to equal options."""
+        data: dict[str, Any] = {} if self.kind is None else {"kind": self.kind}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            data[field.name] = value.to_dict() if isinstance(value, Options) else value
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read options from plain data, ``kind`` left out.
+
+        Raises:
+            OptionError: an unknown or missing key, a value of a wrong type, or sizes that do not
+                fit together; its path starts at ``cls``.
+        """
+        hints = type_hints(cls)
+        values = {name: _read_field(cls, name, value) for name, value in data.items()}
+        for field in dataclasses.fields(cls):
+            if field.name not in values and not _has_default(field):
+                what = words_of(hints[field.name])
+                raise OptionError(field.name, None, f"missing; expected {what}")
+        return cls(**values)
+
+
+def one_of(kinds: Mapping[str, type[Options]], default: Callable[[], Options] | None = None) -> Any:
+    """Return the dataclass field of a block that is one of ``kinds``; required without default."""
+    metadata = {"kinds": kinds}
+    if default is None:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default_factory=default, metadata=metadata)
+
+
+def derived() -> Any:
+    """Return the dataclass field of an option that follows from others where it is left out.
+
+    None is what left out is called. Whoever holds the options fills in the value, so the annotation
+    says the type of the value alone.
+    """
+    return dataclasses.field(default=None, metadata={"derived": True})
+
+
+def kinds_of(cls: type[Options], name: str) -> Mapping[str, type[Options]] | None:
+    """Return the kinds that the field ``name`` may have, by name; None if it is no such block."""
+    return _fields(cls)[name].metadata.get("kinds")
+
+
+def is_derived(cls: type[Options], name: str) -> bool:
+    """Return whether the option ``name`` may be left out because it follows from others."""
+    return _fields(cls)[name].metadata.get("derived", False)
+
+
+# --- reading plain data -----------------------------------------------------------------
+
+
+def _read_field(cls: type[Options], name: str, data: Any) -> Any:
+    """Return the value of one field from plain data, its errors below the field's name."""
+    hints = type_hints(cls)
+    if name not in hints:
+        raise OptionError(name, data, _unknown(name, f"{cls.__name__} takes", hints))
+    kinds = kinds_of(cls, name)
+    try:
+        if kinds is not None:
+            return _read_kind(kinds, data, _default_kind(cls, name))
+        for nested in _alternatives(hints[name]):
+            if isinstance(nested, type) and issubclass(nested, Options) and data is not None:
+                return nested.from_dict(_mapping(data, f"a mapping of {_listed(nested)}"))
+    except _OfTheBlock as error:
+        raise OptionError(name, data, error.expected) from None
+    except OptionError as error:
+        raise error.under(name) from None
+    return data
+
+
+def _read_kind(kinds: Mapping[str, type[Options]], data: Any, default: str | None) -> Options:
+    """Return the options of one of ``kinds``; a bare word is short for its kind alone."""
+    if isinstance(data, str):
+        data = {"kind": data}
+    data = dict(_mapping(data, f"a mapping with a kind, or one of {', '.join(kinds)}"))
+    kind = data.pop("kind", default)
+    if kind not in kinds:
+        raise OptionError("kind", kind, f"expected one of {', '.join(kinds)}{nearest(kind, kinds)}")
+    chosen = kinds[kind]
+    known = type_hints(chosen)
+    for name, value in data.items():
+        if name not in known:
+            message = _unknown(name, f"kind {kind!r} takes", known)
+            owners = [repr(other) for other, cls in kinds.items() if name in type_hints(cls)]
+            owned = f" (it is an option of kind {' and '.join(owners)})" if owners else ""
+            raise OptionError(name, value, message + owned)
+    return chosen.from_dict(data)
+
+
+class _OfTheBlock(Exception):
+    """The value of a whole block is of a wrong type, so the error's path is the block's own."""
+
+    def __init__(self, expected: str) -> None:
+        super().__init__(expected)
+        self.expected = expected
+
+
+def _mapping(data: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise _OfTheBlock(f"expected {what}")
+    return data
+
+
+def _unknown(name: str, takes: str, known: Iterable[str]) -> str:
+    known = list(known)
+    return f"unknown; {takes} {', '.join(known) or 'no options'}{nearest(name, known)}"
+
+
+def _listed(cls: type[Options]) -> str:
+    return ", ".join(type_hints(cls))
+
+
+def _default_kind(cls: type[Options], name: str) -> str | None:
+    factory = _fields(cls)[name].default_factory
+    return None if factory is dataclasses.MISSING else factory().kind
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
+
+
+@functools.cache
+def _fields(cls: type[Options]) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+# --- checks -----------------------------------------------------------------------------
+
+
+@functools.cache
+def type_hints(cls: type[Options]) -> dict[str, Any]:
+    """Return the type of each option of ``cls`` by name, in their order."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def check_type(option: str, value: Any, annotation: Any) -> None:
+    """Raise ``OptionError`` unless ``value`` is of the annotated type; a float may be an int."""
+    for kind in _alternatives(annotation):
+        if typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
+                return
+            continue
+        accepted = (int, float) if kind is float else kind
+        if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
+            return
+    literals = [word for kind in _alternatives(annotation) for word in typing.get_args(kind)]
+    raise OptionError(option, value, f"expected {words_of(annotation)}{nearest(value, literals)}")
+
+
+def words_of(annotation: Any) -> str:
+    """Return what an annotation allows, in words."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    said = []
+    for kind in _alternatives(annotation):
+        if typing.get_origin(kind) is Literal:
+            said.append(f"one of {', '.join(map(str, typing.get_args(kind)))}")
+        elif kind is not types.NoneType:
+            said.append(words.get(kind, kind.__name__))
+    return " or ".join(said)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def nearest(value: object, allowed: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the closest allowed word, or an empty string."""
+    match = difflib.get_close_matches(str(value), [str(word) for word in allowed], n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def require(condition: bool, option: str, value: Any, expected: str) -> None:
+    """Raise ``OptionError`` unless ``condition`` holds."""
+    if not condition:
+        raise OptionError(option, value, expected)
+
+
+def require_positive(options: Options, *names: str) -> None:
+    """Raise ``OptionError`` unless the named options are at least 1, or left out."""
+    for name in names:
+        value = getattr(options, name)
+        ok = value is None or value >= 1
+        require(ok, name, value, "must be a whole number of at least 1")
+
+
+def require_probability(options: Options, *names: str) -> None:
+    """Raise ``OptionError`` unless the named options are at least 0 and below 1, or left out."""
+    for name in names:
+        value = getattr(options, name)
+        ok = value is None or 0.0 <= value < 1.0
+        require(ok, name, value, "must be at least 0 and below 1")
+
+
+def require_finite(options: Options, *names: str) -> None:
+    """Raise ``OptionError`` unless the named options are finite and at least 0."""
+    for name in names:
+        value = getattr(options, name)
+        require(0.0 <= value < math.inf, name, value, "must be a finite number of at least 0")

@@ -1,0 +1,109 @@
+"""Checked options, on a small tree of their own."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import pytest
+
+from moeut.options import OptionError, Options, derived, one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lamp(Options):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bulb(Lamp):
+    kind: ClassVar[str] = "bulb"
+    watts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tube(Lamp):
+    kind: ClassVar[str] = "tube"
+    length: float = 1.0
+    colour: Literal["white", "warm"] = "white"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Options):
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room(Options):
+    table: Table
+    lamp: Lamp = one_of({"bulb": Bulb, "tube": Tube}, Tube)
+    spare: Table | None = None
+    doors: int = derived()
+
+
+def refused(data) -> OptionError:
+    with pytest.raises(OptionError) as caught:
+        Room.from_dict(data)
+    return caught.value
+
+
+def test_plain_data_goes_out_and_back_in():
+    room = Room(table=Table(width=3), lamp=Bulb(watts=60), doors=2)
+    data = room.to_dict()
+    assert data == {
+        "table": {"width": 3},
+        "lamp": {"kind": "bulb", "watts": 60},
+        "spare": None,
+        "doors": 2,
+    }
+    assert Room.from_dict(data) == room
+
+
+def test_a_bare_word_is_short_for_its_kind():
+    table = {"width": 1}
+    assert Room.from_dict({"table": table, "lamp": "tube"}).lamp == Tube()
+    assert Room.from_dict({"table": table, "lamp": {"length": 2.0}}).lamp == Tube(length=2.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "option", "value", "parts"),
+    [
+        ({"lmap": 1}, "lmap", 1, ["unknown", "table, lamp, spare, doors", "did you mean 'lamp'?"]),
+        ({"lamp": "tub"}, "lamp.kind", "tub", ["bulb, tube", "did you mean 'tube'?"]),
+        ({"lamp": 3}, "lamp", 3, ["mapping", "bulb, tube"]),
+        (
+            {"lamp": {"kind": "tube", "watts": 60}},
+            "lamp.watts",
+            60,
+            ["kind 'tube' takes length, colour", "an option of kind 'bulb'"],
+        ),
+        ({"lamp": {"kind": "bulb"}}, "lamp.watts", None, ["missing", "a whole number"]),
+        ({"lamp": {"kind": "bulb", "watts": True}}, "lamp.watts", True, ["a whole number"]),
+        ({"lamp": {"colour": "wram"}}, "lamp.colour", "wram", ["white, warm", "mean 'warm'?"]),
+        ({"lamp": {"length": "long"}}, "lamp.length", "long", ["a number"]),
+        ({"table": 3}, "table", 3, ["a mapping of width"]),
+        ({"spare": {"width": 1.5}}, "spare.width", 1.5, ["a whole number"]),
+        ({"doors": "two"}, "doors", "two", ["a whole number"]),
+    ],
+)
+def test_a_refusal_gives_path_value_and_what_is_allowed(change, option, value, parts):
+    error = refused({"table": {"width": 1}} | change)
+    assert (error.option, error.value) == (option, value)
+    assert all(part in error.expected for part in parts), error.expected
+    assert str(error) == f"{option}={value!r}: {error.expected}"
+
+
+def test_construction_checks_kinds_and_types():
+    with pytest.raises(OptionError, match=r"lamp=.*bulb or tube"):
+        Room(table=Table(width=1), lamp=Table(width=1))
+    with pytest.raises(OptionError, match=r"length='x': expected a number"):
+        Tube(length="x")
+    assert Tube(length=2).length == 2
+
+
+def test_an_error_moves_one_level_deeper_and_between_processes():
+    error = OptionError("lamp.watts", 1, "must be 2").under("model")
+    assert str(error) == "model.lamp.watts=1: must be 2"
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.option, copy.value, copy.expected) == (error.option, 1, "must be 2")

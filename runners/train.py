@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.config.help import run_help
-from runners.config.identity import config_hash
+from runners.config.identity import config_hash, difference
 from runners.config.schema import ConfigError, RunConfig, read_run, to_yaml
 from runners.process import environment, ranks, signals
 from runners.process.lease import Locked
@@ -158,12 +157,9 @@ def _check_directory(files: RunDirectory, config: RunConfig, record: RunRecord) 
         return
     if (files.path / "run.json").is_file() and files.read_record().hash == record.hash:
         return
-    before = files.config.read_text().splitlines()
-    lines = difflib.unified_diff(before, to_yaml(config).splitlines(), lineterm="", n=0)
-    changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+    changed = difference(files.config.read_text(), to_yaml(config))
     raise ConfigError(
-        f"{files.path}: holds a run with another config: "
-        + ("; ".join(line[:1] + line[1:].strip() for line in changed) or "its data was changed")
+        f"{files.path}: holds a run with another config: {changed or 'its data was changed'}"
     )
 
 

@@ -14,6 +14,7 @@ reason.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from typing import Any
@@ -45,3 +46,11 @@ def config_hash(config: RunConfig, data_hash: str) -> str:
     """
     text = json.dumps(identity(config, data_hash), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def difference(before: str, after: str) -> str:
+    """Return the lines in which two configs differ, such as ``-seed: 1; +seed: 2``."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+    return "; ".join(
+        line[0] + line[1:].strip() for line in lines if not line.startswith(("---", "+++", "@@"))
+    )

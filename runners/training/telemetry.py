@@ -10,7 +10,6 @@ import functools
 import math
 import re
 import resource
-import time
 from typing import Any
 
 import numpy as np
@@ -40,8 +39,15 @@ ROUTING_ROWS = 4
 """Rows of a batch that the use of experts is counted over, one at a time."""
 
 
+def peak_of(device: torch.device, precision: str) -> float | None:
+    """Return the peak of a device; None where it is not known, as for every CPU."""
+    if device.type != "cuda":
+        return None
+    return peak_flops(torch.cuda.get_device_name(device), precision)
+
+
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Return the peak of a device by its name; None where it is not known, as for every CPU."""
+    """Return the peak of a GPU by its name; None where it is not known."""
     for name, (bfloat16, float32) in PEAK_FLOPS.items():
         if re.search(rf"\b{name}\b", device_name):
             return bfloat16 if precision == "bfloat16" else float32
@@ -80,34 +86,26 @@ def perplexity(loss: float) -> float | None:
         return None
 
 
-class Stopwatch:
-    """Times the tokens trained between two rows of the log, without what is scored meanwhile."""
+def speed(
+    seconds: float, tokens: int, *, macs_per_token: int, peak: float | None, device: torch.device
+) -> dict[str, Any]:
+    """Return the entry ``speed`` of a row: what training took since the row before.
 
-    def __init__(self, *, macs_per_token: int, peak: float | None, device: torch.device) -> None:
-        self._macs, self._peak, self._device = macs_per_token, peak, device
-        self.start(0, 0.0)
-
-    def start(self, tokens: int, evaluated: float) -> None:
-        """Begin to time."""
-        self._since, self._tokens, self._evaluated = time.monotonic(), tokens, evaluated
-
-    def lap(self, tokens: int, evaluated: float) -> dict[str, Any]:
-        """Return the entry ``speed`` since the last call, and begin again.
-
-        Args:
-            tokens: read so far.
-            evaluated: seconds spent on scoring so far.
-        """
-        seconds = time.monotonic() - self._since - (evaluated - self._evaluated)
-        speed = (tokens - self._tokens) / seconds
-        self.start(tokens, evaluated)
-        return {
-            "tokens_per_second": speed,
-            "model_flops_utilization": model_flops_utilization(
-                speed, macs_per_token=self._macs, peak=self._peak
-            ),
-            "peak_memory_bytes": peak_memory(self._device),
-        }
+    Args:
+        seconds: of training, scoring left out.
+        tokens: read in these seconds.
+        macs_per_token: multiply-accumulates of a forward pass.
+        peak: floating-point operations per second of all devices; None where it is not known.
+        device: whose memory is reported.
+    """
+    tokens_per_second = tokens / seconds
+    return {
+        "tokens_per_second": tokens_per_second,
+        "model_flops_utilization": model_flops_utilization(
+            tokens_per_second, macs_per_token=macs_per_token, peak=peak
+        ),
+        "peak_memory_bytes": peak_memory(device),
+    }
 
 
 def expert_usage(

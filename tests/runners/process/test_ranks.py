@@ -22,14 +22,15 @@ import torch._dynamo
 
 import moeut
 import runners.training.sharding  # noqa: F401
-from runners import run as run_module
 from runners import train as train_module
 from runners.process import ranks as distributed
 from runners.process.checkpoint import list_checkpoints, load_checkpoint
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
 from runners.process.signals import Stop
+from runners.scoring.scorer import Scorer
 from runners.training import loop, parallel
+from runners.training.agreement import Agreement
 from runners.training.experiment import build, train_columns
 from runners.training.loop import Loop, seed_everything
 
@@ -371,9 +372,8 @@ def test_a_signal_during_the_agreement_waits_for_the_next_step():
         stop.request()
         return number
 
-    rank = SimpleNamespace(stop=stop, world=SimpleNamespace(size=2, largest=largest))
-    asked = run_module._Run.stop_requested.fget
-    assert [asked(rank), asked(rank)] == [False, True]
+    agreement = Agreement(SimpleNamespace(size=2, largest=largest), stop)
+    assert [agreement.stop_requested(), agreement.stop_requested()] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -450,14 +450,14 @@ def test_what_is_not_finite_on_one_rank_stops_all(command, start, tmp_path, monk
 
 
 def test_stop_while_rank_0_scores(command, start, tmp_path, monkeypatch):
-    evaluate = run_module._Run._evaluate
+    score = Scorer.score
 
-    def interrupted(active, split, **options):
-        active.stop.request()
-        return evaluate(active, split, **options)
+    def interrupted(scorer, *arguments, **options):
+        scorer.agreement.stop.request()
+        return score(scorer, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module._Run, "_evaluate", interrupted)
+        patch.setattr(Scorer, "score", interrupted)
         assert start(command("run", "evaluate.interval=null")).end() == [75, 75]
     assert start(command("run", "evaluate.interval=null")).end() == [0, 0]
 
@@ -563,14 +563,14 @@ def test_language_run_on_two_ranks(kind, text_command, start, tmp_path, monkeypa
 
 
 def test_signal_while_all_ranks_score(text_command, start, tmp_path, monkeypatch):
-    on_batch = run_module._Run._evaluate
+    score = Scorer.score
 
-    def interrupted(active, split, **options):
-        if active.world.rank == 1:
+    def interrupted(scorer, *arguments, **options):
+        if scorer.agreement.world.rank == 1:
             os.kill(os.getpid(), signal.SIGUSR2)
-        return on_batch(active, split, **options)
+        return score(scorer, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module._Run, "_evaluate", interrupted)
+        patch.setattr(Scorer, "score", interrupted)
         assert start(text_command("run")).end() == [75, 75]
     assert start(text_command("run")).end() == [0, 0]

@@ -30,18 +30,11 @@ def test_utilization_of_a_known_device():
     assert telemetry.model_flops_utilization(1e6, macs_per_token=10**8, peak=None) is None
 
 
-def test_stopwatch_leaves_scoring_out(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(telemetry.time, "monotonic", lambda: now[0])
-    watch = telemetry.Stopwatch(macs_per_token=1000, peak=1e9, device=CPU)
-    watch.start(500, 2.0)
-    now[0] += 10.0
-    lap = watch.lap(4500, 4.0)  # 10 s, 2 of them scoring
-    assert lap["tokens_per_second"] == 500.0
-    assert lap["model_flops_utilization"] == pytest.approx(6 * 1000 * 500 / 1e9)
-    assert lap["peak_memory_bytes"] > 2**20
-    now[0] += 1.0
-    assert watch.lap(4600, 4.0)["tokens_per_second"] == 100.0
+def test_speed_of_known_seconds_and_tokens():
+    entry = telemetry.speed(8.0, 4000, macs_per_token=1000, peak=1e9, device=CPU)
+    assert entry["tokens_per_second"] == 500.0
+    assert entry["model_flops_utilization"] == pytest.approx(6 * 1000 * 500 / 1e9)
+    assert entry["peak_memory_bytes"] > 2**20
 
 
 def test_perplexity_of_any_loss():

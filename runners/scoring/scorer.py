@@ -1,0 +1,149 @@
+"""Scoring a run on its splits: which ranks do it, with which weights, and what stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from runners.config.schema import RunConfig
+from runners.process.ranks import World
+from runners.scoring.splits import Evaluation, evaluate_split
+from runners.training import parallel
+from runners.training.agreement import Agreement
+from runners.training.experiment import Built
+from runners.training.journal import Journal
+from runners.training.loop import Stopped
+
+
+class Scorer:
+    """Scores a model of a run, in training or trained.
+
+    A split of text is scored by all ranks together, any other by rank 0 while the others wait.
+
+    Args:
+        config: the run.
+        built: what it describes.
+        device: where the model is.
+        agreement: this rank among the others; a stop ends scoring between two batches.
+        journal: is told the time that scoring takes and how far it is.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        built: Built,
+        *,
+        device: torch.device,
+        agreement: Agreement,
+        journal: Journal,
+    ) -> None:
+        self.config, self.built, self.device = config, built, device
+        self.agreement, self.journal = agreement, journal
+        self._together = built.task.kind == "language_modelling"
+
+    def on_the_way(self, model: Any, *, step: int) -> dict[str, dict[str, float]]:
+        """Return the metrics of each interval split, on every rank.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
+        whole = self._in_one_piece(model)
+        splits = self.built.interval_splits(self.config)
+
+        def score() -> dict[str, dict[str, float]]:
+            return {
+                split: self.score(whole, split, step=step, oracle=False).scores.metrics
+                for split in splits
+            }
+
+        return score() if self._together else self.agreement.on_first(score)
+
+    def at_the_end(
+        self,
+        model: Any,
+        weights: dict[str, torch.Tensor] | None,
+        *,
+        step: int,
+        write: Callable[[list[Evaluation]], None],
+    ) -> None:
+        """Score every split at every depth, and let rank 0 ``write`` the evaluations.
+
+        Args:
+            model: as it was trained.
+            weights: those to score in place of the last ones; None scores the last.
+            step: last step.
+            write: gets the evaluations, split by split, the run's own depth first.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
+        whole = self._in_one_piece(model)
+
+        def score() -> list[Evaluation]:
+            if weights is not None:
+                whole.load_state_dict(weights)
+            return [
+                self.score(whole, split, step=step, repeats=depth)
+                for split in self.built.final_splits(self.config)
+                for depth in self.built.depths(self.config)
+            ]
+
+        if self._together:
+            evaluations = score()
+            self.agreement.on_first(lambda: write(evaluations))
+        else:
+            self.agreement.on_first(lambda: write(score()))
+
+    def score(
+        self,
+        model: Any,
+        split: str,
+        *,
+        step: int,
+        repeats: int | list[int] | None = None,
+        oracle: bool = True,
+    ) -> Evaluation:
+        """Return what ``evaluate_split`` does, with the settings of the run.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
+        agreement = self.agreement
+
+        def on_batch(done: int, total: int) -> None:
+            stopped = agreement.stop_requested() if self._together else agreement.stop.requested
+            if stopped:
+                raise Stopped(f"stopped while scoring {split} at step {step}")
+            self.journal.progress(
+                phase=f"score {split}",
+                step=step,
+                steps=self.config.train.steps,
+                rows=done,
+                of_rows=total,
+            )
+
+        with self.journal.clock.scoring():
+            return evaluate_split(
+                model,
+                self.built,
+                split,
+                config=self.config.evaluate,
+                device=self.device,
+                precision=self.config.train.precision,
+                repeats=repeats,
+                oracle=oracle,
+                on_batch=on_batch,
+                world=agreement.world if self._together else World(),
+            )
+
+    def _in_one_piece(self, model: Any) -> Any:
+        """Return the model, or a whole copy of one that lies in pieces on the ranks.
+
+        Every rank has to call it; None on a rank that does not score.
+        """
+        if not parallel.is_sharded(model):
+            return model
+        keep = self._together or self.agreement.world.is_first
+        return parallel.whole_copy(model, self.device, keep=keep)

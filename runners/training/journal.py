@@ -1,0 +1,212 @@
+"""What a run writes down on its way: learning curve, times, and how far it is.
+
+Everything is timed by one ``Clock``, which keeps the seconds of scoring apart. Where several ranks
+train, all of them keep a journal, and that of rank 0 alone writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from runners.process.run_directory import MetricsLog, RunDirectory, write_json
+from runners.training.tensorboard import Board
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[dict[str, Any]], None]
+
+PROGRESS_SECONDS = 0.5
+"""Least time between two messages about a run's progress."""
+
+
+class Clock:
+    """Counts the seconds since it was made; those spent on scoring apart from the others."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self.scoring_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All seconds since the clock was made."""
+        return time.monotonic() - self._began
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds in which nothing was scored."""
+        return self.seconds - self.scoring_seconds
+
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Count what happens in this context as scoring; contexts must not be nested."""
+        began = self.seconds
+        try:
+            yield
+        finally:
+            self.scoring_seconds += self.seconds - began
+
+
+class Lap:
+    """Training seconds and tokens since a mark on the clock.
+
+    Args:
+        clock: the clock of the run.
+        tokens: read so far.
+    """
+
+    def __init__(self, clock: Clock, tokens: int) -> None:
+        self._clock = clock
+        self._mark(tokens)
+
+    def _mark(self, tokens: int) -> None:
+        self._seconds, self._tokens = self._clock.training_seconds, tokens
+
+    def read(self, tokens: int) -> tuple[float, int]:
+        """Return seconds and tokens since the mark, of ``tokens`` read so far."""
+        return self._clock.training_seconds - self._seconds, tokens - self._tokens
+
+    def restart(self, tokens: int) -> tuple[float, int]:
+        """Return the same as ``read``, and set the mark here."""
+        lap = self.read(tokens)
+        self._mark(tokens)
+        return lap
+
+
+@dataclass
+class Timings:
+    """Content of ``timings.json``; it adds up over interruptions."""
+
+    wall_seconds: float = 0.0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    tokens_trained: int = 0
+    """Tokens read in training, those of steps done twice counted twice."""
+    starts: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for JSON, with the tokens per second of training."""
+        speed = self.tokens_trained / self.train_seconds if self.train_seconds else 0.0
+        return dataclasses.asdict(self) | {"tokens_per_second": speed}
+
+    @classmethod
+    def read(cls, files: RunDirectory) -> Timings:
+        """Return the timings of earlier starts; zeros where there are none, or damaged ones."""
+        try:
+            content = json.loads(files.timings.read_text())
+        except (FileNotFoundError, ValueError):
+            return cls()
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: content[name] for name in known if name in content})
+
+
+class Journal:
+    """Writes ``metrics.jsonl``, TensorBoard's files and ``timings.json``, and reports progress.
+
+    A context, at whose end the files are closed and the times written, also of a run that failed.
+
+    Args:
+        files: the directory of the run.
+        clock: made when the run began in this process.
+        writes: whether this process is the one that writes.
+        on_progress: gets the messages of a process that writes.
+    """
+
+    def __init__(
+        self, files: RunDirectory, clock: Clock, *, writes: bool, on_progress: Progress
+    ) -> None:
+        self.clock = clock
+        self._files = files
+        self._writes = writes
+        self._on_progress = on_progress
+        self._metrics: MetricsLog | None = None
+        self._board: Board | None = None
+        self._training: Lap | None = None
+        self._shown_at = -PROGRESS_SECONDS
+        self._earlier = Timings.read(files)
+        self._timings = dataclasses.replace(self._earlier, starts=self._earlier.starts + 1)
+
+    def __enter__(self) -> Journal:
+        self.write_timings()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+        try:
+            self.write_timings()
+        except OSError as problem:  # a full disk must not hide why the run has failed
+            logger.error("%s: cannot be written: %s", self._files.timings, problem)
+
+    def open(self, *, size: int, step: int, tensorboard: bool) -> None:
+        """Open the learning curve where training goes on.
+
+        Args:
+            size: bytes of ``metrics.jsonl`` to keep.
+            step: last step of the checkpoint; later ones on the board are hidden.
+            tensorboard: whether to write the board, too.
+
+        Raises:
+            ValueError: the file is shorter than ``size``.
+        """
+        if self._writes:
+            self._metrics = MetricsLog(self._files.metrics, size=size)
+            if tensorboard:
+                self._board = Board(self._files.path / "tensorboard", step=step)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row to the learning curve."""
+        if self._metrics is not None:
+            self._metrics.append(row)
+        if self._board is not None:
+            self._board.add(row)
+
+    def flush(self) -> int | None:
+        """Bring the learning curve to the disk; return its bytes, None where nothing is written."""
+        return None if self._metrics is None else self._metrics.flush()
+
+    def notice(self, text: str) -> None:
+        """Log a warning, and pass it on as a message."""
+        logger.warning(text)
+        if self._writes:
+            self._on_progress({"event": "notice", "message": text})
+
+    def progress(self, **message: Any) -> None:
+        """Pass on how far the run is, unless the last such message was a moment ago."""
+        if self._writes and self.clock.seconds - self._shown_at >= PROGRESS_SECONDS:
+            self._shown_at = self.clock.seconds
+            self._on_progress(message)
+
+    # --- times --------------------------------------------------------------------------
+
+    def start_training(self, tokens: int) -> None:
+        """Begin to count the time of training; ``tokens`` were read before."""
+        self._training = Lap(self.clock, tokens)
+
+    def count_training(self, tokens: int) -> None:
+        """Add the training since the last call; ``tokens`` are read so far."""
+        assert self._training is not None
+        seconds, trained = self._training.restart(tokens)
+        self._timings.train_seconds += seconds
+        self._timings.tokens_trained += trained
+
+    def write_timings(self) -> None:
+        """Write ``timings.json`` as of now.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._writes:
+            self._timings.wall_seconds = self._earlier.wall_seconds + self.clock.seconds
+            self._timings.evaluate_seconds = (
+                self._earlier.evaluate_seconds + self.clock.scoring_seconds
+            )
+            write_json(self._files.timings, self._timings.to_json())

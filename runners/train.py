@@ -30,7 +30,8 @@ from typing import Any
 
 from runners.config.help import run_help
 from runners.config.identity import config_hash, difference
-from runners.config.schema import ConfigError, RunConfig, read_run, to_yaml
+from runners.config.run_file import read_run, to_yaml
+from runners.config.schema import ConfigError, RunConfig
 from runners.process import environment, ranks, signals
 from runners.process.lease import Locked
 from runners.process.ranks import World

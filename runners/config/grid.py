@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runners.config.identity import config_hash
-from runners.config.schema import ConfigError, RunConfig, build_run, merge, override
+from runners.config.merging import merge, override
+from runners.config.run_file import build_run
+from runners.config.schema import RunConfig
 from runners.config.sections import SectionChecker
 from runners.config.sweep_file import Sweep, read_sweep
-from runners.config.yaml_nodes import Node, show
+from runners.config.yaml_nodes import ConfigError, Node, show
 
 __all__ = ["PlannedRun", "Sweep", "expand", "plan_record", "read_sweep", "write_plan"]
 
@@ -100,9 +101,11 @@ def expand(
                 )
     unused = [point for index, point in enumerate(sweep.exclude) if index not in used]
     if unused and not sweep.overrides:
-        raise ConfigError(f"{unused[0].place}: exclude: {show(unused[0].plain())} matches no run")
+        raise ConfigError(
+            f"{show(unused[0].plain())} matches no run", path="exclude", place=unused[0].place
+        )
     if not planned:
-        raise ConfigError(f"{sweep.root.place}: exclude leaves no run")
+        raise ConfigError("exclude leaves no run", place=sweep.root.place)
     return planned
 
 
@@ -144,8 +147,10 @@ def _same_run(
 
     place = change.place if one[0] != other[0] else sweep.root.place
     return ConfigError(
-        f"{place}: variants.{one[0]}: {describe(one)} and {describe(other)} are the same run; "
-        "a variant or grid value must change something"
+        f"{describe(one)} and {describe(other)} are the same run; a variant or grid value must "
+        "change something",
+        path=f"variants.{one[0]}",
+        place=place,
     )
 
 
@@ -158,14 +163,7 @@ def _hash_data(hash_of: Callable[[dict[str, Any]], str], config: RunConfig) -> s
     except (DataDamaged, DataMissing):  # of the machine, not of what the config says
         raise
     except ValueError as error:
-        place = config.place(_option_of(error))
-        raise ConfigError(f"{place}: {error}" if place else str(error)) from error
-
-
-def _option_of(error: ValueError) -> str:
-    """Return the option that a message of a task begins with (``task.train='…'``), or ``task``."""
-    match = re.match(r"task[.\w]*(?==)", str(error))
-    return match[0] if match else "task"
+        raise config.located(error, "task") from error
 
 
 def task_data_hash(task: dict[str, Any]) -> str:

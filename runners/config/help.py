@@ -3,76 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import textwrap
-import typing
-from typing import Any
 
 from runners.config import typed
 from runners.config.schema import EvaluateConfig, RunConfig, SweepConfig, TrainConfig
 from runners.config.sections import FORMS
-from tasks.base.options import field_docstrings
+from runners.config.yaml_nodes import dump_inline
+from tasks.base.options import Option, describe, type_words
 
 WIDTH = 96
 
 
-@functools.cache
-def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass, inherited ones included.
-
-    Python drops such strings when it compiles, so they are read from the class's source.
-    """
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(base):
-            docs |= field_docstrings(base)
-    return docs
-
-
 def describe_fields(cls: type, *, indent: int = 2, skip: tuple[str, ...] = ()) -> str:
-    """Return one paragraph per field: name, type, default, docstring."""
-    docs, hints = field_docs(cls), typed.hints(cls)
+    """Return one paragraph per key of a dataclass: name, what it takes, default, docstring."""
+    described = describe(cls)
     paragraphs = []
-    for field in dataclasses.fields(cls):
-        if not field.init or field.name in skip:
+    for name in typed.hints(cls):
+        if name in skip:
             continue
-        head = f"{field.name}: {type_name(hints[field.name])}{_default(field)}"
+        option = described[name]
+        head = f"{name}: {type_words(option.type)}{_default(option)}"
         paragraphs.append(textwrap.indent(head, " " * indent))
-        if field.name in docs:
-            paragraphs.append(_wrap(docs[field.name], indent + 4))
+        if option.doc:
+            paragraphs.append(_wrap(option.doc, indent + 4))
     return "\n".join(paragraphs)
 
 
-def type_name(hint: Any) -> str:
-    """Return a type hint as one writes it: ``adam | adamw``, ``int | null``, ``[float, float]``."""
-    arguments = typing.get_args(hint)
-    origin = typing.get_origin(hint)
-    if origin is typing.Literal:
-        return " | ".join(map(str, arguments))
-    if origin in (list, tuple) and arguments:
-        items = ["…" if item is Ellipsis else type_name(item) for item in arguments]
-        return "[" + ", ".join(items) + (", …]" if origin is list else "]")
-    if origin is dict or hint is dict:
-        return "{key: value}"
-    if dataclasses.is_dataclass(hint):
-        return "{key: value}, below"
-    if arguments:
-        return " | ".join(type_name(argument) for argument in arguments)
-    if hint in (type(None), None):
-        return "null"
-    return getattr(hint, "__name__", str(hint))
-
-
-def _default(field: Any) -> str:
-    if field.default is not dataclasses.MISSING:
-        value = field.default
-        words = {None: "null", True: "true", False: "false"}
-        shown = words[value] if value is None or isinstance(value, bool) else value
-        return f" = {list(shown) if isinstance(shown, tuple) else shown}"
-    if field.default_factory is not dataclasses.MISSING:
-        made = field.default_factory()
-        return "" if dataclasses.is_dataclass(made) else f" = {made}"
-    return " (required)"
+def _default(option: Option) -> str:
+    if option.is_required:
+        return " (required)"
+    if dataclasses.is_dataclass(option.default):
+        return ", below"
+    return f" = {dump_inline(option.default)}"
 
 
 def _wrap(text: str, indent: int) -> str:

@@ -8,26 +8,17 @@ keys are the options of the chosen task (``tasks.TASKS``) and architecture
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
-from runners.config import typed, yaml_nodes
-from runners.config.sections import SectionChecker, plain
-from runners.config.yaml_nodes import ConfigError, Node, show
+from moeut.options import OptionError
+
+from runners.config import typed
+from runners.config.yaml_nodes import ConfigError, Node
 from tasks.base.options import nearest
 
-__all__ = [
-    "ConfigError",
-    "EvaluateConfig",
-    "RunConfig",
-    "SweepConfig",
-    "TrainConfig",
-    "from_yaml",
-    "read_run",
-    "to_yaml",
-]
+__all__ = ["ConfigError", "EvaluateConfig", "RunConfig", "SweepConfig", "TrainConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,23 +90,15 @@ class TrainConfig:
         _below_one(self, "label_smoothing")
         for index, beta in enumerate(self.betas):
             if not 0.0 <= beta < 1.0:
-                raise ValueError(
-                    f"betas={list(self.betas)}: number {index + 1} must be at least 0 and below 1"
-                )
+                _refuse(self, "betas", f"number {index + 1} must be at least 0 and below 1")
         if self.accumulate > self.batch_size and self.tokens_per_batch is None:
-            raise ValueError(
-                f"accumulate={self.accumulate}: must be at most batch_size={self.batch_size}"
-            )
+            _refuse(self, "accumulate", f"must be at most batch_size={self.batch_size}")
         if self.schedule == "noam" and self.warmup_steps < 1:
-            raise ValueError(f"warmup_steps={self.warmup_steps}: schedule noam needs at least 1")
-        if (
-            self.schedule in ("linear", "cosine", "cosine_paper")
-            and self.warmup_steps >= self.steps
-        ):
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps}: must be below steps={self.steps} "
-                f"under schedule {self.schedule}"
-            )
+            _refuse(self, "warmup_steps", "schedule noam needs at least 1")
+        ends = self.schedule in ("linear", "cosine", "cosine_paper")
+        if ends and self.warmup_steps >= self.steps:
+            expected = f"must be below steps={self.steps} under schedule {self.schedule}"
+            _refuse(self, "warmup_steps", expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,19 +126,17 @@ class EvaluateConfig:
         limits = self.rows_per_category
         for limit in limits.values() if isinstance(limits, dict) else [limits]:
             if limit is not None and limit < 1:
-                raise ValueError(f"rows_per_category={limits}: must be at least 1")
+                _refuse(self, "rows_per_category", "must be at least 1")
         for number in self.repeats:
             if number < 1:
-                raise ValueError(f"repeats={self.repeats}: each must be at least 1")
+                _refuse(self, "repeats", "each must be at least 1")
         if self.interval_splits and self.interval is None:
-            raise ValueError(
-                f"interval_splits={self.interval_splits}: has no effect without interval, the "
-                "number of steps between evaluations"
-            )
+            expected = "has no effect without interval, the number of steps between evaluations"
+            _refuse(self, "interval_splits", expected)
         for name in ("splits", "interval_splits", "repeats"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
-                raise ValueError(f"{name}={values}: one is given twice")
+                _refuse(self, name, "one is given twice")
 
     def rows_of(self, split: str) -> int | None:
         """Return how many rows of each category of a split are scored; None: all of them."""
@@ -179,16 +160,16 @@ class RunConfig:
     """Which weights are scored: ``final``, or ``best:<split>`` on a validation split."""
     seed: int = 0
     """Initialisation, data order and dropout."""
+    source: Node = field(default=Node({}, ""), compare=False, repr=False)
+    """What the config was read from, where an error's line is looked up; no part of the config."""
 
     best_prefix: ClassVar[str] = "best:"
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "seed")
         if self.select != "final" and not self.selection_split:
-            raise ValueError(
-                f"select={self.select!r}: expected final or best:<split>"
-                f"{nearest(self.select, ('final',))}"
-            )
+            hint = nearest(self.select, ("final",))
+            _refuse(self, "select", f"expected final or best:<split>{hint}")
 
     @property
     def selection_split(self) -> str | None:
@@ -196,24 +177,24 @@ class RunConfig:
         prefix, colon, split = self.select.partition(":")
         return split if prefix + colon == self.best_prefix and split else None
 
-    def place(self, path: str) -> str:
-        """Return where the value at a dotted path, or the nearest above it, was written."""
-        # No field: where a value was written is no part of the config.
-        known: Mapping[str, str] = self.__dict__.get("_places", {})
-        while path and path not in known:
-            path = path.rpartition(".")[0]
-        return known.get(path, "")
-
     def error(self, path: str, value: Any, expected: str) -> ConfigError:
         """Return the one-line error for a value that only building the run shows to be wrong."""
-        place = self.place(path)
-        prefix = f"{place}: " if place else ""
-        return ConfigError(f"{prefix}{path}={show(value)}: {expected}")
+        place = self.source.find(path).place
+        return ConfigError(expected, path=path, value=value, place=place)
 
-    def check_splits(self, splits: list[str], selection_splits: list[str]) -> None:
-        """Raise ConfigError if a split that the run names is not among the task's ``splits``.
+    def located(self, error: ValueError, section: str) -> ConfigError:
+        """Return what ``task`` or ``model`` say of their options, with the line of the option."""
+        return typed.located(error, self.source.find(section), section)
 
-        ``select: best:<split>`` is held to ``selection_splits``, which are no test splits.
+    def check_splits(self, splits: Sequence[str], selection_splits: Sequence[str]) -> None:
+        """Check the names of splits that the run gives.
+
+        Args:
+            splits: Those that the task has.
+            selection_splits: Those that ``select: best:<split>`` may name; no test splits.
+
+        Raises:
+            ConfigError: there is no such split, or it must not choose the weights.
         """
         for path in ("splits", "interval_splits"):
             for name in getattr(self.evaluate, path):
@@ -244,10 +225,9 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain data, in the order of the fields."""
         # Not dataclasses.asdict, whose deep copies make up most of the time of a large grid.
-        names = (f.name for f in dataclasses.fields(self))
-        values = {name: getattr(self, name) for name in names}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
         return {
-            name: dict(vars(value)) if dataclasses.is_dataclass(value) else plain(value)
+            name: dict(vars(value)) if dataclasses.is_dataclass(value) else value
             for name, value in values.items()
         }
 
@@ -279,11 +259,11 @@ class SweepConfig:
     def __post_init__(self) -> None:
         seeds = self.seed_list
         if not seeds:
-            raise ValueError(f"seeds={self.seeds}: must be at least 1, or a list of seeds")
+            _refuse(self, "seeds", "must be at least 1, or a list of seeds")
         if min(seeds) < 0:
-            raise ValueError(f"seeds={self.seeds}: a seed must be at least 0")
+            _refuse(self, "seeds", "a seed must be at least 0")
         if len(set(seeds)) != len(seeds):
-            raise ValueError(f"seeds={self.seeds}: one is given twice")
+            _refuse(self, "seeds", "one is given twice")
 
     @property
     def seed_list(self) -> list[int]:
@@ -294,175 +274,27 @@ class SweepConfig:
 # --- checks -----------------------------------------------------------------------------
 
 
+def _refuse(config: Any, name: str, expected: str) -> NoReturn:
+    value = getattr(config, name)
+    raise OptionError(name, list(value) if isinstance(value, tuple) else value, expected)
+
+
 def _at_least(config: Any, minimum: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not minimum <= value < float("inf"):
             finite = " and finite" if value == float("inf") else ""
-            raise ValueError(f"{name}={value}: must be at least {minimum}{finite}")
+            _refuse(config, name, f"must be at least {minimum}{finite}")
 
 
 def _above_zero(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{name}={value}: must be above 0")
+            _refuse(config, name, "must be above 0")
 
 
 def _below_one(config: Any, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}={value}: must be at least 0 and below 1")
-
-
-# --- reading and writing a run ----------------------------------------------------------
-
-
-def read_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Read a run's file, then the overrides ``key=value`` over it.
-
-    Args:
-        path: YAML file with the fields of ``RunConfig``; ``base: other.yaml`` includes another.
-        overrides: Dotted paths with values, for example ``train.steps=100``.
-
-    Raises:
-        ConfigError: one line that says where, what, and what is allowed.
-    """
-    node = load_run_node(yaml_nodes.read(path), Path(path))
-    for text in overrides:
-        node = override(node, *yaml_nodes.parse_override(text))
-    return build_run(node, SectionChecker())
-
-
-def build_run(node: Node, checker: SectionChecker) -> RunConfig:
-    """Build and check a run from its merged node, and let it know where its values stand."""
-    known = list(typed.hints(RunConfig))
-    for key, child in node.value.items():
-        if key not in known:
-            hint = " (that is a sweep's key: python -m runners.sweep)" if key in _SWEEP_KEYS else ""
-            raise yaml_nodes.unknown_key(child, key, known, f"a run{hint} takes")
-    values = typed.fields(RunConfig, node, "", owner="a run")
-    values["task"] = checker.task(node.value["task"])
-    values["model"] = checker.model(node.value["model"], values["task"])
-    try:
-        config = RunConfig(**values)
-    except ValueError as error:
-        raise typed.relocate(error, node, "") from error
-    object.__setattr__(config, "_places", places(node))
-    return config
-
-
-_SWEEP_KEYS = tuple(f.name for f in dataclasses.fields(SweepConfig))
-
-
-def to_yaml(config: RunConfig) -> str:
-    """Return YAML text that ``from_yaml`` reads back to an equal config."""
-    return yaml_nodes.dump(config.to_dict())
-
-
-def from_yaml(text: str, name: str = "config.yaml") -> RunConfig:
-    """Read the resolved config of a run directory; ``name`` is the file's name in errors."""
-    node = yaml_nodes.parse(text, name)
-    if node is None or not isinstance(node.value, dict):
-        raise ConfigError(f"{name}:1: expected a mapping of keys to values")
-    return build_run(node, SectionChecker())
-
-
-# --- nodes: dotted keys, merging, including ---------------------------------------------
-
-
-def places(node: Node) -> dict[str, str]:
-    """Return the place of every value below ``node`` by dotted path; the root's is ``""``."""
-    result = {"": node.place}
-
-    def walk(current: Node, prefix: str) -> None:
-        for key, child in current.value.items():
-            result[prefix + key] = child.place
-            if isinstance(child.value, dict):
-                walk(child, f"{prefix}{key}.")
-
-    walk(node, "")
-    return result
-
-
-def nest(node: Node, path: str = "") -> Node:
-    """Return a mapping with dotted keys spelled out: ``{a.b: 1}`` becomes ``{a: {b: 1}}``.
-
-    Raises:
-        ConfigError: one value is given both ways.
-    """
-    if not isinstance(node.value, dict):
-        return node
-    result = Node({}, node.place)
-    for key, child in node.value.items():
-        parts = key.split(".")
-        if not all(parts):
-            raise ConfigError(f"{child.place}: {path}{key}: expected words with dots between them")
-        inner = nest(child, f"{path}{key}.")
-        for part in reversed(parts):
-            inner = Node({part: inner}, child.place)
-        result = merge(result, inner, path, twice=True)
-    return result
-
-
-def merge(base: Node, change: Node, path: str = "", *, twice: bool = False) -> Node:
-    """Return ``base`` with ``change`` over it, mappings merged key by key.
-
-    ``twice``: both are from one mapping, so a value in both is an error.
-    """
-    if not (isinstance(base.value, dict) and isinstance(change.value, dict)):
-        if twice:
-            raise ConfigError(
-                f"{change.place}: {path.rstrip('.')}: key given twice; first at {base.place}"
-            )
-        return change
-    value = dict(base.value)
-    for key, child in change.value.items():
-        old = value.get(key)
-        value[key] = child if old is None else merge(old, child, f"{path}{key}.", twice=twice)
-    return Node(value, base.place)
-
-
-def override(node: Node, path: str, value: Node) -> Node:
-    """Return ``node`` with the value at a dotted path replaced; its checks come with building."""
-    value = nest(value)
-    for part in reversed(path.split(".")):
-        value = Node({part: value}, value.place)
-    return merge(node, value)
-
-
-def load_run_node(node: Node, source: Path, seen: tuple[Path, ...] = ()) -> Node:
-    """Return a run's mapping with its ``base: file.yaml`` read and merged under it.
-
-    A base that is a sweep lends its own base.
-
-    Raises:
-        ConfigError: files that include each other, or a base that is neither.
-    """
-    seen = (*seen, source.resolve())
-    node = nest(node)
-    if "base" not in node.value:
-        return node
-    value = dict(node.value)
-    base = value.pop("base")
-    return merge(include(base, source, seen), Node(value, node.place))
-
-
-def include(base: Node, source: Path, seen: tuple[Path, ...] = ()) -> Node:
-    """Return the run that ``base`` stands for: a mapping, or the name of a file beside
-    ``source``."""
-    if isinstance(base.value, dict):
-        return load_run_node(base, source, seen[:-1])
-    if not isinstance(base.value, str):
-        raise yaml_nodes.wrong_value(base, "base", "a mapping or the name of a YAML file")
-    target = source.parent / base.value
-    if target.resolve() in seen:
-        raise ConfigError(f"{base.place}: base={base.value!r}: files include each other")
-    try:
-        node = yaml_nodes.read(target)
-    except ConfigError as error:
-        raise ConfigError(f"{base.place}: base={base.value!r}: {error}") from error
-    if "base" in node.value and set(node.value) & (set(_SWEEP_KEYS) - {"base"}):
-        return include(node.value["base"], target, (*seen, target.resolve()))
-    return load_run_node(node, target, seen)
+        if not 0 <= getattr(config, name) < 1:
+            _refuse(config, name, "must be at least 0 and below 1")

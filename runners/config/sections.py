@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 from runners.config import typed
-from runners.config.yaml_nodes import ConfigError, Node, show, wrong_value
+from runners.config.typed import wrong_value
+from runners.config.yaml_nodes import ConfigError, Node
 from tasks.base.options import nearest
 
 FORMS: dict[str, tuple[str, ...]] = {
@@ -91,13 +93,12 @@ def _named(node: Node, path: str, key: str, registry: dict[str, Any]) -> tuple[s
     names = ", ".join(registry)
     if key not in node.value:
         other = " (or preset)" if path == "model" else ""
-        raise ConfigError(f"{node.place}: {path}.{key}: missing{other}; expected one of {names}")
+        expected = f"missing{other}; expected one of {names}"
+        raise ConfigError(expected, path=f"{path}.{key}", place=node.place)
     name = node.value[key]
     if not isinstance(name.value, str) or name.value not in registry:
         hint = nearest(name.value, registry)
-        raise ConfigError(
-            f"{name.place}: {path}.{key}={show(name.plain())}: expected one of {names}{hint}"
-        )
+        raise wrong_value(name, f"{path}.{key}", f"one of {names}{hint}")
     rest = {other: child for other, child in node.value.items() if other != key}
     return name.value, Node(rest, node.place)
 
@@ -106,7 +107,12 @@ def _check_task(node: Node) -> tuple[dict[str, Any], str]:
     import tasks
 
     name, options = _named(node, "task", "name", tasks.TASKS)
-    task = typed.build(tasks.TASKS[name], options, "task", owner=f"task {name}")
+    cls = tasks.TASKS[name]
+    values = typed.fields(cls, options, "task", owner=f"task {name}")
+    try:
+        task = cls(**values)
+    except ValueError as error:
+        raise _relocated(error, options, "task") from error
     return {"name": name} | options_of(task), task.kind
 
 
@@ -126,10 +132,8 @@ def _without_preset(node: Node) -> Node:
         raise wrong_value(preset, "model.preset", f"one of {names}", presets.PRESET_OPTIONS)
     if "architecture" in given:
         chosen = given["architecture"]
-        raise ConfigError(
-            f"{chosen.place}: model.architecture={show(chosen.plain())}: expected either "
-            f"architecture or preset, which is {preset.value!r} ({preset.place})"
-        )
+        expected = f"either architecture or preset, which is {preset.value!r} ({preset.place})"
+        raise wrong_value(chosen, "model.architecture", expected)
     options = presets.preset_options(preset.value, **Node(given, node.place).plain())
     spelled = {name: Node(value, preset.place) for name, value in options.items()}
     return Node({**spelled, **given}, node.place)
@@ -156,5 +160,14 @@ def _check_model(node: Node, kind: str) -> dict[str, Any]:
             num_classes=_TRIAL_VOCABULARY if form.value == "encoder_classifier" else None,
         )
     except ValueError as error:
-        raise typed.relocate(error, options, "model") from error
+        raise _relocated(error, options, "model") from error
     return {"architecture": name, "form": form.value} | options_of(built)
+
+
+def _relocated(error: ValueError, node: Node, path: str) -> ConfigError:
+    match = re.match(r"(?:task\.)?([A-Za-z_][\w.]*)\s*=[^:]*: (.*)", str(error), re.DOTALL)
+    name = match[1].rpartition(".")[2] if match else ""
+    if match and name in node.value:
+        value = node.value[name]
+        return ConfigError(match[2], path=f"{path}.{name}", value=value.plain(), place=value.place)
+    return ConfigError(str(error), path=path, place=node.place)

@@ -14,16 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runners.config import typed, yaml_nodes
-from runners.config.schema import (
-    ConfigError,
-    RunConfig,
-    SweepConfig,
-    include,
-    merge,
-    nest,
-    override,
-)
-from runners.config.yaml_nodes import COMMAND_LINE, Node, show, unknown_key, wrong_value
+from runners.config.merging import merge, nest, override
+from runners.config.run_file import include
+from runners.config.schema import RunConfig, SweepConfig
+from runners.config.typed import unknown_key, wrong_value
+from runners.config.yaml_nodes import COMMAND_LINE, ConfigError, Node, given_twice
 
 WANDB_KEYS = ("program", "command", "method", "metric", "description", "project", "entity")
 METRICS = {
@@ -115,7 +110,9 @@ def _assemble(
         top.pop(key, None)
     top.setdefault("name", Node(path.stem, root.place))
     if "base" not in top:
-        raise ConfigError(f"{root.place}: base: missing; a sweep needs the run that it varies")
+        raise ConfigError(
+            "missing; a sweep needs the run that it varies", path="base", place=root.place
+        )
     base = include(top["base"], path, (path.resolve(),))
     variants = _read_variants(top.get("variants"), base)
     parameters = _read_parameters(top.get("parameters"))
@@ -129,7 +126,7 @@ def _assemble(
         top.setdefault("seeds", Node([base.value["seed"]], base.value["seed"].place))
     for key, value in overrides:
         if key == "seed" or key.startswith("seed."):
-            raise ConfigError(f"{COMMAND_LINE}: {key}={show(value.plain())}: a sweep takes seeds=")
+            raise _refused(value, key, "a sweep takes seeds=")
         if parameters.pop(key, None) is not None:
             notices.append(f"{COMMAND_LINE}: {key} is given, so the grid over it is left out")
     exclude = _read_exclude(top.get("exclude"), parameters)
@@ -206,9 +203,7 @@ def _override_top(root: Node, key: str, value: Node) -> Node:
                 leaf = Node({suffix[1:]: value}, value.place)
                 flat[rest.removesuffix(suffix)] = leaf
                 return Node({**root.value, top: Node(flat, value.place)}, root.place)
-        raise ConfigError(
-            f"{COMMAND_LINE}: {key}={show(value.plain())}: expected parameters.<key>.values=[…]"
-        )
+        raise wrong_value(value, key, "parameters.<key>.values=[…]")
     return override(root, key, value)
 
 
@@ -232,7 +227,7 @@ def _read_variants(node: Node | None, base: Node) -> dict[str, Node]:
         path = f"variants.{name}"
         if not _NAME.fullmatch(name):
             raise ConfigError(
-                f"{change.place}: {path}: expected a name of letters, digits and . _ - = +"
+                "expected a name of letters, digits and . _ - = +", path=path, place=change.place
             )
         if change.value is None:
             change = Node({}, change.place)
@@ -251,9 +246,7 @@ def _check_run_paths(node: Node, prefix: str) -> None:
         if key not in _RUN_KEYS:
             raise unknown_key(child, prefix + key, _RUN_KEYS, "a run takes")
         if key == "seed" and prefix.startswith("variants."):
-            raise ConfigError(
-                f"{child.place}: {prefix}seed={show(child.plain())}: a sweep takes seeds instead"
-            )
+            raise _refused(child, f"{prefix}seed", "a sweep takes seeds instead")
         if key in ("train", "evaluate") and isinstance(child.value, dict):
             known = typed.hints(hints[key])
             for inner, value in child.value.items():
@@ -271,12 +264,12 @@ def _read_parameters(node: Node | None) -> dict[str, list[Node]]:
         if top not in _RUN_KEYS:
             raise unknown_key(leaf, place, [f"{key}" for key in _RUN_KEYS], "a grid is over")
         if path in result:
-            raise ConfigError(f"{leaf.place}: {place}: key given twice")
+            raise given_twice(place, leaf.place, first=result[path][0])
         for key, child in leaf.value.items():
             if key not in ("value", "values", "distribution"):
                 raise unknown_key(child, f"{place}.{key}", ("value", "values"), "a grid takes")
         if ("value" in leaf.value) == ("values" in leaf.value):
-            raise ConfigError(f"{leaf.place}: {place}: expected either value or values")
+            raise ConfigError("expected either value or values", path=place, place=leaf.place)
         if "value" in leaf.value:
             result[path] = [nest(leaf.value["value"])]
             continue
@@ -285,9 +278,7 @@ def _read_parameters(node: Node | None) -> dict[str, list[Node]]:
             raise wrong_value(values, f"{place}.values", "a list with at least one value")
         plain = [json.dumps(value.plain(), sort_keys=True) for value in values.value]
         if len(set(plain)) != len(plain):
-            raise ConfigError(
-                f"{values.place}: {place}.values={show(values.plain())}: one is given twice"
-            )
+            raise _refused(values, f"{place}.values", "one is given twice")
         result[path] = [nest(value) for value in values.value]
     return result
 
@@ -353,3 +344,7 @@ def _check_choices(config: SweepConfig, top: dict[str, Node], variants: Mapping[
         if key == "metric" and child.value not in _EVERY_METRIC:
             allowed = ", ".join(_EVERY_METRIC)
             raise wrong_value(child, "headline.metric", f"one of {allowed}", _EVERY_METRIC)
+
+
+def _refused(node: Node, path: str, expected: str) -> ConfigError:
+    return ConfigError(expected, path=path, value=node.plain(), place=node.place)

@@ -1,25 +1,84 @@
-"""From nodes to typed dataclasses: each field's type hint says what its value may be."""
+"""From nodes to typed dataclasses: each field's type hint says what its value may be.
+
+What is checked and the sentence that says so stand here. msgspec would convert as strictly, but it
+tells what is wrong and where only in English, while the line of a value is found by its path.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
-import re
 import types
 import typing
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from runners.config.yaml_nodes import ConfigError, Node, parse_scalar, unknown_key, wrong_value
-from tasks.base.options import nearest
+from runners.config.yaml_nodes import ConfigError, Node, parse_scalar
+from tasks.base.options import nearest, type_words
+
+# --- sentences --------------------------------------------------------------------------
+
+
+def wrong_value(node: Node, path: str, expected: str, allowed: Iterable[str] = ()) -> ConfigError:
+    """Return the error for a value that is not ``expected``; the nearest of ``allowed`` is
+    named."""
+    value = node.plain()
+    hint = nearest(value, allowed) if isinstance(value, str) else ""
+    return ConfigError(f"expected {expected}{hint}", path=path, value=value, place=node.place)
+
+
+def unknown_key(node: Node, path: str, allowed: Iterable[str], what: str = "") -> ConfigError:
+    """Return the error for the key at the end of ``path``, which is none of ``allowed``."""
+    allowed = list(allowed)
+    parent, _, key = path.rpartition(".")
+    close = difflib.get_close_matches(key, allowed, n=1)
+    hint = f"; did you mean {f'{parent}.{close[0]}' if parent else close[0]!r}?" if close else ""
+    names = ", ".join(allowed) if allowed else "no options"
+    return ConfigError(
+        f"unknown key; {what or 'expected one of'} {names}{hint}",
+        path=path,
+        value=node.plain(),
+        place=node.place,
+    )
+
+
+def located(error: ValueError, node: Node, path: str) -> ConfigError:
+    """Return what a class says of its options as the error of the node that it is about.
+
+    Args:
+        error: With the data ``option`` (dotted, from ``path`` or from the top), ``value`` and
+            ``expected``; any other is about all of the mapping.
+        node: The mapping that the class was built from.
+        path: Dotted path of the mapping.
+    """
+    option = getattr(error, "option", None)
+    if option is None:
+        return ConfigError(str(error), path=path, place=node.place)
+    option = option.removeprefix(f"{path}.")
+    return ConfigError(
+        error.expected,  # type: ignore[attr-defined]
+        path=f"{path}.{option}" if path else option,
+        value=error.value,  # type: ignore[attr-defined]
+        place=node.find(option).place,
+    )
+
+
+# --- dataclasses ------------------------------------------------------------------------
 
 
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    """Return the type hints of a dataclass's init fields, by name, in order."""
+    """Return the type hints of a dataclass's keys, by name, in order.
+
+    A field that does not count in comparisons is no key.
+    """
     resolved = typing.get_type_hints(cls)
-    return {field.name: resolved[field.name] for field in dataclasses.fields(cls) if field.init}
+    return {
+        field.name: resolved[field.name]
+        for field in dataclasses.fields(cls)
+        if field.init and field.compare
+    }
 
 
 @functools.cache
@@ -48,14 +107,16 @@ def build(cls: type, node: Node, path: str, *, owner: str = "") -> Any:
     values = fields(cls, node, path, owner=owner)
     try:
         return cls(**values)
-    except ConfigError:
-        raise
     except ValueError as error:
-        raise relocate(error, node, path) from error
+        raise located(error, node, path) from error
 
 
 def fields(cls: type, node: Node, path: str, *, owner: str = "") -> dict[str, Any]:
-    """Return the converted values of the fields given in ``node``, checked one by one."""
+    """Return the converted values of the fields given in ``node``.
+
+    Raises:
+        ConfigError: an unknown key, a missing field, or a wrong type.
+    """
     if not isinstance(node.value, dict):
         raise wrong_value(node, path, "a mapping")
     known = hints(cls)
@@ -66,134 +127,83 @@ def fields(cls: type, node: Node, path: str, *, owner: str = "") -> dict[str, An
     for name in required(cls):
         if name not in node.value:
             where = f"; {owner} needs it" if owner else ""
-            raise ConfigError(f"{node.place}: {prefix}{name}: missing{where}")
+            raise ConfigError(f"missing{where}", path=prefix + name, place=node.place)
     return {key: convert(child, known[key], prefix + key) for key, child in node.value.items()}
 
 
-def relocate(error: ValueError, node: Node, path: str) -> ConfigError:
-    """Return a class's own complaint with the place of the option that it names first.
-
-    The checks of models and tasks say ``option=value: must be …``; an option reached through
-    another name (``decoder.group_size``) is found by its last part.
-    """
-    message = str(error)
-    match = re.match(r"(?:[A-Za-z_]+: )?([A-Za-z_][\w.]*)\s*=", message)
-    name = match[1].rpartition(".")[2] if match else ""
-    if match and isinstance(node.value, dict) and name in node.value:
-        message = f"{path}.{name}{message[match.end(1) :]}" if path else message[match.start(1) :]
-        return ConfigError(f"{node.value[name].place}: {message}")
-    return ConfigError(f"{node.place}: {path}: {message}" if path else f"{node.place}: {message}")
+# --- values -----------------------------------------------------------------------------
 
 
 def convert(node: Node, hint: Any, path: str) -> Any:
-    """Return the node's value as the type ``hint``, or raise the one-line error.
+    """Return the node's value as the type ``hint``.
 
     An integer is accepted for a float and nothing else is turned into something else.
+
+    Raises:
+        ConfigError: a value of another type.
     """
-    value = node.value
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return node.plain()
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(node, arguments, path)
-    if origin is Literal:
-        if not any(value == option and type(value) is type(option) for option in arguments):
-            options = ", ".join(map(str, arguments))
-            raise wrong_value(node, path, f"one of {options}", map(str, arguments))
-        return value
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), node, path)
-    if origin in (list, tuple) or hint in (list, tuple):
-        return _convert_sequence(node, origin or hint, arguments, path)
-    if origin in (dict, Mapping) or hint in (dict, Mapping):
-        if not isinstance(value, dict):
-            raise wrong_value(node, path, "a mapping")
-        item = arguments[1] if len(arguments) == 2 else Any
-        return {key: convert(child, item, f"{path}.{key}") for key, child in value.items()}
-    return _convert_scalar(node, hint, path)
-
-
-def _convert_scalar(node: Node, hint: Any, path: str) -> Any:
-    value = node.value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if type(value) is hint or (hint in (None, types.NoneType) and value is None):
-        return value
-    raise ConfigError(str(wrong_value(node, path, describe(hint))) + _spelling(value, hint))
-
-
-def _spelling(value: Any, hint: Any) -> str:
-    """Return what somebody meant who wrote ``yes``, ``012`` or ``1_000``."""
-    if hint is bool and isinstance(value, str):
-        words = {"yes": "true", "on": "true", "no": "false", "off": "false"}
-        meant = words.get(value.lower())
-        return f"; did you mean {meant}?" if meant else nearest(value, ("true", "false"))
-    if hint in (int, float) and isinstance(value, str):
-        meant = parse_scalar(value.replace("_", "").lstrip("0"))
-        return f"; did you mean {meant}?" if type(meant) is hint else ""
-    return ""
-
-
-def _convert_union(node: Node, options: tuple[Any, ...], path: str) -> Any:
+    options = _options(hint)
     if node.value is None and types.NoneType in options:
         return None
     kinds = [option for option in options if option is not types.NoneType]
     if len(kinds) == 1:
-        try:
-            return convert(node, kinds[0], path)
-        except ConfigError as error:
-            if types.NoneType in options and not isinstance(node.value, (dict, list)):
-                text = str(error)
-                head, marker, hint = text.partition("; did you mean")
-                raise ConfigError(f"{head} or null{marker}{hint}") from error
-            raise
+        return _convert_one(node, kinds[0], path, whole=hint)
     # int before float and str, whatever the order written, so that 3 stays 3.
     for kind in sorted(kinds, key=lambda kind: (kind is float, kind is str)):
         try:
-            return convert(node, kind, path)
+            return _convert_one(node, kind, path, whole=hint)
         except ConfigError:
             continue
-    raise wrong_value(node, path, describe(typing.Union[options]))  # noqa: UP007
+    raise wrong_value(node, path, type_words(hint))
 
 
-def _convert_sequence(node: Node, kind: Any, arguments: tuple[Any, ...], path: str) -> Any:
-    if not isinstance(node.value, list):
-        raise wrong_value(node, path, "a list, for example [1, 2]")
-    if kind is tuple and arguments and Ellipsis not in arguments:
-        if len(node.value) != len(arguments):
-            raise wrong_value(node, path, f"a list of {len(arguments)}")
-        items = arguments
-    else:
-        items = (arguments[0] if arguments else Any,) * len(node.value)
-    pairs = zip(node.value, items, strict=True)
-    return kind(convert(child, item, f"{path}[{i}]") for i, (child, item) in enumerate(pairs))
+def _options(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
 
 
-def describe(hint: Any) -> str:
-    """Return a type hint in words: ``a whole number``, ``one of adam, adamw``."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    words: dict[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "a word",
-        Path: "a path",
-        types.NoneType: "null",
-        None: "null",
-        Any: "any value",
-        dict: "a mapping",
-        list: "a list",
-        tuple: "a list",
-    }
-    if hint in words:
-        return words[hint]
+def _convert_one(node: Node, kind: Any, path: str, *, whole: Any) -> Any:
+    """Return the value as ``kind``; ``whole`` is the hint that the message describes."""
+    value = node.value
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return build(typing.cast(type, kind), node, path)
+    if origin in (list, tuple) and isinstance(value, list):
+        items = _item_hints(origin, arguments, len(value))
+        if len(items) == len(value):
+            pairs = enumerate(zip(value, items, strict=True))
+            return origin(convert(child, item, f"{path}[{n}]") for n, (child, item) in pairs)
+    if origin is dict and isinstance(value, dict):
+        item = arguments[1] if arguments else Any
+        return {key: convert(child, item, f"{path}.{key}") for key, child in value.items()}
     if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(argument) for argument in arguments)
-    if origin in (list, tuple):
-        kinds = dict.fromkeys(describe(item) for item in arguments if item is not Ellipsis)
-        return "a list" + (f" of {' and '.join(kinds)}" if kinds else "")
-    return "a mapping"
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
+            return value
+        raise wrong_value(node, path, type_words(whole), map(str, arguments))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind and kind not in (list, dict):
+        return value
+    error = wrong_value(node, path, type_words(whole))
+    expected = error.expected + _spelling(value, kind)
+    raise ConfigError(expected, path=path, value=error.value, place=node.place)
+
+
+def _item_hints(origin: Any, arguments: tuple[Any, ...], length: int) -> tuple[Any, ...]:
+    if origin is tuple and arguments and Ellipsis not in arguments:
+        return arguments
+    return (arguments[0] if arguments else Any,) * length
+
+
+def _spelling(value: Any, kind: Any) -> str:
+    """Return what somebody meant who wrote ``yes``, ``012`` or ``1_000``."""
+    if kind is bool and isinstance(value, str):
+        words = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+        meant = words.get(value.lower())
+        return f"; did you mean {meant}?" if meant else nearest(value, ("true", "false"))
+    if kind in (int, float) and isinstance(value, str):
+        meant = parse_scalar(value.replace("_", "").lstrip("0"))
+        return f"; did you mean {meant}?" if type(meant) is kind else ""
+    return ""

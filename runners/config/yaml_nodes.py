@@ -10,9 +10,7 @@ overrides are nodes too, whose place is ``command line``.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,26 @@ MAX_NODES = 200_000
 """Bound on the size of a document after its aliases are expanded."""
 
 
-class ConfigError(ValueError):
-    """Bad input by the user; its text is one line: place, dotted path, value, what is allowed."""
+_NO_VALUE = object()
 
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+
+class ConfigError(ValueError):
+    """Bad input by the user; its text is one line: place, path, value, what is expected.
+
+    Attributes:
+        expected: What is wrong and what is allowed, the nearest match included.
+        path: Dotted path of the value, such as ``train.steps``; empty where it is about none.
+        value: The value itself; a missing or misplaced key has none.
+        place: Where it was written, ``file:line``; empty where that is not known.
+    """
+
+    def __init__(
+        self, expected: str, *, path: str = "", value: Any = _NO_VALUE, place: str = ""
+    ) -> None:
+        self.expected, self.path, self.value, self.place = expected, path, value, place
+        shown = path if value is _NO_VALUE else f"{path}={show(value)}"
+        line = ": ".join(part for part in (place, shown, expected) if part)
+        super().__init__(" ".join(line.split()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +64,19 @@ class Node:
             return [child.plain() for child in self.value]
         return self.value
 
+    def find(self, path: str) -> Node:
+        """Return the node at a dotted path, or the nearest above it that is there."""
+        node = self
+        for key in path.split("."):
+            if not isinstance(node.value, dict) or key not in node.value:
+                break
+            node = node.value[key]
+        return node
 
-# --- errors -----------------------------------------------------------------------------
+
+def given_twice(path: str, place: str, *, first: Node) -> ConfigError:
+    """Return the error for a key that stands twice in one mapping."""
+    return ConfigError(f"key given twice; first at {first.place}", path=path, place=place)
 
 
 def show(value: Any) -> str:
@@ -63,27 +87,6 @@ def show(value: Any) -> str:
         return str(value).lower()
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def wrong_value(node: Node, path: str, expected: str, allowed: Iterable[str] = ()) -> ConfigError:
-    """Return the error for a value that is not ``expected``; ``allowed`` feeds the nearest
-    match."""
-    value = node.plain()
-    hint = nearest(value, allowed) if isinstance(value, str) else ""
-    return ConfigError(f"{node.place}: {path}={show(value)}: expected {expected}{hint}")
-
-
-def unknown_key(node: Node, path: str, allowed: Iterable[str], what: str = "") -> ConfigError:
-    """Return the error for the key at the end of ``path``, which is none of ``allowed``."""
-    allowed = list(allowed)
-    parent, _, key = path.rpartition(".")
-    close = difflib.get_close_matches(key, allowed, n=1)
-    hint = f"; did you mean {f'{parent}.{close[0]}' if parent else close[0]!r}?" if close else ""
-    expected = ", ".join(allowed) if allowed else "no options"
-    return ConfigError(
-        f"{node.place}: {path}={show(node.plain())}: unknown key; {what or 'expected one of'} "
-        f"{expected}{hint}"
-    )
 
 
 # --- scalars ----------------------------------------------------------------------------
@@ -145,31 +148,34 @@ def read(path: str | Path) -> Node:
     """
     path = Path(path)
     if path.is_dir():
-        raise ConfigError(f"{path}: is a directory; expected a YAML file")
+        raise ConfigError("is a directory; expected a YAML file", place=str(path))
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ConfigError(f"{path}: no such file{nearest(path.name, siblings)}") from error
+        hint = nearest(path.name, siblings)
+        raise ConfigError(f"no such file{hint}", place=str(path)) from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"cannot be read: {error.strerror}", place=str(path)) from error
     line = 1 + raw.count(b"\n", 0, max(raw.find(b"\0"), 0))
     if b"\0" in raw:
-        raise ConfigError(f"{path}:{line}: zero byte: a binary file; expected YAML in UTF-8")
+        raise ConfigError(
+            "zero byte: a binary file; expected YAML in UTF-8", place=f"{path}:{line}"
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = 1 + raw.count(b"\n", 0, error.start)
         byte = raw[error.start]
         raise ConfigError(
-            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; expected YAML in UTF-8"
+            f"byte 0x{byte:02x} is not UTF-8; expected YAML in UTF-8", place=f"{path}:{line}"
         ) from error
     root = parse(text, str(path))
     if root is None:
-        raise ConfigError(f"{path}:1: empty file; expected a mapping of keys to values")
+        raise ConfigError("empty file; expected a mapping of keys to values", place=f"{path}:1")
     if not isinstance(root.value, dict):
         raise ConfigError(
-            f"{root.place}: {show(root.plain())}: expected a mapping of keys to values"
+            f"{show(root.plain())}: expected a mapping of keys to values", place=root.place
         )
     return root
 
@@ -189,14 +195,14 @@ def parse(text: str, name: str) -> Node | None:
         if "'\\t'" in problem:
             problem = "a tab; YAML is indented with spaces"
         line = mark.line + 1 if mark else 1
-        raise ConfigError(f"{name}:{line}: not YAML: {problem}") from error
+        raise ConfigError(f"not YAML: {problem}", place=f"{name}:{line}") from error
     except yaml.reader.ReaderError as error:
         line = 1 + text.count("\n", 0, error.position)
         raise ConfigError(
-            f"{name}:{line}: control character {error.character!r}: expected YAML text"
+            f"control character {error.character!r}: expected YAML text", place=f"{name}:{line}"
         ) from error
     except RecursionError as error:
-        raise ConfigError(f"{name}:1: nested too deeply") from error
+        raise ConfigError("nested too deeply", place=f"{name}:1") from error
     if root is None:
         return None
     return _Builder(name).build(root, "")
@@ -217,9 +223,9 @@ class _Builder:
         place = self.place(node)
         self.count += 1
         if self.count > MAX_NODES:
-            raise ConfigError(f"{place}: {path}: more than {MAX_NODES} values")
+            raise ConfigError(f"more than {MAX_NODES} values", path=path, place=place)
         if id(node) in self.open:
-            raise ConfigError(f"{place}: {path}: an alias to a value that contains it")
+            raise ConfigError("an alias to a value that contains it", path=path, place=place)
         if isinstance(node, yaml.ScalarNode):
             return Node(self.scalar(node, path), place)
         self.open.add(id(node))
@@ -232,7 +238,7 @@ class _Builder:
             value = self.mapping(node, path)
         self.open.remove(id(node))
         if node.tag not in (f"{_TAG}seq", f"{_TAG}map"):
-            raise ConfigError(f"{place}: {path}: tag {node.tag!r} is not plain data")
+            raise ConfigError(f"tag {node.tag!r} is not plain data", path=path, place=place)
         return Node(value, place)
 
     def mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Node]:
@@ -240,11 +246,10 @@ class _Builder:
         for key, child in node.value:
             place = self.place(key)
             if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(f"{place}: a key must be a word")
+                raise ConfigError("a key must be a word", place=place)
             full = f"{path}.{key.value}" if path else key.value
             if key.value in result:
-                first = result[key.value].place
-                raise ConfigError(f"{place}: {full}: key given twice; first at {first}")
+                raise given_twice(full, place, first=result[key.value])
             built = self.build(child, full)
             # The key's line is what a reader looks for, also when its value starts further down.
             result[key.value] = Node(built.value, place)
@@ -255,7 +260,7 @@ class _Builder:
             return parse_scalar(node.value)
         if node.tag in (f"{_TAG}str", "!"):
             return node.value
-        raise ConfigError(f"{self.place(node)}: {path}: tag {node.tag!r} is not plain data")
+        raise ConfigError(f"tag {node.tag!r} is not plain data", path=path, place=self.place(node))
 
 
 # --- overrides --------------------------------------------------------------------------
@@ -271,14 +276,12 @@ def parse_override(text: str) -> tuple[str, Node]:
     key = key.strip()
     if not equals or not key or any(not part for part in key.split(".")):
         raise ConfigError(
-            f"{COMMAND_LINE}: {text!r}: expected key=value, for example train.steps=100"
+            f"{text!r}: expected key=value, for example train.steps=100", place=COMMAND_LINE
         )
     try:
         node = parse(value, COMMAND_LINE)
     except ConfigError as error:
-        raise ConfigError(
-            f"{COMMAND_LINE}: {key}={value!r}: {str(error).split(': ', 1)[1]}"
-        ) from error
+        raise ConfigError(error.expected, path=key, value=value, place=COMMAND_LINE) from error
     return key, node if node is not None else Node(None, COMMAND_LINE)
 
 
@@ -303,3 +306,9 @@ _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(list(
 def dump(data: Any) -> str:
     """Return YAML text that ``parse`` reads back to equal data (tuples as lists)."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def dump_inline(data: Any) -> str:
+    """Return the same on one line, as one writes it behind a key: ``[0.9, 0.999]``, ``null``."""
+    text = yaml.dump([data], Dumper=_Dumper, default_flow_style=True, width=10**6)
+    return text.strip()[1:-1]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from moeut.options import OptionError
 
-from runners.config.schema import ConfigError, RunConfig, TrainConfig
+from runners.config.schema import RunConfig, TrainConfig
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "triton", "PyYAML", "rich")
@@ -33,18 +34,22 @@ def choose_device(config: TrainConfig, *, local_rank: int | None = None) -> torc
         local_rank: number of this process on its machine, where there are several.
 
     Raises:
-        ValueError: ``cuda`` is asked for and there is none, or there are fewer than processes.
+        OptionError: ``cuda`` is asked for and there is none, or there are fewer than processes.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device='cuda': no CUDA device on this machine; allowed: auto, cpu")
+        raise OptionError(
+            "train.device", "cuda", "no CUDA device on this machine; allowed: auto, cpu"
+        )
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank is None:
         return torch.device("cuda")
     if local_rank >= torch.cuda.device_count():
-        raise ValueError(
-            f"train.device={config.device!r}: {torch.cuda.device_count()} CUDA devices on this "
-            f"machine, too few for local rank {local_rank}; start fewer processes"
+        raise OptionError(
+            "train.device",
+            config.device,
+            f"{torch.cuda.device_count()} CUDA devices on this machine, too few for local rank "
+            f"{local_rank}; start fewer processes",
         )
     return torch.device("cuda", local_rank)
 
@@ -53,9 +58,8 @@ def check_device(config: RunConfig, *, local_rank: int | None = None) -> None:
     """Raise ConfigError, with the line of the file, for a device that is not there."""
     try:
         choose_device(config.train, local_rank=local_rank)
-    except ValueError as error:
-        place = config.place("train.device")
-        raise ConfigError(f"{place}: {error}" if place else str(error)) from error
+    except OptionError as error:
+        raise config.located(error, "train") from error
 
 
 def prepare_process(config: TrainConfig, device: torch.device) -> None:

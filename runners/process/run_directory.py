@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from runners.config.schema import ConfigError, RunConfig, from_yaml, to_yaml
+from runners.config.run_file import from_yaml, to_yaml
+from runners.config.schema import ConfigError, RunConfig
 
 logger = logging.getLogger(__name__)
 

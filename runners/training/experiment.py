@@ -110,16 +110,16 @@ def _split_names(config: RunConfig, task: Task) -> list[str]:
     except (tasks.DataMissing, tasks.DataDamaged):  # of the machine, not of what the config says
         raise
     except ValueError as error:
-        option = str(error).partition("=")[0]
-        place = config.place(option if option.startswith("task.") else "task")
-        raise ConfigError(f"{place}: {error}" if place else str(error)) from error
+        raise config.located(error, "task") from error
 
 
 def _model_error(config: RunConfig, objective: Objective, error: ValueError) -> ConfigError:
-    option = str(error).partition("=")[0]
     sizes = ", ".join(f"{name} {size}" for name, size in objective.sizes().items())
-    hint = f" (with the task's {sizes})" if option == "match_parameters" else ""
-    return ConfigError(f"{config.place(f'model.{option}')}: model: {error}{hint}")
+    located = config.located(error, "model")
+    if located.path != "model.match_parameters":
+        return located
+    expected = f"{located.expected} (with the task's {sizes})"
+    return ConfigError(expected, path=located.path, value=located.value, place=located.place)
 
 
 def _check_longest_row(config: RunConfig, objective: Objective) -> None:

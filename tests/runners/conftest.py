@@ -231,7 +231,7 @@ def make_run(tmp_path, run_text) -> Callable[..., Path]:
         architecture: str = "transformer",
     ) -> Path:
         from runners.config.identity import config_hash
-        from runners.config.schema import read_run
+        from runners.config.run_file import read_run
         from runners.process.run_directory import RunDirectory, RunRecord
         from runners.training.experiment import data_hash
 
@@ -300,7 +300,7 @@ def make_language_run(
     text.write_text("".join(f'{{"text": "{"abc def " * (3 + n % 5)}{n}"}}\n' for n in range(60)))
     path = folder / "lm.yaml"
     path.write_text(config.replace("FILE", str(text)))
-    from runners.config.schema import read_run
+    from runners.config.run_file import read_run
     from runners.process import signals
     from runners.process.run_directory import RunDirectory
     from runners.run import run

@@ -11,7 +11,7 @@ from moeut.sizing import count_parameters
 from runners import sweep
 from runners.config import yaml_nodes
 from runners.config.grid import expand, read_sweep
-from runners.config.schema import read_run
+from runners.config.run_file import read_run
 from runners.config.sweep_file import METRICS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

@@ -12,7 +12,8 @@ import torch
 import tasks
 from runners import evaluate, sweep
 from runners.config.identity import config_hash
-from runners.config.schema import ConfigError, EvaluateConfig, read_run
+from runners.config.run_file import read_run
+from runners.config.schema import ConfigError, EvaluateConfig
 from runners.process.checkpoint import list_checkpoints
 from runners.process.run_directory import RunDirectory, RunRecord
 from runners.scoring.splits import evaluate_split

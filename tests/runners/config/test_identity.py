@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from runners.config.identity import config_hash, identity
-from runners.config.schema import read_run
+from runners.config.run_file import read_run
 
 RUN = "task: {name: toy}\nmodel: {architecture: moeut}\n"
 

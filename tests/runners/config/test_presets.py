@@ -6,7 +6,8 @@ import pytest
 
 import moeut
 from runners.config.identity import config_hash
-from runners.config.schema import ConfigError, read_run, to_yaml
+from runners.config.run_file import read_run, to_yaml
+from runners.config.schema import ConfigError
 from runners.config.yaml_nodes import dump
 
 TASK = "task: {name: toy}\n"
@@ -67,7 +68,7 @@ def test_a_budget_takes_the_place_of_the_presets_width(toy, write):
         # What the preset itself says is found where the preset is named.
         (
             "\n  preset: moeut-44m\n  attention_experts: 1",
-            ":3: model.renormalise_attention_experts=False: has no effect with attention_experts=1",
+            ":3: model.renormalise_attention_experts=false: has no effect with attention_experts=1",
         ),
     ],
 )

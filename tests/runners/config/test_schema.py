@@ -4,15 +4,8 @@ import dataclasses
 
 import pytest
 
-from runners.config.schema import (
-    ConfigError,
-    EvaluateConfig,
-    RunConfig,
-    TrainConfig,
-    from_yaml,
-    read_run,
-    to_yaml,
-)
+from runners.config.run_file import from_yaml, read_run, to_yaml
+from runners.config.schema import ConfigError, EvaluateConfig, RunConfig, TrainConfig
 
 RUN = """\
 task: {name: toy, size: 5}
@@ -223,13 +216,15 @@ def test_splits_on_the_way_need_an_interval():
         EvaluateConfig(interval_splits=["dev"])
 
 
-def test_places_are_no_part_of_a_config(toy, write):
+def test_places_are_no_part_of_a_config_and_survive_a_change(toy, write):
     config = read_run(write(RUN))
-    assert config.place("train.steps").endswith("config.yaml:6")
-    assert config.place("train.batch_size").endswith("config.yaml:5")
+    changed = dataclasses.replace(config, seed=3)
+    for path, line in (("train.steps", 6), ("train.batch_size", 5)):
+        assert config.error(path, 1, "no").place.endswith(f"config.yaml:{line}")
+        assert changed.error(path, 1, "no").place.endswith(f"config.yaml:{line}")
     assert config == from_yaml(to_yaml(config), "elsewhere.yaml")
-    assert "places" not in str(dataclasses.asdict(config))
-    assert RunConfig(task={}, model={}).place("train.steps") == ""
+    assert list(config.to_dict()) == ["task", "model", "train", "evaluate", "select", "seed"]
+    assert str(RunConfig(task={}, model={}).error("train.steps", 1, "no")) == "train.steps=1: no"
 
 
 def test_defaults_pass_their_own_checks():

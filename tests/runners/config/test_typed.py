@@ -1,12 +1,12 @@
 """Type hints decide what a value may be."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from moeut.options import OptionError
 
-from runners.config.typed import build, convert, describe, relocate
+from runners.config.typed import build, convert, located
 from runners.config.yaml_nodes import ConfigError, Node, parse
 
 
@@ -28,7 +28,6 @@ def node(text: str) -> Node:
         ("null", int | None, None),
         ("{a: 1}", dict[str, int], {"a": 1}),
         ("{a: [1]}", Any, {"a": [1]}),
-        ("a/b", Path, Path("a/b")),
         ("2", Literal[1, 2], 2),
         ("w", Literal["v", "w"] | None, "w"),
     ],
@@ -44,9 +43,9 @@ def test_values_of_a_type(text, hint, value):
     [
         ("true", int, "x=true: expected a whole number"),
         ("1", bool, "x=1: expected true or false"),
-        ("3", str, "x=3: expected a word"),
+        ("3", str, "x=3: expected text"),
         ("true", Literal[1, 2], "x=true: expected one of 1, 2"),
-        ("a", int | tuple[int, int], "expected a whole number or a list of a whole number"),
+        ("a", int | tuple[int, int], "expected a whole number or a list of 2 (a whole number)"),
         ("{a: b}", dict[str, int], "x.a='b': expected a whole number"),
         ("[1]", dict[str, int], "expected a mapping"),
         ("null", int, "x=null: expected a whole number"),
@@ -66,7 +65,7 @@ class Inner:
 
     def __post_init__(self) -> None:
         if self.size % 2 == 0:
-            raise ValueError(f"size={self.size}: must be odd")
+            raise OptionError("size", self.size, "must be odd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,20 +84,16 @@ def test_dataclasses_nest_and_their_checks_get_a_place():
         build(Outer, parse("inner: {}", "f"), "top")
 
 
-def test_complaints_find_the_option_they_name():
-    section = parse("group_size: 3\nsize: 1\n", "f")
+def test_an_option_is_found_by_its_path_whatever_the_sentence_says():
+    section = parse("depth:\n  group: 3\nsize: 1\n", "f")
 
-    def place(text: str) -> str:
-        return str(relocate(ValueError(text), section, "model"))
+    def error(*data) -> str:
+        return str(located(OptionError(*data), section, "model"))
 
-    assert place("group_size=3: must divide") == "f:1: model.group_size=3: must divide"
-    assert place("decoder.group_size=3: bad") == "f:1: model.group_size=3: bad"
-    assert place("model: size=1: bad") == "f:2: model.size=1: bad"
-    assert place("something\nelse") == "f:1: model: something else"
-    assert place("other=3: bad") == "f:1: model: other=3: bad"
-
-
-def test_hints_in_words():
-    assert describe(int | None) == "a whole number or null"
-    assert describe(list[str]) == "a list of a word"
-    assert describe(Inner) == "a mapping"
+    assert error("depth.group", 3, "size=1: no") == "f:2: model.depth.group=3: size=1: no"
+    assert error("model.size", 1, "bad") == "f:3: model.size=1: bad"
+    # What was left out stands nowhere: the nearest above it does.
+    assert error("depth.repeats", None, "bad") == "f:1: model.depth.repeats=null: bad"
+    assert error("dropout", True, "bad") == "f:1: model.dropout=true: bad"
+    other = located(ValueError("size=1: something\nelse"), section, "model")
+    assert str(other) == "f:1: model: size=1: something else"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from moeut.decoding import Decoded
-from runners.config.schema import EvaluateConfig, read_run
+from runners.config.run_file import read_run
+from runners.config.schema import EvaluateConfig
 from runners.scoring import splits
 from runners.training.experiment import build, build_model
 from tasks.base import scoring

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from runners.config.schema import ConfigError, EvaluateConfig, read_run
+from runners.config.run_file import read_run
+from runners.config.schema import ConfigError, EvaluateConfig
 from runners.scoring.splits import evaluate_split
 from runners.training.experiment import build, build_model, train_columns
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from runners import train
-from runners.config.schema import ConfigError, read_run
+from runners.config.run_file import read_run
+from runners.config.schema import ConfigError
 from runners.process.run_directory import RunDirectory
 from runners.training import tensorboard as module
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NoReturn
 
 from moeut.options import OptionError
-
 from runners.config import typed
 from runners.config.yaml_nodes import ConfigError, Node
 from tasks.base.options import nearest

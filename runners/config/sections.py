@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from typing import Any
 
 from runners.config import typed
@@ -112,7 +111,7 @@ def _check_task(node: Node) -> tuple[dict[str, Any], str]:
     try:
         task = cls(**values)
     except ValueError as error:
-        raise _relocated(error, options, "task") from error
+        raise typed.located(error, options, "task") from error
     return {"name": name} | options_of(task), task.kind
 
 
@@ -160,14 +159,5 @@ def _check_model(node: Node, kind: str) -> dict[str, Any]:
             num_classes=_TRIAL_VOCABULARY if form.value == "encoder_classifier" else None,
         )
     except ValueError as error:
-        raise _relocated(error, options, "model") from error
+        raise typed.located(error, options, "model") from error
     return {"architecture": name, "form": form.value} | options_of(built)
-
-
-def _relocated(error: ValueError, node: Node, path: str) -> ConfigError:
-    match = re.match(r"(?:task\.)?([A-Za-z_][\w.]*)\s*=[^:]*: (.*)", str(error), re.DOTALL)
-    name = match[1].rpartition(".")[2] if match else ""
-    if match and name in node.value:
-        value = node.value[name]
-        return ConfigError(match[2], path=f"{path}.{name}", value=value.plain(), place=value.place)
-    return ConfigError(str(error), path=path, place=node.place)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -54,7 +55,7 @@ def located(error: ValueError, node: Node, path: str) -> ConfigError:
     """
     option = getattr(error, "option", None)
     if option is None:
-        return ConfigError(str(error), path=path, place=node.place)
+        return _read_from_message(error, node, path)
     option = option.removeprefix(f"{path}.")
     return ConfigError(
         error.expected,  # type: ignore[attr-defined]
@@ -62,6 +63,16 @@ def located(error: ValueError, node: Node, path: str) -> ConfigError:
         value=error.value,  # type: ignore[attr-defined]
         place=node.find(option).place,
     )
+
+
+def _read_from_message(error: ValueError, node: Node, path: str) -> ConfigError:
+    """Stand in for the data that errors of tasks and of flat model options do not carry yet."""
+    match = re.match(r"(?:task\.)?([A-Za-z_][\w.]*)\s*=[^:]*: (.*)", str(error), re.DOTALL)
+    name = match[1].rpartition(".")[2] if match else ""
+    if match and isinstance(node.value, dict) and name in node.value:
+        value = node.value[name]
+        return ConfigError(match[2], path=f"{path}.{name}", value=value.plain(), place=value.place)
+    return ConfigError(str(error), path=path, place=node.place)
 
 
 # --- dataclasses ------------------------------------------------------------------------

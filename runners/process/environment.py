@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from moeut.options import OptionError
 
+from moeut.options import OptionError
 from runners.config.schema import RunConfig, TrainConfig
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -30,9 +30,10 @@ from typing import Any
 from runners.config.yaml_nodes import ConfigError
 from runners.process import signals
 from runners.reporting import comparison, figures, tables
-from runners.reporting.results import Run, SweepResults, compact, is_lower_better, load
+from runners.reporting.results import Run, SweepResults, compact, load
 from runners.reporting.statistics import TOO_SMALL, summarize
 from tasks.base.command_line import Parser
+from tasks.base.metrics import is_lower_better
 from tasks.base.options import nearest
 
 EXIT_DONE, EXIT_BAD_INPUT = 0, 2

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ from runners.training.experiment import (
 )
 from runners.training.journal import Clock, Journal, Lap, Progress
 from runners.training.loop import Loop, NonFinite, Stopped, fit, seed_everything
-from runners.training.telemetry import expert_usage, peak_of, perplexity, speed
-from tasks.base.scoring import selection_score
+from runners.training.telemetry import expert_usage, peak_of, speed
+from tasks.base.metrics import perplexity, selection_score
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +309,9 @@ class _Run:
 
     def _describe_language_row(self, row: dict[str, Any]) -> dict[str, Any]:
         device, precision = self.prepared.device, self.config.train.precision
-        added: dict[str, Any] = {"perplexity": perplexity(row["loss"])}
+        value = perplexity(row["loss"])
+        # JSON has no infinity.
+        added: dict[str, Any] = {"perplexity": value if math.isfinite(value) else None}
         # Where the model lies in pieces, all ranks have to run it.
         if self.world.is_first or parallel.is_sharded(self.model):
             usage = expert_usage(

@@ -19,15 +19,9 @@ from runners.config.run_file import include
 from runners.config.schema import RunConfig, SweepConfig
 from runners.config.typed import unknown_key, wrong_value
 from runners.config.yaml_nodes import COMMAND_LINE, ConfigError, Node, given_twice
+from tasks.base.metrics import METRICS, metrics_of
 
 WANDB_KEYS = ("program", "command", "method", "metric", "description", "project", "entity")
-METRICS = {
-    "sequence_to_sequence": ("exact_match", "prefix_match", "eos_oracle_match", "token_accuracy"),
-    "classification": ("accuracy",),
-    "language_modelling": ("bits_per_byte", "loss", "perplexity"),
-}
-"""Metrics by the task's kind."""
-_EVERY_METRIC = tuple(name for names in METRICS.values() for name in names)
 _RUN_KEYS = tuple(typed.hints(RunConfig))
 _SWEEP_KEYS = tuple(typed.hints(SweepConfig))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
@@ -58,7 +52,7 @@ class Sweep:
 
     def check_headline(self, splits: Sequence[str], kind: str) -> None:
         """Raise ConfigError unless ``headline`` names a split and a metric that a task has."""
-        for key, allowed in (("split", splits), ("metric", METRICS[kind])):
+        for key, allowed in (("split", splits), ("metric", metrics_of(kind))):
             value = self.config.headline.get(key)
             if value is not None and value not in allowed:
                 node = self.root.value["headline"].value[key]
@@ -341,9 +335,8 @@ def _check_choices(config: SweepConfig, top: dict[str, Node], variants: Mapping[
             raise unknown_key(child, f"headline.{key}", ("split", "metric"), "headline takes")
         if not isinstance(child.value, str):
             raise wrong_value(child, f"headline.{key}", "a word")
-        if key == "metric" and child.value not in _EVERY_METRIC:
-            allowed = ", ".join(_EVERY_METRIC)
-            raise wrong_value(child, "headline.metric", f"one of {allowed}", _EVERY_METRIC)
+        if key == "metric" and child.value not in METRICS:
+            raise wrong_value(child, "headline.metric", f"one of {', '.join(METRICS)}", METRICS)
 
 
 def _refused(node: Node, path: str, expected: str) -> ConfigError:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from runners.reporting.results import Run, Setting, SweepResults, compact, depth_of, is_lower_better
+from runners.reporting.results import Run, Setting, SweepResults, compact, depth_of
 from runners.reporting.statistics import LEVEL, TOO_SMALL, Comparison, compare_family, summarize
 from runners.reporting.tables import (
     MISSING,
@@ -19,6 +19,7 @@ from runners.reporting.tables import (
     number,
     p_value,
 )
+from tasks.base.metrics import is_lower_better
 
 TOLERANCE = 0.01
 """Relative difference up to which a quantity counts as matched."""

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from runners.reporting.comparison import depth_values, trained_depth
-from runners.reporting.results import Run, Setting, SweepResults, is_lower_better
+from runners.reporting.results import Run, Setting, SweepResults
+from tasks.base.metrics import is_lower_better
 
 Curve = Mapping[float, Sequence[float]]
 """Position on the x axis → every seed's value there."""

@@ -12,14 +12,11 @@ from typing import Any, Literal
 
 from runners.config.yaml_nodes import ConfigError
 from runners.process.lease import holder
+from tasks.base.metrics import HEADLINES
 from tasks.base.options import nearest
-from tasks.base.scoring import LOWER_IS_BETTER
 
 Status = Literal["done", "running", "failed", "missing"]
 Depth = int | tuple[int, int] | None
-
-HEADLINES = ("exact_match", "accuracy", "bits_per_byte")
-"""Headline metrics, whichever a task has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +163,6 @@ class SweepResults:
         """Return every metric that was taken, in the order of the results."""
         found = (name for run in self.runs for score in run.scores() for name in score["metrics"])
         return list(dict.fromkeys(found))
-
-
-def is_lower_better(metric: str) -> bool:
-    """Return whether less of a metric is better, as of a loss."""
-    return metric in LOWER_IS_BETTER
 
 
 def compact(value: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runners.reporting.statistics import TOO_SMALL, Comparison, Summary, summarize
+from tasks.base.metrics import METRICS
 
 MISSING = "–"
 
@@ -140,12 +141,10 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-_DECIMALS = {"perplexity": 2, "bits_per_byte": 4, "loss": 4}
-
-
 def number(value: float, metric: str = "") -> str:
     """Return a metric's value with as many decimals as differences between models need."""
-    return f"{value:.{_DECIMALS.get(metric, 3)}f}"
+    decimals = METRICS[metric].decimals if metric in METRICS else 3
+    return f"{value:.{decimals}f}"
 
 
 def mean_std(values: Sequence[float], metric: str = "") -> str:

@@ -18,7 +18,8 @@ from runners.scoring.text import choose_windows, loss_by_position, score_windows
 from runners.training.experiment import Built
 from runners.training.objective import DECODE_MARGIN, AnswerObjective
 from tasks.base import scoring
-from tasks.base.scoring import Prediction, Scores
+from tasks.base.metrics import Prediction
+from tasks.base.scoring import Scores
 from tasks.base.task import Example, Vocabulary, select_rows
 
 

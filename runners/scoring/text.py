@@ -17,7 +17,8 @@ from moeut.config import ModelConfig
 from runners.process.ranks import World
 from runners.training.batches import Columns
 from runners.training.objective import Objective
-from tasks.base.scoring import Scores, Table, score_language
+from tasks.base.metrics import TextLoss, measure
+from tasks.base.scoring import Scores, Table
 
 LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}
 """Most logits of a batch: with their logarithms and a copy, 200 MB on a CPU, 1.6 GB on a GPU."""
@@ -87,7 +88,8 @@ def score_windows(losses: torch.Tensor, num_windows: int, split: Any) -> Scores:
     sums = losses.tolist()
 
     def metrics(total: float, count: int) -> dict[str, float]:
-        return score_language(total / count, num_tokens=split.num_tokens, num_bytes=split.num_bytes)
+        text = TextLoss(total / count, split.num_tokens, split.num_bytes)
+        return measure("language_modelling", text)
 
     by_position: Table = {}
     first = 0

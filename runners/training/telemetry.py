@@ -7,7 +7,6 @@ that the rest of it is the same however often the run was resumed.
 from __future__ import annotations
 
 import functools
-import math
 import re
 import resource
 from typing import Any
@@ -76,14 +75,6 @@ def peak_memory(device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def perplexity(loss: float) -> float | None:
-    """Return e to the loss; None where no float is so large."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return None
 
 
 def speed(

@@ -1,52 +1,24 @@
-"""How predictions are scored: one place for every task.
-
-Predictions are compared with the gold target as *words*, never as vocabulary ids: a gold token that
-training never showed has the unknown id, and so has every wrong guess for it.
-
-Sequence to sequence, for a gold target y of n tokens and an output z of m tokens:
-
-    exact_match       the model ended its output by itself, and z = y. The headline. An output that
-                      was cut off is wrong, however well it begins.
-    prefix_match      z begins with y, whatever follows and whether or not it ended.
-    eos_oracle_match  the output decoded with the end token forbidden, cut to n tokens, is y
-                      (Newman et al. 2020, arXiv 2010.07174): right but for when to stop.
-    token_accuracy    share of right tokens among the n + 1 of (y, end), position by position, over
-                      all rows; past the end of z every token is wrong. Not teacher-forced, and not
-                      comparable with exact match.
-
-Classification: accuracy.
-
-Language modelling, over the tokens of a split's windows, each predicted from those before it in its
-window:
-
-    loss           mean cross entropy in nats per token.
-    perplexity     exp(loss), per token: comparable between models of one tokenizer alone.
-    bits_per_byte  loss · tokens / bytes / ln 2, with the tokens and the UTF-8 bytes of the whole
-                   split: comparable between tokenizers too. The headline; lower is better.
-"""
+"""How the predictions of a split are scored: metrics, baselines, and tables by kind of row."""
 
 from __future__ import annotations
 
 import collections
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tasks.base.task import EOS, Example, Task
+from tasks.base.metrics import (
+    Answers,
+    Prediction,
+    headline_metric,
+    is_exact,
+    is_label,
+    measure,
+)
+from tasks.base.task import Example, Task
 
 Table = dict[str, dict[str, float]]
 """Row label → {metric: share right, "rows": count}."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a model wrote for one example."""
-
-    tokens: tuple[str, ...]
-    """Output tokens without the end token; for classification the one label."""
-    finished: bool = True
-    """Whether the model wrote the end token itself; False where decoding was cut off."""
 
 
 @dataclass(frozen=True)
@@ -71,113 +43,12 @@ class Scores:
         return asdict(self)
 
 
-HEADLINE_METRICS = {
-    "sequence_to_sequence": "exact_match",
-    "classification": "accuracy",
-    "language_modelling": "bits_per_byte",
-}
-"""What a kind of task is judged by."""
-
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
-"""Metrics of which less is better; of all others more is."""
-
-
-def headline_metric(kind: str) -> str:
-    """Return the name of the metric that a kind of task is judged by."""
-    return HEADLINE_METRICS[kind]
-
-
-def selection_score(kind: str, metrics: Mapping[str, float]) -> float:
-    """Return what chooses among weights, higher being better: the headline, negated if need be.
-
-    What is no number is worse than every number.
-    """
-    name = headline_metric(kind)
-    value = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
-    return -math.inf if math.isnan(value) else value
-
-
-def is_exact(example: Example, prediction: Prediction) -> bool:
-    """Return whether an output is the whole target and was ended by the model."""
-    return prediction.finished and prediction.tokens == example.target
-
-
-def score_sequences(
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
-    oracle_predictions: Sequence[Prediction] | None = None,
-) -> dict[str, float]:
-    """Return the sequence metrics of the module's docstring, each between 0 and 1.
-
-    Args:
-        examples: the gold rows.
-        predictions: one for each, decoded up to a limit above the longest target.
-        oracle_predictions: one for each, decoded with the end token forbidden for at least the
-            gold length; without them ``eos_oracle_match`` is left out.
-
-    Raises:
-        ValueError: no rows, or another number of predictions than of rows.
-    """
-    _check_lengths(examples, predictions)
-    right_tokens = total_tokens = exact = prefix = 0
-    for example, prediction in zip(examples, predictions, strict=True):
-        gold = (*example.target, EOS)
-        written = (*prediction.tokens, EOS) if prediction.finished else prediction.tokens
-        right_tokens += sum(a == b for a, b in zip(gold, written, strict=False))
-        total_tokens += len(gold)
-        exact += is_exact(example, prediction)
-        prefix += _begins_with(prediction.tokens, example.target)
-    metrics = {
-        "exact_match": exact / len(examples),
-        "prefix_match": prefix / len(examples),
-        "token_accuracy": right_tokens / total_tokens,
-    }
-    if oracle_predictions is not None:
-        _check_lengths(examples, oracle_predictions)
-        right = sum(
-            _begins_with(prediction.tokens, example.target)
-            for example, prediction in zip(examples, oracle_predictions, strict=True)
-        )
-        metrics["eos_oracle_match"] = right / len(examples)
-    return metrics
-
-
-def score_classification(
-    examples: Sequence[Example], predictions: Sequence[Prediction]
-) -> dict[str, float]:
-    """Return the accuracy of predicted labels.
-
-    Raises:
-        ValueError: no rows, or another number of predictions than of rows.
-    """
-    _check_lengths(examples, predictions)
-    right = sum(p.tokens == e.target for e, p in zip(examples, predictions, strict=True))
-    return {"accuracy": right / len(examples)}
-
-
-def score_language(loss: float, *, num_tokens: int, num_bytes: int) -> dict[str, float]:
-    """Return the metrics of a split of text.
-
-    Args:
-        loss: mean cross entropy in nats per token.
-        num_tokens: of the whole split, boundaries between documents among them.
-        num_bytes: UTF-8 bytes of the text that these tokens stand for.
-    """
-    try:
-        perplexity = math.exp(loss)
-    except OverflowError:
-        perplexity = math.inf
-    bits_per_byte = loss * num_tokens / num_bytes / math.log(2)
-    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits_per_byte}
-
-
 def correctness(
     kind: str, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[bool]:
     """Return for each row whether the headline metric counts it as right."""
-    if kind == "classification":
-        return [p.tokens == e.target for e, p in zip(examples, predictions, strict=True)]
-    return [is_exact(e, p) for e, p in zip(examples, predictions, strict=True)]
+    is_right = is_label if kind == "classification" else is_exact
+    return [is_right(e, p) for e, p in zip(examples, predictions, strict=True)]
 
 
 def table_by(
@@ -245,15 +116,12 @@ def score(
         task: gives the kind, the training set and its own tables.
         examples: the rows scored, all of a split or a selection.
         predictions: one for each row.
-        oracle_predictions: as in ``score_sequences``.
+        oracle_predictions: one for each row, decoded with the end token forbidden.
 
     Raises:
         ValueError: no rows, or another number of predictions than of rows.
     """
-    if task.kind == "classification":
-        metrics = score_classification(examples, predictions)
-    else:
-        metrics = score_sequences(examples, predictions, oracle_predictions)
+    metrics = measure(task.kind, Answers(examples, predictions, oracle_predictions))
     correct = correctness(task.kind, examples, predictions)
     metric = headline_metric(task.kind)
     return Scores(
@@ -266,14 +134,3 @@ def score(
         by_difficulty=table_by(examples, correct, lambda row: row.difficulty, metric),
         tables=task.tables(examples, correct),
     )
-
-
-def _begins_with(tokens: tuple[str, ...], target: tuple[str, ...]) -> bool:
-    return tokens[: len(target)] == target
-
-
-def _check_lengths(examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
-    if not examples:
-        raise ValueError("no rows to score")
-    if len(examples) != len(predictions):
-        raise ValueError(f"{len(predictions)} predictions for {len(examples)} rows")

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tasks.base.metrics import perplexity
 from tasks.zero_shot.benchmark import Benchmark, Likelihood, Question, choices
 
 __all__ = ["METRICS", "Result", "Score", "choice_values", "choices", "score", "word_values"]
@@ -175,11 +176,8 @@ def _mean(metric: str, values: Sequence[float]) -> Score:
     if n > 1:
         error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     if METRICS[metric] == "perplexity":
-        try:
-            perplexity = math.exp(-mean)
-        except OverflowError:
-            perplexity = math.inf
-        return Score(perplexity, None if error is None else perplexity * error, n)
+        value = perplexity(-mean)
+        return Score(value, None if error is None else value * error, n)
     return Score(mean, error, n)
 
 

@@ -10,7 +10,7 @@ from runners.config.run_file import read_run
 from runners.config.schema import EvaluateConfig
 from runners.scoring import splits
 from runners.training.experiment import build, build_model
-from tasks.base import scoring
+from tasks.base.metrics import Answers, measure
 
 CPU = torch.device("cpu")
 
@@ -112,8 +112,8 @@ def test_oracle_agrees_with_decoding_every_row(built):
                     result.examples,
                     lambda *batch, p=predictor: p._greedy(*batch, limit=8, suppress_eos=True),
                 )
-            expected = scoring.score_sequences(result.examples, result.predictions, everything)
-            assert result.scores.metrics == expected
+            answers = Answers(result.examples, result.predictions, everything)
+            assert result.scores.metrics == measure("sequence_to_sequence", answers)
 
 
 def test_selected_rows_are_said(decoder):

@@ -37,11 +37,6 @@ def test_speed_of_known_seconds_and_tokens():
     assert entry["peak_memory_bytes"] > 2**20
 
 
-def test_perplexity_of_any_loss():
-    assert telemetry.perplexity(math.log(50.0)) == pytest.approx(50.0)
-    assert telemetry.perplexity(1000.0) is None
-
-
 def test_count_of_choices():
     selection = torch.tensor([[[[0, 2], [1, 1]], [[2, 0], [1, -1]]]])  # (1, 2 tokens, 2 heads, 2)
     assert telemetry._count(selection, 4).tolist() == [[2, 0, 2, 0], [0, 3, 0, 0]]

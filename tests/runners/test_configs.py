@@ -13,11 +13,17 @@ from runners.config import yaml_nodes
 from runners.config.grid import expand, read_sweep
 from runners.config.run_file import read_run
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "configs"
+CONFIGS = sorted(FOLDER.rglob("*.yaml"))
 SWEEPS = [path for path in CONFIGS if "\nvariants:" in path.read_text(encoding="utf-8")]
 RUNS = [path for path in CONFIGS if path not in SWEEPS]
+LANGUAGE = [path for path in CONFIGS if path.parent.name == "language"]
 SIZES = ["44m", "126m", "244m", "319m", "728m", "1b"]
-FOLDER = CONFIGS[0].parent
+
+
+def name_of(path):
+    """Return what a user types between ``configs/`` and ``.yaml``."""
+    return path.relative_to(FOLDER).with_suffix("").as_posix()
 
 
 def planned_of(path, *overrides):
@@ -40,44 +46,43 @@ def header_of(path):
     return lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SWEEPS, ids=name_of)
 def test_it_expands(path):
     read = read_sweep(path)
     planned = expand(read, data_hash=lambda task: "")
-    assert read.config.name == path.stem
+    assert read.config.name == name_of(path).replace("language", "lm").replace("/", "_")
     assert read.notices == ()
     assert len({run.variant for run in planned}) >= 2
     # The paper trained its larger language models once.
-    assert len({run.seed for run in planned}) >= (1 if path.stem.startswith("lm_") else 2)
+    assert len({run.seed for run in planned}) >= (1 if path in LANGUAGE else 2)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_it_opens_with_its_contract(path):
     header = "\n".join(header_of(path))
     for word in ("# Command ", "# Cost ", "# Expect "):
         assert word in header, word
-    assert f"configs/{path.name}" in header
+    assert f"configs/{name_of(path)}.yaml" in header
 
 
 def test_published_scales_have_small_siblings():
-    names = {path.stem for path in SWEEPS}
-    assert {"scan_length", "scan_jump", "scan_templates"} <= names
+    names = {name_of(path) for path in SWEEPS if path not in LANGUAGE}
+    assert {"cogs", "scan/length", "scan/jump", "scan/templates"} <= names
     for name in names - {"quickstart"}:
-        if not name.startswith("lm_"):
-            assert name.endswith("_small") or f"{name}_small" in names, name
+        assert name.endswith("small") or {f"{name}_small", f"{name}/small"} & names, name
 
 
 # --- language models ----------------------------------------------------------------------
 
 
 def test_every_size_has_a_run_and_a_comparison():
-    assert {f"lm_{size}" for size in SIZES} <= {path.stem for path in RUNS}
-    assert {f"lm_{size}_compare" for size in SIZES} <= {path.stem for path in SWEEPS}
+    assert {f"language/{size}" for size in SIZES} <= set(map(name_of, RUNS))
+    assert {f"language/{size}_compare" for size in SIZES} <= set(map(name_of, SWEEPS))
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_run_has_the_papers_hyper_parameters(size):
-    config = read_run(FOLDER / f"lm_{size}.yaml")
+    config = read_run(FOLDER / f"language/{size}.yaml")
     assert model_of(config) == PRESETS[f"moeut-{size}"]
     task, train = config.task, config.train
     assert (task["name"], task["corpus"], task["context_length"]) == ("language", "c4", 1024)
@@ -99,26 +104,26 @@ def test_a_run_has_the_papers_hyper_parameters(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_comparison_is_of_the_four_presets_under_one_budget(size):
-    configs = by_variant(FOLDER / f"lm_{size}_compare.yaml")
+    configs = by_variant(FOLDER / f"language/{size}_compare.yaml")
     assert list(configs) == ["transformer", "universal", "sigma_moe", "moeut"]
     budget = count_parameters(PRESETS[f"moeut-{size}"])
     for family, config in configs.items():
         assert model_of(config) == PRESETS[f"{family}-{size}"]
         assert count_parameters(model_of(config)) == pytest.approx(budget, rel=0.01)
         same = dataclasses.replace(config, model={}, seed=0)
-        assert same == dataclasses.replace(read_run(FOLDER / f"lm_{size}.yaml"), model={})
+        assert same == dataclasses.replace(read_run(FOLDER / f"language/{size}.yaml"), model={})
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_what_the_paper_does_not_have_is_marked(size):
-    path = FOLDER / f"lm_{size}_compare.yaml"
+    path = FOLDER / f"language/{size}_compare.yaml"
     marked = {name for name in by_variant(path) if f"{name}-{size}" in OURS}
     assert set(read_sweep(path).config.ours) == marked
 
 
 def test_a_sweep_is_planned_before_its_corpus_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MOEUT_CACHE", str(tmp_path))
-    command = [str(FOLDER / "lm_1b_compare.yaml"), f"--runs-dir={tmp_path / 'runs'}"]
+    command = [str(FOLDER / "language/1b_compare.yaml"), f"--runs-dir={tmp_path / 'runs'}"]
     assert sweep.main([*command, "--dry-run"]) == 0
     plan = capsys.readouterr().out
     for family in ("transformer", "universal", "sigma_moe", "moeut"):
@@ -132,13 +137,13 @@ def test_a_sweep_is_planned_before_its_corpus_is_there(tmp_path, monkeypatch, ca
 
 
 def test_the_dearest_model_can_be_left_out():
-    configs = by_variant(FOLDER / "lm_1b_compare.yaml", "exclude=[{variant: universal}]")
+    configs = by_variant(FOLDER / "language/1b_compare.yaml", "exclude=[{variant: universal}]")
     assert list(configs) == ["transformer", "sigma_moe", "moeut"]
 
 
 @pytest.mark.parametrize("corpus", ["pes2o", "slimpajama", "the_stack"])
 def test_other_corpora_are_an_override(corpus):
-    path = FOLDER / "lm_44m_compare.yaml"
+    path = FOLDER / "language/44m_compare.yaml"
     read = read_sweep(path, [f"task.corpus={corpus}", f"name=lm_44m_{corpus}"])
     assert read.config.name == f"lm_44m_{corpus}"
     for run in expand(read, data_hash=lambda task: ""):
@@ -169,7 +174,7 @@ ABLATIONS = {
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations_at_244m(name):
-    configs = by_variant(FOLDER / f"lm_244m_{name}.yaml")
+    configs = by_variant(FOLDER / f"language/244m_{name}.yaml")
     models = {variant: model_of(config) for variant, config in configs.items()}
     found = [
         (
@@ -191,24 +196,24 @@ def test_ablations_at_244m(name):
 
 
 def test_what_else_the_ablations_change():
-    norms = by_variant(FOLDER / "lm_244m_norm.yaml")
+    norms = by_variant(FOLDER / "language/244m_norm.yaml")
     stacks = {name: model_of(config).decoder for name, config in norms.items()}
     assert {name: stack.norm for name, stack in stacks.items()} == {n: n for n in stacks}
     # What the training code's post-norm variant has.
     assert [stack.norm_input for stack in stacks.values()] == [False, False, True]
     assert [stack.final_norm for stack in stacks.values()] == [True, True, False]
     assert model_of(norms["post"]).embedding_scale == "sqrt_d_model"
-    orders = by_variant(FOLDER / "lm_244m_schedule.yaml")
+    orders = by_variant(FOLDER / "language/244m_schedule.yaml")
     assert [model_of(c).decoder.schedule for c in orders.values()] == ["cycle", "sequence"]
     # Without sharing, MoEUT with one attention expert is σ-MoE.
-    groups = by_variant(FOLDER / "lm_244m_group_size.yaml")
+    groups = by_variant(FOLDER / "language/244m_group_size.yaml")
     assert model_of(groups["g18"]) == PRESETS["sigma_moe-244m"]
 
 
 def test_the_command_that_packs_is_the_one_that_the_task_gives():
     import tasks
 
-    for path in (path for path in [*RUNS, *SWEEPS] if path.stem.startswith("lm_")):
+    for path in LANGUAGE:
         config = read_run(path) if path in RUNS else planned_of(path)[0].config
         if config.task["corpus"] != "c4":
             continue
@@ -218,7 +223,7 @@ def test_the_command_that_packs_is_the_one_that_the_task_gives():
 
 
 def test_language_models_are_compared_by_bits_per_byte():
-    assert yaml_nodes.read(FOLDER / "lm_44m_compare.yaml").value["headline"].plain() == {
+    assert yaml_nodes.read(FOLDER / "language/44m_compare.yaml").value["headline"].plain() == {
         "split": "test",
         "metric": "bits_per_byte",
     }

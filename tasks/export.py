@@ -8,15 +8,13 @@ joined by spaces. The task ``file`` reads such a file back.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tasks.base.command_line import parse_task_arguments, run, task_from_words, task_parser
+from tasks.base.storage import open_atomically
 from tasks.base.task import Example
 
 
@@ -41,22 +39,10 @@ def write_lines(path: Path, lines: Iterable[str]) -> int:
         OSError: the folder does not exist, is not writable or is full; nothing is left behind.
     """
     count = 0
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            for line in lines:
-                stream.write(line + "\n")
-                count += 1
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that others cannot read
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with open_atomically(path) as stream:
+        for line in lines:
+            stream.write(f"{line}\n".encode())
+            count += 1
     return count
 
 

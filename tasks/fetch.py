@@ -32,7 +32,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from tasks import scan
 from tasks.base.command_line import Parser, run
 from tasks.base.options import nearest
-from tasks.base.provenance import DataFile, cache_folder, data_folders, sha256_of_file
+from tasks.base.provenance import DataFile, cache_folder, data_folders
+from tasks.base.storage import sha256_of_file
 from tasks.cogs import official
 from tasks.zero_shot import ZERO_SHOT
 

@@ -6,10 +6,11 @@ A file is looked for under ``$MOEUT_DATA`` first and then in the cache, ``$MOEUT
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from tasks.base.storage import sha256_of
 
 
 class DataMissing(ValueError):
@@ -61,17 +62,6 @@ def data_folders() -> list[Path]:
     """Return the folders that data files are looked for in, in order."""
     folder = os.environ.get("MOEUT_DATA")
     return ([Path(folder)] if folder else []) + [cache_folder()]
-
-
-def sha256_of(data: bytes) -> str:
-    """Return the SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal, without holding all of it in memory."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def locate(file: DataFile) -> Path:

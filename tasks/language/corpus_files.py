@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from tasks.base import options
 from tasks.base.provenance import cache_folder
+from tasks.base.storage import sha256_of_file, write_atomically
 from tasks.language.documents import Corpus, Document, Part, common_folder, grouped_by_size
 from tasks.language.formats import (
     DAMAGES,
@@ -170,7 +171,7 @@ class Files(Corpus):
         for path, (kind, compression) in files.items():
             size += path.stat().st_size
             name = path.relative_to(folder).as_posix()
-            digest.update(f"{file_sha256(path)}  {name}  {kind}{compression}\n".encode())
+            digest.update(f"{remembered_sha256(path)}  {name}  {kind}{compression}\n".encode())
         return {
             "corpus": self.name,
             "files": len(files),
@@ -250,18 +251,15 @@ def _slices(path: Path, kind: str, compression: str) -> list[tuple[int, Slice]]:
     ]
 
 
-def file_sha256(path: Path) -> str:
+def remembered_sha256(path: Path) -> str:
     """Return the SHA-256 of a file (0.6 GB/s); that of a large one is kept in the cache folder."""
     status = path.stat()
     key = f"{path.absolute()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}"
     memory = cache_folder() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
     if status.st_size >= REMEMBERED_BYTES and memory.is_file():
         return memory.read_text()
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of_file(path)
     if status.st_size >= REMEMBERED_BYTES:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        draft = memory.with_name(f"{memory.name}.{os.getpid()}")
-        draft.write_text(digest)
-        os.replace(draft, memory)
+        write_atomically(memory, digest, durable=False)
     return digest

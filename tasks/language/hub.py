@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tasks.language.corpus_files import DOCUMENT_BYTES, file_sha256
+from tasks.language.corpus_files import DOCUMENT_BYTES, remembered_sha256
 from tasks.language.documents import DOCUMENT_SEPARATOR, Corpus, Document, Part
 from tasks.language.extras import need
 from tasks.language.formats import (
@@ -254,7 +254,8 @@ class HubDataset(Corpus):
                 if path.is_file() and not path.relative_to(folder).parts[0].startswith(".")
             )
             listing = "".join(
-                f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files
+                f"{remembered_sha256(path)}  {path.relative_to(folder).as_posix()}\n"
+                for path in files
             )
             what = {
                 "files": len(files),

@@ -17,10 +17,9 @@ import contextlib
 import errno
 import json
 import logging
-import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -30,9 +29,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tasks.base.cores import available_cores
 from tasks.base.provenance import DataDamaged
+from tasks.base.storage import open_atomically, write_atomically, write_json
 from tasks.language.documents import Document, Part
-from tasks.language.shards import Shard, ShardWriter, check_files, token_type, write_json
+from tasks.language.shards import Shard, ShardWriter, check_files, token_type
 from tasks.language.splitting import (
     DIGEST_BYTES,
     HELD_OUT,
@@ -43,7 +44,7 @@ from tasks.language.splitting import (
     first_occurrences,
 )
 from tasks.language.tokenizers import Tokenizer, load_tokenizer
-from tasks.language.workers import Bar, default_workers, pool
+from tasks.language.workers import Bar, pool
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ class _Packer:
         self.folder, self.parts, self.recipe = folder, parts, recipe
         self.tokenizer = tokenizer
         self.dtype = token_type(tokenizer.vocabulary_size)
-        self.workers = min(workers or default_workers(), max(len(parts), 1))
+        self.workers = min(workers or available_cores(), max(len(parts), 1))
         reach = [recipe.rule.may_reach(part.split) for part in parts]
         self.training = [number for number, splits in enumerate(reach) if "train" in splits]
         self.held_out = [number for number, splits in enumerate(reach) if "train" not in splits]
@@ -311,7 +312,7 @@ class _Packer:
             for split in held.digests
         ]
         goal = self.folder / PARTS / DIGESTS
-        _write_whole(goal, lambda path: path.write_bytes(b"".join(row.tobytes() for row in rows)))
+        write_atomically(goal, b"".join(row.tobytes() for row in rows))
 
     def _finish(self, chosen: dict[int, PartRecord]) -> Prepared:
         splits: dict[str, tuple[Shard, ...]] = {}
@@ -405,12 +406,8 @@ class HeldOut:
             for split in self.tokens
             for kind in ("tokens", "ends", "sizes", "digests")
         }
-
-        def save(temporary: Path) -> None:
-            with open(temporary, "wb") as stream:
-                np.savez(stream, **arrays)
-
-        _write_whole(path, save)
+        with open_atomically(path) as stream:
+            np.savez(stream, **arrays)
 
     @classmethod
     def read(cls, path: Path) -> HeldOut:
@@ -425,19 +422,6 @@ class HeldOut:
 
 def _held_out_path(folder: Path, number: int) -> Path:
     return folder / PARTS / f"{number:05d}.held_out.npz"
-
-
-def _write_whole(goal: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a name of its own, and give it its name when it is on the disk."""
-    temporary = goal.with_name(f".{goal.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, goal)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def pack_part(

@@ -21,15 +21,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from tasks.base.provenance import DataDamaged
+from tasks.base.storage import open_atomically, sha256_of_file, write_json
 
 OFFSET_TYPE = np.dtype("<u8")
 VERIFIED = "verified.json"
-CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -55,33 +55,19 @@ def token_type(vocabulary_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocabulary_size <= 1 << 16 else np.dtype("<u4")
 
 
-class _HashedFile:
-    """A file that is hashed as it is written and takes its name only when whole."""
+class _Hashed:
+    """A stream that is hashed as it is written."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        self.digest = hashlib.sha256()
-        self._stream = open(self.temporary, "wb")  # noqa: SIM115 (closed by finish or discard)
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
 
     def write(self, data: bytes) -> None:
         self._stream.write(data)
-        self.digest.update(data)
+        self._digest.update(data)
 
-    def finish(self) -> str:
-        """Give the file its name and return its SHA-256."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
-        os.replace(self.temporary, self.path)
-        return self.digest.hexdigest()
-
-    def discard(self) -> None:
-        """Remove what was written; nothing happens where the file is whole."""
-        with contextlib.suppress(OSError):  # closing a file on a full disk fails too
-            self._stream.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.temporary)
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
 
 class ShardWriter:
@@ -105,29 +91,32 @@ class ShardWriter:
         """The index line, once the files are whole."""
         self._dtype = dtype
         self._tokens = self._documents = self._bytes = 0
-        goal = root / name
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        self._token_file = _HashedFile(goal.with_name(goal.name + ".tokens"))
-        try:
-            self._offset_file = _HashedFile(goal.with_name(goal.name + ".offsets"))
-        except OSError:
-            self._token_file.discard()
-            raise
-        self._write(np.asarray(first, dtype=dtype))
+        self._goal = root / name
+        self._first = np.asarray(first, dtype=dtype)
+        self._files = contextlib.ExitStack()
 
     def _write(self, ids: np.ndarray) -> None:
-        self._token_file.write(ids.tobytes())
+        self._tokens_file.write(ids.tobytes())
         self._tokens += len(ids)
 
     def add(self, ids: Sequence[int] | np.ndarray, num_bytes: int) -> None:
         """Append the ids of one document and of what follows it."""
-        self._offset_file.write(np.array(self._tokens, OFFSET_TYPE).tobytes())
+        self._offsets_file.write(np.array(self._tokens, OFFSET_TYPE).tobytes())
         self._write(np.asarray(ids, dtype=self._dtype))
         self._documents += 1
         self._bytes += num_bytes
 
     def __enter__(self) -> ShardWriter:
+        self._goal.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as opened:
+            self._tokens_file = _Hashed(opened.enter_context(self._open(".tokens")))
+            self._offsets_file = _Hashed(opened.enter_context(self._open(".offsets")))
+            self._write(self._first)
+            self._files = opened.pop_all()
         return self
+
+    def _open(self, suffix: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        return open_atomically(self._goal.with_name(self._goal.name + suffix))
 
     def __exit__(
         self,
@@ -135,35 +124,16 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if kind is None:
-                offsets = self._offset_file.finish()
-                self.shard = Shard(
-                    self.name,
-                    self._tokens,
-                    self._documents,
-                    self._bytes,
-                    self._token_file.finish(),
-                    offsets,
-                )
-        finally:
-            self._offset_file.discard()
-            self._token_file.discard()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain data to a file that appears, or is replaced, only when whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=1, ensure_ascii=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        self._files.__exit__(kind, error, traceback)
+        if kind is None:
+            self.shard = Shard(
+                self.name,
+                self._tokens,
+                self._documents,
+                self._bytes,
+                self._tokens_file.sha256(),
+                self._offsets_file.sha256(),
+            )
 
 
 def _state(path: Path) -> list[int]:
@@ -181,15 +151,6 @@ def _files(shards: Sequence[Shard], dtype: np.dtype[Any]) -> dict[str, tuple[int
             shard.offsets_sha256,
         )
     return files
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read piece by piece."""
-    found = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(CHUNK):
-            found.update(piece)
-    return found.hexdigest()
 
 
 def check_files(
@@ -220,7 +181,7 @@ def check_files(
             raise DataDamaged(f"{path}: {state[0]} bytes, expected {size}; {remedy}")
         if not thorough and known.get(name) == state:
             continue
-        if file_sha256(path) != expected:
+        if sha256_of_file(path) != expected:
             raise DataDamaged(f"{path}: changed since it was prepared (checksum); {remedy}")
         found[name] = state
     if found:

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from tasks.base import options
 from tasks.base.provenance import DataDamaged, DataMissing, cache_folder
+from tasks.base.storage import lock_folder
 from tasks.base.task import Kind, Task
 from tasks.language.corpora import open_corpus
 from tasks.language.corpus_files import Documents
@@ -32,7 +33,6 @@ from tasks.language.packing import TOKENIZER, Prepared, Recipe, pack, read_prepa
 from tasks.language.splitting import SPLITS, SplitRule, digest
 from tasks.language.tokenizers import Bytes, Tokenizer, load_tokenizer
 from tasks.language.windows import TokenSplit
-from tasks.language.workers import locked
 
 FORMAT = 1
 """Version of the packed files; another one is packed anew."""
@@ -316,7 +316,7 @@ class Language(Task):
             OSError: the disk is full or not writable; what is packed is kept.
         """
         folder = self.folder()
-        with locked(folder.with_name(f".{folder.name}.lock")):
+        with lock_folder(folder):
             prepared = read_prepared(folder)
             is_new = not folder.exists()
             corpus = self._open_corpus()

@@ -1,9 +1,8 @@
-"""What packing needs of the machine: a lock, a pool of processes, a progress bar."""
+"""What packing needs of the machine: a pool of processes, a progress bar."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,44 +21,6 @@ logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 30.0
 """Time between two plain log lines."""
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file while the context lasts, and remove it; wait for the process that holds it.
-
-    The kernel frees the lock of a process that dies, so a killed one holds up nobody.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with open(path, "a") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("%s: another process prepares this data; waiting for it", path)
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            if not _is_file(stream.fileno(), path):
-                continue  # the holder before has removed it: others may hold a new one
-            try:
-                yield
-            finally:
-                path.unlink()
-            return
-
-
-def _is_file(descriptor: int, path: Path) -> bool:
-    """Return whether an open file is still the one of a path."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def default_workers() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _SameProcess(Executor):

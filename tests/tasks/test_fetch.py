@@ -13,7 +13,8 @@ from rich.console import Console
 
 from tasks import fetch
 from tasks.base import command_line, provenance
-from tasks.base.provenance import DataFile, sha256_of
+from tasks.base.provenance import DataFile
+from tasks.base.storage import sha256_of
 
 CONTENT = bytes(range(256)) * 1000
 

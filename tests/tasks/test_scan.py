@@ -14,7 +14,7 @@ import pytest
 
 import tasks
 from tasks import scan
-from tasks.base import provenance
+from tasks.base import provenance, storage
 from tasks.base.task import Example
 
 OFFICIAL = {
@@ -328,7 +328,7 @@ def place(monkeypatch, tmp_path, table: dict[str, bytes]) -> None:
         goal.write_bytes(content)
         entry = replace(
             scan.OFFICIAL_FILES.get(path, scan.MCD_ARCHIVE),
-            sha256=provenance.sha256_of(content),
+            sha256=storage.sha256_of(content),
             rows=None,
         )
         if path in scan.OFFICIAL_FILES:

@@ -17,7 +17,7 @@ from runners.process import signals
 from runners.scoring import zero_shot
 from runners.scoring.language_model import load_language_model
 from runners.scoring.likelihoods import encode, score_requests
-from tasks.base.provenance import sha256_of
+from tasks.base.storage import sha256_of
 from tasks.language.train_tokenizer import train_tokenizer
 from tasks.zero_shot import get
 from tasks.zero_shot.blimp import parse

@@ -12,8 +12,8 @@ from tasks.base.provenance import (
     locate,
     read_bytes,
     read_lines,
-    sha256_of,
 )
+from tasks.base.storage import sha256_of
 
 CONTENT = b"one\ntwo\n"
 FILE = DataFile(path="toy/rows.txt", url="http://localhost/", sha256=sha256_of(CONTENT), rows=2)

@@ -198,13 +198,13 @@ def test_the_hash_of_a_large_file_is_kept_until_the_file_changes(tmp_path, monke
     monkeypatch.setattr(files_module, "REMEMBERED_BYTES", 4)
     path = tmp_path / "a.txt"
     path.write_text("large")
-    first = files_module.file_sha256(path)
+    first = files_module.remembered_sha256(path)
     (kept,) = (tmp_path / "cache" / "sha256").iterdir()
     assert kept.read_text() == first
     kept.write_text("remembered")
-    assert files_module.file_sha256(path) == "remembered"
+    assert files_module.remembered_sha256(path) == "remembered"
     path.write_text("larger")
-    assert files_module.file_sha256(path) not in (first, "remembered")
+    assert files_module.remembered_sha256(path) not in (first, "remembered")
 
 
 def test_half_a_surrogate_pair_becomes_the_replacement_character(tmp_path):

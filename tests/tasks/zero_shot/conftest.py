@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.base.provenance import sha256_of
+from tasks.base.storage import sha256_of
 from tasks.zero_shot import ZERO_SHOT
 
 

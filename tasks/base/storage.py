@@ -1,0 +1,167 @@
+"""Files and folders that appear only when whole, their checksums, and the lock on a data folder.
+
+What is written gathers under a hidden name beside its goal, ``.<name>.<process>``, and takes its
+name in one step: a reader sees the old content or the new, never a part. A write that fails leaves
+nothing behind; a process that is killed leaves its hidden file, which no other one mistakes for
+its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+logger = logging.getLogger(__name__)
+
+
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write text, as UTF-8, or bytes to a file that appears, or is replaced, only when whole.
+
+    Args:
+        path: the file; its folder must exist.
+        content: all of it.
+        durable: bring the bytes to the disk before the file takes its name, so that not even a
+            loss of power leaves an empty file. It costs milliseconds.
+
+    Raises:
+        OSError: the folder is missing, not writable or full; nothing is left behind.
+    """
+    with open_atomically(path, durable=durable) as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
+    """Write plain data as JSON, indented by one, as ``write_atomically`` writes text.
+
+    Raises:
+        OSError: as ``write_atomically``.
+        TypeError: the content is not plain data.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, text, durable=durable)
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Give a binary stream whose file appears, or is replaced, when the context ends well.
+
+    Args:
+        path: the file; its folder must exist.
+        durable: as in ``write_atomically``.
+
+    Raises:
+        OSError: as ``write_atomically``.
+    """
+    temporary = _hidden(path)
+    stream = open(temporary, "wb")  # noqa: SIM115 (closed below)
+    try:
+        yield stream
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
+        stream.close()
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):  # on a full disk closing fails too, and hides why
+            stream.close()
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def make_folder_atomically(path: Path) -> Iterator[Path]:
+    """Give an empty folder that takes its name when the context ends well.
+
+    A folder of that name is replaced; the one above is made if it is missing. The files inside are
+    brought to the disk by whoever writes them.
+
+    Raises:
+        OSError: the disk is full or not writable; the folder of before is untouched.
+    """
+    temporary, replaced = _hidden(path), _hidden(path.with_name(f"{path.name}.replaced"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        # A folder with content cannot be renamed over: for a moment there is none of that name.
+        if path.exists():
+            os.rename(path, replaced)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: which files it has, under which names.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal, without holding all of it in memory.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a data folder while the context lasts; wait for the process that holds it.
+
+    The lock is the file ``.<name>.lock`` beside the folder, which need not exist yet. The kernel
+    frees the lock of a process that dies, so a killed one holds up nobody.
+
+    Raises:
+        OSError: the folder above cannot be made or written to.
+    """
+    path = folder.with_name(f".{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with open(path, "a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("%s: another process prepares this data; waiting for it", path)
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if not _is_file(stream.fileno(), path):
+                continue  # the holder before has removed it: others may hold a new one
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is still the one of a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,0 +1,116 @@
+"""Files that appear whole or not at all, checksums, and the lock on a data folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+
+import pytest
+
+from tasks.base import storage
+from tasks.base.storage import lock_folder, make_folder_atomically, open_atomically
+
+
+def test_text_bytes_and_json_are_written_as_they_are(tmp_path):
+    storage.write_atomically(tmp_path / "text", "é\n")
+    storage.write_atomically(tmp_path / "bytes", b"\x00\xff")
+    storage.write_json(tmp_path / "json", {"a": ["é"]})
+    assert (tmp_path / "text").read_bytes() == b"\xc3\xa9\n"
+    assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "json").read_text() == '{\n "a": [\n  "é"\n ]\n}\n'
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_new_file_has_the_rights_that_the_umask_leaves(tmp_path):
+    before = os.umask(0o027)
+    try:
+        storage.write_atomically(tmp_path / "a", "a")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_the_old_content_stays_until_the_new_is_whole(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("before")
+    with open_atomically(path) as stream:
+        stream.write(b"af")
+        stream.flush()
+        assert path.read_text() == "before"
+        stream.write(b"ter")
+    assert path.read_text() == "after"
+
+    def write_half():
+        with open_atomically(path) as stream:
+            stream.write(b"never")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_half()
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_what_is_durable_is_brought_to_the_disk(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr("tasks.base.storage.os.fsync", flushed.append)
+    storage.write_atomically(tmp_path / "a", "a", durable=False)
+    assert flushed == []
+    storage.write_atomically(tmp_path / "a", "b")
+    assert len(flushed) == 1
+
+
+def test_a_folder_appears_whole_and_replaces_the_one_before(tmp_path):
+    goal = tmp_path / "made" / "folder"
+    for name in ("one", "two"):
+        with make_folder_atomically(goal) as folder:
+            (folder / name).write_text(name)
+            assert not (goal / name).exists()
+        assert [path.name for path in goal.iterdir()] == [name]
+
+    def write_half():
+        with make_folder_atomically(goal) as folder:
+            (folder / "three").write_text("three")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
+    assert [path.name for path in goal.iterdir()] == ["two"]
+    assert [path.name for path in goal.parent.iterdir()] == ["folder"]
+
+
+def test_a_file_is_hashed_as_its_bytes(tmp_path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(data)
+    expected = hashlib.sha256(data).hexdigest()
+    assert storage.sha256_of_file(tmp_path / "a") == storage.sha256_of(data) == expected
+
+
+def test_the_lock_is_one_and_leaves_no_file(tmp_path):
+    folder, path = tmp_path / "made" / "data", tmp_path / "made" / ".data.lock"
+    with lock_folder(folder), open(path) as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not path.exists()
+    with pytest.raises(ZeroDivisionError), lock_folder(folder):
+        raise ZeroDivisionError
+    assert not path.exists()
+
+
+def test_a_file_that_its_holder_has_just_removed_is_no_lock(tmp_path, monkeypatch):
+    path = tmp_path / ".data.lock"
+    taken = fcntl.flock
+    removed = []
+
+    def flock(stream, operation):
+        taken(stream, operation)
+        if not removed:  # the holder ended between our opening of its file and our lock on it
+            removed.append(path)
+            os.unlink(path)
+
+    monkeypatch.setattr("tasks.base.storage.fcntl.flock", flock)
+    with lock_folder(tmp_path / "data"), open(path) as other, pytest.raises(BlockingIOError):
+        taken(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert removed
+    assert not path.exists()

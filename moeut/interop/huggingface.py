@@ -6,12 +6,16 @@ Importing this module registers the model with ``AutoConfig`` and ``AutoModelFor
     moeut.interop.huggingface.wrap(model).save_pretrained("folder")
     model = AutoModelForCausalLM.from_pretrained("folder")
 
-What computes is ``moeut.DecoderLM``; here is only the interface.
+What computes is ``moeut.DecoderLM``; here is only the interface. ``Trainer`` trains it: see
+``MoEUTForCausalLM.forward`` for what its loss is when gradients are accumulated.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import logging
 from typing import Any
 
 import torch
@@ -20,7 +24,8 @@ from torch.nn import functional as F
 
 import moeut
 from moeut.config import ModelConfig
-from moeut.models import DecoderLM
+from moeut.models import DecoderLM, ModelOutput
+from moeut.options import nearest
 from moeut.recurrence.cache import StackCache
 
 try:
@@ -31,14 +36,22 @@ try:
         PretrainedConfig,
         PreTrainedModel,
     )
-    from transformers.modeling_outputs import CausalLMOutputWithPast
+    from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 except ImportError as error:
     raise ImportError(
         f"moeut.interop.huggingface needs 'transformers': pip install 'moeut-suite[hf]' ({error})"
     ) from error
 
 
-_NAMES = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+LOG = logging.getLogger(__name__)
+
+IGNORE = -100
+"""The label that is not counted."""
+
+_OUTPUTS = ("output_attentions", "output_hidden_states")
+"""Options of every Transformers config that this model has no answer to."""
+
+_NAMES = {field.name for field in dataclasses.fields(MoeCausalLMOutputWithPast)}
 CACHE = "cache" if "cache" in _NAMES else "past_key_values"
 """What this version of Transformers calls the keys and values of the tokens read."""
 
@@ -100,9 +113,8 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = MoEUTConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    accepts_loss_kwargs = (
-        False  # the loss is a mean over the batch; a Trainer then scales it itself
-    )
+    accepts_loss_kwargs = True
+    """So a ``Trainer`` says how many targets all parts of a batch have."""
 
     def __init__(self, config: MoEUTConfig) -> None:
         super().__init__(config)
@@ -122,7 +134,7 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         cache: GenerationCache | None = None,
@@ -130,47 +142,92 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         num_repeats: int | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **others: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> MoeCausalLMOutputWithPast | tuple[Any, ...]:
         """Predict the token after each of ``input_ids`` (B, T).
 
-        ``attention_mask`` (B, T): 0 at padding, on the left or on the right. ``labels`` (B, T) are
-        shifted here; -100 is not counted. The loss has the auxiliary loss in it.
-        ``past_key_values`` is what older versions of Transformers call ``cache``. Raises ValueError
-        for padding between real tokens and for arguments that have no meaning here.
+        ``attention_mask`` (B, T): 0 at padding, on the left or on the right. ``past_key_values`` is
+        what older versions of Transformers call ``cache``. ``return_dict=False`` gives a tuple.
+
+        ``labels`` (B, T) are shifted here; -100 is not counted. The loss has the auxiliary loss in
+        it, which is also returned as ``aux_loss``:
+
+            loss = (Σ of the cross entropies + n · auxiliary loss) / N
+
+        with n the targets of this call and N = ``num_items_in_batch``, those of all parts of an
+        accumulated batch (n if left out). So the parts' losses add up to that of the batch; the
+        auxiliary loss, a mean over rows, to that of the batch exactly if all rows have as many
+        targets, and else to a mean weighted by targets.
+
+        Raises:
+            ValueError: padding between real tokens, shapes that do not fit, or an argument that
+                this model has no use for.
         """
-        refused = [name for name, value in others.items() if value not in (None, False)]
-        if refused:
-            raise ValueError(f"{refused[0]}: not supported by {type(self).__name__}")
-        padding = None if attention_mask is None else _left_padding(attention_mask, input_ids)
-        mask = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :].bool()
-        tokens = input_ids
-        if padding is not None:
-            tokens, mask = _roll(tokens, -padding), _roll(mask, -padding)  # type: ignore[arg-type]
+        self._refuse(others)
+        if input_ids is None:
+            raise ValueError("input_ids=None: expected token ids (B, T)")
+        if labels is not None and labels.shape != input_ids.shape:
+            raise ValueError(
+                f"labels: shape {tuple(labels.shape)} does not fit input_ids "
+                f"{tuple(input_ids.shape)}"
+            )
         holder = past_key_values if cache is None else cache
         if holder is None and use_cache:
             holder = GenerationCache(self.model.new_cache(num_repeats))
-        if holder is not None and holder.num_columns:
-            mask = None  # what follows a prompt has no padding
-        output = self.model(
-            tokens,
-            padding_mask=None if mask is None or bool(mask.all()) else mask,
-            cache=None if holder is None else holder.cache,
-            num_repeats=num_repeats,
-        )
-        logits = output.logits if padding is None else _roll(output.logits, padding)
-        if holder is not None:
-            holder.num_columns += input_ids.shape[1]
+        output, logits = self._predict(input_ids, attention_mask, holder, num_repeats)
         loss = None
         if labels is not None:
-            loss = output.auxiliary_loss + F.cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
-            )
-        return CausalLMOutputWithPast(  # type: ignore[call-arg]
+            loss = _loss(logits, labels, output.auxiliary_loss, num_items_in_batch)
+        elif num_items_in_batch is not None and output.auxiliary_loss.requires_grad:
+            _warn_of_lost_loss()
+        result = MoeCausalLMOutputWithPast(  # type: ignore[call-arg]
             loss=loss,
+            aux_loss=output.auxiliary_loss if self.training else None,
             logits=logits,
             **{CACHE: holder},  # type: ignore[arg-type]
         )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if as_dict else result.to_tuple()
+
+    def _refuse(self, others: dict[str, Any]) -> None:
+        """Raise ValueError for an argument, or an option of the config, that would do nothing."""
+        asked = {name: getattr(self.config, name, None) for name in _OUTPUTS} | others
+        known = list(inspect.signature(type(self).forward).parameters)[1:-1]
+        for name, value in asked.items():
+            # False and 0 ask for nothing; a tensor of zeros is an input.
+            if value is not None and not (isinstance(value, int) and not value):
+                raise ValueError(
+                    f"{name}: not supported by {type(self).__name__}; expected one of "
+                    f"{', '.join(known)}{nearest(name, known)}"
+                )
+
+    def _predict(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        holder: GenerationCache | None,
+        num_repeats: int | None,
+    ) -> tuple[ModelOutput, Tensor]:
+        """Return the model's output, and its logits (B, T, V) in the columns of ``input_ids``."""
+        mask = None if attention_mask is None else _mask_of(attention_mask, input_ids)
+        padding = None if mask is None else _left_padding(mask)
+        if mask is not None and bool(mask.all()):
+            mask = None
+        if mask is not None and holder is not None and holder.num_columns:
+            raise ValueError("attention_mask: expected no padding in what follows a cached prompt")
+        tokens = input_ids
+        if padding is not None:
+            tokens, mask = _roll(tokens, -padding), _roll(mask, -padding)  # type: ignore[arg-type]
+        output = self.model(
+            tokens,
+            padding_mask=mask,
+            cache=None if holder is None else holder.cache,
+            num_repeats=num_repeats,
+        )
+        if holder is not None:
+            holder.num_columns += input_ids.shape[1]
+        return output, output.logits if padding is None else _roll(output.logits, padding)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
@@ -206,14 +263,43 @@ def wrap(model: DecoderLM) -> MoEUTForCausalLM:
     return wrapped.train(model.training)
 
 
-def _left_padding(attention_mask: Tensor, input_ids: Tensor) -> Tensor | None:
-    """Return the padding on the left of each row (B,), or None where there is none."""
+def _loss(
+    logits: Tensor, labels: Tensor, auxiliary: Tensor, num_items_in_batch: Tensor | int | None
+) -> Tensor:
+    """Return this call's part of the loss of a batch of so many targets; see ``forward``."""
+    targets = labels[:, 1:].flatten().to(logits.device)
+    counted = (targets != IGNORE).sum()
+    total = counted if num_items_in_batch is None else num_items_in_batch
+    # DataParallel hands each replica its copy of the number in a tensor of one element.
+    total = torch.as_tensor(total, device=logits.device).reshape(()).clamp_min(1)
+    cross_entropy = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"
+    )
+    return cross_entropy / total + auxiliary * (counted / total)
+
+
+@functools.cache
+def _warn_of_lost_loss() -> None:
+    """Say once that whoever computes the loss has to add the auxiliary loss."""
+    LOG.warning(
+        "the loss is computed outside the model (label smoothing, compute_loss_func), without the "
+        "auxiliary loss of its routers: add the output's aux_loss, or leave it to the model"
+    )
+
+
+def _mask_of(attention_mask: Tensor, input_ids: Tensor) -> Tensor:
+    """Return the mask (B, T) of the columns of ``input_ids``: the last ones, after a cache."""
     mask = attention_mask[:, -input_ids.shape[1] :].bool()
     if mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask: shape {tuple(attention_mask.shape)} does not fit input_ids "
             f"{tuple(input_ids.shape)}"
         )
+    return mask
+
+
+def _left_padding(mask: Tensor) -> Tensor | None:
+    """Return the padding on the left of each row (B,), or None where there is none."""
     left = (mask.cumsum(dim=1) == 0).sum(dim=1)
     changes = (mask[:, 1:] != mask[:, :-1]).sum(dim=1)
     if bool((changes > 1).any()) or bool((left == mask.shape[1]).any()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -130,9 +131,166 @@ def test_the_loss_counts_labels_and_the_auxiliary_loss(model) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_other_forms_and_arguments_are_refused(model) -> None:
-    with pytest.raises(ValueError, match="output_attentions: not supported"):
-        hf.wrap(model)(torch.tensor([[1]]), output_attentions=True)
+def test_parts_of_a_batch_add_up_to_its_loss(model) -> None:
+    wrapped = hf.wrap(model)
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+    labels = tokens.clone()
+    labels[1, 2:] = -100
+    whole = wrapped(tokens, labels=labels).loss
+    parts = [
+        wrapped(tokens[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=count).loss
+        for i, count in enumerate((5, torch.tensor([[5]])))  # DataParallel's shape
+    ]
+    assert (sum(parts) - whole).abs() < 1e-6
+    assert (parts[1] / whole - 0.5).abs() > 0.1  # a mean of means would be seen
+
+
+def test_no_target_is_no_loss(model) -> None:
+    labels = torch.full((1, 3), -100)
+    assert hf.wrap(model)(torch.tensor([[1, 2, 3]]), labels=labels).loss.item() == 0.0
+
+
+class Rows(torch.utils.data.Dataset):
+    """Two rows with so many tokens that count."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = torch.arange(1, 13) + index * 20
+        mask = torch.arange(12) < self.lengths[index]
+        labels = tokens.masked_fill(~mask, -100)
+        return {"input_ids": tokens, "labels": labels, "attention_mask": mask.long()}
+
+
+def update(
+    folder: Path, architecture: str, rows: Rows, *, batch: int, accumulate: int, **options
+) -> torch.Tensor:
+    """Return what one step of plain gradient descent by ``Trainer`` subtracts from the weights."""
+    torch.manual_seed(1)
+    config = moeut.architecture(
+        architecture,
+        form="decoder_lm",
+        vocabulary_size=50,
+        d_model=16,
+        num_layers=2,
+        num_heads=2,
+        dropout=0.0,
+        **options,
+    )
+    wrapped = hf.wrap(moeut.build(config))
+    before = torch.cat([value.flatten().clone() for value in wrapped.parameters()])
+    arguments = transformers.TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        max_steps=1,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    descent = torch.optim.SGD(wrapped.parameters(), lr=1.0)
+    trainer = transformers.Trainer(
+        wrapped, arguments, train_dataset=rows, optimizers=(descent, None)
+    )
+    trainer.train()
+    return before - torch.cat([value.flatten() for value in wrapped.parameters()]).detach()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lengths", "options"),
+    [
+        ("transformer", (12, 3), {}),
+        ("moeut", (12, 12), {"expert_dropout": 0.0, "balance_loss": 0.5}),
+    ],
+)
+def test_accumulated_gradients_are_those_of_one_batch(
+    architecture, lengths, options, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate", reason="needs the extra [hf]")
+    whole = update(tmp_path, architecture, Rows(*lengths), batch=2, accumulate=1, **options)
+    parts = update(tmp_path, architecture, Rows(*lengths), batch=1, accumulate=2, **options)
+    assert (parts - whole).norm() < 1e-5 * whole.norm()
+
+
+def test_lost_auxiliary_loss_is_said_once(caplog) -> None:
+    model = moeut.build(
+        moeut.architecture("moeut", form="decoder_lm", vocabulary_size=9, d_model=16, num_layers=2)
+    )
+    wrapped = hf.wrap(model.train())
+    hf._warn_of_lost_loss.cache_clear()
+    for _ in range(2):  # as a Trainer does that smooths the labels itself
+        output = wrapped(torch.tensor([[1, 2, 3]]), num_items_in_batch=2)
+    assert sum("aux_loss" in record.message for record in caplog.records) == 1
+    assert output.loss is None
+    assert output.aux_loss.requires_grad
+    assert wrapped.eval()(torch.tensor([[1, 2]])).aux_loss is None
+
+
+def test_a_tuple_is_given_where_asked_for(model) -> None:
+    wrapped = hf.wrap(model)
+    tokens = torch.tensor([[1, 2, 3]])
+    loss, logits = wrapped(tokens, labels=tokens, return_dict=False)
+    expected = wrapped(tokens, labels=tokens)
+    assert loss.item() == expected.loss.item()
+    assert torch.equal(logits, expected.logits)
+    wrapped.config.return_dict = False
+    assert torch.equal(wrapped(tokens)[0], expected.logits)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"output_attentions": True}, "output_attentions: not supported by MoEUTForCausalLM"),
+        ({"token_type_ids": torch.zeros(1, 2)}, "token_type_ids: not supported"),
+        ({"position_ids": torch.tensor([[0, 1]])}, "position_ids: not supported"),
+        ({"head_mask": np.zeros(2)}, "head_mask: not supported"),
+        ({"position_ids": [0]}, "position_ids: not supported"),
+        ({"label": torch.zeros(1, 2)}, "did you mean 'labels'"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 2, 16)}, "inputs_embeds: not"),
+        ({"input_ids": None}, "input_ids=None: expected token ids"),
+        ({"labels": torch.zeros(1, 3)}, r"labels: shape \(1, 3\) does not fit input_ids \(1, 2\)"),
+        ({"attention_mask": torch.ones(1, 1, 2, 2)}, "attention_mask: shape"),
+    ],
+)
+def test_arguments_without_meaning_are_refused(model, arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hf.wrap(model)(**{"input_ids": torch.tensor([[1, 2]])} | arguments)
+
+
+def test_arguments_that_ask_for_nothing_are_taken(model) -> None:
+    nothing = {"output_attentions": False, "token_type_ids": None, "logits_to_keep": 0}
+    tokens = torch.tensor([[1, 2]])
+    wrapped = hf.wrap(model)
+    assert torch.equal(wrapped(tokens, **nothing).logits, wrapped(tokens).logits)
+
+
+def test_outputs_asked_for_by_the_config_are_refused(model, tmp_path: Path) -> None:
+    hf.wrap(model).save_pretrained(tmp_path)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    with pytest.raises(ValueError, match="output_hidden_states: not supported"):
+        load(tmp_path, output_hidden_states=True)(torch.tensor([[1, 2]]))
+
+
+def test_padding_after_a_cached_prompt_is_refused(model) -> None:
+    wrapped = hf.wrap(model)
+    key = hf.CACHE
+    read = wrapped(torch.tensor([[1, 2], [3, 4]]), use_cache=True)[key]
+    with pytest.raises(ValueError, match="no padding in what follows"):
+        wrapped(
+            torch.tensor([[5, 6], [0, 7]]),
+            attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1]]),
+            **{key: read},
+        )
+
+
+def test_other_forms_are_refused() -> None:
     config = moeut.architecture(
         "transformer", form="encoder_classifier", vocabulary_size=4, num_classes=2
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from tasks.arithmetic import Arithmetic
 from tasks.base import options as _options
+from tasks.base.options import OptionError
 from tasks.base.provenance import DataDamaged, DataFile, DataMissing
 from tasks.base.task import Example, Task, Vocabulary, select_rows
 from tasks.cogs.like import CogsLike
@@ -27,6 +28,7 @@ __all__ = [
     "DataFile",
     "DataMissing",
     "Example",
+    "OptionError",
     "Task",
     "Vocabulary",
     "create",
@@ -51,12 +53,11 @@ def task_class(name: str) -> type[Task]:
     """Return the class of a task.
 
     Raises:
-        ValueError: no task has that name; the message lists those there are.
+        OptionError: no task has that name; the message lists those there are.
     """
     if name not in TASKS:
-        raise ValueError(
-            f"task.name={name!r}: expected one of {', '.join(TASKS)}{_options.nearest(name, TASKS)}"
-        )
+        expected = f"expected one of {', '.join(TASKS)}{_options.nearest(name, TASKS)}"
+        raise OptionError("task.name", name, expected)
     return TASKS[name]
 
 
@@ -64,7 +65,7 @@ def create(name: str, /, **options: Any) -> Task:
     """Return the task of a name with some of its options set.
 
     Raises:
-        ValueError: an unknown task or option, or a value of the wrong type or out of range.
+        OptionError: an unknown task or option, or a value of the wrong type or out of range.
     """
     cls = task_class(name)
     _options.check_names(name, cls, options)

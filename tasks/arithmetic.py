@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 from tasks.base.generated import check_range, equal_shares
-from tasks.base.options import require
+from tasks.base.options import OptionError, require
 from tasks.base.task import Example, Kind, Task
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {
@@ -222,9 +222,11 @@ class Arithmetic(Task):
                 if len(row.text) > self.max_length or row.text in taken or not wanted[row.value]:
                     misses += 1
                     if misses > _MOST_MISSES:
-                        raise ValueError(
-                            f"task: {missing} of {share} rows of depth {depth} not found for "
-                            f"{split!r}; ask for fewer, or raise task.modulus or task.max_length"
+                        raise OptionError(
+                            "task.max_length",
+                            self.max_length,
+                            f"{missing} of {share} rows of depth {depth} not found for {split!r}; "
+                            "ask for fewer, or raise it or task.modulus",
                         )
                     continue
                 misses = 0

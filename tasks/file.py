@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tasks.base.options import nearest, require
+from tasks.base.options import OptionError, nearest, require
 from tasks.base.task import SPECIAL_TOKENS, Example, Task
 
 JSON_KEYS = ("source", "target", "category", "difficulty")
@@ -56,8 +56,10 @@ class FileTask(Task):
         names = ["train", *self._paths()]
         for name in self.other:
             if name in ("train", "dev", "test") or not name.isidentifier():
-                raise ValueError(
-                    f"task.other.{name}: a split's name must be a word other than train, dev, test"
+                raise OptionError(
+                    f"task.other.{name}",
+                    self.other[name],
+                    "a split's name must be a word other than train, dev, test",
                 )
         if self.in_distribution is not None:
             require(
@@ -79,13 +81,13 @@ class FileTask(Task):
 
     def _paths(self) -> dict[str, tuple[str, str]]:
         """Return for each split the option and the path that it names."""
-        given = {name: (name, getattr(self, name)) for name in ("train", "dev", "test")}
-        given |= {name: (f"other.{name}", path) for name, path in self.other.items()}
+        given = {name: (f"task.{name}", getattr(self, name)) for name in ("train", "dev", "test")}
+        given |= {name: (f"task.other.{name}", path) for name, path in self.other.items()}
         return {name: entry for name, entry in given.items() if entry[1] is not None}
 
     def build_splits(self) -> dict[str, list[Example]]:
         return {
-            split: [self._example(record, place) for place, record in read_records(option, path)]
+            split: [self._example(record, place) for place, record in read_records(path, option)]
             for split, (option, path) in self._paths().items()
         }
 
@@ -110,11 +112,12 @@ class FileTask(Task):
         return tuple(text) if self.tokenize == "characters" else tuple(text.split())
 
 
-def read_records(option: str, name: str) -> list[tuple[str, dict[str, Any]]]:
+def read_records(name: str, option: str) -> list[tuple[str, dict[str, Any]]]:
     """Return (``file:line``, record) for every row of a user's file.
 
     Raises:
-        ValueError: no such file, or an empty, binary or malformed one; names file and line.
+        OptionError: no such file, or an empty one; it names ``option``, which gave the path.
+        ValueError: a binary or malformed file; the message names file and line.
     """
     path = Path(name).expanduser()
     text = _read_text(option, name, path)
@@ -132,17 +135,7 @@ def read_records(option: str, name: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _read_text(option: str, name: str, path: Path) -> str:
-    if path.is_dir():
-        raise ValueError(f"task.{option}={name!r}: is a folder, expected a TSV or JSONL file")
-    if not path.exists():
-        beside = os.listdir(path.parent) if path.parent.is_dir() else []
-        raise ValueError(f"task.{option}={name!r}: no such file{nearest(path.name, beside)}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"task.{option}={name!r}: {error.strerror}") from error
-    if not data.strip():
-        raise ValueError(f"task.{option}={name!r}: empty file, expected at least one row")
+    data = _read_bytes(option, name, path)
     if b"\0" in data:
         raise ValueError(
             f"{name}:{_line_of(data, data.index(0))}: a binary file (zero byte), expected text"
@@ -153,6 +146,21 @@ def _read_text(option: str, name: str, path: Path) -> str:
         raise ValueError(
             f"{name}:{_line_of(data, error.start)}: byte 0x{data[error.start]:02x} is not UTF-8"
         ) from error
+
+
+def _read_bytes(option: str, name: str, path: Path) -> bytes:
+    if path.is_dir():
+        raise OptionError(option, name, "is a folder, expected a TSV or JSONL file")
+    if not path.exists():
+        beside = os.listdir(path.parent) if path.parent.is_dir() else []
+        raise OptionError(option, name, f"no such file{nearest(path.name, beside)}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OptionError(option, name, str(error.strerror)) from error
+    if not data.strip():
+        raise OptionError(option, name, "empty file, expected at least one row")
+    return data
 
 
 def _line_of(data: bytes, position: int) -> int:

@@ -1,7 +1,7 @@
 """A task's options: described from its dataclass fields, read from ``option=value`` words, checked.
 
-Every message names the option as ``task.<option>=<value>``, says what is allowed, and gives the
-nearest match where a word was misspelt.
+Whatever is wrong with an option is an ``OptionError``, which carries the option, its value and what
+is allowed as data.
 """
 
 from __future__ import annotations
@@ -18,6 +18,24 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+
+class OptionError(ValueError):
+    """An option has a value that is not allowed: ``task.cutoff=99: must be between 1 and 40``."""
+
+    def __init__(self, option: str, value: Any, expected: str) -> None:
+        super().__init__(option, value, expected)
+        self.option = option
+        """Dotted path of the option: ``task.cutoff``, or ``task.other.hard`` inside a mapping."""
+        self.value = value
+        """``dataclasses.MISSING`` where a required option is left out."""
+        self.expected = expected
+        """What is allowed instead, with the nearest match where there is one."""
+
+    def __str__(self) -> str:
+        is_missing = self.value is dataclasses.MISSING
+        shown = self.option if is_missing else f"{self.option}={self.value!r}"
+        return f"{shown}: {self.expected}"
 
 
 @dataclass(frozen=True)
@@ -130,25 +148,40 @@ def is_of_type(value: Any, annotation: Any) -> bool:
     return isinstance(value, annotation)
 
 
-def check_names(task_name: str, cls: type, names: Iterable[str]) -> None:
-    """Raise ValueError for an option that a task does not take, or for a required one left out."""
+def check_names(task_name: str, cls: type, given: Mapping[str, Any]) -> None:
+    """Check the names of the options given for a task.
+
+    Raises:
+        OptionError: the task does not take one of them, or needs one that is left out.
+    """
     options = describe(cls)
-    given = list(names)
-    for name in given:
-        if name not in options:
-            raise ValueError(
-                f"task.{name}: unknown option; task {task_name!r} takes "
-                f"{', '.join(options) or 'none'}{nearest(name, options)}"
-            )
+    for name, value in given.items():
+        _check_name(task_name, name, value, options)
     for option in options.values():
         if option.is_required and option.name not in given:
-            raise ValueError(
-                f"task.{option.name}: task {task_name!r} needs it ({type_words(option.type)})"
+            raise OptionError(
+                f"task.{option.name}",
+                dataclasses.MISSING,
+                f"task {task_name!r} needs it ({type_words(option.type)})",
             )
+
+
+def _check_name(task_name: str, name: str, value: Any, options: Mapping[str, Option]) -> None:
+    if name not in options:
+        raise OptionError(
+            f"task.{name}",
+            value,
+            f"unknown option; task {task_name!r} takes {', '.join(options) or 'none'}"
+            f"{nearest(name, options)}",
+        )
 
 
 def check_types(task: Any) -> None:
-    """Raise ValueError for a field of a task that does not have its declared type."""
+    """Check that every option of a task has its declared type.
+
+    Raises:
+        OptionError: one has another type.
+    """
     for option in describe(type(task)).values():
         value = getattr(task, option.name)
         if not is_of_type(value, option.type):
@@ -159,16 +192,21 @@ def check_types(task: Any) -> None:
                 for choice in typing.get_args(kind)
                 if isinstance(choice, str)
             ]
-            raise ValueError(
-                f"task.{option.name}={value!r}: expected {type_words(option.type)}"
-                f"{nearest(value, choices)}"
+            raise OptionError(
+                f"task.{option.name}",
+                value,
+                f"expected {type_words(option.type)}{nearest(value, choices)}",
             )
 
 
 def require(task: Any, name: str, condition: bool, allowed: str) -> None:
-    """Raise ValueError with an option's value and what is allowed, unless a condition holds."""
+    """Check an option of a task.
+
+    Raises:
+        OptionError: the condition does not hold; the message says that it must be ``allowed``.
+    """
     if not condition:
-        raise ValueError(f"task.{name}={getattr(task, name)!r}: must be {allowed}")
+        raise OptionError(f"task.{name}", getattr(task, name), f"must be {allowed}")
 
 
 def parse_words(task_name: str, cls: type, words: Iterable[str]) -> dict[str, Any]:
@@ -178,7 +216,8 @@ def parse_words(task_name: str, cls: type, words: Iterable[str]) -> dict[str, An
     (``8``, ``0.5``, ``true``, ``null``, ``[1, 2]``). ``option.key=value`` fills a mapping.
 
     Raises:
-        ValueError: a word without ``=``, an unknown or repeated option.
+        ValueError: a word without ``=``.
+        OptionError: an unknown or a repeated option.
     """
     options = describe(cls)
     values: dict[str, Any] = {}
@@ -187,15 +226,15 @@ def parse_words(task_name: str, cls: type, words: Iterable[str]) -> dict[str, An
         if not equals:
             raise ValueError(f"{word!r}: expected option=value")
         name, _, key = name.removeprefix("task.").partition(".")
-        check_names(task_name, cls, [name, *(o.name for o in options.values() if o.is_required)])
+        _check_name(task_name, name, text, options)
         value = _parse_value(text, options[name].type if not key else str)
         if key:
             mapping = values.setdefault(name, {})
             if not isinstance(mapping, dict) or key in mapping:
-                raise ValueError(f"task.{name}.{key}={text}: given twice")
+                raise OptionError(f"task.{name}.{key}", text, "given twice")
             mapping[key] = value
         elif name in values:
-            raise ValueError(f"task.{name}={text}: given twice")
+            raise OptionError(f"task.{name}", text, "given twice")
         else:
             values[name] = value
     return values

@@ -112,13 +112,14 @@ class Task:
         """Return the rows of one split.
 
         Raises:
-            ValueError: there is no such split; the message lists those there are.
+            OptionError: there is no such split; the message lists those there are.
         """
         splits = self.splits()
         if name not in splits:
-            raise ValueError(
-                f"task.split={name!r}: task {self.name!r} has {', '.join(splits)}"
-                f"{options.nearest(name, splits)}"
+            raise options.OptionError(
+                "task.split",
+                name,
+                f"task {self.name!r} has {', '.join(splits)}{options.nearest(name, splits)}",
             )
         return splits[name]
 

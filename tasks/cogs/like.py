@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tasks.base.generated import check_range
-from tasks.base.options import require
+from tasks.base.options import OptionError, require
 from tasks.base.task import Example, Task
 from tasks.cogs import grammar as cogs_grammar
 from tasks.cogs.grammar import DEEPER_PHRASE, Grammar, Slot
@@ -241,8 +241,9 @@ class _Rows:
             if reading.clause_depth <= clause_limit and reading.phrase_depth <= phrase_limit:
                 self.seen.add(text)
                 return example(text, reading.logical_form, category)
-        raise ValueError(
-            f"task.lexicon_size={self.task.lexicon_size!r}: no new sentence of train's words for "
-            f"{category} in {_TRIES_PER_ROW} draws; ask for fewer rows, for more training rows, "
-            "or keep more words"
+        raise OptionError(
+            "task.lexicon_size",
+            self.task.lexicon_size,
+            f"no new sentence of train's words for {category} in {_TRIES_PER_ROW} draws; ask for "
+            "fewer rows, for more training rows, or keep more words",
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.base import options
+from tasks.base.options import OptionError, nearest
 from tasks.language.corpus_files import Documents, Files
 from tasks.language.documents import Corpus
 from tasks.language.hub import HubDataset, HubFiles
@@ -214,20 +214,17 @@ def open_corpus(
     """Return the corpus of a name; nothing is read yet.
 
     Raises:
-        ValueError: no corpus has that name, or an option is given that it does not take.
+        OptionError: no corpus has that name, or an option is given that it does not take.
     """
     if name not in CORPORA:
-        raise ValueError(
-            f"task.corpus={name!r}: expected one of {', '.join(CORPORA)}"
-            f"{options.nearest(name, CORPORA)}"
-        )
+        expected = f"expected one of {', '.join(CORPORA)}{nearest(name, CORPORA)}"
+        raise OptionError("task.corpus", name, expected)
     entry = CORPORA[name]
     choices = Choices(tuple(files), hub, hub_config, hub_revision, text_field, documents)
     for option, default in vars(Choices()).items():
         value = getattr(choices, option)
         if value != default and option not in entry.takes:
             takers = ", ".join(key for key, other in CORPORA.items() if option in other.takes)
-            raise ValueError(
-                f"task.{option}={value!r}: corpus {name!r} does not take it, only {takers} does"
-            )
+            expected = f"corpus {name!r} does not take it, only {takers} does"
+            raise OptionError(f"task.{option}", value, expected)
     return entry.open(choices)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.base import options
+from tasks.base.options import OptionError, nearest
 from tasks.base.provenance import cache_folder
 from tasks.base.storage import sha256_of_file, write_atomically
 from tasks.language.documents import Corpus, Document, Part, common_folder, grouped_by_size
@@ -113,7 +113,7 @@ class Files(Corpus):
         documents: What of a text is one document.
 
     Raises:
-        ValueError: no entries, or pieces of too few bytes.
+        OptionError: no entries, or pieces of too few bytes.
     """
 
     name = "files"
@@ -125,11 +125,13 @@ class Files(Corpus):
         documents: Documents = "files",
     ) -> None:
         if not entries:
-            raise ValueError("task.files=[]: corpus 'files' needs at least one file or folder")
+            raise OptionError("task.files", [], "corpus 'files' needs at least one file or folder")
         if isinstance(documents, int) and not LEAST_DOCUMENT <= documents <= DOCUMENT_BYTES:
-            raise ValueError(
-                f"task.documents={documents}: must be files, paragraphs or a number of bytes from "
-                f"{LEAST_DOCUMENT} to {DOCUMENT_BYTES}"
+            raise OptionError(
+                "task.documents",
+                documents,
+                "must be files, paragraphs or a number of bytes from "
+                f"{LEAST_DOCUMENT} to {DOCUMENT_BYTES}",
             )
         self.entries, self.text_field, self.what = list(entries), text_field, documents
 
@@ -137,14 +139,15 @@ class Files(Corpus):
         """Return every file in order, with its format and compression.
 
         Raises:
-            ValueError: an entry that is missing or of an unknown format, or nothing to read.
+            OptionError: an entry that is missing or of an unknown format, or nothing to read.
         """
         found: dict[Path, tuple[str, str]] = {}
         for entry in self.entries:
             for path, kind in _resolve(entry):
                 found.setdefault(path.absolute(), kind)
         if not any(path.stat().st_size for path in found):
-            raise ValueError(f"task.files={self.entries!r}: the corpus is empty: no bytes in them")
+            expected = "the corpus is empty: no bytes in them"
+            raise OptionError("task.files", self.entries, expected)
         return found
 
     def parts(self) -> list[Part]:
@@ -186,18 +189,20 @@ class Files(Corpus):
 def _resolve(entry: str) -> list[tuple[Path, tuple[str, str]]]:
     """Return the files that one entry of ``task.files`` names, in order."""
     path = Path(entry).expanduser()
-    message = f"task.files={entry!r}"
     if path.is_dir():
         below = [(file, kind) for file in _walk(path) if (kind := format_of(file.name)) is not None]
         if not below:
-            raise ValueError(f"{message}: no file to read there; expected {describe_formats()}")
+            expected = f"no file to read there; expected {describe_formats()}"
+            raise OptionError("task.files", entry, expected)
         return below
     if path.is_file():
         kind = format_of(path.name)
         if kind is None:
-            raise ValueError(
-                f"{message}: unknown format; expected {describe_formats()}, or a pattern such as "
-                f"'*{path.suffix or '.py'}', which reads any suffix as plain text"
+            raise OptionError(
+                "task.files",
+                entry,
+                f"unknown format; expected {describe_formats()}, or a pattern such as "
+                f"'*{path.suffix or '.py'}', which reads any suffix as plain text",
             )
         return [(path, kind)]
     if glob.has_magic(entry):
@@ -210,12 +215,14 @@ def _resolve(entry: str) -> list[tuple[Path, tuple[str, str]]]:
             and (kind := format_of(file.name) or ((TEXT, "") if as_text else None)) is not None
         ]
         if not matched:
-            raise ValueError(f"{message}: matches no file to read; expected {describe_formats()}")
+            expected = f"matches no file to read; expected {describe_formats()}"
+            raise OptionError("task.files", entry, expected)
         return matched
     parent = path.parent
     if not parent.is_dir():
-        raise ValueError(f"{message}: no folder {str(parent)!r}{_nearest_sibling(parent)}")
-    raise ValueError(f"{message}: no such file or folder{_nearest_sibling(path)}")
+        expected = f"no folder {str(parent)!r}{_nearest_sibling(parent)}"
+        raise OptionError("task.files", entry, expected)
+    raise OptionError("task.files", entry, f"no such file or folder{_nearest_sibling(path)}")
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -228,7 +235,7 @@ def _walk(folder: Path) -> list[Path]:
 
 def _nearest_sibling(path: Path) -> str:
     parent = path.parent
-    return options.nearest(path.name, os.listdir(parent)) if parent.is_dir() else ""
+    return nearest(path.name, os.listdir(parent)) if parent.is_dir() else ""
 
 
 def _slices(path: Path, kind: str, compression: str) -> list[tuple[int, Slice]]:

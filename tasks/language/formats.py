@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
-from tasks.base import options
+from tasks.base.options import OptionError, nearest
 from tasks.language.documents import Document
 from tasks.language.extras import need
 
@@ -168,12 +168,15 @@ def text_of_row(row: dict[str, Any], place: str, text_field: str) -> str:
     """Return the text of a row, where half a surrogate pair (JSON can have one) is U+FFFD.
 
     Raises:
-        ValueError: the field is missing or holds no text.
+        OptionError: the row has no such field.
+        ValueError: the field holds no text.
     """
     if text_field not in row:
-        raise ValueError(
-            f"{place}: no field {text_field!r} (task.text_field); it has {', '.join(row) or 'none'}"
-            f"{options.nearest(text_field, row)}"
+        raise OptionError(
+            "task.text_field",
+            text_field,
+            f"no such field in {place}; it has {', '.join(row) or 'none'}"
+            f"{nearest(text_field, row)}",
         )
     text = row[text_field]
     if not isinstance(text, str):
@@ -218,15 +221,18 @@ def read_parquet(
     """Yield one column of a Parquet file, some rows of a row group at a time.
 
     Raises:
-        ValueError: a damaged file, no such column, or a column or a row that holds no text.
+        OptionError: the file has no such column.
+        ValueError: a damaged file, or a column or a row that holds no text.
     """
     pyarrow = need("pyarrow", "reading Parquet")
     file = open_parquet(stream, name)
     schema = file.schema_arrow
     if text_field not in schema.names:
-        raise ValueError(
-            f"{name}: no column {text_field!r} (task.text_field); it has "
-            f"{', '.join(schema.names) or 'none'}{options.nearest(text_field, schema.names)}"
+        raise OptionError(
+            "task.text_field",
+            text_field,
+            f"no such column in {name}; it has {', '.join(schema.names) or 'none'}"
+            f"{nearest(text_field, schema.names)}",
         )
     kind = schema.field(text_field).type
     inner = kind.value_type if pyarrow.types.is_dictionary(kind) else kind

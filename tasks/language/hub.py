@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from tasks.base.options import OptionError
 from tasks.language.corpus_files import DOCUMENT_BYTES, remembered_sha256
 from tasks.language.documents import DOCUMENT_SEPARATOR, Corpus, Document, Part
 from tasks.language.extras import need
@@ -187,7 +188,7 @@ class HubDataset(Corpus):
     Where it has one split only, that split is divided by hash; else its own splits are kept.
 
     Raises:
-        ValueError: no repository or folder is named, or a repository without a revision.
+        OptionError: no repository or folder is named, or a repository without a revision.
     """
 
     name = "hub"
@@ -200,14 +201,17 @@ class HubDataset(Corpus):
         text_field: str = "text",
     ) -> None:
         if not repository:
-            raise ValueError("task.hub: corpus 'hub' needs the name of a data set, or a folder")
+            expected = "corpus 'hub' needs the name of a data set, or a folder"
+            raise OptionError("task.hub", repository, expected)
         self.is_folder = Path(repository).expanduser().is_dir()
         if self.is_folder:
             repository = str(Path(repository).expanduser().absolute())
         elif revision is None:
-            raise ValueError(
-                "task.hub_revision: pin the data set, so that it is the same later; its commits: "
-                f"https://huggingface.co/datasets/{repository}/commits/main"
+            raise OptionError(
+                "task.hub_revision",
+                revision,
+                "pin the data set, so that it is the same later; its commits: "
+                f"https://huggingface.co/datasets/{repository}/commits/main",
             )
         self.repository, self.config, self.revision = repository, config, revision
         self.text_field = text_field
@@ -281,7 +285,7 @@ def _streamed(repository: str, config: str | None, revision: str | None) -> Any:
     try:
         return datasets.load_dataset(repository, config, revision=revision, streaming=True)
     except expected as error:
-        raise ValueError(f"task.hub={repository!r}: {_reason(error)}") from None
+        raise OptionError("task.hub", repository, _reason(error)) from None
 
 
 def _network_errors() -> tuple[type[BaseException], ...]:

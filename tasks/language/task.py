@@ -129,8 +129,8 @@ class Language(Task):
         for name in ("vocabulary_size", "normalization", "tokenizer_documents"):
             value = getattr(self, name)
             if self.tokenizer != "bpe" and value != described[name].default:
-                raise ValueError(
-                    f"task.{name}={value!r}: only with tokenizer: bpe, not {self.tokenizer}"
+                raise options.OptionError(
+                    f"task.{name}", value, f"only with tokenizer: bpe, not {self.tokenizer}"
                 )
 
     # --- what the runners ask of a task ---------------------------------------------------
@@ -181,10 +181,11 @@ class Language(Task):
                     f"{whole}: expected more of them, another task.validation_fraction or "
                     "task.test_fraction, or a shorter context"
                 )
-            raise ValueError(
-                f"task.context_length={self.context_length}: the {name} split has {tokens} tokens "
-                f"of {documents} documents, fewer than one window of {self.context_length + 1}; "
-                + hint
+            raise options.OptionError(
+                "task.context_length",
+                self.context_length,
+                f"the {name} split has {tokens} tokens of {documents} documents, fewer than one "
+                f"window of {self.context_length + 1}; {hint}",
             )
 
     def splits(self) -> dict[str, TokenSplit]:  # type: ignore[override]
@@ -383,11 +384,12 @@ class Language(Task):
         try:
             tokenizer = load_tokenizer(Path(self.tokenizer).expanduser())
         except ValueError as error:
-            raise ValueError(f"task.tokenizer={self.tokenizer!r}: {error}") from None
+            raise options.OptionError("task.tokenizer", self.tokenizer, str(error)) from None
         if self.boundary == "token" and tokenizer.boundary_id is None:
-            raise ValueError(
-                f"task.boundary='token': {self.tokenizer} has no boundary token; expected "
-                "boundary: paper or none"
+            raise options.OptionError(
+                "task.boundary",
+                self.boundary,
+                f"{self.tokenizer} has no boundary token; expected boundary: paper or none",
             )
         return tokenizer
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
+from tasks.base.options import OptionError
 from tasks.language.extras import need
 from tasks.language.tokenizers import BOUNDARY_PIECE, SentencePiece
 
@@ -62,7 +63,7 @@ def train_tokenizer(
         max_characters: Stop after the document that brings the total to it; None: read all.
 
     Raises:
-        ValueError: no text, or too little of it for so large a vocabulary.
+        OptionError: no text, or too little of it for so large a vocabulary.
     """
     sentencepiece = need("sentencepiece", "tokenizer: bpe")
     reader = _Reader(texts, max_characters)
@@ -84,9 +85,11 @@ def train_tokenizer(
         reason = (
             "the corpus is empty" if reader.characters == 0 else re.sub(r".*\] ", "", str(error))
         )
-        raise ValueError(
-            f"task.vocabulary_size={vocabulary_size}: no BPE tokenizer of so many pieces from "
-            f"{reader.number} documents with {reader.characters:,} characters: {reason}"
+        raise OptionError(
+            "task.vocabulary_size",
+            vocabulary_size,
+            f"no BPE tokenizer of so many pieces from {reader.number} documents with "
+            f"{reader.characters:,} characters: {reason}",
         ) from None
     return SentencePiece(model.getvalue())
 

@@ -39,7 +39,7 @@ class Toy(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size < 1:
-            raise ValueError(f"task.size={self.size}: must be at least 1")
+            raise tasks.OptionError("task.size", self.size, "must be at least 1")
 
     def build_splits(self) -> dict[str, list[Example]]:
         rows = [Example((str(n),), (str(n),)) for n in range(self.size)]

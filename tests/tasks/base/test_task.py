@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import doctest
 import importlib
+import pickle
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,6 +14,7 @@ import pytest
 
 import tasks
 from tasks.base import options
+from tasks.base.options import OptionError
 from tasks.base.task import BOS, EOS, PAD, UNKNOWN, Example, Task, Vocabulary, select_rows
 
 # Small sizes, so that every generated task is quick; what needs official files is tested apart.
@@ -76,6 +79,29 @@ def test_wrong_options_name_the_option_its_value_and_what_is_allowed(given, part
     for part in parts:
         assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "option", "value", "expected"),
+    [
+        ({"shade": "blu"}, "task.shade", "blu", "expected one of red, blue; did you mean 'blue'?"),
+        ({"sise": 3}, "task.sise", 3, "unknown option; task 'toy' takes size, shade, scale"),
+    ],
+)
+def test_an_error_carries_option_value_and_what_is_expected(given, option, value, expected):
+    with pytest.raises(OptionError) as caught:
+        tasks.create("toy", **given)
+    # Workers of a pool send their errors pickled.
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert (error.option, error.value) == (option, value)
+        assert error.expected.startswith(expected)
+        assert str(error) == f"{option}={value!r}: {error.expected}"
+
+
+def test_an_error_about_a_missing_option_has_no_value():
+    with pytest.raises(OptionError, match=r"^task\.train: task 'file' needs it \(text\)$") as error:
+        tasks.create("file")
+    assert error.value.value is dataclasses.MISSING
 
 
 def test_whole_numbers_are_numbers_and_lists_are_tuples():

@@ -89,7 +89,7 @@ def test_wrong_names_and_options_are_refused():
         open_corpus("c4", files=["a.txt"])
     with pytest.raises(ValueError, match=r"task\.text_field='x': .* only files, hub does"):
         open_corpus("stdlib", text_field="x")
-    with pytest.raises(ValueError, match=r"task\.hub: corpus 'hub' needs the name"):
+    with pytest.raises(ValueError, match=r"task\.hub=None: corpus 'hub' needs the name"):
         open_corpus("hub")
-    with pytest.raises(ValueError, match=r"task\.hub_revision: pin the data set"):
+    with pytest.raises(ValueError, match=r"task\.hub_revision=None: pin the data set"):
         open_corpus("hub", hub="someone/something")

@@ -243,7 +243,9 @@ def test_the_fingerprint_of_a_folder_is_of_its_content(folder):
 
 def test_a_field_that_is_not_there_is_refused(folder):
     corpus = HubDataset(str(folder), text_field="txt")
-    with pytest.raises(ValueError, match=r"no field 'txt' .* it has id, text; did you mean"):
+    with pytest.raises(
+        ValueError, match=r"text_field='txt': no such field in .* it has id, text; did you mean"
+    ):
         list(corpus.documents())
 
 

@@ -328,7 +328,7 @@ def test_a_waiting_process_says_so(options, caplog, monkeypatch):
             raise BlockingIOError
         taken(stream, operation)
 
-    monkeypatch.setattr("tasks.language.workers.fcntl.flock", busy_at_first)
+    monkeypatch.setattr("tasks.base.storage.fcntl.flock", busy_at_first)
     with caplog.at_level(logging.INFO, logger="tasks"):
         task.splits()
     assert "another process prepares this data; waiting" in caplog.text

@@ -194,7 +194,7 @@ class Attention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext
     ) -> tuple[Tensor, Tensor | None]:
         dropout = self.dropout if self.training else 0.0
-        explicit = context.distances is not None or context.routing.trace
+        explicit = context.distances is not None or context.routing.trace or _miscompiles(query)
         if not explicit:
             attended = F.scaled_dot_product_attention(
                 query, key, value, context.bias, dropout, context.is_causal, scale=context.scale
@@ -218,6 +218,16 @@ class Attention(nn.Module):
     @staticmethod
     def _split_heads(x: Tensor, num_heads: int) -> Tensor:
         return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def _miscompiles(query: Tensor) -> bool:
+    """Return whether the fused attention would be compiled to code that fails in its backward pass.
+
+    PyTorch 2.11's compiler takes the normaliser of float64 attention on a CPU to be float32
+    ("expected scalar type Double but found Float"); 2.13's does not.
+    """
+    is_float64_on_cpu = query.dtype == torch.float64 and query.device.type == "cpu"
+    return torch.compiler.is_compiling() and is_float64_on_cpu
 
 
 class DenseMultiHeadAttention(Attention):

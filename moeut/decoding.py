@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,17 @@ class Decoded:
 
     finished: Tensor
     """(B,) bool: whether the row ended by itself."""
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for the length of a context, and back as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -55,9 +67,7 @@ def greedy_decode(
     """
     if max_length < 1:
         raise ValueError(f"max_length={max_length}: must be at least 1")
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         reader = start(
             model,
             source,
@@ -67,8 +77,6 @@ def greedy_decode(
             bidirectional_prompt=bidirectional_prompt,
         )
         return _decode(reader, source.shape[0], eos, pad, max_length, suppress_eos)
-    finally:
-        model.train(was_training)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moeut.decoding import Decoded, start
+from moeut.decoding import Decoded, evaluation_mode, start
 from moeut.models import DecoderLM
 
 
@@ -44,9 +44,7 @@ def generate(
     check_settings(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens)
     if not bool(prompt_mask[:, :1].all()):
         raise ValueError("prompts: one is empty; there is nothing to continue")
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         next_logits = _cached if use_cache else _reread
         reader = next_logits(model, prompts, prompt_mask, num_repeats)
         return _generate(
@@ -58,8 +56,6 @@ def generate(
             pad=pad,
             on_token=on_token,
         )
-    finally:
-        model.train(was_training)
 
 
 def check_settings(

@@ -23,8 +23,9 @@ from runners.config.schema import ConfigError, RunConfig
 from runners.process import environment, signals
 from runners.process.checkpoint import Checkpoint, check_run, list_checkpoints, load_checkpoint
 from runners.process.run_directory import RunDirectory
+from runners.reporting.run_result import Score, to_plain
 from runners.scoring import zero_shot
-from runners.scoring.splits import Evaluation, evaluate_split
+from runners.scoring.splits import SplitScorer
 from runners.sweeping.progress import make_console
 from runners.training.experiment import Built, build, build_model
 from runners.training.loop import Stopped
@@ -40,7 +41,7 @@ def evaluate_run(
     rows_per_category: int | None = None,
     all_rows: bool = False,
     stop: signals.Stop | None = None,
-) -> list[Evaluation]:
+) -> list[Score]:
     """Score a finished run's selected weights and return the scores, split by split.
 
     Args:
@@ -89,17 +90,16 @@ def evaluate_run(
         if stop is not None and stop.requested:
             raise Stopped("stopped while scoring; nothing was written")
 
+    scorer = SplitScorer(
+        model=model,
+        built=built,
+        config=settings,
+        device=device,
+        precision=config.train.precision,
+        on_batch=on_batch,
+    )
     return [
-        evaluate_split(
-            model,
-            built,
-            split,
-            config=settings,
-            device=device,
-            precision=config.train.precision,
-            repeats=depth,
-            on_batch=on_batch,
-        )
+        scorer.score(split, repeats=depth).score
         for split in _splits(built, config, splits)
         for depth in _depths(built, repeats)
     ]
@@ -137,23 +137,22 @@ def _depths(built: Built, repeats: Sequence[int]) -> list[int | list[int]]:
     return [[number, number] if isinstance(own, list) else number for number in repeats]
 
 
-def print_table(evaluations: Sequence[Evaluation], console: Console) -> None:
-    """Print the scores, one row for each split and depth."""
-    names = list(dict.fromkeys(name for e in evaluations for name in e.scores.metrics))
+def print_table(scores: Sequence[Score], console: Console) -> None:
+    """Print scores, one row for each split and depth."""
+    names = list(dict.fromkeys(name for score in scores for name in score.metrics))
     table = Table(box=None, pad_edge=False)
     for column in ("split", "repeats", "rows", *names, "ceiling", "chance", "majority"):
         # Spaces, at which a narrow terminal breaks the line instead of cutting the word.
         title = column.replace("_", " ")
         table.add_column(title, justify="left" if column == "split" else "right")
-    for evaluation in evaluations:
-        depth, scores = evaluation.repeats, evaluation.scores
-        rows = f"{scores.rows} of {evaluation.rows_available}"
-        numbers = [*(scores.metrics.get(name) for name in names), scores.ceiling]
-        numbers += [scores.chance, scores.majority]
+    for score in scores:
+        rows = f"{score.rows} of {score.rows_available}"
+        numbers = [*(score.metrics.get(name) for name in names), score.ceiling]
+        numbers += [score.chance, score.majority]
         table.add_row(
-            evaluation.split,
-            "+".join(map(str, depth)) if isinstance(depth, list) else str(depth),
-            str(scores.rows) if scores.rows == evaluation.rows_available else rows,
+            score.split,
+            score.shown_repeats,
+            str(score.rows) if score.rows == score.rows_available else rows,
             *("–" if number is None else f"{number:.4f}" for number in numbers),
         )
     console.print(table)
@@ -221,7 +220,7 @@ A .ckpt file is one of the paper's training code; its SentencePiece file *.model
                 raise ConfigError(
                     f"--rows-per-category {options.rows_per_category}: must be at least 1"
                 )
-            evaluations = evaluate_run(
+            scores = evaluate_run(
                 options.run,
                 splits=options.split,
                 repeats=options.repeats,
@@ -238,9 +237,9 @@ A .ckpt file is one of the paper's training code; its SentencePiece file *.model
             print(error, file=sys.stderr)
             return stop.exit_status
     if options.json:
-        print(json.dumps([evaluation.to_dict() for evaluation in evaluations], indent=1))
+        print(json.dumps(to_plain(scores), indent=1))
     else:
-        print_table(evaluations, make_console())
+        print_table(scores, make_console())
     return signals.DONE
 
 

@@ -21,6 +21,7 @@ from moeut.sampling import check_settings, generate
 from runners.config.schema import ConfigError
 from runners.process import signals
 from runners.scoring.language_model import LanguageModel, add_model_argument, load_language_model
+from runners.training.batches import padded_batch
 from tasks.base.command_line import Parser
 
 
@@ -129,11 +130,7 @@ def continue_prompts(
     for prompt, row in zip(prompts, ids, strict=True):
         if not row:
             raise ConfigError(f"prompt {prompt!r}: has no tokens, and the model no boundary token")
-    lengths = torch.tensor([len(row) for row in ids])
-    tokens = torch.zeros(len(ids), int(lengths.max()), dtype=torch.int64)
-    for row, values in zip(tokens, ids, strict=True):
-        row[: len(values)] = torch.tensor(values)
-    mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+    tokens, mask = padded_batch(ids, 0, loaded.device)
     text = TextStream(loaded, ids[0])
     ends = [time.monotonic()]
 
@@ -145,8 +142,8 @@ def continue_prompts(
     with loaded.autocast():
         result = generate(
             loaded.model,
-            tokens.to(loaded.device),
-            mask.to(loaded.device),
+            tokens,
+            mask,
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
@@ -161,7 +158,7 @@ def continue_prompts(
     if stream:
         print(text.rest(), flush=True)
     if speed is not None:
-        speed.add(result.lengths.tolist(), lengths.tolist(), ends)
+        speed.add(result.lengths.tolist(), [len(row) for row in ids], ends)
     return [
         Continuation(prompt, _text_after(loaded, before, row[:length]), length, finished)
         for prompt, before, row, length, finished in zip(

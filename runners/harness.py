@@ -27,12 +27,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from moeut.sampling import generate
 from runners.process import signals
 from runners.scoring.language_model import LanguageModel, load_language_model
 from runners.scoring.likelihoods import BATCH_SIZE, Request, encode, score_requests
+from runners.training.batches import padded_batch
 from tasks.base.command_line import Parser
 from tasks.zero_shot import Likelihood
 
@@ -169,14 +168,12 @@ def _continue_alike(
     rows = [(start + tokenizer.encode(prompt))[-room:] for prompt in prompts]
     if not all(rows):
         raise ValueError("an empty prompt, and a tokenizer without a boundary to begin after")
-    longest = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    real = torch.arange(longest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
+    tokens, mask = padded_batch(rows, 0, language.device)
     with language.autocast():
         decoded = generate(
             language.model,
-            tokens.to(language.device),
-            real.to(language.device),
+            tokens,
+            mask,
             max_tokens=max_tokens,
             temperature=float(settings.get("temperature") or 1.0) if sampled else 0.0,
             top_k=settings.get("top_k") if sampled else None,

@@ -30,7 +30,8 @@ from typing import Any
 from runners.config.yaml_nodes import ConfigError
 from runners.process import signals
 from runners.reporting import comparison, figures, tables
-from runners.reporting.results import Run, SweepResults, compact, load
+from runners.reporting.results import Setting, SweepResults, load
+from runners.reporting.run_result import to_plain
 from runners.reporting.statistics import TOO_SMALL, summarize
 from tasks.base.command_line import Parser
 from tasks.base.metrics import is_lower_better
@@ -42,67 +43,26 @@ EXIT_DONE, EXIT_BAD_INPUT = 0, 2
 # --- tidy files -------------------------------------------------------------------------
 
 
-def results_rows(results: SweepResults) -> list[dict[str, Any]]:
-    """Return one row per run and metric; a run without a result has one row that says so."""
-    rows = []
-    for run in results.runs:
-        head = _identity(results, run)
-        model = run.result.get("model", {})
-        head |= {
-            "status": run.status,
-            "select": run.result.get("select"),
-            "step": run.result.get("step"),
-            "model_parameters": model.get("parameters"),
-            "macs_per_token": model.get("macs_per_token"),
-            "tokens_seen": run.result.get("tokens_seen"),
-        }
-        scores = [
-            {
-                "split": score["split"],
-                "repeats": _repeats(score),
-                "is_default_depth": score.get("is_default_depth", True),
-                "metric": metric,
-                "value": value,
-                "rows": score["rows"],
-                "rows_available": score.get("rows_available", score["rows"]),
-            }
-            for score in run.scores()
-            for metric, value in score["metrics"].items()
-        ]
-        empty = dict.fromkeys(
-            ("split", "repeats", "is_default_depth", "metric", "value", "rows", "rows_available")
-        )
-        rows += [head | score for score in scores or [empty]]
-    return rows
-
-
 def breakdown_rows(results: SweepResults) -> list[dict[str, Any]]:
     """Return one row per run, score and category, difficulty or row of a task's own table."""
-    rows = []
-    for run in results.runs:
-        for score in run.scores():
-            groups = {
-                "category": score.get("by_category", {}),
-                "difficulty": score.get("by_difficulty", {}),
-                **score.get("tables", {}),
-            }
-            for table, cells in groups.items():
-                for key, cell in cells.items():
-                    for metric, value in cell.items():
-                        if metric != "rows":
-                            rows.append(
-                                _identity(results, run)
-                                | {
-                                    "split": score["split"],
-                                    "repeats": _repeats(score),
-                                    "table": table,
-                                    "row": key,
-                                    "metric": metric,
-                                    "value": value,
-                                    "rows": cell.get("rows"),
-                                }
-                            )
-    return rows
+    return [
+        results.identity(run)
+        | {
+            "split": score.split,
+            "repeats": score.shown_repeats,
+            "table": table,
+            "row": key,
+            "metric": metric,
+            "value": value,
+            "rows": cell.get("rows"),
+        }
+        for run in results.runs
+        for score in run.scores
+        for table, cells in score.groups().items()
+        for key, cell in cells.items()
+        for metric, value in cell.items()
+        if metric != "rows"
+    ]
 
 
 TIMES = ("wall_seconds", "train_seconds", "evaluate_seconds", "tokens_per_second", "starts")
@@ -111,31 +71,12 @@ TIMES = ("wall_seconds", "train_seconds", "evaluate_seconds", "tokens_per_second
 def timings_rows(results: SweepResults) -> list[dict[str, Any]]:
     """Return one row per run with its times."""
     return [
-        _identity(results, run)
+        results.identity(run)
         | {"status": run.status}
-        | {name: run.timings.get(name) for name in TIMES}
+        | {name: getattr(run.timings, name, None) for name in TIMES}
         | {"device": run.environment.get("device")}
         for run in results.runs
     ]
-
-
-def _identity(results: SweepResults, run: Run) -> dict[str, Any]:
-    grid = {key: run.parameters.get(key, "") for key in results.grid_keys}
-    grid = {key: value if isinstance(value, str) else compact(value) for key, value in grid.items()}
-    return {
-        "sweep": results.name,
-        "variant": run.variant,
-        **grid,
-        "seed": run.seed,
-        "hash": run.hash,
-    }
-
-
-def _repeats(score: dict[str, Any]) -> str:
-    repeats = score.get("repeats")
-    if isinstance(repeats, list):
-        return "+".join(map(str, repeats))
-    return "" if repeats is None else str(repeats)
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -176,8 +117,8 @@ def report_tables(results: SweepResults) -> list[tables.Table]:
 def to_markdown(results: SweepResults) -> str:
     """Return ``summary.md``."""
     parts = [f"# {results.name}\n", *map(tables.to_markdown, report_tables(results))]
-    if results.strangers:
-        listed = ", ".join(results.strangers)
+    if results.unplanned:
+        listed = ", ".join(results.unplanned)
         parts.append(f"Not in this sweep's current plan, and left out: {listed}\n")
     return "\n".join(parts)
 
@@ -203,18 +144,18 @@ def to_data(results: SweepResults) -> dict[str, Any]:
                     status: sum(run.status == status for run in setting.runs)
                     for status in ("done", "running", "failed", "missing")
                 },
-                "model": setting.first("model"),
-                "select": setting.first("select"),
-                "tokens_seen": setting.first("tokens_seen"),
-                "wall_seconds": tables.mean(
-                    run.timings.get("wall_seconds") for run in setting.done
-                ),
+                "model": setting.first(lambda result: to_plain(result.model)),
+                "select": setting.first(lambda result: result.select),
+                "tokens_seen": setting.first(lambda result: result.tokens_seen),
+                "wall_seconds": comparison.wall_seconds(setting),
                 "headline": {
                     "split": split,
                     "metric": metric,
                     "is_lower_better": is_lower_better(metric),
                 },
-                "in_distribution_split": setting.first("task", "in_distribution_split"),
+                "in_distribution_split": setting.first(
+                    lambda result: result.task.in_distribution_split
+                ),
                 "scores": {
                     name: {
                         m: _summary_data(setting, name, m)
@@ -256,11 +197,11 @@ def to_data(results: SweepResults) -> dict[str, Any]:
             if run.status != "done" or run.message
         ],
         "notes": comparison.main_table(results).notes,
-        "not_in_plan": results.strangers,
+        "not_in_plan": results.unplanned,
     }
 
 
-def _summary_data(setting: Any, split: str, metric: str) -> dict[str, Any]:
+def _summary_data(setting: Setting, split: str, metric: str) -> dict[str, Any]:
     summary = summarize(setting.values(split, metric))
     seeds = {str(run.seed): run.value(split, metric) for run in setting.done}
     return {
@@ -291,7 +232,7 @@ def write_report(directory: str | Path, *, with_figures: bool = True) -> tuple[S
 def write_files(results: SweepResults, *, with_figures: bool = True) -> str:
     """Write the report of loaded results; return a line about figures not drawn, or nothing."""
     files = {
-        "results.csv": to_csv(results_rows(results)),
+        "results.csv": to_csv(results.frame()),
         "breakdown.csv": to_csv(breakdown_rows(results)),
         "timings.csv": to_csv(timings_rows(results)),
         "summary.md": to_markdown(results),

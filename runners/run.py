@@ -7,7 +7,6 @@ weights. Where several ranks train, all of them come through here in step, and r
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
@@ -26,6 +25,7 @@ from runners.process.checkpoint import Checkpoint, load_latest, save_checkpoint
 from runners.process.lease import DirectoryLock, Locked
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, RunRecord, write_json, write_json_lines
+from runners.reporting.run_result import ModelSummary, RunResult, TaskSummary, from_plain
 from runners.scoring.scorer import Scorer
 from runners.scoring.splits import Evaluation
 from runners.training import parallel
@@ -261,27 +261,27 @@ class _Run:
     def _write_result(self, evaluations: list[Evaluation]) -> None:
         position, config, files = self.loop.position, self.config, self.prepared.files
         selects = config.selection_split is not None
-        own = [evaluation for evaluation in evaluations if evaluation.is_default_depth]
+        own = [evaluation for evaluation in evaluations if evaluation.score.is_default_depth]
         kind = self.built.task.kind
         write_json_lines(
-            files.predictions, [row for evaluation in own for row in evaluation.rows(kind)]
+            files.predictions, [row for each in own for row in each.prediction_rows(kind)]
         )
         self.journal.write_timings()
-        notes = [evaluation.note(config.evaluate) for evaluation in own]
-        write_json(
-            files.result,
-            {
-                "status": "done",
-                **dataclasses.asdict(self.prepared.record),
-                "select": config.select,
-                "step": position.best_step if selects else position.step,
-                "task": describe_task(self.built.task, self.built.final_splits(config)),
-                "model": describe_model(self.built),
-                "tokens_seen": position.tokens_seen,
-                "notes": [note for note in notes if note],
-                "scores": [evaluation.to_dict() for evaluation in evaluations],
-            },
+        step = position.best_step if selects else position.step
+        assert step is not None  # what selects has been evaluated at the last step
+        result = RunResult(
+            **vars(self.prepared.record),
+            select=config.select,
+            step=step,
+            task=from_plain(
+                TaskSummary, describe_task(self.built.task, self.built.final_splits(config))
+            ),
+            model=from_plain(ModelSummary, describe_model(self.built)),
+            tokens_seen=position.tokens_seen,
+            notes=[note for each in own if (note := each.note())],
+            scores=[each.score for each in evaluations],
         )
+        write_json(files.result, result.to_json())
 
     # --- what the loop asks for ---------------------------------------------------------
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from runners.reporting.results import Run, Setting, SweepResults, compact, depth_of
+from runners.reporting.results import Outcome, Setting, SweepResults, compact
+from runners.reporting.run_result import Depth
 from runners.reporting.statistics import LEVEL, TOO_SMALL, Comparison, compare_family, summarize
 from runners.reporting.tables import (
     MISSING,
@@ -89,10 +90,10 @@ def main_table(results: SweepResults) -> Table:
             for key in results.grid_keys
         ]
         row += [
-            count(setting.first("model", "parameters")),
-            count(setting.first("model", "macs_per_token")),
-            count(mean(run.result.get("tokens_seen") for run in setting.done)),
-            duration(mean(run.timings.get("wall_seconds") for run in setting.done)),
+            count(setting.first(lambda result: result.model.parameters)),
+            count(setting.first(lambda result: result.model.macs_per_token)),
+            count(_tokens_seen(setting)),
+            duration(wall_seconds(setting)),
             _n(setting, len(values)),
             *(read(setting) for _, read in beside),
             mean_std(values, metric),
@@ -160,7 +161,16 @@ def _has_inside(results: SweepResults, setting: Setting) -> bool:
 
 
 def _inside(setting: Setting) -> str | None:
-    return setting.first("task", "in_distribution_split")
+    return setting.first(lambda result: result.task.in_distribution_split)
+
+
+def _tokens_seen(setting: Setting) -> float | None:
+    return mean(result.tokens_seen for result in setting.results)
+
+
+def wall_seconds(setting: Setting) -> float | None:
+    """Return the mean time of the finished runs; None where none is known."""
+    return mean(run.timings.wall_seconds for run in setting.done if run.timings is not None)
 
 
 def _n(setting: Setting, number: int) -> str:
@@ -170,11 +180,12 @@ def _n(setting: Setting, number: int) -> str:
 
 def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bool) -> list[str]:
     """Return what a reader of the main table has to know."""
-    done = [run for run in results.runs if run.status == "done"]
-    if not done:
+    done = [run for run in results.runs if run.result is not None]
+    found = [result for setting in results.settings for result in setting.results]
+    if not found:
         return ["No run has a result yet."]
     notes = []
-    selects = sorted({str(run.result.get("select", "final")) for run in done})
+    selects = sorted({result.select for result in found})
     notes.append(f"Weights scored: select {', '.join(selects)}.")
     meaning = "± sample standard deviation over seeds; CI: 95 % BCa bootstrap interval of the mean"
     if tests:
@@ -200,7 +211,7 @@ def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bo
         notes.append(f"Ours, and not among the paper's: {', '.join(results.ours)}.")
     notes += baseline_notes(results)
     notes += matching_notes(results)
-    notes += dict.fromkeys(note for run in done for note in run.result.get("notes", []))
+    notes += dict.fromkeys(note for result in found for note in result.notes)
     devices = {str(run.environment["device"]) for run in done if "device" in run.environment}
     if devices:
         notes.append(f"Hardware: {'; '.join(sorted(devices))}.")
@@ -217,7 +228,7 @@ def baseline_notes(results: SweepResults) -> list[str]:
         ):
             score = setting.done[0].score(split) if setting.done and split else None
             for name in ("chance", "majority", "ceiling"):
-                value = None if score is None else score.get(name)
+                value = getattr(score, name, None)
                 if split and value is not None:
                     by_name = found.setdefault(split, {})
                     by_name.setdefault(name, set()).add(f"{value:.3f}")
@@ -229,11 +240,11 @@ def baseline_notes(results: SweepResults) -> list[str]:
 
 
 _QUANTITIES: dict[str, Callable[[Setting], Any]] = {
-    "parameters": lambda setting: setting.first("model", "parameters"),
-    "MACs per token": lambda setting: setting.first("model", "macs_per_token"),
-    "tokens seen": lambda setting: mean(run.result.get("tokens_seen") for run in setting.done),
-    "layers applied": lambda setting: setting.first("model", "num_layers"),
-    "d_model": lambda setting: setting.first("model", "d_model"),
+    "parameters": lambda setting: setting.first(lambda result: result.model.parameters),
+    "MACs per token": lambda setting: setting.first(lambda result: result.model.macs_per_token),
+    "tokens seen": _tokens_seen,
+    "layers applied": lambda setting: setting.first(lambda result: result.model.num_layers),
+    "d_model": lambda setting: setting.first(lambda result: result.model.d_model),
 }
 
 
@@ -307,7 +318,7 @@ def _rows(results: SweepResults, split: str) -> str:
     for run in results.runs:
         score = run.score(split)
         if score is not None:
-            rows, available = score["rows"], score.get("rows_available", score["rows"])
+            rows, available = score.rows, score.rows_available
             return count(rows) if rows == available else f"{count(rows)} of {count(available)}"
     return MISSING
 
@@ -315,35 +326,26 @@ def _rows(results: SweepResults, split: str) -> str:
 def breakdown_tables(results: SweepResults) -> list[Table]:
     """Return the tables per category, per difficulty and those of the task alone, per split."""
     tables = []
-    difficulty = _common(results, lambda s: s.first("task", "difficulty_name")) or "difficulty"
+    difficulty = _common(results, difficulty_name) or "difficulty"
     for split in results.splits():
         scores = [score for run in results.runs if (score := run.score(split)) is not None]
-        own = dict.fromkeys(name for score in scores for name in score.get("tables", {}))
-        groups: dict[str, Callable[[dict[str, Any]], Any]] = {
-            "category": lambda score: score.get("by_category", {}),
-            difficulty: lambda score: score.get("by_difficulty", {}),
-            **{name: _own_table(name) for name in own},
-        }
-        for name, read in groups.items():
-            table = _breakdown(results, split, name, read)
+        for group in dict.fromkeys(name for score in scores for name in score.groups()):
+            name = difficulty if group == "difficulty" else group
+            table = _breakdown(results, split, name, group)
             if len(table.rows) > 1:
                 tables.append(table)
     return tables
 
 
-def _own_table(name: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda score: score.get("tables", {}).get(name, {})
+def difficulty_name(setting: Setting) -> str | None:
+    """Return what the task of a setting calls the difficulty of a row."""
+    return setting.first(lambda result: result.task.difficulty_name)
 
 
-def _breakdown(
-    results: SweepResults,
-    split: str,
-    name: str,
-    read: Callable[[dict[str, Any]], dict[str, dict[str, float]]],
-) -> Table:
-    def found(run: Run) -> dict[str, dict[str, float]]:
+def _breakdown(results: SweepResults, split: str, name: str, group: str) -> Table:
+    def found(run: Outcome) -> dict[str, dict[str, float]]:
         score = run.score(split)
-        return {} if score is None else read(score)
+        return {} if score is None else score.groups().get(group, {})
 
     keys = list(dict.fromkeys(key for run in results.runs for key in found(run)))
     keys.sort(key=_natural)
@@ -403,29 +405,29 @@ def depth_tables(results: SweepResults) -> list[Table]:
     return tables
 
 
-def _depth_key(depth: Any) -> tuple[int, ...]:
+def _depth_key(depth: Depth) -> tuple[int, ...]:
     return depth if isinstance(depth, tuple) else (depth, depth)
 
 
-def depth_values(results: SweepResults, setting: Setting, split: str) -> dict[Any, list[float]]:
+def depth_values(results: SweepResults, setting: Setting, split: str) -> dict[Depth, list[float]]:
     """Return every seed's headline metric of a split by repeats."""
     metric = results.headline_metric(setting)
-    found: dict[Any, list[float]] = {}
+    found: dict[Depth, list[float]] = {}
     for run in setting.done:
-        for score in run.scores():
-            value, depth = score["metrics"].get(metric), depth_of(score)
-            if score["split"] == split and depth is not None and value is not None:
-                found.setdefault(depth, []).append(value)
+        for score in run.scores:
+            value = score.metrics.get(metric)
+            if score.split == split and score.depth is not None and value is not None:
+                found.setdefault(score.depth, []).append(value)
     return {
         depth: [value for value in values if math.isfinite(value)]
         for depth, values in found.items()
     }
 
 
-def trained_depth(setting: Setting, split: str) -> Any:
+def trained_depth(setting: Setting, split: str) -> Depth | None:
     """Return the repeats of the model's own depth, or None."""
     score = setting.done[0].score(split) if setting.done else None
-    return None if score is None else depth_of(score)
+    return None if score is None else score.depth
 
 
 def problems_table(results: SweepResults) -> Table | None:

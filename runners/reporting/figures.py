@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from runners.reporting.comparison import depth_values, trained_depth
-from runners.reporting.results import Run, Setting, SweepResults
+from runners.reporting.comparison import depth_values, difficulty_name, trained_depth
+from runners.reporting.results import Outcome, Setting, SweepResults
+from runners.reporting.run_result import Depth
 from tasks.base.metrics import is_lower_better
 
 Curve = Mapping[float, Sequence[float]]
@@ -92,9 +93,7 @@ def difficulty_panels(results: SweepResults) -> list[Panel]:
     for split in results.splits():
         curves = {s.label: difficulty_curve(results, s, split) for s in results.settings}
         if len({x for curve in curves.values() for x in curve}) > 1:
-            name = next(
-                (s.first("task", "difficulty_name") for s in results.settings if s.done), ""
-            )
+            name = next(filter(None, map(difficulty_name, results.settings)), "")
             y = results.headline_metric(results.settings[0])
             is_accuracy = not is_lower_better(y)
             panels.append(
@@ -116,7 +115,8 @@ def difficulty_curve(results: SweepResults, setting: Setting, split: str) -> Cur
     metric = results.headline_metric(setting)
     curve: dict[float, list[float]] = {}
     for run in setting.done:
-        for key, cell in (run.score(split) or {}).get("by_difficulty", {}).items():
+        score = run.score(split)
+        for key, cell in ({} if score is None else score.by_difficulty).items():
             if metric in cell and math.isfinite(cell[metric]):
                 curve.setdefault(float(key), []).append(cell[metric])
     return curve
@@ -151,7 +151,7 @@ def depth_panels(results: SweepResults) -> list[Panel]:
     return panels
 
 
-def _scalar(depth: Any) -> int:
+def _scalar(depth: Depth) -> int:
     return max(depth) if isinstance(depth, tuple) else depth
 
 
@@ -195,7 +195,7 @@ def learning_panels(results: SweepResults) -> list[Panel]:
 Row = dict[str, Any]
 
 
-def _tokens_by_step(run: Run) -> dict[int, int] | None:
+def _tokens_by_step(run: Outcome) -> dict[int, int] | None:
     """Return the tokens seen at each logged step; None where rows do not tell."""
     rows = [row for row in run.metrics_rows() if "loss" in row]
     if any("tokens_seen" not in row for row in rows):
@@ -203,7 +203,7 @@ def _tokens_by_step(run: Run) -> dict[int, int] | None:
     return {0: 0} | {row["step"]: row["tokens_seen"] for row in rows}
 
 
-def _placed_rows(run: Run, over_tokens: bool) -> list[tuple[float, Row]]:
+def _placed_rows(run: Outcome, over_tokens: bool) -> list[tuple[float, Row]]:
     """Return the rows of the log, each with its position on the x axis."""
     rows = run.metrics_rows()
     tokens = _tokens_by_step(run) if over_tokens else None

@@ -1,27 +1,38 @@
-"""What a sweep's directory holds: every run that was planned, and what became of it."""
+"""What a sweep's directory holds: every run that was planned, and what became of it.
+
+For an analysis of your own::
+
+    from runners.reporting import results
+
+    rows = results.load("runs/quickstart").frame()         # a list of dicts, one per run and metric
+    table = results.load("runs/quickstart").to_pandas()    # the same as a DataFrame
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from runners.config.yaml_nodes import ConfigError
 from runners.process.lease import holder
+from runners.reporting.run_result import RunResult, Score, Timings
 from tasks.base.metrics import HEADLINES
 from tasks.base.options import nearest
 
 Status = Literal["done", "running", "failed", "missing"]
-Depth = int | tuple[int, int] | None
+T = TypeVar("T")
+
+NO_PANDAS = "pandas is not installed (pip install 'moeut-suite[frame]')"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run and its files."""
+class Outcome:
+    """A planned run, and what became of it."""
 
     variant: str
     parameters: dict[str, Any]
@@ -31,26 +42,26 @@ class Run:
     status: Status
     message: str = ""
     """Why it failed, or how far it is."""
-    result: dict[str, Any] = field(default_factory=dict)
-    timings: dict[str, Any] = field(default_factory=dict)
+    result: RunResult | None = None
+    timings: Timings | None = None
     environment: dict[str, Any] = field(default_factory=dict)
 
-    def scores(self) -> Iterator[dict[str, Any]]:
-        """Yield the scores of the run, split by split and depth by depth."""
-        yield from self.result.get("scores", [])
+    @property
+    def scores(self) -> list[Score]:
+        """The scores of the run, split by split and depth by depth; none before it is done."""
+        return [] if self.result is None else self.result.scores
 
-    def score(self, split: str) -> dict[str, Any] | None:
+    def score(self, split: str) -> Score | None:
         """Return the score of a split at the model's own depth, if there is one."""
-        for score in self.scores():
-            if score["split"] == split and score.get("is_default_depth", True):
+        for score in self.scores:
+            if score.split == split and score.is_default_depth:
                 return score
         return None
 
     def value(self, split: str, metric: str) -> float | None:
         """Return a metric of a split at the model's own depth; None where it is not a number."""
         score = self.score(split)
-        value = None if score is None else score["metrics"].get(metric)
-        return None if value is None or not math.isfinite(value) else float(value)
+        return None if score is None else score.value(metric)
 
     def learning_rows(self) -> list[dict[str, Any]]:
         """Return the rows of ``metrics.jsonl`` that score a split on the way."""
@@ -76,7 +87,7 @@ class Setting:
     variant: str
     parameters: dict[str, Any]
     hash: str
-    runs: list[Run]
+    runs: list[Outcome]
 
     @property
     def label(self) -> str:
@@ -87,21 +98,23 @@ class Setting:
         return f"{self.variant} ({', '.join(short)})"
 
     @property
-    def done(self) -> list[Run]:
+    def done(self) -> list[Outcome]:
         """The runs that have a result."""
-        return [run for run in self.runs if run.status == "done"]
+        return [run for run in self.runs if run.result is not None]
+
+    @property
+    def results(self) -> list[RunResult]:
+        """The results of the runs that have one, in the order of the seeds."""
+        return [run.result for run in self.runs if run.result is not None]
 
     def values(self, split: str, metric: str) -> list[float]:
-        """Return every seed's value, in the order of the seeds; what is no number is left out."""
+        """Return the value of every seed for which it is a number, in the order of the seeds."""
         found = (run.value(split, metric) for run in self.done)
         return [value for value in found if value is not None]
 
-    def first(self, *path: str) -> Any:
-        """Return a value of the first finished run's result, or None."""
-        value: Any = self.done[0].result if self.done else {}
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+    def first(self, read: Callable[[RunResult], T]) -> T | None:
+        """Return what ``read`` finds in the first result; None where there is no result."""
+        return read(self.results[0]) if self.results else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +127,13 @@ class SweepResults:
     baseline: str
     headline: dict[str, str]
     """``split`` and ``metric`` where the sweep's file names them."""
-    strangers: list[str]
+    unplanned: list[str]
     """Run directories that the sweep's current plan does not hold."""
     ours: list[str] = field(default_factory=list)
     """Variants that the paper does not have."""
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[Outcome]:
         """Every run, setting by setting."""
         return [run for setting in self.settings for run in setting.runs]
 
@@ -131,16 +144,17 @@ class SweepResults:
 
     def headline_split(self, setting: Setting) -> str | None:
         """Return the split of the main column."""
-        return self.headline.get("split") or setting.first("task", "headline_split")
+        named = self.headline.get("split")
+        return named or setting.first(lambda result: result.task.headline_split)
 
     def headline_metric(self, setting: Setting) -> str:
         """Return the metric of the main column: the one named, or what the task is judged by."""
         if "metric" in self.headline:
             return self.headline["metric"]
         for run in [*setting.done, *self.runs]:
-            for score in run.scores():
+            for score in run.scores:
                 for metric in HEADLINES:
-                    if metric in score["metrics"]:
+                    if metric in score.metrics:
                         return metric
         return self._metric_on_the_way or HEADLINES[0]
 
@@ -156,13 +170,76 @@ class SweepResults:
 
     def splits(self) -> list[str]:
         """Return every split that was scored, in the order of the results."""
-        found = (score["split"] for run in self.runs for score in run.scores())
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(score.split for run in self.runs for score in run.scores))
 
     def metrics(self) -> list[str]:
         """Return every metric that was taken, in the order of the results."""
-        found = (name for run in self.runs for score in run.scores() for name in score["metrics"])
+        found = (name for run in self.runs for score in run.scores for name in score.metrics)
         return list(dict.fromkeys(found))
+
+    # --- tidy rows ----------------------------------------------------------------------
+
+    def frame(self) -> list[dict[str, Any]]:
+        """Return one row per run and metric; a run without a result has one row that says so.
+
+        A row holds no times, so that the same runs give the same rows after any interruption.
+        """
+        rows = []
+        for run in self.runs:
+            result = run.result
+            head = self.identity(run) | {
+                "status": run.status,
+                "select": None if result is None else result.select,
+                "step": None if result is None else result.step,
+                "model_parameters": None if result is None else result.model.parameters,
+                "macs_per_token": None if result is None else result.model.macs_per_token,
+                "tokens_seen": None if result is None else result.tokens_seen,
+            }
+            rows += [head | row for row in _score_rows(run.scores) or [dict.fromkeys(_SCORE_KEYS)]]
+        return rows
+
+    def to_pandas(self) -> Any:
+        """Return ``frame()`` as a ``pandas.DataFrame``.
+
+        Raises:
+            ImportError: pandas is not installed; the message says how to get it.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(NO_PANDAS) from error
+        return pandas.DataFrame(self.frame())
+
+    def identity(self, run: Outcome) -> dict[str, Any]:
+        """Return the columns that say which run a row is of."""
+        grid = {key: run.parameters.get(key, "") for key in self.grid_keys}
+        grid = {key: v if isinstance(v, str) else compact(v) for key, v in grid.items()}
+        return {
+            "sweep": self.name,
+            "variant": run.variant,
+            **grid,
+            "seed": run.seed,
+            "hash": run.hash,
+        }
+
+
+_SCORE_KEYS = ("split", "repeats", "is_default_depth", "metric", "value", "rows", "rows_available")
+
+
+def _score_rows(scores: list[Score]) -> list[dict[str, Any]]:
+    return [
+        {
+            "split": score.split,
+            "repeats": score.shown_repeats,
+            "is_default_depth": score.is_default_depth,
+            "metric": metric,
+            "value": value,
+            "rows": score.rows,
+            "rows_available": score.rows_available,
+        }
+        for score in scores
+        for metric, value in score.metrics.items()
+    ]
 
 
 def compact(value: Any) -> str:
@@ -172,14 +249,6 @@ def compact(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return json.dumps(value, ensure_ascii=False)
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def depth_of(score: dict[str, Any]) -> Depth:
-    """Return the repeats at which a score was taken; a pair where encoder and decoder differ."""
-    repeats = score.get("repeats")
-    if isinstance(repeats, list):
-        return repeats[0] if len(set(repeats)) == 1 else (repeats[0], repeats[1])
-    return repeats
 
 
 # --- reading ----------------------------------------------------------------------------
@@ -198,8 +267,7 @@ def load(directory: str | Path) -> SweepResults:
     if not directory.is_dir():
         siblings = [p.name for p in directory.parent.glob("*")] if directory.parent.is_dir() else []
         raise ConfigError(f"{directory}: no such directory{nearest(directory.name, siblings)}")
-    plan_path = directory / "sweep.json"
-    plan = _read_json(plan_path) if plan_path.is_file() else _plan_from_disk(directory)
+    plan = _read(directory / "sweep.json", dict) or _plan_from_disk(directory)
     if not plan["runs"]:
         raise ConfigError(
             f"{directory}: holds no run; expected a directory of python -m runners.sweep"
@@ -223,35 +291,14 @@ def load(directory: str | Path) -> SweepResults:
         settings=list(settings.values()),
         baseline=plan["baseline"],
         headline=plan["headline"],
-        strangers=[name for name in there if name not in known],
+        unplanned=[name for name in there if name not in known],
         ours=plan.get("ours", []),
     )
 
 
-def _read_run(path: Path, item: dict[str, Any]) -> Run:
-    def optional(name: str) -> dict[str, Any]:
-        return _read_json(path / name) if (path / name).is_file() else {}
-
-    status: Status = "missing"
-    message = "interrupted" if (path / "checkpoints").is_dir() else "not started"
-    result: dict[str, Any] = {}
-    if (path / "result.json").is_file():
-        status, message = "done", ""
-        result = _read_json(path / "result.json")
-        if any(
-            value is None or not math.isfinite(value)
-            for score in result.get("scores", [])
-            for value in score["metrics"].values()
-        ):
-            message = "a score is not a number"
-    elif (holding := holder(path)) is not None:
-        status, message = "running", f"{holding}{_progress(path)}"
-    elif (path / "error.json").is_file():
-        error = _read_json(path / "error.json")
-        status = "failed"
-        step = f"after step {error['step']}: " if error.get("step") is not None else ""
-        message = f"{step}{error.get('message', '')}"
-    return Run(
+def _read_run(path: Path, item: dict[str, Any]) -> Outcome:
+    status, message, result = _read_status(path)
+    return Outcome(
         variant=item["variant"],
         parameters=item["parameters"],
         seed=item["seed"],
@@ -260,14 +307,30 @@ def _read_run(path: Path, item: dict[str, Any]) -> Run:
         status=status,
         message=" ".join(message.split()),
         result=result,
-        timings=optional("timings.json"),
-        environment=optional("env.json"),
+        timings=_read(path / "timings.json", Timings.from_json),
+        environment=_read(path / "env.json", dict) or {},
     )
+
+
+def _read_status(path: Path) -> tuple[Status, str, RunResult | None]:
+    """Return what the files of a run say of it: its state, why, and its result."""
+    result = _read(path / "result.json", RunResult.from_json)
+    if result is not None:
+        values = [value for score in result.scores for value in score.metrics.values()]
+        return "done", "" if all(map(math.isfinite, values)) else "a score is not a number", result
+    holding = holder(path)
+    if holding is not None:
+        return "running", f"{holding}{_progress(path)}", None
+    error = _read(path / "error.json", dict)
+    if error is not None:
+        step = f"after step {error['step']}: " if error.get("step") is not None else ""
+        return "failed", f"{step}{error.get('message', '')}", None
+    return "missing", "interrupted" if (path / "checkpoints").is_dir() else "not started", None
 
 
 def _progress(path: Path) -> str:
     """Return how far a run's log is, or nothing."""
-    run = Run(variant="", parameters={}, seed=0, hash="", directory=path, status="running")
+    run = Outcome(variant="", parameters={}, seed=0, hash="", directory=path, status="running")
     steps = [row["step"] for row in run.metrics_rows() if "step" in row]
     return f", at step {steps[-1]:,}" if steps else ""
 
@@ -278,10 +341,7 @@ def _plan_from_disk(directory: Path) -> dict[str, Any]:
     for path in directory.glob("*/seed*"):
         if not path.is_dir() or not path.name.removeprefix("seed").isdigit():
             continue
-        record: dict[str, Any] = {}
-        for name in ("result.json", "run.json"):
-            if not record and (path / name).is_file():
-                record = _read_json(path / name)
+        record = _read(path / "result.json", dict) or _read(path / "run.json", dict) or {}
         variant, _, digest = path.parent.name.rpartition("-")
         runs.append(
             {
@@ -301,13 +361,16 @@ def _plan_from_disk(directory: Path) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path, convert: Callable[[dict[str, Any]], T]) -> T | None:
+    """Return the content of a JSON file, converted; None where there is no such file."""
+    if not path.is_file():
+        return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("expected a JSON object")
+        return convert(data)
     except (ValueError, OSError) as error:
         raise ConfigError(
             f"{path}: damaged: {error}; delete it to have the run made again"
         ) from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: damaged: expected a JSON object")
-    return data

@@ -21,6 +21,7 @@ from runners.process import environment
 from runners.process.checkpoint import check_run, list_checkpoints, load_checkpoint
 from runners.process.run_directory import RunDirectory
 from runners.training.experiment import TOKENIZER_FOLDER
+from runners.training.precision import autocast
 from tasks.language.documents import DOCUMENT_SEPARATOR
 from tasks.language.tokenizers import Tokenizer, load_tokenizer
 
@@ -53,9 +54,7 @@ class LanguageModel:
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the model is to be called."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
-        )
+        return autocast(self.device, self.precision)
 
 
 def load_language_model(

@@ -27,6 +27,7 @@ from torch import Tensor
 from moeut.recurrence.cache import StackCache
 from runners.scoring.language_model import LanguageModel
 from runners.scoring.text import LOGITS_AT_ONCE
+from runners.training.batches import padded_batch
 from tasks.language.tokenizers import Tokenizer
 from tasks.zero_shot import Likelihood
 
@@ -277,19 +278,12 @@ class _Reader:
 
     def _read(self, rows: Sequence[Sequence[int]], cache: StackCache | None) -> Tensor:
         """Return the logits (B, T, V) of rows padded on the right, continuing a cache's."""
-        lengths = torch.tensor([len(row) for row in rows])
-        tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-        for index, row in enumerate(rows):
-            tokens[index, : len(row)] = torch.tensor(row)
-        real = torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)
-        device = self.language.device
+        tokens, mask = padded_batch(rows, 0, self.language.device)
         with self.language.autocast():
-            return self.language.model(
-                tokens.to(device),
-                padding_mask=real.to(device),
-                num_repeats=self.num_repeats,
-                cache=cache,
-            ).logits
+            output = self.language.model(
+                tokens, padding_mask=mask, num_repeats=self.num_repeats, cache=cache
+            )
+        return output.logits
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from runners.config.schema import RunConfig
 from runners.process.ranks import World
-from runners.scoring.splits import Evaluation, evaluate_split
+from runners.scoring.splits import Evaluation, SplitScorer
 from runners.training import parallel
 from runners.training.agreement import Agreement
 from runners.training.experiment import Built
@@ -54,7 +54,7 @@ class Scorer:
 
         def score() -> dict[str, dict[str, float]]:
             return {
-                split: self.score(whole, split, step=step, oracle=False).scores.metrics
+                split: self.score(whole, split, step=step, oracle=False).score.metrics
                 for split in splits
             }
 
@@ -105,7 +105,7 @@ class Scorer:
         repeats: int | list[int] | None = None,
         oracle: bool = True,
     ) -> Evaluation:
-        """Return what ``evaluate_split`` does, with the settings of the run.
+        """Return a split scored with the settings of the run.
 
         Raises:
             Stopped: a stop was asked for.
@@ -125,18 +125,16 @@ class Scorer:
             )
 
         with self.journal.clock.scoring():
-            return evaluate_split(
-                model,
-                self.built,
-                split,
+            scorer = SplitScorer(
+                model=model,
+                built=self.built,
                 config=self.config.evaluate,
                 device=self.device,
                 precision=self.config.train.precision,
-                repeats=repeats,
-                oracle=oracle,
                 on_batch=on_batch,
                 world=agreement.world if self._together else World(),
             )
+            return scorer.score(split, repeats=repeats, oracle=oracle)
 
     def _in_one_piece(self, model: Any) -> Any:
         """Return the model, or a whole copy of one that lies in pieces on the ranks.

@@ -93,7 +93,7 @@ class PaddedColumns(Columns):
                     num_targets = int((values != IGNORE).sum())
                 else:
                     num_tokens += int(lengths.sum())
-                    tensors[f"{name}_mask"] = _tensor(np.arange(longest) < lengths[:, None], device)
+                    tensors[f"{name}_mask"] = _tensor(_mask(lengths, longest), device)
             else:
                 values = array[rows]
             tensors[name] = _tensor(values.astype(np.int64), device)
@@ -148,9 +148,25 @@ def pad(sequences: Sequence[Sequence[int]], value: int) -> tuple[np.ndarray, np.
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     longest = int(lengths.max(initial=1))
     array = np.full((len(sequences), longest), value, dtype=np.int32)
-    real = np.arange(longest) < lengths[:, None]
-    array[real] = [number for sequence in sequences for number in sequence]
+    array[_mask(lengths, longest)] = [number for sequence in sequences for number in sequence]
     return array, lengths
+
+
+def padded_batch(
+    sequences: Sequence[Sequence[int]], value: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sequences as tokens (B, T) int64, padded on the right, and their mask (B, T) bool.
+
+    The mask is True at real tokens.
+    """
+    array, lengths = pad(sequences, value)
+    mask = _mask(lengths, array.shape[1])
+    return _tensor(array.astype(np.int64), device), _tensor(mask, device)
+
+
+def _mask(lengths: np.ndarray, longest: int) -> np.ndarray:
+    """Return (N, longest) bool, True at the first ``lengths`` (N,) places of each row."""
+    return np.arange(longest) < lengths[:, None]
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:

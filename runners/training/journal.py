@@ -12,10 +12,10 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from runners.process.run_directory import MetricsLog, RunDirectory, write_json
+from runners.reporting.run_result import Timings
 from runners.training.tensorboard import Board
 
 logger = logging.getLogger(__name__)
@@ -79,33 +79,6 @@ class Lap:
         return lap
 
 
-@dataclass
-class Timings:
-    """Content of ``timings.json``; it adds up over interruptions."""
-
-    wall_seconds: float = 0.0
-    train_seconds: float = 0.0
-    evaluate_seconds: float = 0.0
-    tokens_trained: int = 0
-    """Tokens read in training, those of steps done twice counted twice."""
-    starts: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for JSON, with the tokens per second of training."""
-        speed = self.tokens_trained / self.train_seconds if self.train_seconds else 0.0
-        return dataclasses.asdict(self) | {"tokens_per_second": speed}
-
-    @classmethod
-    def read(cls, files: RunDirectory) -> Timings:
-        """Return the timings of earlier starts; zeros where there are none, or damaged ones."""
-        try:
-            content = json.loads(files.timings.read_text())
-        except (FileNotFoundError, ValueError):
-            return cls()
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: content[name] for name in known if name in content})
-
-
 class Journal:
     """Writes ``metrics.jsonl``, TensorBoard's files and ``timings.json``, and reports progress.
 
@@ -129,7 +102,7 @@ class Journal:
         self._board: Board | None = None
         self._training: Lap | None = None
         self._shown_at = -PROGRESS_SECONDS
-        self._earlier = Timings.read(files)
+        self._earlier = _read_timings(files)
         self._timings = dataclasses.replace(self._earlier, starts=self._earlier.starts + 1)
 
     def __enter__(self) -> Journal:
@@ -195,8 +168,11 @@ class Journal:
         """Add the training since the last call; ``tokens`` are read so far."""
         assert self._training is not None
         seconds, trained = self._training.restart(tokens)
-        self._timings.train_seconds += seconds
-        self._timings.tokens_trained += trained
+        self._timings = dataclasses.replace(
+            self._timings,
+            train_seconds=self._timings.train_seconds + seconds,
+            tokens_trained=self._timings.tokens_trained + trained,
+        )
 
     def write_timings(self) -> None:
         """Write ``timings.json`` as of now.
@@ -205,8 +181,17 @@ class Journal:
             OSError: it cannot be written.
         """
         if self._writes:
-            self._timings.wall_seconds = self._earlier.wall_seconds + self.clock.seconds
-            self._timings.evaluate_seconds = (
-                self._earlier.evaluate_seconds + self.clock.scoring_seconds
+            timings = dataclasses.replace(
+                self._timings,
+                wall_seconds=self._earlier.wall_seconds + self.clock.seconds,
+                evaluate_seconds=self._earlier.evaluate_seconds + self.clock.scoring_seconds,
             )
-            write_json(self._files.timings, self._timings.to_json())
+            write_json(self._files.timings, timings.to_json())
+
+
+def _read_timings(files: RunDirectory) -> Timings:
+    """Return the times of earlier starts; zeros where there are none, or damaged ones."""
+    try:
+        return Timings.from_json(json.loads(files.timings.read_text()))
+    except (FileNotFoundError, ValueError):
+        return Timings()

@@ -28,6 +28,7 @@ from runners.training.optimization import (
     gradient_norm,
     learning_rate,
 )
+from runners.training.precision import autocast
 from runners.training.prefetch import Prefetch
 
 
@@ -156,9 +157,7 @@ class Loop:
         for index, (part, count) in enumerate(share.parts):
             is_last = index == len(share.parts) - 1
             with parallel.gradients_sent(self._call, is_last):
-                with torch.autocast(
-                    self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-                ):
+                with autocast(self.device, config.precision):
                     loss = self.objective.loss(
                         self._call, part, label_smoothing=config.label_smoothing
                     )

@@ -87,10 +87,6 @@ class AnswerObjective(Objective):
 
     task: Task
 
-    def prompts(self, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the model reads before it answers, (N, S) padded, and the lengths (N,)."""
-        return pad([self.encode_source(example) for example in examples], Vocabulary.pad)
-
     @abc.abstractmethod
     def encode_source(self, example: Example) -> list[int]:
         """Return the ids that the model reads of a row's source."""
@@ -98,6 +94,10 @@ class AnswerObjective(Objective):
     @abc.abstractmethod
     def decode_answer(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Return the tokens, or the label, that predicted ids stand for."""
+
+    def _sources(self, split: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the model reads of each row, (N, S) padded, and the lengths (N,)."""
+        return pad([self.encode_source(example) for example in split], Vocabulary.pad)
 
     @property
     def _longest_source(self) -> int:
@@ -138,7 +138,7 @@ class EncoderDecoderObjective(AnswerObjective):
 
     def columns(self, split: Sequence[Example]) -> PaddedColumns:
         answers = [self.target.encode(example.target) for example in split]
-        source, source_lengths = self.prompts(split)
+        source, source_lengths = self._sources(split)
         target, lengths = pad([[self.target.bos, *ids] for ids in answers], self.target.pad)
         targets, _ = pad([[*ids, self.target.eos] for ids in answers], IGNORE)
         return PaddedColumns(
@@ -228,7 +228,7 @@ class ClassificationObjective(AnswerObjective):
         return tuple(self.classes[number] for number in ids)
 
     def columns(self, split: Sequence[Example]) -> PaddedColumns:
-        source, lengths = self.prompts(split)
+        source, lengths = self._sources(split)
         labels = np.array([self._numbers[example.target[0]] for example in split])
         return PaddedColumns(
             arrays={"source": source, "targets": labels}, lengths={"source": lengths}

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from moeut.decoding import evaluation_mode
 from runners.training.batches import Columns
 from runners.training.objective import Objective
+from runners.training.precision import autocast
 
 PEAK_FLOPS = {
     # name                 bfloat16   float32
@@ -120,15 +122,10 @@ def expert_usage(
         expert got, averaged over heads: ln(experts of a head) where all are used alike.
     """
     counts: dict[str, torch.Tensor] = {}
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model), torch.no_grad():
         for row in rows[:ROUTING_ROWS]:
             batch = columns.batch(np.array([row]), device=device)
-            with (
-                torch.no_grad(),
-                torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-            ):
+            with autocast(device, precision):
                 trace = objective.forward(functools.partial(model, trace=True), batch).trace
             for stack, records in trace.items():
                 for layer, record in zip(getattr(model, stack).schedule(), records, strict=False):
@@ -136,8 +133,6 @@ def expert_usage(
                         name = f"{stack}.{layer}.{router}"
                         found = _count(decision.selection, decision.logits.shape[-1])
                         counts[name] = counts[name] + found if name in counts else found
-    finally:
-        model.train(was_training)
     return {name: _describe(count.double()) for name, count in sorted(counts.items())}
 
 

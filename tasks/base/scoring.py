@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.base.metrics import (
@@ -37,10 +37,6 @@ class Scores:
     by_difficulty: Table = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     """Tables that only this task has."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return asdict(self)
 
 
 def correctness(
@@ -104,28 +100,18 @@ def majority(task: Task, examples: Sequence[Example]) -> float:
     return sum(example.target == answer for example in examples) / len(examples)
 
 
-def score(
-    task: Task,
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
-    oracle_predictions: Sequence[Prediction] | None = None,
-) -> Scores:
+def score(task: Task, answers: Answers) -> Scores:
     """Return every number of a scored split: metrics, baselines, ceiling and tables.
 
     Args:
         task: gives the kind, the training set and its own tables.
-        examples: the rows scored, all of a split or a selection.
-        predictions: one for each row.
-        oracle_predictions: one for each row, decoded with the end token forbidden.
-
-    Raises:
-        ValueError: no rows, or another number of predictions than of rows.
+        answers: to all rows of a split or to a selection.
     """
-    metrics = measure(task.kind, Answers(examples, predictions, oracle_predictions))
-    correct = correctness(task.kind, examples, predictions)
+    examples = answers.examples
+    correct = correctness(task.kind, examples, answers.predictions)
     metric = headline_metric(task.kind)
     return Scores(
-        metrics=metrics,
+        metrics=measure(task.kind, answers),
         rows=len(examples),
         ceiling=ceiling(task, examples),
         chance=chance(task, examples),

@@ -12,6 +12,7 @@ import torch
 
 import moeut
 import tasks
+from runners.reporting.run_result import ModelSummary, RunResult, Score, TaskSummary, Timings
 from runners.scoring.language_model import LanguageModel
 from tasks.base.task import Example, Task
 from tasks.language.tokenizers import Bytes
@@ -65,26 +66,23 @@ def write(tmp_path) -> Callable[[str], Path]:
     return write_config
 
 
-def score(split: str, value: float, **more: Any) -> dict[str, Any]:
-    """Return one entry of ``scores``."""
-    entry = {
-        "split": split,
-        "repeats": 4,
-        "is_default_depth": True,
-        "metrics": {"exact_match": value, "token_accuracy": (1 + value) / 2},
-        "rows": 100,
-        "rows_available": 100,
-        "ceiling": 0.922,
-        "chance": 0.0,
-        "majority": 0.01,
-        "by_category": {"cp_recursion": {"exact_match": 0.0, "rows": 40}},
-        "by_difficulty": {
+def score(split: str, value: float) -> Score:
+    """Return the score of a split at the model's own depth."""
+    return Score(
+        split=split,
+        repeats=4,
+        metrics={"exact_match": value, "token_accuracy": (1 + value) / 2},
+        rows=100,
+        rows_available=100,
+        ceiling=0.922,
+        chance=0.0,
+        majority=0.01,
+        by_category={"cp_recursion": {"exact_match": 0.0, "rows": 40}},
+        by_difficulty={
             "2": {"exact_match": value, "rows": 60},
             "10": {"exact_match": value / 2, "rows": 40},
         },
-        "tables": {},
-    }
-    return entry | more
+    )
 
 
 @pytest.fixture
@@ -125,35 +123,34 @@ def make_sweep(tmp_path) -> Callable[..., Path]:
                     error = {"status": "failed", "step": 7, "message": value}
                     (path / "error.json").write_text(json.dumps(error))
                     continue
-                data = {
-                    "status": "done",
-                    "sweep": name,
+                data = RunResult(
+                    sweep=name,
                     **{key: run[key] for key in ("variant", "parameters", "seed", "hash")},
-                    "select": "final",
-                    "step": 2000,
-                    "task": {
-                        "name": "cogs",
-                        "difficulty_name": "recursion depth",
-                        "kind": "sequence_to_sequence",
-                        "headline_split": "gen",
-                        "in_distribution_split": "test",
-                    },
-                    "model": {
-                        "parameters": 1000,
-                        "macs_per_token": 500 if variant == "transformer" else 800,
-                        "num_layers": 4,
-                        "group_size": 2,
-                        "d_model": 32,
-                    },
-                    "tokens_seen": 12345,
-                    "notes": ["gen: 100 of 21000 rows, 100 per category chosen by hash"],
-                    "scores": [score("test", 1.0), score("gen", value)],
-                }
+                    select="final",
+                    step=2000,
+                    task=TaskSummary(
+                        name="cogs",
+                        difficulty_name="recursion depth",
+                        kind="sequence_to_sequence",
+                        headline_split="gen",
+                        in_distribution_split="test",
+                    ),
+                    model=ModelSummary(
+                        parameters=1000,
+                        macs_per_token=500 if variant == "transformer" else 800,
+                        num_layers=4,
+                        group_size=2,
+                        d_model=32,
+                    ),
+                    tokens_seen=12345,
+                    notes=["gen: 100 of 21000 rows, 100 per category chosen by hash"],
+                    scores=[score("test", 1.0), score("gen", value)],
+                ).to_json()
                 if result:
                     result(variant, seed, data)
                 (path / "result.json").write_text(json.dumps(data))
-                times = {"wall_seconds": 61.5 + seed, "starts": 1}
-                (path / "timings.json").write_text(json.dumps(times))
+                times = Timings(wall_seconds=61.5 + seed, starts=1)
+                (path / "timings.json").write_text(json.dumps(times.to_json()))
                 rows = [{"step": s, "loss": 2.0 / s} for s in (1, 2, 3)]
                 rows += [
                     {"step": s, "split": "test", "metrics": {"exact_match": s / 3}} for s in (1, 3)

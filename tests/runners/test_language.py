@@ -16,7 +16,7 @@ from runners.config.run_file import read_run
 from runners.config.schema import ConfigError, EvaluateConfig
 from runners.process.checkpoint import list_checkpoints
 from runners.process.run_directory import RunDirectory, RunRecord
-from runners.scoring.splits import evaluate_split
+from runners.scoring.splits import SplitScorer
 from runners.training import experiment as build_module
 from runners.training.cost import describe_model, mean_lengths
 from runners.training.experiment import build, build_model, save_task_files
@@ -168,13 +168,17 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(make_directory, train, s
         assert (last[0] / weights).read_bytes() == (last[1] / weights).read_bytes()
 
 
+def score_test_split(model, built, config):
+    return SplitScorer(model=model, built=built, config=config, device=CPU).score("test")
+
+
 def test_score_is_the_mean_cross_entropy_of_all_windows(text_run):
     """Against log-probabilities taken one window at a time, in float64."""
     config = text_run()
     built = build(config)
     torch.manual_seed(0)
     model = build_model(built.model_config, CPU)
-    result = evaluate_split(model, built, "test", config=config.evaluate, device=CPU)
+    result = score_test_split(model, built, config.evaluate)
     assert model.training
     double = build_model(built.model_config, CPU).double().eval()
     double.load_state_dict(model.state_dict())
@@ -188,21 +192,21 @@ def test_score_is_the_mean_cross_entropy_of_all_windows(text_run):
             total -= float(log[torch.arange(CONTEXT), targets].sum())
             count += CONTEXT
     loss = total / count
-    assert result.scores.metrics["loss"] == pytest.approx(loss, rel=1e-6)
+    assert result.score.metrics["loss"] == pytest.approx(loss, rel=1e-6)
     bits = loss * split.num_tokens / split.num_bytes / math.log(2)
-    assert result.scores.metrics["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
-    assert list(result.scores.by_difficulty) == ["1", "2", "4", "8", "16", str(CONTEXT)]
-    assert result.note(config.evaluate) is None
+    assert result.score.metrics["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
+    assert list(result.score.by_difficulty) == ["1", "2", "4", "8", "16", str(CONTEXT)]
+    assert result.note() is None
 
 
 def test_some_windows_are_said_to_be_some(text_run):
     built = build(text_run())
     model = build_model(built.model_config, CPU)
     limited = EvaluateConfig(rows_per_category={"test": 3})
-    result = evaluate_split(model, built, "test", config=limited, device=CPU)
+    result = score_test_split(model, built, limited)
     total = len(built.task.splits()["test"])
-    assert result.scores.rows == 3
-    assert result.note(limited) == f"test: 3 of {total} windows, evenly spread"
+    assert result.score.rows == 3
+    assert result.note() == f"test: 3 of {total} windows, evenly spread"
 
 
 def test_documents_kept_apart_change_the_score(text_run):
@@ -212,8 +216,8 @@ def test_documents_kept_apart_change_the_score(text_run):
         built = build(config)
         torch.manual_seed(0)
         model = build_model(built.model_config, CPU)
-        result = evaluate_split(model, built, "test", config=config.evaluate, device=CPU)
-        scores.append(result.scores.metrics["loss"])
+        result = score_test_split(model, built, config.evaluate)
+        scores.append(result.score.metrics["loss"])
     assert scores[0] != pytest.approx(scores[1], rel=1e-6)
 
 

@@ -11,6 +11,8 @@ from runners.process.lease import DirectoryLock
 from runners.report import write_report
 from runners.reporting import comparison, figures, results
 from runners.reporting.results import load
+from runners.reporting.run_result import Score, TaskSummary, to_plain
+from tasks.base.metrics import TextLoss, measure
 
 GOOD = [1.20, 1.21, 1.22, 1.23, 1.24]
 MIDDLE = [1.215, 1.225, 1.235, 1.245, 1.255]
@@ -18,32 +20,25 @@ BAD = [1.40, 1.41, 1.42, 1.43, 1.44]
 
 
 def score(split, bits):
-    loss = bits * math.log(2) * 4
-    metrics = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
-    return {
-        "split": split,
-        "repeats": 8,
-        "is_default_depth": True,
-        "metrics": metrics,
-        "rows": 50,
-        "rows_available": 50,
-        "ceiling": None,
-        "chance": None,
-        "majority": None,
-        "by_category": {},
-        "by_difficulty": {
+    metrics = measure("language_modelling", TextLoss(bits * math.log(2) * 4, 100, 400))
+    return Score(
+        split=split,
+        repeats=8,
+        metrics=metrics,
+        rows=50,
+        rows_available=50,
+        by_difficulty={
             str(end): {name: value * (1 + 1 / end) for name, value in metrics.items()} | {"rows": 9}
             for end in (1, 2, 4, 1024)
         },
-        "tables": {},
-    }
+    )
 
 
 def log_rows(bits):
     """Rows of a run that is scored at steps 4, 6 and 8 and logged at every third and the last."""
     rows = [{"step": s, "loss": 9 / s, "tokens_seen": 100 * s} for s in (3, 6, 8)]
     rows += [
-        {"step": s, "split": "validation", "metrics": score("validation", bits + 1 / s)["metrics"]}
+        {"step": s, "split": "validation", "metrics": score("validation", bits + 1 / s).metrics}
         for s in (4, 6, 8)
     ]
     return sorted(rows, key=lambda row: row["step"])
@@ -59,15 +54,15 @@ def make_language_sweep(make_sweep):
         def language(variant, seed, data):
             bits = variants[variant][seed]
             values[variant, seed] = bits
-            data["task"] = {
-                "name": "language",
-                "kind": "language_modelling",
-                "difficulty_name": "position",
-                "headline_split": "test",
-                "in_distribution_split": "validation",
-            }
-            data["notes"] = []
-            data["scores"] = [score("validation", bits + 0.01), score("test", bits)]
+            task = TaskSummary(
+                name="language",
+                kind="language_modelling",
+                difficulty_name="position",
+                headline_split="test",
+                in_distribution_split="validation",
+            )
+            scores = [score("validation", bits + 0.01), score("test", bits)]
+            data |= {"task": to_plain(task), "notes": [], "scores": to_plain(scores)}
 
         directory = make_sweep(name, result=language, **variants)
         for path in directory.glob("*/seed*/metrics.jsonl"):

@@ -2,11 +2,12 @@
 
 import json
 import math
+import sys
 
 import pytest
 
 from runners.config.yaml_nodes import ConfigError
-from runners.reporting.results import compact, depth_of, load
+from runners.reporting.results import compact, load
 
 
 def test_every_planned_run_is_there(make_sweep):
@@ -34,7 +35,7 @@ def test_runs_of_another_plan_are_left_out(make_sweep):
     directory = make_sweep(a=[0.5])
     (directory / "old-12345678/seed0").mkdir(parents=True)
     results = load(directory)
-    assert results.strangers == ["old-12345678/seed0"]
+    assert results.unplanned == ["old-12345678/seed0"]
     assert len(results.runs) == 1
 
 
@@ -67,11 +68,7 @@ def test_a_torn_last_row_of_the_curve_is_left_out(make_sweep):
     assert [row["step"] for row in load(directory).runs[0].metrics_rows()] == [1, 2, 3, 1, 3]
 
 
-def test_depths_and_grid_values():
-    assert depth_of({"repeats": 4}) == 4
-    assert depth_of({"repeats": [4, 4]}) == 4
-    assert depth_of({"repeats": [2, 8]}) == (2, 8)
-    assert depth_of({"repeats": None}) is None
+def test_grid_values():
     assert [compact(v) for v in (True, None, 1e-4, "x", [1, 2])] == [
         "true",
         "null",
@@ -94,3 +91,52 @@ def test_labels_and_headlines(make_sweep):
     results = load(directory)
     assert results.headline_split(setting) == "gen"
     assert results.headline_metric(setting) == "token_accuracy"
+
+
+def test_tidy_rows(make_sweep):
+    results = load(make_sweep(a=[0.5, None], parameters={"train.steps": [1, 2]}))
+    rows = results.frame()
+    assert len(rows) == 2 * 2 + 1
+    assert rows[2] == {
+        "sweep": "demo",
+        "variant": "a",
+        "train.steps": "[1, 2]",
+        "seed": 0,
+        "hash": "00000001",
+        "status": "done",
+        "select": "final",
+        "step": 2000,
+        "model_parameters": 1000,
+        "macs_per_token": 800,
+        "tokens_seen": 12345,
+        "split": "gen",
+        "repeats": "4",
+        "is_default_depth": True,
+        "metric": "exact_match",
+        "value": 0.5,
+        "rows": 100,
+        "rows_available": 100,
+    }
+    assert rows[4] == dict.fromkeys(rows[0]) | {
+        "sweep": "demo",
+        "variant": "a",
+        "train.steps": "[1, 2]",
+        "seed": 1,
+        "hash": "00000001",
+        "status": "missing",
+    }
+
+
+def test_a_data_frame_needs_pandas(make_sweep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'moeut-suite\[frame\]'"):
+        load(make_sweep(a=[0.5])).to_pandas()
+
+
+def test_a_data_frame_has_the_rows(make_sweep):
+    pandas = pytest.importorskip("pandas")
+    results = load(make_sweep(a=[0.5, 0.7]))
+    frame = results.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    means = frame[frame.split == "gen"].groupby("metric").value.mean()
+    assert means["exact_match"] == pytest.approx(0.6)

@@ -8,7 +8,9 @@ import torch
 from moeut.decoding import Decoded
 from runners.config.run_file import read_run
 from runners.config.schema import EvaluateConfig
-from runners.scoring import splits
+from runners.scoring import answers
+from runners.scoring.answers import Answerer
+from runners.scoring.splits import SplitScorer
 from runners.training.experiment import build, build_model
 from tasks.base.metrics import Answers, measure
 
@@ -38,48 +40,53 @@ def decoder(built, monkeypatch):
                     rows=len(source), limit=max_length, oracle=suppress_eos, repeats=num_repeats
                 )
             )
-            answers = []
+            found = []
             for ids, length in zip(source.tolist(), mask.sum(dim=1).tolist(), strict=True):
                 assert (ids[0], ids[length - 1]) == (bos, eos)
                 words = one.objective.source.decode(ids[1 : length - 1])
-                answers.append(answer(words, suppress_eos))
-            encoded = [one.objective.target.encode(words)[:max_length] for words, _ in answers]
+                found.append(answer(words, suppress_eos))
+            encoded = [one.objective.target.encode(words)[:max_length] for words, _ in found]
             width = max(map(len, encoded))
             tokens = [ids + [pad] * (width - len(ids)) for ids in encoded]
             return Decoded(
                 torch.tensor(tokens).reshape(len(tokens), width),
                 torch.tensor([len(ids) for ids in encoded]),
-                torch.tensor([finished for _, finished in answers]),
+                torch.tensor([finished for _, finished in found]),
             )
 
-        monkeypatch.setattr(splits, "greedy_decode", decode)
+        monkeypatch.setattr(answers, "greedy_decode", decode)
         return one, calls
 
     return use
 
 
+def score(one, model, split, config=EvaluateConfig(), on_batch=lambda *_: None, **options):  # noqa: B008
+    scorer = SplitScorer(model=model, built=one, config=config, device=CPU, on_batch=on_batch)
+    return scorer.score(split, **options)
+
+
 def evaluate(one, **options):
-    config = EvaluateConfig(batch_size=3)
-    model = torch.nn.Linear(1, 1)
-    return splits.evaluate_split(model, one, "test", config=config, device=CPU, **options)
+    return score(one, torch.nn.Linear(1, 1), "test", EvaluateConfig(batch_size=3), **options)
 
 
 def test_every_row_gets_its_own_answer(decoder):
     one, calls = decoder(lambda words, oracle: (words[::-1], True))
     result = evaluate(one)
-    assert result.scores.metrics["exact_match"] == 1.0
+    assert result.score.metrics["exact_match"] == 1.0
     assert [call.rows for call in calls] == [3, 3, 2]
-    assert all(call.limit > max(len(row.target) for row in result.examples) for call in calls)
-    assert result.rows("sequence_to_sequence")[0]["correct"] is True
-    assert len({row["source"] for row in result.rows("sequence_to_sequence")}) > 4
+    assert all(
+        call.limit > max(len(row.target) for row in result.answers.examples) for call in calls
+    )
+    assert result.prediction_rows("sequence_to_sequence")[0]["correct"] is True
+    assert len({row["source"] for row in result.prediction_rows("sequence_to_sequence")}) > 4
 
 
 def test_answers_of_other_rows_are_wrong(decoder):
     """The test above could fail: words in their own order are right for palindromes alone."""
     one, _ = decoder(lambda words, oracle: (words, True))
     result = evaluate(one)
-    palindromes = sum(row.source == row.source[::-1] for row in result.examples)
-    assert result.scores.metrics["exact_match"] == palindromes / 8 < 1
+    palindromes = sum(row.source == row.source[::-1] for row in result.answers.examples)
+    assert result.score.metrics["exact_match"] == palindromes / 8 < 1
 
 
 def test_oracle_decodes_again_only_what_it_can_change(decoder):
@@ -89,9 +96,9 @@ def test_oracle_decodes_again_only_what_it_can_change(decoder):
 
     one, calls = decoder(stops_early)
     result = evaluate(one)
-    short = sum(len(row.source) < 3 for row in result.examples)
-    assert result.scores.metrics["exact_match"] == short / 8
-    assert result.scores.metrics["eos_oracle_match"] == 1.0
+    short = sum(len(row.source) < 3 for row in result.answers.examples)
+    assert result.score.metrics["exact_match"] == short / 8
+    assert result.score.metrics["eos_oracle_match"] == 1.0
     assert sum(call.rows for call in calls if call.oracle) == 8 - short
     assert sum(call.rows for call in calls if not call.oracle) == 8
 
@@ -104,28 +111,25 @@ def test_oracle_agrees_with_decoding_every_row(built):
             torch.manual_seed(seed)
             model = build_model(one.model_config, CPU)
             model.head.bias.data[2] += 2.0  # the end token comes early now and then
-            config = EvaluateConfig()
-            result = splits.evaluate_split(model, one, "train", config=config, device=CPU)
-            predictor = splits._Predictor(model.eval(), one, CPU, None, 64, lambda *_: None)
+            result = score(one, model, "train")
+            rows = result.answers.examples
+            answerer = Answerer(model.eval(), one.objective, device=CPU)
             with torch.inference_mode():
-                everything = predictor._in_batches(
-                    result.examples,
-                    lambda *batch, p=predictor: p._greedy(*batch, limit=8, suppress_eos=True),
+                everything = answerer._in_batches(
+                    rows, lambda *batch, a=answerer: a._greedy(*batch, limit=8, suppress_eos=True)
                 )
-            answers = Answers(result.examples, result.predictions, everything)
-            assert result.scores.metrics == measure("sequence_to_sequence", answers)
+            expected = Answers(rows, result.answers.predictions, everything)
+            assert result.score.metrics == measure("sequence_to_sequence", expected)
 
 
 def test_selected_rows_are_said(decoder):
     one, _ = decoder(lambda words, oracle: (words[::-1], True))
     config = EvaluateConfig(rows_per_category=1)
-    result = splits.evaluate_split(
-        torch.nn.Linear(1, 1), one, "test", config=config, device=CPU, oracle=False
-    )
+    result = score(one, torch.nn.Linear(1, 1), "test", config, oracle=False)
     count = len({row.category for row in one.task.split("test")})
-    assert result.scores.rows == count < 8
-    assert result.note(config) == f"test: {count} of 8 rows, 1 per category chosen by hash"
-    assert "eos_oracle_match" not in result.scores.metrics
+    assert result.score.rows == count < 8
+    assert result.note() == f"test: {count} of 8 rows, 1 per category chosen by hash"
+    assert "eos_oracle_match" not in result.score.metrics
 
 
 @pytest.mark.parametrize("form", ["encoder_decoder", "decoder_lm", "encoder_classifier"])
@@ -133,19 +137,15 @@ def test_depth_is_that_asked_for(form, built):
     one = built(form=form, architecture="universal")
     torch.manual_seed(0)
     model = build_model(one.model_config, CPU).train()
-    config = EvaluateConfig()
     found = {}
     for number in (2, 5):
         repeats = [number, number] if form == "encoder_decoder" else number
-        result = splits.evaluate_split(
-            model, one, "train", config=config, device=CPU, repeats=repeats
-        )
-        assert result.is_default_depth == (number == 2)
-        assert result.to_dict()["repeats"] == repeats
-        found[number] = result.predictions
+        result = score(one, model, "train", repeats=repeats)
+        assert result.score.is_default_depth == (number == 2)
+        assert result.score.repeats == repeats
+        found[number] = result.answers.predictions
     assert found[2] != found[5]
-    own = splits.evaluate_split(model, one, "train", config=config, device=CPU)
-    assert own.predictions == found[2]
+    assert score(one, model, "train").answers.predictions == found[2]
     assert model.training
 
 
@@ -153,7 +153,7 @@ def test_scoring_draws_no_random_numbers(built):
     one = built()
     model = build_model(one.model_config, CPU).train()
     before = torch.get_rng_state()
-    splits.evaluate_split(model, one, "dev", config=EvaluateConfig(), device=CPU)
+    score(one, model, "dev")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -168,7 +168,5 @@ def test_callback_can_stop(built):
 
     model = build_model(one.model_config, CPU)
     with pytest.raises(KeyError):
-        splits.evaluate_split(
-            model, one, "train", config=EvaluateConfig(batch_size=16), device=CPU, on_batch=stop
-        )
+        score(one, model, "train", EvaluateConfig(batch_size=16), stop)
     assert seen == [(0, 30), (16, 30)]

@@ -38,7 +38,7 @@ def test_encoder_decoder(task):
     assert columns.arrays["targets"].tolist() == [[5, 4, 6, 2], [4, 2, IGNORE, IGNORE]]
     assert one.sizes() == {"vocabulary_size": 7, "source_vocabulary_size": 7}
     assert one.decode_answer([5, 4]) == ("Y", "X")
-    assert one.prompts(task().split("test"))[0].tolist() == [[1, 6, 3, 2]]
+    assert one.encode_source(task().split("test")[0]) == [1, 6, 3, 2]
 
 
 def test_prefix(task):
@@ -53,7 +53,7 @@ def test_prefix(task):
     ]
     assert columns.arrays["prefix_length"].tolist() == [4, 3]
     assert one.sizes() == {"vocabulary_size": 10}
-    assert one.prompts(task().split("train"))[0].tolist() == [[1, 7, 8, 2], [1, 9, 2, 0]]
+    assert list(map(one.encode_source, task().split("train"))) == [[1, 7, 8, 2], [1, 9, 2]]
 
 
 def test_classification(task):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasks.base import scoring
-from tasks.base.metrics import Prediction
+from tasks.base.metrics import Answers, Prediction
 from tasks.base.task import Example, Task
 
 GOLD = Example(("x",), ("a", "b", "c"))
@@ -34,7 +34,7 @@ def test_unknown_token_never_matches_a_target_that_training_never_showed():
     task = Fixed("sequence_to_sequence", train=[GOLD], test=[Example(("x",), ("novel",))])
     _, vocabulary = task.vocabularies()
     written = vocabulary.decode(vocabulary.encode(("novel",)))
-    scores = scoring.score(task, task.split("test"), [Prediction(tuple(written))])
+    scores = scoring.score(task, Answers(task.split("test"), [Prediction(tuple(written))]))
     assert scores.metrics["exact_match"] == 0
     assert scores.ceiling == 0
 
@@ -44,7 +44,7 @@ def test_baselines_and_ceiling_of_a_classification():
     test = [Example(("x",), (label,)) for label in "abbd"]
     task = Fixed("classification", train=train, test=test)
     predictions = [Prediction((label,)) for label in "aacd"]
-    scores = scoring.score(task, test, predictions)
+    scores = scoring.score(task, Answers(test, predictions))
     assert scores.metrics == {"accuracy": 0.5}
     assert scores.chance == pytest.approx(1 / 3)
     assert scores.majority == 0.5
@@ -77,7 +77,7 @@ def test_tables_by_category_and_difficulty():
     predictions = [Prediction(("a",)), Prediction(("b",)), Prediction(("a",), False)]
     predictions.append(Prediction(("a",)))
     task = Fixed("sequence_to_sequence", train=rows)
-    scores = scoring.score(task, rows, predictions).to_dict()
+    scores = vars(scoring.score(task, Answers(rows, predictions)))
     assert scores["by_category"] == {
         "easy": {"exact_match": 0.5, "rows": 2},
         "hard": {"exact_match": 0.0, "rows": 1},

@@ -121,6 +121,8 @@ def _git(folder: Path) -> dict[str, Any] | None:
 
 
 def _version(package: str) -> str | None:
+    if package == "torch":
+        return str(torch.__version__)  # says what it was built for, as 2.11.0+cu130
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -23,12 +23,12 @@ from runners.config.schema import ConfigError, RunConfig
 from runners.process import environment, signals
 from runners.process.checkpoint import Checkpoint, check_run, list_checkpoints, load_checkpoint
 from runners.process.run_directory import RunDirectory
+from runners.process.signals import Stopped
 from runners.reporting.run_result import Score, to_plain
 from runners.scoring import zero_shot
 from runners.scoring.splits import SplitScorer
 from runners.sweeping.progress import make_console
 from runners.training.experiment import Built, build, build_model
-from runners.training.loop import Stopped
 from tasks.base.command_line import Parser
 from tasks.base.options import nearest
 

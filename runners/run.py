@@ -22,9 +22,10 @@ from runners.config.schema import ConfigError, RunConfig
 from runners.config.yaml_nodes import dump
 from runners.process import environment, ranks, signals
 from runners.process.checkpoint import Checkpoint, load_latest, save_checkpoint
-from runners.process.lease import DirectoryLock, Locked
+from runners.process.lease import Lease, Locked
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, RunRecord, write_json, write_json_lines
+from runners.process.signals import Stopped
 from runners.reporting.run_result import ModelSummary, RunResult, TaskSummary, from_plain
 from runners.scoring.scorer import Scorer
 from runners.scoring.splits import Evaluation
@@ -40,7 +41,7 @@ from runners.training.experiment import (
     train_columns,
 )
 from runners.training.journal import Clock, Journal, Lap, Progress
-from runners.training.loop import Loop, NonFinite, Stopped, fit, seed_everything
+from runners.training.loop import Loop, NonFinite, fit, seed_everything
 from runners.training.telemetry import expert_usage, peak_of, speed
 from tasks.base.metrics import perplexity, selection_score
 
@@ -99,7 +100,7 @@ def _lock(directory: Path, world: World) -> Iterator[None]:
         problem = None
         if world.is_first:
             try:
-                stack.enter_context(DirectoryLock(directory, wait=10.0))
+                stack.enter_context(Lease(directory, wait=10.0))
             except Locked as error:
                 problem = error
         message = world.share(None if problem is None else str(problem))

@@ -24,7 +24,7 @@ from runners.config.grid import PlannedRun, Sweep, expand, read_sweep, write_pla
 from runners.config.help import sweep_help
 from runners.config.schema import ConfigError
 from runners.process import environment, signals
-from runners.process.lease import DirectoryLock, Locked
+from runners.process.lease import Lease, Locked
 from runners.process.run_directory import RunDirectory, RunRecord
 from runners.sweeping.local import Job, LocalExecutor
 from runners.sweeping.progress import Display, make_console
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     directory = options.runs_dir / sweep.config.name
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with DirectoryLock(directory, wait=1.0), signals.Stop(announce=True) as stop:
+        with Lease(directory, wait=1.0), signals.Stop(announce=True) as stop:
             write_plan(sweep, planned)
             counts = reconcile(
                 chosen,
@@ -246,9 +246,12 @@ def main(arguments: list[str] | None = None) -> int:
                 console=console,
             )
             _report(directory, with_figures=not options.no_figures)
-    except (ConfigError, Locked) as error:
+    except ConfigError as error:
         print(error, file=sys.stderr)
         return signals.BAD_INPUT
+    except Locked as error:
+        print(error, file=sys.stderr)
+        return signals.RESUMABLE
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, or a place that may not be written to

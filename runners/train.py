@@ -36,9 +36,9 @@ from runners.process import environment, ranks, signals
 from runners.process.lease import Locked
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, RunRecord
+from runners.process.signals import Stopped
 from runners.run import run
 from runners.training.experiment import build, build_task
-from runners.training.loop import Stopped
 from runners.training.tensorboard import check_tensorboard
 from tasks.base.command_line import Parser
 
@@ -124,7 +124,10 @@ def _train(options: argparse.Namespace, world: World) -> int:
         except Stopped as stopped:
             say(f"{stopped}; the same command continues", error=True)
             return stop.exit_status
-        except (ConfigError, Locked) as error:
+        except Locked as error:
+            say(error, error=True)
+            return signals.RESUMABLE
+        except ConfigError as error:
             say(error, error=True)
             return signals.BAD_INPUT
     if status == "failed":

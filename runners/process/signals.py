@@ -45,6 +45,10 @@ def exit_with(main: Callable[[], int]) -> None:
         sys.exit(RESUMABLE)
 
 
+class Stopped(Exception):
+    """A run has ended before its end, on request, and can go on from its last checkpoint."""
+
+
 class Stop:
     """Tell whether a stop was asked for, by a signal while the context lasts or by ``request``.
 

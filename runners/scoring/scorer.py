@@ -9,12 +9,12 @@ import torch
 
 from runners.config.schema import RunConfig
 from runners.process.ranks import World
+from runners.process.signals import Stopped
 from runners.scoring.splits import Evaluation, SplitScorer
 from runners.training import parallel
 from runners.training.agreement import Agreement
 from runners.training.experiment import Built
 from runners.training.journal import Journal
-from runners.training.loop import Stopped
 
 
 class Scorer:

@@ -238,8 +238,8 @@ def work(orders: BinaryIO, messages: BinaryIO) -> int:
     # Imported here: the driver's side has no use for training.
     from runners.config.schema import ConfigError
     from runners.process.lease import Locked
+    from runners.process.signals import Stopped
     from runners.run import run
-    from runners.training.loop import Stopped
 
     with signals.Stop() as stop:
         directories: queue.Queue[Path | None] = queue.Queue()

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from runners.process.ranks import World
-from runners.process.signals import Stop
-from runners.training.loop import Stopped
+from runners.process.signals import Stop, Stopped
 
 Result = TypeVar("Result")
 

@@ -19,6 +19,7 @@ import torch
 
 from runners.config.schema import TrainConfig
 from runners.process.ranks import World, rank_seed
+from runners.process.signals import Stopped
 from runners.training import parallel
 from runners.training.batches import Batch, BatchOrder, Columns
 from runners.training.objective import Objective
@@ -34,10 +35,6 @@ from runners.training.prefetch import Prefetch
 
 class NonFinite(RuntimeError):
     """A loss or gradient is not finite; raised before the update that it would have spoilt."""
-
-
-class Stopped(Exception):
-    """A stop was asked for, and the state has been saved."""
 
 
 @dataclass

@@ -254,7 +254,8 @@ def train(monkeypatch) -> Callable[..., str]:
     def run(directory: Path, *, stop_at: int | None = None, on_progress=None) -> str:
         from runners import run as module
         from runners.process import signals
-        from runners.training.loop import Loop, Stopped
+        from runners.process.signals import Stopped
+        from runners.training.loop import Loop
 
         stop = signals.Stop()
         advance = Loop.advance

@@ -150,6 +150,6 @@ def test_interrupted_sweep_saves_its_runs(sweep_file, tmp_path, start):
     directory = tmp_path / "killed"
     assert len(list(directory.glob("*/seed*/checkpoints/step_*/manifest.json"))) == 2
     assert list(directory.glob("*/seed*/error.json")) == []
-    locks = list(directory.glob("*/seed*/.lock"))
-    assert [path.read_text() for path in locks] == ["", ""]  # every worker has left in order
+    leases = [json.loads(path.read_text()) for path in directory.glob("*/seed*/.lease/*")]
+    assert [lease["is_released"] for lease in leases] == [True, True]  # both workers left in order
     assert (directory / "results.csv").is_file()

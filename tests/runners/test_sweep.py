@@ -11,7 +11,7 @@ import pytest
 
 from runners import sweep
 from runners.process import signals
-from runners.process.lease import DirectoryLock
+from runners.process.lease import Lease
 from runners.process.run_directory import RunDirectory
 
 
@@ -76,7 +76,7 @@ def test_second_driver_is_told_and_changes_nothing(command, tmp_path, capsys):
     read = tmp_path / "held"
     if pid == 0:
         try:
-            with DirectoryLock(directory):
+            with Lease(directory):
                 read.write_text("")
                 signal.pause()
         finally:
@@ -84,12 +84,12 @@ def test_second_driver_is_told_and_changes_nothing(command, tmp_path, capsys):
     while not read.exists():
         pass
     try:
-        assert sweep.main(command) == 2
+        assert sweep.main(command) == 75
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
     assert f"in use by process {pid}" in capsys.readouterr().err
-    assert [path.name for path in directory.iterdir()] == [".lock"]
+    assert [path.name for path in directory.iterdir()] == [".lease"]
 
 
 def test_dry_run_writes_nothing(command, tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from runners.process.lease import DirectoryLock
+from runners.process.lease import Lease
 from runners.report import write_report
 from runners.reporting import comparison, figures, results
 from runners.reporting.results import load
@@ -220,7 +220,7 @@ def running(make_language_sweep):
     process = os.fork()
     if process == 0:
         try:
-            with DirectoryLock(path):
+            with Lease(path):
                 os.write(write, b"x")
                 time.sleep(60)
         finally:
@@ -260,11 +260,13 @@ def test_reading_a_report_does_not_disturb_a_run_that_begins(make_language_sweep
     directory = make_language_sweep(a=[1.2])
     (path,) = directory.glob("a-*/seed0")
     (path / "result.json").unlink()
-    with DirectoryLock(path):
+    with Lease(path):
         pass
     assert load(directory).runs[0].status == "missing"  # held no longer
-    with DirectoryLock(path):
+    with Lease(path):
         assert load(directory).runs[0].status == "running"
-    (path / ".lock").write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
+    (lease,) = (path / ".lease").iterdir()
+    foreign = json.loads(lease.read_text()) | {"pid": 7, "host": "elsewhere", "is_released": False}
+    lease.write_text(json.dumps(foreign))
     assert load(directory).runs[0].message == "process 7 on elsewhere, at step 8"
     assert results.holder(directory) is None

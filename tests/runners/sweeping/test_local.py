@@ -31,6 +31,11 @@ class Messages(list):
         return {d.name: m["status"] for d, m in self if m["event"] == "ended"}
 
 
+def pid_at_work(directory):
+    (lease,) = (directory / ".lease").iterdir()
+    return json.loads(lease.read_text())["pid"]
+
+
 LONG = ("train.steps=100000", "evaluate.interval=null", "train.checkpoint_interval=1000000")
 SHORT = ("train.steps=4", "evaluate.interval=null")
 
@@ -74,8 +79,7 @@ def test_killed_worker_fails_its_run_alone(make_run, run_jobs):
 
     def kill(directory, message):
         if directory == long and message["event"] == "progress":
-            lock = json.loads((long / ".lock").read_text())
-            os.kill(lock["pid"], signal.SIGKILL)
+            os.kill(pid_at_work(long), signal.SIGKILL)
 
     messages = run_jobs([long, short], react=kill)
     assert messages.ended() == {"long": "failed", "short": "done"}
@@ -125,7 +129,7 @@ def test_worker_dies_with_its_driver(make_run):
             os._exit(1)
     while b"progress" not in os.read(read, 4096):
         pass
-    worker = json.loads((directory / ".lock").read_text())["pid"]
+    worker = pid_at_work(directory)
     os.kill(worker, 0)
     os.kill(driver, signal.SIGKILL)
     os.waitpid(driver, 0)

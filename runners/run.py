@@ -37,7 +37,6 @@ from runners.training.experiment import (
     build,
     build_model,
     describe_task,
-    save_task_files,
     train_columns,
 )
 from runners.training.journal import Clock, Journal, Lap, Progress
@@ -177,7 +176,7 @@ def _prepare(files: RunDirectory, agreement: Agreement) -> _Prepared:
             environment.describe_environment(config, device)
             | ({"ranks": world.size} if world.size > 1 else {}),
         )
-        save_task_files(built.task, files.path)
+        built.task.save_files(files.path)
     return _Prepared(files, config, record, built, data_hash, device, agreement)
 
 

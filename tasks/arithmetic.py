@@ -34,7 +34,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import OptionError, require
-from tasks.base.task import Example, Kind, Task
+from tasks.base.task import Example, ExampleTask, Kind
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {
     "+": lambda left, right: left + right,
@@ -93,7 +93,7 @@ def nesting_depth(text: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arithmetic(Task):
+class Arithmetic(ExampleTask):
     """Nested modular arithmetic; the defaults are the Neural Data Router's sizes and depths."""
 
     name: ClassVar[str] = "arithmetic"

@@ -29,7 +29,7 @@ from typing import ClassVar
 
 from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import require
-from tasks.base.task import Example, Task
+from tasks.base.task import Example, ExampleTask
 
 _EVALUATION_SHARE = 0.2
 """Largest share of a pair of lengths that iid may take away from train."""
@@ -81,7 +81,7 @@ def distinct_pairs(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits(Task):
+class Digits(ExampleTask):
     """What addition and multiplication share: splits by operand length."""
 
     difficulty_name: ClassVar[str] = "digits of the longer operand"

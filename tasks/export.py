@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tasks.base.command_line import parse_task_arguments, run, task_from_words, task_parser
 from tasks.base.storage import open_atomically
-from tasks.base.task import Example
+from tasks.base.task import Example, ExampleTask
 
 
 def to_json_line(example: Example) -> str:
@@ -58,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help="where to; - for stdout")
     arguments = parse_task_arguments(parser, words)
     task = task_from_words(arguments.task, arguments.options)
-    if task.kind == "language_modelling":
+    if not isinstance(task, ExampleTask):
         raise ValueError(
             f"task {arguments.task!r}: has windows of tokens and no rows to export; its packed "
             "files are described by: python -m tasks.show language"

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tasks.base.options import OptionError, nearest, require
-from tasks.base.task import SPECIAL_TOKENS, Example, Task
+from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask
 
 JSON_KEYS = ("source", "target", "category", "difficulty")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileTask(Task):
+class FileTask(ExampleTask):
     """Your own examples, from TSV (source, target, category) or JSON lines."""
 
     name: ClassVar[str] = "file"

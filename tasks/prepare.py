@@ -19,17 +19,14 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from tasks.base import options
 from tasks.base.command_line import Parser, describe_options, run
 from tasks.language.corpora import CORPORA
-from tasks.language.packing import Prepared
 from tasks.language.shards import check_files
 from tasks.language.task import Language
+from tasks.show import show_text
 
 
 def describe_corpora() -> str:
@@ -38,54 +35,6 @@ def describe_corpora() -> str:
         f"  {name}: {entry.summary}\n      divided by {entry.fixes_splits}"
         for name, entry in CORPORA.items()
     )
-
-
-def table(prepared: Prepared) -> Table:
-    """Return what each split of a packed corpus holds."""
-    result = Table(
-        title="splits (duplicates: documents dropped)",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    result.add_column("split", no_wrap=True)
-    for column in ("documents", "duplicates", "tokens", "bytes", "bytes/token"):
-        result.add_column(column, justify="right")
-    for name, shards in prepared.splits.items():
-        tokens = sum(shard.tokens for shard in shards)
-        size = sum(shard.bytes for shard in shards)
-        result.add_row(
-            name,
-            f"{sum(shard.documents for shard in shards):,}",
-            f"{prepared.duplicates[name]:,}",
-            f"{tokens:,}",
-            f"{size:,}",
-            f"{size / tokens:.3f}" if tokens else "–",
-        )
-    return result
-
-
-def describe_rule(task: Language) -> str:
-    """Return who decides which documents are held out, and the shares that a hash decides."""
-    who = CORPORA[task.corpus].fixes_splits
-    shares = ", ".join(f"{name} {share:.3g}" for name, share in task.fractions().items())
-    return f"{who} ({shares})" if "hash" in who else who
-
-
-def show_prepared(task: Language, console: Console) -> None:
-    """Print where a packed corpus lies, how it was made and what it holds."""
-    prepared = task.prepared()
-    tokenizer = task.load_tokenizer()
-    for line in (
-        f"folder: {prepared.folder}",
-        f"parts: {prepared.num_parts:,} of {prepared.of_parts:,}",
-        f"divided by {describe_rule(task)}",
-        f"tokenizer: {task.tokenizer}, {tokenizer.vocabulary_size:,} ids, SHA-256 "
-        f"{tokenizer.sha256()}",
-        f"data hash: {task.data_hash()}",
-    ):
-        console.print(escape(line), highlight=False, soft_wrap=True)
-    console.print(table(prepared))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -114,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> None:
     task = Language(**options.parse_words("language", Language, arguments.options))
     prepared = task.prepare(workers=arguments.workers)
     read = check_files(prepared.folder, prepared.shards(), prepared.dtype, thorough=arguments.check)
-    show_prepared(task, Console(width=None if sys.stdout.isatty() else 120))
+    show_text(task, Console(width=None if sys.stdout.isatty() else 120), num_windows=0)
     if arguments.check:
         print(f"{read} files read: all as they were packed")
 

@@ -52,7 +52,7 @@ import numpy
 
 from tasks.base.options import require
 from tasks.base.provenance import DataDamaged, DataFile, read_bytes, read_lines
-from tasks.base.task import Example, Task
+from tasks.base.task import Example, ExampleTask
 
 COMMIT = "c4b756cbc010d75c912f16c42c8f15dc6b7e6c8f"
 REPOSITORY = f"https://raw.githubusercontent.com/brendenlake/SCAN/{COMMIT}"
@@ -326,7 +326,7 @@ def _read_mcd_indices(name: str) -> tuple[list[int], list[int]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan(Task):
+class Scan(ExampleTask):
     """Navigation commands to action sequences: the official SCAN experiments."""
 
     name: ClassVar[str] = "scan"

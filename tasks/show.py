@@ -3,8 +3,8 @@
     python -m tasks.show scan variant=length
     python -m tasks.show language corpus=files files=book.txt documents=paragraphs
 
-Of a language task: its splits, with the duplicates left out, the tokenizer, and the first windows
-of each split as text. What is not packed yet is packed first.
+A task over text has its tokenizer shown, how much text its splits hold, and the first windows of
+each as text. A corpus that is not packed yet is packed first.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tasks.base import scoring
 from tasks.base.command_line import parse_task_arguments, run, task_from_words, task_parser
-from tasks.base.task import SPECIAL_TOKENS, Example, Task, select_rows
-from tasks.language.task import Language
-from tasks.prepare import show_prepared
+from tasks.base.task import Example, ExampleTask, Task, select_rows
+from tasks.base.text import TextTask
 
 WINDOW_CHARACTERS = 400
-"""Of a window, as much is shown."""
+"""Characters of a window that are shown."""
 
 
-def unseen_tokens(task: Task, split: str) -> tuple[list[str], list[str]]:
+def unseen_tokens(task: ExampleTask, split: str) -> tuple[list[str], list[str]]:
     """Return the source and the target tokens of a split that training never shows, sorted."""
     source, target = task.vocabularies()
     rows = task.split(split)
@@ -38,7 +38,7 @@ def unseen_tokens(task: Task, split: str) -> tuple[list[str], list[str]]:
     )
 
 
-def overlap(task: Task, split: str) -> dict[str, int]:
+def overlap(task: ExampleTask, split: str) -> dict[str, int]:
     """Return how many rows of a split training shows too.
 
     Returns:
@@ -54,7 +54,7 @@ def overlap(task: Task, split: str) -> dict[str, int]:
     }
 
 
-def split_table(task: Task) -> Table:
+def split_table(task: ExampleTask) -> Table:
     """Return sizes and lengths of every split."""
     table = Table(title="splits: rows, tokens (least–most, mean)", title_justify="left")
     table.add_column("split", no_wrap=True)
@@ -72,7 +72,7 @@ def split_table(task: Task) -> Table:
     return table
 
 
-def comparison_table(task: Task) -> Table:
+def comparison_table(task: ExampleTask) -> Table:
     """Return how every other split relates to train: overlap, unseen tokens, ceiling, baselines."""
     title = "beside train: rows that train has too, tokens it never shows, scores in %"
     table = Table(title=title, title_justify="left")
@@ -105,7 +105,9 @@ def comparison_table(task: Task) -> Table:
     return table
 
 
-def count_table(task: Task, title: str, counts: dict[str, collections.Counter[str]]) -> Table:
+def count_table(
+    task: ExampleTask, title: str, counts: dict[str, collections.Counter[str]]
+) -> Table:
     """Return how often each label occurs in each split, most frequent in train first."""
     table = Table(title=title, title_justify="left")
     table.add_column(title.split()[0], overflow="fold")
@@ -123,22 +125,29 @@ def count_table(task: Task, title: str, counts: dict[str, collections.Counter[st
 
 
 def show(task: Task, console: Console, num_examples: int = 3) -> None:
-    """Print a task on a console."""
-    if isinstance(task, Language):
-        show_language(task, console, num_examples)
-        return
-    splits = task.splits()  # first: where data is missing nothing is printed but the error
-    source, target = task.vocabularies()
-    special = len(SPECIAL_TOKENS)
-    for line in (
-        f"[bold]{escape(repr(task))}[/bold]",
-        f"kind: {task.kind}",
-        f"data hash: {task.data_hash()}",
-        f"vocabulary of train: {len(source) - special} source and {len(target) - special} target "
-        f"tokens, besides {special} special ones",
-        f"in-distribution split: {task.in_distribution_split or 'none'}",
-    ):
-        console.print(line, highlight=False, soft_wrap=True)
+    """Print a task on a console: what is in its splits, and the first rows or windows of each.
+
+    Raises:
+        DataMissing, DataDamaged: the data cannot be read; nothing is printed.
+    """
+    task.splits()
+    console.print(f"[bold]{escape(repr(task))}[/bold]", highlight=False, soft_wrap=True)
+    if isinstance(task, TextTask):
+        show_text(task, console, num_examples)
+    elif isinstance(task, ExampleTask):
+        show_examples(task, console, num_examples)
+
+
+def show_facts(task: Task, console: Console) -> None:
+    """Print what a task says of itself, one fact a line."""
+    for what, value in task.facts().items():
+        console.print(escape(f"{what}: {value}"), highlight=False, soft_wrap=True)
+
+
+def show_examples(task: ExampleTask, console: Console, num_examples: int) -> None:
+    """Print the facts of a task, its splits side by side, and a few rows of each."""
+    splits = task.splits()
+    show_facts(task, console)
     console.print(split_table(task))
     if len(splits) > 1:
         console.print(comparison_table(task))
@@ -160,14 +169,14 @@ def show(task: Task, console: Console, num_examples: int = 3) -> None:
             )
 
 
-def show_language(task: Language, console: Console, num_windows: int) -> None:
-    """Print what the splits of a language task hold, and their first windows as text."""
-    splits = task.splits()
-    console.print(f"[bold]{escape(repr(task))}[/bold]", highlight=False, soft_wrap=True)
-    console.print(f"kind: {task.kind}", highlight=False)
-    show_prepared(task, console)
+def show_text(task: TextTask, console: Console, num_windows: int) -> None:
+    """Print the facts of a task over text, its splits, and the first windows of each as text."""
+    show_facts(task, console)
+    console.print(text_table(task))
+    if not num_windows:
+        return
     tokenizer = task.load_tokenizer()
-    for name, split in splits.items():
+    for name, split in task.splits().items():
         console.print(
             f"[bold]{escape(name)}[/bold]: {len(split):,} windows of {task.context_length:,} "
             f"tokens, the first as text:",
@@ -176,6 +185,29 @@ def show_language(task: Language, console: Console, num_windows: int) -> None:
         for window in split.windows(np.arange(min(num_windows, len(split)))):
             text = tokenizer.decode(window.tolist())
             console.print(f"  {text[:WINDOW_CHARACTERS]!r}", markup=False, soft_wrap=True)
+
+
+def text_table(task: TextTask) -> Table:
+    """Return how much text each split holds."""
+    table = Table(
+        title="splits (duplicates: documents dropped)",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("split", no_wrap=True)
+    for column in ("documents", "duplicates", "tokens", "bytes", "bytes/token"):
+        table.add_column(column, justify="right")
+    for name, split in task.splits().items():
+        table.add_row(
+            escape(name),
+            f"{split.num_documents:,}",
+            f"{split.num_duplicates:,}",
+            f"{split.num_tokens:,}",
+            f"{split.num_bytes:,}",
+            f"{split.num_bytes / split.num_tokens:.3f}" if split.num_tokens else "–",
+        )
+    return table
 
 
 def examples_of(rows: Sequence[Example], count: int) -> list[Example]:

@@ -32,7 +32,7 @@ from typing import ClassVar, Literal
 
 from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import require
-from tasks.base.task import Example, Kind, Task
+from tasks.base.task import Example, ExampleTask, Kind
 
 Chain = tuple[str, ...]
 """Functions in the order of application."""
@@ -64,7 +64,7 @@ def lookup(tokens: Sequence[str], tables: Mapping[str, Mapping[str, str]]) -> li
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableLookup(Task):
+class TableLookup(ExampleTask):
     """Compositional table lookup; the defaults are the Neural Data Router's sizes and depths."""
 
     name: ClassVar[str] = "table_lookup"

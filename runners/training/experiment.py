@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +16,6 @@ from runners.config.schema import ConfigError, RunConfig
 from runners.training.batches import Columns
 from runners.training.objective import OBJECTIVES, Objective
 from tasks.base.task import Task
-from tasks.language.splitting import SPLITS
-from tasks.language.task import Language
-
-TOKENIZER_FOLDER = "tokenizer"
-"""Where the directory of a language run keeps the tokenizer that its model was trained with."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
     """
     task = build_task(config.task)
     lacks = None if needs_data else missing_data(config.task)
-    split_names = list(SPLITS) if lacks else _split_names(config, task)
+    split_names = task.split_names() if lacks else _split_names(config, task)
     config.check_splits(split_names, list(task.selection_splits))
     if config.selection_split and config.evaluate.interval is None:
         raise config.error(
@@ -157,8 +150,7 @@ def data_hash(section: dict[str, Any]) -> str:
 
 def missing_data(section: dict[str, Any]) -> str | None:
     """Return why the text of a ``task`` section cannot be read yet; None for all other tasks."""
-    task = build_task(section)
-    return task.is_missing() if isinstance(task, Language) else None
+    return build_task(section).missing()
 
 
 @functools.lru_cache(maxsize=4)
@@ -174,50 +166,9 @@ def train_columns(objective: Objective) -> Columns:
     return objective.columns(task.split(task.train_split))
 
 
-def describe_task(task: Any, splits: list[str]) -> dict[str, Any]:
+def describe_task(task: Task, splits: list[str]) -> dict[str, Any]:
     """Return the entry ``task`` of a result; ``splits`` are those scored, the headline last."""
-    record = {
-        "name": task.name,
-        "kind": task.kind,
-        "difficulty_name": task.difficulty_name,
-        "headline_split": splits[-1],
-        "in_distribution_split": task.in_distribution_split,
-    }
-    if task.kind == "language_modelling":
-        tokenizer = task.load_tokenizer()
-        duplicates = task.prepared().duplicates
-        record["context_length"] = task.context_length
-        record["tokenizer"] = {
-            "name": task.tokenizer,
-            "vocabulary_size": tokenizer.vocabulary_size,
-            "sha256": tokenizer.sha256(),
-        }
-        record["data"] = {
-            name: {
-                "tokens": split.num_tokens,
-                "bytes": split.num_bytes,
-                "documents": split.num_documents,
-                "duplicates": duplicates[name],
-                "windows": len(split),
-            }
-            for name, split in task.splits().items()
-        }
-    return record
-
-
-def save_task_files(task: Any, directory: Path) -> None:
-    """Write into a run's directory what its model is of no use without: a tokenizer, if any.
-
-    It lies in ``tokenizer/``, there whole or not at all; one that is there is left as it is.
-    """
-    folder = directory / TOKENIZER_FOLDER
-    if task.kind != "language_modelling" or folder.is_dir():
-        return
-    partial = directory / f"{TOKENIZER_FOLDER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    task.load_tokenizer().save(partial)
-    partial.rename(folder)
+    return task.describe() | {"headline_split": splits[-1]}
 
 
 @functools.lru_cache(maxsize=8)

@@ -25,7 +25,8 @@ from runners.training.batches import (
     Windows,
     pad,
 )
-from tasks.base.task import Example, Task, Vocabulary
+from tasks.base.task import Example, ExampleTask, Vocabulary
+from tasks.base.text import TextTask
 
 DECODE_MARGIN = 2
 """Tokens that decoding may write beyond the longest target: its end, and one that is too much."""
@@ -85,7 +86,7 @@ class Objective(abc.ABC):
 class AnswerObjective(Objective):
     """Base of the objectives of tasks with examples: a source that asks, a target that answers."""
 
-    task: Task
+    task: ExampleTask
 
     @abc.abstractmethod
     def encode_source(self, example: Example) -> list[int]:
@@ -117,7 +118,7 @@ class EncoderDecoderObjective(AnswerObjective):
 
     form = "encoder_decoder"
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: ExampleTask) -> None:
         super().__init__(task)
         self.source, self.target = task.vocabularies()
 
@@ -164,7 +165,7 @@ class PrefixObjective(AnswerObjective):
 
     form = "decoder_lm"
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: ExampleTask) -> None:
         super().__init__(task)
         source, target = task.vocabularies()
         self.vocabulary = Vocabulary((*source.tokens, *target.tokens))
@@ -209,7 +210,7 @@ class ClassificationObjective(AnswerObjective):
 
     form = "encoder_classifier"
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: ExampleTask) -> None:
         super().__init__(task)
         self.source, _ = task.vocabularies()
         self.classes = task.classes()
@@ -244,6 +245,7 @@ class LanguageObjective(Objective):
     With the task's ``attend_across_documents: false`` tokens see their own document alone.
     """
 
+    task: TextTask
     form = "decoder_lm"
 
     def sizes(self) -> dict[str, int]:

@@ -15,7 +15,7 @@ from tasks.base.metrics import (
     is_label,
     measure,
 )
-from tasks.base.task import Example, Task
+from tasks.base.task import Example, ExampleTask
 
 Table = dict[str, dict[str, float]]
 """Row label → {metric: share right, "rows": count}."""
@@ -71,13 +71,13 @@ def table_by(
     }
 
 
-def ceiling(task: Task, examples: Sequence[Example]) -> float:
+def ceiling(task: ExampleTask, examples: Sequence[Example]) -> float:
     """Return the share of rows whose every target token occurs in a training target."""
     known = {token for row in task.splits()[task.train_split] for token in row.target}
     return sum(known.issuperset(example.target) for example in examples) / len(examples)
 
 
-def chance(task: Task, examples: Sequence[Example]) -> float:
+def chance(task: ExampleTask, examples: Sequence[Example]) -> float:
     """Return the expected score of uniform guesses.
 
     Classification: 1 / number of classes. Sequences: each token, and then the end, is guessed among
@@ -90,7 +90,7 @@ def chance(task: Task, examples: Sequence[Example]) -> float:
     return sum(float(choices) ** -(len(e.target) + 1) for e in examples) / len(examples)
 
 
-def majority(task: Task, examples: Sequence[Example]) -> float:
+def majority(task: ExampleTask, examples: Sequence[Example]) -> float:
     """Return the score of always answering with train's most frequent target.
 
     Of several equally frequent ones the first in sorted order is taken.
@@ -100,7 +100,7 @@ def majority(task: Task, examples: Sequence[Example]) -> float:
     return sum(example.target == answer for example in examples) / len(examples)
 
 
-def score(task: Task, answers: Answers) -> Scores:
+def score(task: ExampleTask, answers: Answers) -> Scores:
     """Return every number of a scored split: metrics, baselines, ceiling and tables.
 
     Args:

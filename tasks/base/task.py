@@ -1,12 +1,13 @@
-"""What a task is: named splits of examples, a vocabulary built from train, and its options."""
+"""What a task is: options, named splits, and the examples and vocabularies of most tasks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from tasks.base import options
 
@@ -60,10 +61,14 @@ class Vocabulary:
         return [self.tokens[number] for number in ids]
 
 
-class Task:
+SplitT = TypeVar("SplitT", bound=Sized)
+
+
+class Task(Generic[SplitT]):
     """Base of all tasks; a task is a frozen dataclass whose fields are its options.
 
-    A subclass is decorated ``@dataclass(frozen=True, kw_only=True)``, gives ``name``, ``kind``,
+    A task has examples (``ExampleTask``) or text (``tasks.base.text.TextTask``). A subclass of
+    these is decorated ``@dataclass(frozen=True, kw_only=True)``, gives ``name``, ``kind``,
     ``difficulty_name`` and ``build_splits``, and has one field with a docstring per option. Types
     are checked here; a subclass that checks more extends ``__post_init__``. A task that generates
     its data has the option ``seed: int = 0``: the data's own seed, the same for every model.
@@ -82,7 +87,7 @@ class Task:
     # Properties, since an option may decide them; where none does, a class attribute replaces them.
     @property
     def kind(self) -> Kind:
-        """Whether a model writes a target sequence or names a class."""
+        """Whether a model writes a target sequence, names a class, or predicts the next token."""
         return "sequence_to_sequence"
 
     @property
@@ -93,7 +98,7 @@ class Task:
     def __post_init__(self) -> None:
         options.check_types(self)
 
-    def build_splits(self) -> dict[str, list[Example]]:
+    def build_splits(self) -> Mapping[str, SplitT]:
         """Generate or read every split, train first.
 
         Raises:
@@ -102,14 +107,18 @@ class Task:
         """
         raise NotImplementedError
 
-    def splits(self) -> dict[str, list[Example]]:
-        """Return every split, train first, built once per task object."""
+    def splits(self) -> Mapping[str, SplitT]:
+        """Return every split, train first, built once per task object.
+
+        Raises:
+            DataMissing, DataDamaged: as ``build_splits``.
+        """
         if "_splits" not in self.__dict__:
             object.__setattr__(self, "_splits", self.build_splits())
         return self.__dict__["_splits"]
 
-    def split(self, name: str) -> list[Example]:
-        """Return the rows of one split.
+    def split(self, name: str) -> SplitT:
+        """Return one split.
 
         Raises:
             OptionError: there is no such split; the message lists those there are.
@@ -122,6 +131,46 @@ class Task:
                 f"task {self.name!r} has {', '.join(splits)}{options.nearest(name, splits)}",
             )
         return splits[name]
+
+    def split_names(self) -> list[str]:
+        """Return the names of the splits, train first; known without the data where it can be."""
+        return list(self.splits())
+
+    def missing(self) -> str | None:
+        """Return which data is missing and the command that makes it, for a plan without it.
+
+        None: it is there, or nothing can be planned without it, and ``splits`` says so.
+        """
+        return None
+
+    def data_hash(self) -> str:
+        """Return the SHA-256 of all data: what a run's identity covers of it."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry ``task`` of a result, as plain data."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "difficulty_name": self.difficulty_name,
+            "in_distribution_split": self.in_distribution_split,
+        }
+
+    def facts(self) -> dict[str, str]:
+        """Return the lines that ``python -m tasks.show`` begins with: what, and its value."""
+        return {"kind": self.kind, "data hash": self.data_hash()}
+
+    def save_files(self, directory: Path) -> None:
+        """Write into a run's directory what its model is of no use without; here nothing."""
+
+
+class ExampleTask(Task[Sequence[Example]]):
+    """Base of the tasks whose splits are rows of source and target tokens.
+
+    A split is a sequence of rows. Where rows are made when they are asked for, row i from the seed
+    and i, a subclass also replaces what walks over all of them: ``vocabularies``, ``classes``,
+    ``max_source_length``, ``max_target_length`` and ``data_hash``.
+    """
 
     def vocabularies(self) -> tuple[Vocabulary, Vocabulary]:
         """Return the source and the target vocabulary, built from train only."""
@@ -143,7 +192,7 @@ class Task:
         return max(len(example.target) for rows in self.splits().values() for example in rows)
 
     def data_hash(self) -> str:
-        """Return the SHA-256 over every split's rows: what a run's identity covers of the data.
+        """Return the SHA-256 over every split's rows.
 
         It covers the splits' names and order, and each row's source, target, category and
         difficulty in order; the metadata, which no model sees, is left out.
@@ -156,6 +205,16 @@ class Task:
                     digest.update(row_bytes(row))
             object.__setattr__(self, "_data_hash", digest.hexdigest())
         return self.__dict__["_data_hash"]
+
+    def facts(self) -> dict[str, str]:
+        """Return the lines that ``python -m tasks.show`` begins with: what, and its value."""
+        source, target = (len(words) - len(SPECIAL_TOKENS) for words in self.vocabularies())
+        return {
+            **super().facts(),
+            "vocabulary of train": f"{source} source and {target} target tokens, besides "
+            f"{len(SPECIAL_TOKENS)} special ones",
+            "in-distribution split": self.in_distribution_split or "none",
+        }
 
     def tables(
         self, examples: Sequence[Example], correct: Sequence[bool]

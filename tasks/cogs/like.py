@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 
 from tasks.base.generated import check_range
 from tasks.base.options import OptionError, require
-from tasks.base.task import Example, Task
+from tasks.base.task import Example, ExampleTask
 from tasks.cogs import grammar as cogs_grammar
 from tasks.cogs.grammar import DEEPER_PHRASE, Grammar, Slot
 from tasks.cogs.lexicon import EXPOSED
@@ -106,7 +106,7 @@ _TRIES_PER_ROW = 5_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class CogsLike(Task):
+class CogsLike(ExampleTask):
     """Sentences drawn from COGS's grammar with COGS's logical forms; not COGS."""
 
     name: ClassVar[str] = "cogs_like"

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tasks.base.provenance import DataDamaged, DataFile, locate, read_lines
-from tasks.base.task import Example, Task
+from tasks.base.task import Example, ExampleTask
 from tasks.cogs.logical_form import read
 
 COMMIT = "165a7b669eade971fa47bf568a2e51925360fed8"
@@ -128,7 +128,7 @@ def _label_order(label: str) -> tuple[float, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cogs(Task):
+class Cogs(ExampleTask):
     """COGS, from the official files."""
 
     name: ClassVar[str] = "cogs"

@@ -32,6 +32,7 @@ import numpy as np
 from tasks.base.cores import available_cores
 from tasks.base.provenance import DataDamaged
 from tasks.base.storage import open_atomically, write_atomically, write_json
+from tasks.base.text import TOKENIZER_FOLDER, Tokenizer
 from tasks.language.documents import Document, Part
 from tasks.language.shards import Shard, ShardWriter, check_files, token_type
 from tasks.language.splitting import (
@@ -43,13 +44,12 @@ from tasks.language.splitting import (
     digest,
     first_occurrences,
 )
-from tasks.language.tokenizers import Tokenizer, load_tokenizer
+from tasks.language.tokenizers import load_tokenizer
 from tasks.language.workers import Bar, pool
 
 logger = logging.getLogger(__name__)
 
 PREPARED = "prepared.json"
-TOKENIZER = "tokenizer"
 PARTS = "parts"
 DIGESTS = "held_out.digests"
 BATCH_CHARACTERS = 1 << 20
@@ -242,11 +242,11 @@ class _Packer:
         return self._finish(dict(sorted(chosen)))
 
     def _prepare_folder(self) -> None:
-        for name in (TOKENIZER, PARTS, *SPLITS):
+        for name in (TOKENIZER_FOLDER, PARTS, *SPLITS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
             for leftover in (self.folder / name).glob(".*"):
                 leftover.unlink()  # of a process that was killed
-        saved = self.folder / TOKENIZER
+        saved = self.folder / TOKENIZER_FOLDER
         if not any(saved.iterdir()) or load_tokenizer(saved).sha256() != self.tokenizer.sha256():
             for file in saved.iterdir():
                 file.unlink()
@@ -437,7 +437,7 @@ def pack_part(
         sha256: of the tokenizer's file.
         first: ids that open the training stream, where it begins with this part.
     """
-    tokenizer = load_tokenizer_once(folder / TOKENIZER, sha256)
+    tokenizer = load_tokenizer_once(folder / TOKENIZER_FOLDER, sha256)
     excluded = _excluded(folder / PARTS / DIGESTS) if recipe.rule.fixed else None
     held: dict[str, list[tuple[np.ndarray, int, bytes]]] = {}
     dropped = 0

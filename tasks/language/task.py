@@ -20,18 +20,18 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal
 
 from tasks.base import options
 from tasks.base.provenance import DataDamaged, DataMissing, cache_folder
 from tasks.base.storage import lock_folder
-from tasks.base.task import Kind, Task
-from tasks.language.corpora import open_corpus
+from tasks.base.text import TOKENIZER_FOLDER, TextTask, Tokenizer
+from tasks.language.corpora import CORPORA, open_corpus
 from tasks.language.corpus_files import Documents
 from tasks.language.documents import Corpus, Part
-from tasks.language.packing import TOKENIZER, Prepared, Recipe, pack, read_prepared
+from tasks.language.packing import Prepared, Recipe, pack, read_prepared
 from tasks.language.splitting import SPLITS, SplitRule, digest
-from tasks.language.tokenizers import Bytes, Tokenizer, load_tokenizer
+from tasks.language.tokenizers import Bytes, load_tokenizer
 from tasks.language.windows import TokenSplit
 
 FORMAT = 1
@@ -46,7 +46,7 @@ FEW_DOCUMENTS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Language(Task):
+class Language(TextTask):
     """Predict the next token of a corpus, cut into windows.
 
     Documents become tokens, tokens one stream a split, the stream windows of ``context_length``.
@@ -56,8 +56,6 @@ class Language(Task):
     name: ClassVar[str] = "language"
     selection_splits: ClassVar[tuple[str, ...]] = ("validation",)
     in_distribution_split: ClassVar[str | None] = "validation"  # type: ignore[assignment]
-    kind: ClassVar[Kind] = "language_modelling"  # type: ignore[assignment]
-    difficulty_name: ClassVar[str] = "position in the window, tokens"
 
     corpus: str = "stdlib"
     """Which text: ``stdlib`` (the running Python's standard library), ``files`` (your own), ``hub``
@@ -135,7 +133,7 @@ class Language(Task):
 
     # --- what the runners ask of a task ---------------------------------------------------
 
-    def build_splits(self) -> dict[str, TokenSplit]:  # type: ignore[override]
+    def build_splits(self) -> dict[str, TokenSplit]:
         """Open the packed splits, packing the corpus first where it is local and not packed yet.
 
         Raises:
@@ -146,7 +144,7 @@ class Language(Task):
         prepared = self.prepared()
         self._check_windows(prepared)
         boundary = self.load_tokenizer().boundary_id if self.boundary == "token" else None
-        splits = {
+        return {
             name: TokenSplit(
                 prepared.folder,
                 name,
@@ -154,10 +152,10 @@ class Language(Task):
                 prepared.dtype,
                 self.context_length,
                 boundary,
+                num_duplicates=prepared.duplicates[name],
             )
             for name in SPLITS
         }
-        return splits
 
     def _check_windows(self, prepared: Prepared) -> None:
         """Refuse a corpus of which a split has no whole window."""
@@ -188,15 +186,9 @@ class Language(Task):
                 f"window of {self.context_length + 1}; {hint}",
             )
 
-    def splits(self) -> dict[str, TokenSplit]:  # type: ignore[override]
-        """Return every split, train first."""
-        return super().splits()  # type: ignore[return-value]
-
-    def vocabularies(self) -> NoReturn:
-        """Refuse: the words of a language task are its tokenizer's."""
-        raise TypeError("task 'language' has windows of tokens and no examples")
-
-    classes = max_source_length = max_target_length = vocabularies  # type: ignore[assignment]
+    def split_names(self) -> list[str]:
+        """Return the names of the splits, train first."""
+        return list(SPLITS)
 
     def load_tokenizer(self) -> Tokenizer:
         """Return the tokenizer that the corpus is packed with.
@@ -206,7 +198,7 @@ class Language(Task):
         """
         if "_tokenizer" not in self.__dict__:
             prepared = self.prepared()
-            folder = prepared.folder / TOKENIZER
+            folder = prepared.folder / TOKENIZER_FOLDER
             remedy = f"remove {prepared.folder} and prepare the data again"
             try:
                 tokenizer = load_tokenizer(folder)
@@ -222,13 +214,13 @@ class Language(Task):
 
     def num_ids(self) -> int:
         """Return the ids that a model needs: the tokenizer's, before packing those it will have."""
-        if self.is_missing() is None:
+        if self.missing() is None:
             return self.load_tokenizer().vocabulary_size
         if self.tokenizer == "bpe":
             return self.vocabulary_size
         return (Bytes() if self.tokenizer == "bytes" else self._given_tokenizer()).vocabulary_size
 
-    def is_missing(self) -> str | None:
+    def missing(self) -> str | None:
         """Return why there is no packed corpus, with the command that makes one, or None.
 
         One that lies on this machine is packed, which can take a while.
@@ -250,6 +242,20 @@ class Language(Task):
             },
         }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def facts(self) -> dict[str, str]:
+        """Return where the packed corpus lies and how it was made."""
+        prepared, tokenizer = self.prepared(), self.load_tokenizer()
+        who = CORPORA[self.corpus].fixes_splits
+        shares = ", ".join(f"{name} {share:.3g}" for name, share in self.fractions().items())
+        return {
+            "folder": str(prepared.folder),
+            "parts": f"{prepared.num_parts:,} of {prepared.of_parts:,}",
+            "divided by": f"{who} ({shares})" if "hash" in who else who,
+            "tokenizer": f"{self.tokenizer}, {tokenizer.vocabulary_size:,} ids, SHA-256 "
+            f"{tokenizer.sha256()}",
+            **super().facts(),
+        }
 
     # --- packing --------------------------------------------------------------------------
 
@@ -335,7 +341,7 @@ class Language(Task):
         folder, parts = self.folder(), corpus.parts()
         fixed = frozenset(part.split for part in parts if part.split)
         rule = SplitRule(**self.fractions(), fixed=fixed)
-        tokenizer = self._make_tokenizer(folder / TOKENIZER, parts, rule)
+        tokenizer = self._make_tokenizer(folder / TOKENIZER_FOLDER, parts, rule)
         recipe = Recipe(rule, self.boundary, corpus.separator, self.train_tokens)
         return pack(folder, parts, tokenizer, recipe, workers=workers)
 

@@ -6,58 +6,17 @@ it; a pickled one carries those bytes and is built from them again in the other 
 
 from __future__ import annotations
 
-import abc
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 from tasks.base import options
+from tasks.base.text import Tokenizer
 from tasks.language.extras import need
 
 BOUNDARY_PIECE = "<document>"
 """The boundary's piece in tokenizers that are trained here; text cannot produce it."""
 BOUNDARY_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 """Special tokens that serve as the boundary in a ``tokenizer.json``; the first that is there."""
-
-
-class Tokenizer(abc.ABC):
-    """Turns text into ids and back; one file on disk says all of it."""
-
-    FILE: ClassVar[str]
-    """Name of the file that it is saved as."""
-    vocabulary_size: int
-    """Number of ids, the boundary token's included."""
-    boundary_id: int | None
-    """Id of the token between documents; None where the tokenizer has none."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    @abc.abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without any boundary token."""
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, by one thread: packing has a process per core."""
-        return [self.encode(text) for text in texts]
-
-    @abc.abstractmethod
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of some ids; boundary ids are left out."""
-
-    def sha256(self) -> str:
-        """Return the SHA-256 of the tokenizer's file, in hexadecimal."""
-        return hashlib.sha256(self.data).hexdigest()
-
-    def save(self, folder: Path) -> Path:
-        """Write the tokenizer's one file into a folder, and return its path."""
-        path = Path(folder) / self.FILE
-        path.write_bytes(self.data)
-        return path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.data,)
 
 
 class Bytes(Tokenizer):

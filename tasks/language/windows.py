@@ -26,6 +26,7 @@ class TokenSplit:
         dtype: type of the ids.
         context_length: inputs of a window.
         boundary_id: the token before each document, if there is one.
+        num_duplicates: documents left out of the split.
         thorough: compare checksums of files known to be whole, too.
 
     Raises:
@@ -41,6 +42,7 @@ class TokenSplit:
         context_length: int,
         boundary_id: int | None,
         *,
+        num_duplicates: int = 0,
         thorough: bool = False,
     ) -> None:
         check_files(root, shards, dtype, thorough=thorough)
@@ -49,6 +51,7 @@ class TokenSplit:
         self.shards = tuple(shards)
         self.num_tokens = sum(shard.tokens for shard in shards)
         self.num_bytes = sum(shard.bytes for shard in shards)
+        self.num_duplicates = num_duplicates
         self.num_documents = sum(shard.documents for shard in shards)
         self._tokens = [map_array(root / f"{s.name}.tokens", dtype, s.tokens) for s in shards]
         self._offsets = [

@@ -14,12 +14,12 @@ import moeut
 import tasks
 from runners.reporting.run_result import ModelSummary, RunResult, Score, TaskSummary, Timings
 from runners.scoring.language_model import LanguageModel
-from tasks.base.task import Example, Task
+from tasks.base.task import Example, ExampleTask, Task
 from tasks.language.tokenizers import Bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Toy(Task):
+class Toy(ExampleTask):
     """Copy a letter."""
 
     name: ClassVar[str] = "toy"

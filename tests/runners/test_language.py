@@ -19,7 +19,7 @@ from runners.process.run_directory import RunDirectory, RunRecord
 from runners.scoring.splits import SplitScorer
 from runners.training import experiment as build_module
 from runners.training.cost import describe_model, mean_lengths
-from runners.training.experiment import build, build_model, save_task_files
+from runners.training.experiment import build, build_model
 
 CPU = torch.device("cpu")
 CONTEXT = 24
@@ -264,13 +264,13 @@ def test_a_model_of_another_form_is_refused(text_run):
 
 def test_tokenizer_is_written_once_and_whole(text_run, tmp_path):
     task = build(text_run()).task
-    save_task_files(task, tmp_path / "out")
+    task.save_files(tmp_path / "out")
     (file,) = (tmp_path / "out" / "tokenizer").iterdir()
     before = file.stat().st_mtime_ns
-    save_task_files(task, tmp_path / "out")
+    task.save_files(tmp_path / "out")
     assert file.stat().st_mtime_ns == before
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tokenizer"]
-    save_task_files(tasks.create("table_lookup"), tmp_path / "other")
+    tasks.create("table_lookup").save_files(tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

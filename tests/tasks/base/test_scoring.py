@@ -6,12 +6,12 @@ import pytest
 
 from tasks.base import scoring
 from tasks.base.metrics import Answers, Prediction
-from tasks.base.task import Example, Task
+from tasks.base.task import Example, ExampleTask
 
 GOLD = Example(("x",), ("a", "b", "c"))
 
 
-class Fixed(Task):
+class Fixed(ExampleTask):
     """A task over given rows."""
 
     name = "fixed"

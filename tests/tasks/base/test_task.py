@@ -15,7 +15,7 @@ import pytest
 import tasks
 from tasks.base import options
 from tasks.base.options import OptionError
-from tasks.base.task import BOS, EOS, PAD, UNKNOWN, Example, Task, Vocabulary, select_rows
+from tasks.base.task import BOS, EOS, PAD, UNKNOWN, Example, ExampleTask, Vocabulary, select_rows
 
 # Small sizes, so that every generated task is quick; what needs official files is tested apart.
 ROWS = {"train_rows": 500, "iid_rows": 50, "valid_rows": 50, "test_rows": 50}
@@ -30,7 +30,7 @@ SMALL: dict[str, dict[str, object]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Toy(Task):
+class Toy(ExampleTask):
     """A toy."""
 
     name: ClassVar[str] = "toy"

@@ -16,6 +16,8 @@ import pytest
 import tasks
 from tasks import DataDamaged, DataMissing
 from tasks.base.options import parse_words
+from tasks.base.task import ExampleTask
+from tasks.base.text import TextTask
 from tasks.language.splitting import SplitRule, digest
 from tasks.language.task import train_texts
 from tasks.language.tokenizers import Bytes
@@ -290,11 +292,27 @@ def test_one_file_may_be_named_without_a_list(options):
         assert tasks.create("language", **found).files == [path]
 
 
-def test_methods_of_examples_are_refused(options):
+def test_it_is_no_task_of_examples(options):
     task = tasks.create("language", **options)
-    for method in (task.vocabularies, task.classes, task.max_source_length):
-        with pytest.raises(TypeError, match="windows of tokens and no examples"):
-            method()
+    assert isinstance(task, TextTask)
+    assert not isinstance(task, ExampleTask)
+    assert not hasattr(task, "vocabularies")
+
+
+def test_a_result_says_how_much_text_there_is_and_which_tokenizer(options, tmp_path):
+    path = tmp_path / "twice.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, *TEXTS]))
+    task = tasks.create("language", **{**options, "files": [str(path)]})
+    described = task.describe()
+    assert (described["kind"], described["context_length"]) == ("language_modelling", 16)
+    assert described["tokenizer"]["vocabulary_size"] == 257
+    held_out = [described["data"][name] for name in ("validation", "test")]
+    assert [data["documents"] for data in held_out] == [data["duplicates"] for data in held_out]
+    train = described["data"]["train"]
+    assert train["duplicates"] == 0
+    assert train["documents"] + 2 * sum(data["documents"] for data in held_out) == 2 * len(TEXTS)
+    assert train["tokens"] == train["bytes"] + train["documents"] + 1
+    assert train["windows"] == (train["tokens"] - 1) // 16
 
 
 def test_a_second_process_waits_and_reads_what_the_first_packed(options, tmp_path):

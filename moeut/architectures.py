@@ -1,273 +1,117 @@
-"""Named architectures: flat options, as a configuration file gives them, to a ``ModelConfig``.
+"""Named architectures: what a configuration file says of a model, to its config.
 
-An architecture is a dataclass of options and a method that turns them into a feed-forward and an
-attention; everything else is common. ``ARCHITECTURES`` is the whole menu.
+An architecture is a function that returns defaults for the tree of ``moeut.config.Blueprint``, as
+plain data; what a file says is merged over it. ``ARCHITECTURES`` is the whole menu.
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
-import typing
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from moeut.config import (
-    Attention,
-    DenseAttention,
-    DenseFeedForward,
-    FeedForward,
-    Form,
-    Learned,
-    ModelConfig,
-    NoPosition,
-    NormPlacement,
-    Position,
-    Relative,
-    Rotary,
-    RouterInput,
-    Schedule,
-    SigmaMoE,
-    Sinusoidal,
-    StackConfig,
-    SwitchHead,
-    check_type,
-    nearest,
-)
+from moeut import flat_architectures
+from moeut.blocks.feed_forward import FEED_FORWARD
+from moeut.config import Blueprint, Form, ModelConfig
+from moeut.options import OptionError, Options, kinds_of, nearest, type_hints
+from moeut.presets import PRESETS, VOCABULARY_SIZE
+from moeut.sizing import match_parameters as sized_to
+
+Tree = dict[str, Any]
+"""Options as plain data: what YAML holds."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(abc.ABC):
-    """Options that every architecture takes."""
-
-    name: ClassVar[str]
-
-    d_model: int = 128
-    """Width of the residual stream."""
-    num_layers: int = 4
-    """Applied layers of each stack: distinct layers × repeats."""
-    num_encoder_layers: int | None = None
-    """Applied layers of the encoder, where they differ from ``num_layers``."""
-    num_decoder_layers: int | None = None
-    """Applied layers of the decoder, where they differ from ``num_layers``."""
-    num_heads: int = 4
-    """Attention heads (H)."""
-    head_size: int | None = None
-    """Channels of a head; left out: d_model / num_heads."""
-    position: Literal["rotary", "relative", "sinusoidal", "learned", "none"] = "rotary"
-    """What tells positions apart."""
-    rotary_fraction: float = 0.5
-    """Share of the head's channels that ``position: rotary`` rotates."""
-    position_scale: Literal["none", "inverse_sqrt"] = "none"
-    """Factor on the sinusoids of ``position: sinusoidal``; ``inverse_sqrt``: 1/sqrt(d_model)."""
-    max_length: int = 1024
-    """Positions that ``position: learned`` has vectors for."""
-    norm: NormPlacement = "pre"
-    """Where the layer norms stand: before the sublayers, after, or (``peri``) only before what
-    precedes a softmax or a sigmoid."""
-    norm_input: bool = False
-    """Layer norm without weights on the embedded input."""
-    final_norm: bool | None = None
-    """Layer norm after the last layer; left out: yes, except with ``norm: post``."""
-    dropout: float = 0.0
-    """Dropout on the embedded input, the sublayers' outputs and dense hidden activations."""
-    attention_dropout: float | None = None
-    """Dropout on attention weights; left out: the same as ``dropout``."""
-    tie_embeddings: bool = False
-    """Share the output projection with the embedding of the output vocabulary."""
-    embedding_scale: Literal["none", "sqrt_d_model"] = "none"
-    """Factor on token embeddings."""
-    initialization: Literal["moeut", "depth_scaled", "glorot", "normal", "kaiming"] = "depth_scaled"
-    """Distribution of the initial weights; the table is in ``moeut.initialization``."""
-    pooling: Literal["first", "last"] = "first"
-    """Column that a classifier reads: the first, or the last real one."""
-    match_parameters: int | None = None
-    """Parameter budget: size the free width (dense: ``feed_forward_size``, experts:
-    ``num_experts``) so that the count comes nearest to it."""
-
-    def group_size_of(self, num_layers: int) -> int:
-        """Return the number of distinct layers in a stack of ``num_layers`` applied ones."""
-        return num_layers
-
-    def schedule_of(self) -> Schedule:
-        """Return the order in which distinct layers are applied."""
-        return "cycle"
-
-    @abc.abstractmethod
-    def attention(self) -> Attention:
-        """Return the attention of every layer."""
-
-    @abc.abstractmethod
-    def feed_forward(self) -> FeedForward:
-        """Return the feed-forward of every layer."""
-
-    def resolved_head_size(self) -> int:
-        """Return the channels of a head; raise if they are left out and do not divide."""
-        if self.head_size is not None:
-            return self.head_size
-        if self.d_model < 1:
-            raise ValueError(f"d_model={self.d_model}: must be a whole number of at least 1")
-        if self.num_heads < 1 or self.d_model % self.num_heads:
-            raise ValueError(
-                f"num_heads={self.num_heads}: must divide d_model={self.d_model} unless head_size "
-                "is given"
-            )
-        return self.d_model // self.num_heads
-
-    def resolved_attention_dropout(self) -> float:
-        """Return the dropout on attention weights."""
-        return self.dropout if self.attention_dropout is None else self.attention_dropout
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerOptions(Options):
+def transformer() -> Tree:
     """The dense Transformer, every layer distinct."""
-
-    name: ClassVar[str] = "transformer"
-
-    feed_forward_size: int = 512
-    """Hidden units of the feed-forward."""
-    feed_forward_bias: bool = True
-    """Biases in the feed-forward."""
-
-    def attention(self) -> Attention:
-        return DenseAttention(
-            num_heads=self.num_heads,
-            head_size=self.resolved_head_size(),
-            dropout=self.resolved_attention_dropout(),
-        )
-
-    def feed_forward(self) -> FeedForward:
-        return DenseFeedForward(
-            hidden_size=self.feed_forward_size, bias=self.feed_forward_bias, dropout=self.dropout
-        )
+    return {
+        "depth": {"group": 4, "repeats": 1},
+        "attention": {"kind": "dense"},
+        "feed_forward": {"kind": "dense"},
+    }
 
 
-@dataclass(frozen=True, kw_only=True)
-class UniversalOptions(TransformerOptions):
+def universal() -> Tree:
     """The Universal Transformer: one dense layer (or a small group) repeated in depth."""
-
-    name: ClassVar[str] = "universal"
-
-    group_size: int = 1
-    """Distinct layers of each stack (G)."""
-    schedule: Schedule = "cycle"
-    """Order of the distinct layers: ``cycle`` ABAB, ``sequence`` AABB."""
-
-    def group_size_of(self, num_layers: int) -> int:
-        return self.group_size
-
-    def schedule_of(self) -> Schedule:
-        return self.schedule
+    return transformer() | {"depth": {"group": 1, "repeats": 4}}
 
 
-@dataclass(frozen=True, kw_only=True)
-class SigmaMoEOptions(Options):
+def sigma_moe() -> Tree:
     """σ-MoE without sharing: every layer distinct, one value and output projection per head,
     both gated."""
-
-    name: ClassVar[str] = "sigma_moe"
-
-    norm: NormPlacement = "peri"
-    """Where the layer norms stand: before the sublayers, after, or (``peri``) only before what
-    precedes a softmax or a sigmoid."""
-    initialization: Literal["moeut", "depth_scaled", "glorot", "normal", "kaiming"] = "moeut"
-    """Distribution of the initial weights; the table is in ``moeut.initialization``."""
-    num_experts: int = 16
-    """Experts of the feed-forward (N_E)."""
-    expert_size: int = 32
-    """Hidden units of an expert."""
-    top_k: int = 4
-    """Active experts per token (K)."""
-    router: RouterInput = "sigmoid"
-    """Gates: ``sigmoid``, or ``softmax`` over all experts."""
-    balance_loss: float = 0.01
-    """Weight of the entropy balance loss of the feed-forward's router (gamma)."""
-    expert_dropout: float = 0.0
-    """Probability that an expert cannot be chosen for a token, in training."""
-    renormalise_router: bool = False
-    """Initialise all router rows of the feed-forward with one norm."""
-
-    def attention(self) -> Attention:
-        return DenseAttention(
-            num_heads=self.num_heads,
-            head_size=self.resolved_head_size(),
-            attention_gates="value_and_output",
-            dropout=self.resolved_attention_dropout(),
-        )
-
-    def feed_forward(self) -> FeedForward:
-        return SigmaMoE(
-            num_experts=self.num_experts,
-            expert_size=self.expert_size,
-            top_k=self.top_k,
-            router=self.router,
-            balance_loss=self.balance_loss,
-            expert_dropout=self.expert_dropout,
-            renormalise_router=self.renormalise_router,
-        )
+    return {
+        "depth": {"group": 4, "repeats": 1},
+        "attention": {"kind": "dense", "gates": "value_and_output"},
+        "feed_forward": {"kind": "sigma_moe"},
+        "norm": "peri",
+        "initialization": "moeut",
+    }
 
 
-@dataclass(frozen=True, kw_only=True)
-class MoEUTOptions(SigmaMoEOptions):
+def moeut() -> Tree:
     """MoEUT: a group of layers repeated in depth, σ-MoE feed-forward, SwitchHead attention."""
-
-    name: ClassVar[str] = "moeut"
-
-    group_size: int = 2
-    """Distinct layers of each stack (G)."""
-    schedule: Schedule = "cycle"
-    """Order of the distinct layers: ``cycle`` ABAB, ``sequence`` AABB."""
-    attention_experts: int = 4
-    """Value and output experts per head (N_A); 1: dense projections with ``attention_gates``."""
-    attention_top_k: int = 2
-    """Active attention experts per head and token (k)."""
-    attention_balance_loss: float = 0.001
-    """Weight of the entropy balance loss of the attention's routers (delta)."""
-    attention_expert_dropout: float = 0.0
-    """Probability that an attention expert cannot be chosen for a token, in training."""
-    attention_gates: Literal["none", "output", "value_and_output"] = "output"
-    """Sigmoid gates of each head with ``attention_experts: 1``."""
-    renormalise_attention_experts: bool = True
-    """Initialise value and output experts with equal norm over experts."""
-
-    def group_size_of(self, num_layers: int) -> int:
-        return self.group_size
-
-    def schedule_of(self) -> Schedule:
-        return self.schedule
-
-    def attention(self) -> Attention:
-        if self.attention_experts == 1:
-            return DenseAttention(
-                num_heads=self.num_heads,
-                head_size=self.resolved_head_size(),
-                attention_gates=self.attention_gates,
-                dropout=self.resolved_attention_dropout(),
-            )
-        if self.attention_top_k > self.attention_experts:
-            raise ValueError(
-                f"attention_top_k={self.attention_top_k}: must be at most "
-                f"attention_experts={self.attention_experts}"
-            )
-        return SwitchHead(
-            num_heads=self.num_heads,
-            head_size=self.resolved_head_size(),
-            num_experts=self.attention_experts,
-            top_k=self.attention_top_k,
-            balance_loss=self.attention_balance_loss,
-            expert_dropout=self.attention_expert_dropout,
-            dropout=self.resolved_attention_dropout(),
-            renormalise_experts=self.renormalise_attention_experts,
-        )
+    return sigma_moe() | {
+        "depth": {"group": 2, "repeats": 2},
+        "attention": {"kind": "switch_head"},
+    }
 
 
-ARCHITECTURES: dict[str, type[Options]] = {
-    "transformer": TransformerOptions,
-    "universal": UniversalOptions,
-    "moeut": MoEUTOptions,
-    "sigma_moe": SigmaMoEOptions,
+ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
+    "transformer": transformer,
+    "universal": universal,
+    "moeut": moeut,
+    "sigma_moe": sigma_moe,
 }
+
+
+def blueprint(section: Mapping[str, Any]) -> Blueprint:
+    """Return the options that a section ``model`` of a configuration file says.
+
+    The section names an ``architecture`` or a ``preset``, and any keys of ``Blueprint`` over its
+    defaults. Another ``kind`` of a block drops the defaults of that block; ``encoder_depth`` says
+    what differs from ``depth``. With ``match_parameters`` in the section, the free width of the
+    feed-forward cannot be given too, and that of a preset gives way.
+
+    Raises:
+        OptionError: an unknown name or key, a value of a wrong type, or sizes that do not fit.
+    """
+    given = dict(section)
+    budget = given.pop("match_parameters", None)
+    tree = _merge(Blueprint, _defaults(given), given)
+    if isinstance(tree.get("encoder_depth"), Mapping) and isinstance(tree["depth"], Mapping):
+        tree["encoder_depth"] = {**tree["depth"], **tree["encoder_depth"]}
+    if budget is None:
+        return Blueprint.from_dict(tree)
+    return _with_free_width(tree, given.get("feed_forward"), budget)
+
+
+def configure(
+    blueprint: Blueprint,
+    *,
+    form: Form,
+    vocabulary_size: int,
+    source_vocabulary_size: int | None = None,
+    num_classes: int | None = None,
+    match_parameters: int | None = None,
+) -> ModelConfig:
+    """Return the config of a blueprint for the vocabularies of a task.
+
+    With ``match_parameters`` the feed-forward is sized to that many parameters, see
+    ``moeut.sizing.match_parameters``.
+
+    Raises:
+        OptionError: an option of another form, a size that the form lacks or does not take, or a
+            budget below the smallest model.
+    """
+    options = {f.name: getattr(blueprint, f.name) for f in dataclasses.fields(Blueprint)}
+    config = ModelConfig(
+        **options,
+        form=form,
+        vocabulary_size=vocabulary_size,
+        source_vocabulary_size=source_vocabulary_size,
+        num_classes=num_classes,
+    )
+    return config if match_parameters is None else sized_to(config, match_parameters)
 
 
 def architecture(
@@ -277,148 +121,135 @@ def architecture(
     vocabulary_size: int,
     source_vocabulary_size: int | None = None,
     num_classes: int | None = None,
+    match_parameters: int | None = None,
     **options: Any,
 ) -> ModelConfig:
-    """Return the config of a named architecture with the given options.
+    """Return the config of a named architecture, its defaults changed by ``options``.
 
-    ``options`` are plain values, as YAML gives them; what is left out has the default of the
-    architecture's dataclass in ``ARCHITECTURES``. Raises ``ValueError`` for an unknown name or
-    option, a value of a wrong type, and sizes that do not fit together.
+    ``options`` are the keys of ``Blueprint``, blocks as mappings or words::
+
+        architecture("moeut", form="decoder_lm", vocabulary_size=8000, depth={"repeats": 9})
+
+    Raises:
+        OptionError: as ``blueprint`` and ``configure``.
     """
-    return from_options(
-        read_options(name, options),
+    if _is_flat(options):
+        sizes = {"source_vocabulary_size": source_vocabulary_size, "num_classes": num_classes}
+        options |= {"match_parameters": match_parameters, "vocabulary_size": vocabulary_size}
+        return flat_architectures.architecture(name, form=form, **sizes, **options)
+    return configure(
+        blueprint({"architecture": name, "match_parameters": match_parameters, **options}),
         form=form,
         vocabulary_size=vocabulary_size,
         source_vocabulary_size=source_vocabulary_size,
         num_classes=num_classes,
+        match_parameters=match_parameters,
     )
 
 
-def read_options(name: str, options: dict[str, Any]) -> Options:
-    """Return the option dataclass of the architecture ``name``, its values checked by type."""
-    if name not in ARCHITECTURES:
-        raise ValueError(
-            f"architecture={name!r}: expected one of {', '.join(ARCHITECTURES)}"
-            f"{nearest(name, ARCHITECTURES)}"
-        )
-    chosen = ARCHITECTURES[name]
-    allowed = [field.name for field in dataclasses.fields(chosen)]
-    hints = typing.get_type_hints(chosen)
-    for option, value in options.items():
-        if option not in allowed:
-            raise ValueError(
-                f"{option}={value!r}: architecture {name!r} takes {', '.join(allowed)}"
-                f"{nearest(option, allowed)}"
-            )
-        check_type(option, value, hints[option])
-    return chosen(**options)
+def _is_flat(options: Mapping[str, Any]) -> bool:
+    flat = {
+        f.name for c in flat_architectures.ARCHITECTURES.values() for f in dataclasses.fields(c)
+    }
+    return any(name in flat and name not in type_hints(Blueprint) for name in options)
 
 
-def from_options(
-    options: Options,
+def preset(
+    name: str,
     *,
-    form: Form,
-    vocabulary_size: int,
+    form: Form = "decoder_lm",
+    vocabulary_size: int = VOCABULARY_SIZE,
     source_vocabulary_size: int | None = None,
     num_classes: int | None = None,
+    match_parameters: int | None = None,
+    **options: Any,
 ) -> ModelConfig:
-    """Return the config that ``options`` describe, sized to ``match_parameters`` if it is set."""
-    has_encoder = form in ("encoder_decoder", "encoder_classifier")
-    has_decoder = form in ("encoder_decoder", "decoder_lm")
-    where = f"form={form!r}"
-    _refuse_unused(options, "num_encoder_layers", used=has_encoder, where=where)
-    _refuse_unused(options, "num_decoder_layers", used=has_decoder, where=where)
-    _refuse_unused(options, "pooling", used=form == "encoder_classifier", where=where)
-    for option, owner in _POSITION_OPTIONS.items():
-        _refuse_unused(
-            options,
-            option,
-            used=options.position == owner,
-            where=f"position={options.position!r}",
-        )
-    if isinstance(options, MoEUTOptions):
-        for option in _ATTENTION_OPTIONS:
-            # The gates belong to the one-expert case, all others to several experts.
-            used = (option == "attention_gates") == (options.attention_experts == 1)
-            where = f"attention_experts={options.attention_experts}"
-            _refuse_unused(options, option, used=used, where=where)
-    if options.match_parameters is not None:
-        options = _without_free_width(options)
-    config = ModelConfig(
+    """Return the config of one of ``PRESETS``, changed by ``options``.
+
+    Left out, form and vocabulary are those of the paper's language models.
+
+    Raises:
+        OptionError: as ``blueprint`` and ``configure``.
+    """
+    return configure(
+        blueprint({"preset": name, "match_parameters": match_parameters, **options}),
         form=form,
-        d_model=options.d_model,
         vocabulary_size=vocabulary_size,
-        encoder=_stack(options, options.num_encoder_layers) if has_encoder else None,
-        decoder=_stack(options, options.num_decoder_layers) if has_decoder else None,
         source_vocabulary_size=source_vocabulary_size,
         num_classes=num_classes,
-        pooling=options.pooling,
-        tie_embeddings=options.tie_embeddings,
-        embedding_scale=options.embedding_scale,
-        initialization=options.initialization,
-    )
-    if options.match_parameters is None:
-        return config
-    return config.match_parameters(options.match_parameters)
-
-
-def _stack(options: Options, num_layers: int | None) -> StackConfig:
-    num_layers = options.num_layers if num_layers is None else num_layers
-    final_norm = options.norm != "post" if options.final_norm is None else options.final_norm
-    return StackConfig(
-        num_layers=num_layers,
-        group_size=options.group_size_of(num_layers),
-        attention=options.attention(),
-        feed_forward=options.feed_forward(),
-        position=_position(options),
-        schedule=options.schedule_of(),
-        norm=options.norm,
-        norm_input=options.norm_input,
-        final_norm=final_norm,
-        dropout=options.dropout,
+        match_parameters=match_parameters,
     )
 
 
-def _position(options: Options) -> Position:
-    if options.position == "rotary":
-        return Rotary(fraction=options.rotary_fraction)
-    if options.position == "sinusoidal":
-        return Sinusoidal(scale=options.position_scale)
-    if options.position == "learned":
-        return Learned(max_length=options.max_length)
-    return Relative() if options.position == "relative" else NoPosition()
+# --- merging ----------------------------------------------------------------------------
 
 
-_POSITION_OPTIONS = {
-    "rotary_fraction": "rotary",
-    "position_scale": "sinusoidal",
-    "max_length": "learned",
-}
+def _defaults(given: Tree) -> Tree:
+    """Take ``architecture`` or ``preset`` out of ``given``; return the defaults it stands for."""
+    name, chosen = given.pop("preset", None), given.pop("architecture", None)
+    if name is None:
+        return ARCHITECTURES[_named("architecture", chosen, ARCHITECTURES)]()
+    if chosen is not None:
+        said = f"expected either architecture or preset, which is {name!r}"
+        raise OptionError("architecture", chosen, said)
+    tree = dict(PRESETS[_named("preset", name, PRESETS)])
+    return _merge(Blueprint, ARCHITECTURES[tree.pop("architecture")](), tree)
 
 
-_ATTENTION_OPTIONS = (
-    "attention_top_k",
-    "attention_balance_loss",
-    "attention_expert_dropout",
-    "renormalise_attention_experts",
-    "attention_gates",
-)
+def _named(option: str, name: Any, registry: Mapping[str, Any]) -> str:
+    """Return ``name`` if ``registry`` has it."""
+    if not isinstance(name, str) or name not in registry:
+        missing = "" if name is not None else "missing (or a preset); "
+        said = f"{missing}expected one of {', '.join(registry)}{nearest(name, registry)}"
+        raise OptionError(option, name, said)
+    return name
 
 
-def _without_free_width(options: Options) -> Options:
-    """Refuse a width that ``match_parameters`` replaces, and leave room for the active experts."""
-    where = f"match_parameters={options.match_parameters}"
-    if isinstance(options, SigmaMoEOptions):
-        _refuse_unused(options, "num_experts", used=False, where=where)
-        num_experts = max(options.num_experts, options.top_k)
-        return dataclasses.replace(options, num_experts=num_experts)
-    _refuse_unused(options, "feed_forward_size", used=False, where=where)
-    return options
+def _merge(cls: type[Options], base: Mapping[str, Any], change: Mapping[str, Any]) -> Tree:
+    """Return ``base`` with ``change`` over it; blocks of one kind are merged key by key."""
+    merged = dict(base)
+    for name, value in change.items():
+        old = merged.get(name)
+        if name not in type_hints(cls):
+            merged[name] = value  # refused by its name when the options are read
+        elif kinds_of(cls, name) is not None:
+            merged[name] = _merge_kind(old, value)
+        elif isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[name] = {**old, **value}
+        else:
+            merged[name] = value
+    return merged
 
 
-def _refuse_unused(options: Options, option: str, *, used: bool, where: str) -> None:
-    """Raise if an option that has no effect here was set to something else than its default."""
-    value = getattr(options, option)
-    default = next(f.default for f in dataclasses.fields(options) if f.name == option)
-    if not used and value != default:
-        raise ValueError(f"{option}={value!r}: has no effect with {where}")
+def _merge_kind(old: Any, new: Any) -> Any:
+    """Return a block with ``new`` over ``old``, whose keys are dropped if the kind changes."""
+    if isinstance(new, str):
+        new = {"kind": new}
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return new
+    same = new.get("kind", old.get("kind")) == old.get("kind")
+    return {**old, **new} if same else dict(new)
+
+
+def _with_free_width(tree: Tree, given: Any, budget: Any) -> Blueprint:
+    """Read ``tree``, whose free width a budget of parameters will replace.
+
+    A width that was ``given`` is refused, unless it is the one that stands there without: so a
+    blueprint written out can be read again.
+    """
+    block = tree["feed_forward"]
+    kind = block.get("kind") if isinstance(block, Mapping) else None
+    if kind not in FEED_FORWARD:
+        return Blueprint.from_dict(tree)  # which refuses it
+    free = FEED_FORWARD[kind].free_width
+    roomy = Blueprint.from_dict(tree | {"feed_forward": {**block, free: sys.maxsize}}).feed_forward
+    default = next(f.default for f in dataclasses.fields(roomy) if f.name == free)
+    feed_forward = roomy.with_width(max(default, roomy.smallest_width))
+    asked = given.get(free) if isinstance(given, Mapping) else None
+    if asked not in (None, getattr(feed_forward, free)):
+        said = f"has no effect with match_parameters={budget}, which sizes it"
+        raise OptionError(f"feed_forward.{free}", asked, said)
+    return Blueprint.from_dict(tree | {"feed_forward": feed_forward.to_dict()})
+
+
+__all__ = ["ARCHITECTURES", "PRESETS", "architecture", "blueprint", "configure", "preset"]

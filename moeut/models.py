@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeut.blocks import masks
+from moeut.blocks.embeddings import Embedding, Head
 from moeut.blocks.routing import RoutingRecord
 from moeut.config import ModelConfig
 from moeut.initialization import initialize
@@ -56,19 +56,6 @@ class Encoded:
         )
 
 
-class Head(nn.Module):
-    """Output projection (outputs, D); without a weight of its own if tied to an embedding."""
-
-    def __init__(self, d_model: int, outputs: int, *, tied: bool, bias: bool) -> None:
-        super().__init__()
-        self.weight = None if tied else nn.Parameter(torch.empty(outputs, d_model))
-        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
-
-    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
-        """Project states (..., D), by ``embedding`` if tied."""
-        return F.linear(states, embedding if self.weight is None else self.weight, self.bias)
-
-
 class Model(nn.Module):
     """What the three forms share: embedding, saving, and their config."""
 
@@ -77,7 +64,7 @@ class Model(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         """Recompute each layer in the backward pass instead of keeping its activations."""
-        self.embedding = _embedding(config.vocabulary_size, config.d_model)
+        self.embedding = Embedding(config.vocabulary_size, config.d_model)
 
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``directory``."""
@@ -85,7 +72,7 @@ class Model(nn.Module):
 
         save(self, directory)
 
-    def _embed(self, embedding: nn.Embedding, tokens: Tensor, name: str) -> Tensor:
+    def _embed(self, embedding: Embedding, tokens: Tensor, name: str) -> Tensor:
         if tokens.dim() != 2 or tokens.dtype.is_floating_point:
             raise ValueError(
                 f"{name}: expected whole numbers of shape (rows, columns), got {tokens.dtype} of "
@@ -102,8 +89,7 @@ class DecoderLM(Model):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        assert config.decoder is not None
-        self.decoder = DepthStack(config.decoder, config.d_model, causal=True)
+        self.decoder = DepthStack(config.stacks["decoder"], config.d_model, causal=True)
         self.head = Head(
             config.d_model,
             config.vocabulary_size,
@@ -167,12 +153,11 @@ class EncoderDecoder(Model):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        assert config.encoder is not None
-        assert config.decoder is not None
         assert config.source_vocabulary_size is not None
-        self.source_embedding = _embedding(config.source_vocabulary_size, config.d_model)
-        self.encoder = DepthStack(config.encoder, config.d_model, causal=False)
-        self.decoder = DepthStack(config.decoder, config.d_model, causal=True, cross_attention=True)
+        self.source_embedding = Embedding(config.source_vocabulary_size, config.d_model)
+        encoder, decoder = config.stacks["encoder"], config.stacks["decoder"]
+        self.encoder = DepthStack(encoder, config.d_model, causal=False)
+        self.decoder = DepthStack(decoder, config.d_model, causal=True, cross_attention=True)
         self.head = Head(
             config.d_model,
             config.vocabulary_size,
@@ -266,9 +251,8 @@ class EncoderClassifier(Model):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        assert config.encoder is not None
         assert config.num_classes is not None
-        self.encoder = DepthStack(config.encoder, config.d_model, causal=False)
+        self.encoder = DepthStack(config.stacks["encoder"], config.d_model, causal=False)
         self.head = Head(config.d_model, config.num_classes, tied=False, bias=config.head_bias)
 
     def forward(
@@ -328,12 +312,8 @@ def build(config: ModelConfig) -> Any:
     with torch.device("meta"):  # so that only initialize draws random numbers
         model = FORMS[config.form](config)
     model.to_empty(device=torch.get_default_device())
-    initialize(model)
+    initialize(model, config)
     return model
-
-
-def _embedding(size: int, d_model: int) -> nn.Embedding:
-    return nn.Embedding(size, d_model, _weight=torch.empty(size, d_model))
 
 
 def _pair(

@@ -61,6 +61,8 @@ class Options:
                 continue
             if kinds is None:
                 check_type(name, value, annotation)
+                if isinstance(value, int) and annotation is float:  # 0 and 0.0 are one identity
+                    object.__setattr__(self, name, float(value))
             elif not isinstance(value, tuple(kinds.values())):
                 raise OptionError(name, value, f"expected options of kind {' or '.join(kinds)}")
 
@@ -190,7 +192,6 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is not missing or field.default_factory is not missing
 
 
-@functools.cache
 def _fields(cls: type[Options]) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls)}
 
@@ -198,9 +199,14 @@ def _fields(cls: type[Options]) -> dict[str, dataclasses.Field[Any]]:
 # --- checks -----------------------------------------------------------------------------
 
 
-@functools.cache
 def type_hints(cls: type[Options]) -> dict[str, Any]:
     """Return the type of each option of ``cls`` by name, in their order."""
+    key: Any = cls
+    return _type_hints(key)
+
+
+@functools.cache
+def _type_hints(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 

@@ -1,17 +1,8 @@
-"""One layer: attention, cross-attention if it has any, feed-forward, and where the norms are.
+"""One layer: attention, cross-attention if it has any, feed-forward, and the norms around them.
 
-======  =======================================================================================
-norm    a sublayer f with norm N
-======  =======================================================================================
-pre     x + f(N(x))
-post    N(x + f(x))
-peri    x + f(routed=N(x), plain=x): the norm feeds only what a softmax or a sigmoid follows,
-        queries, keys and routers; values and expert weights see x itself (arXiv 2405.16039)
-======  =======================================================================================
-
-In cross-attention with ``peri``, the encoder's output is normed for keys and routers by the
+In cross-attention with ``norm: peri``, the encoder's output is normed for keys and routers by the
 sublayer's one norm, and feeds values as it is; with ``pre`` and ``post`` it is used as it is. A
-dense feed-forward has no router, so with ``peri`` it has no norm either.
+feed-forward without a router has no norm with ``peri``.
 """
 
 from __future__ import annotations
@@ -19,11 +10,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeut.blocks.attention import AttentionContext, AttentionOutput, Source, build_attention
-from moeut.blocks.feed_forward import build_feed_forward
+from moeut.blocks.attention import AttentionContext, AttentionOutput, KeyValueStore, Source
+from moeut.blocks.norms import Norm, views
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
-from moeut.config import DenseFeedForward, NoPosition, StackConfig
-from moeut.recurrence.cache import StackCache
+from moeut.config import StackConfig
 
 
 class Layer(nn.Module):
@@ -33,16 +23,17 @@ class Layer(nn.Module):
         super().__init__()
         self.norm = config.norm
         self.dropout = config.dropout
-        self.attention = build_attention(config.attention, config.position, d_model)
-        self.attention_norm = nn.LayerNorm(d_model, config.norm_epsilon)
+        self.attention = config.attention.build(d_model, config.position)
+        self.attention_norm = Norm(d_model, config.norm_epsilon)
         self.cross_attention = self.cross_attention_norm = None
         if cross_attention:
-            self.cross_attention = build_attention(config.attention, NoPosition(), d_model)
-            self.cross_attention_norm = nn.LayerNorm(d_model, config.norm_epsilon)
-        self.feed_forward = build_feed_forward(config.feed_forward, d_model)
+            self.cross_attention = config.attention.build(d_model)
+            self.cross_attention_norm = Norm(d_model, config.norm_epsilon)
+        self.feed_forward = config.feed_forward.build(d_model)
         self.feed_forward_norm = None
-        if not (config.norm == "peri" and isinstance(config.feed_forward, DenseFeedForward)):
-            self.feed_forward_norm = nn.LayerNorm(d_model, config.norm_epsilon)
+        if config.norm != "peri" or config.feed_forward.has_router():
+            self.feed_forward_norm = Norm(d_model, config.norm_epsilon)
+        self.update = config.update.build(d_model)
 
     def forward(
         self,
@@ -52,7 +43,7 @@ class Layer(nn.Module):
         key_value_source: Tensor | None = None,
         cross_context: AttentionContext | None = None,
         memory: Source | None = None,
-        cache: StackCache | None = None,
+        cache: KeyValueStore | None = None,
         application: int = 0,
     ) -> tuple[Tensor, RoutingRecord]:
         """Return the next state (B, T, D) and what was decided on the way.
@@ -61,15 +52,16 @@ class Layer(nn.Module):
         values from, in place of ``x``. ``memory`` is the result of ``project_memory``. ``cache``
         is updated in place, at ``application``.
         """
-        routed, plain = self._views(x, self.attention_norm)
+        start = x
+        routed, plain = views(x, self.attention_norm, self.norm)
         source = None
         if key_value_source is not None:
-            views = self._views(key_value_source, self.attention_norm)
-            source = self.attention.project_source(*views, context.routing)
+            both = views(key_value_source, self.attention_norm, self.norm)
+            source = self.attention.project_source(*both, context.routing)
         attended = self.attention(
             routed, plain, context, source=source, cache=cache, application=application
         )
-        x = self._update(x, attended.output, self.attention_norm)
+        x = self._between(x, attended.output, self.attention_norm)
         routers: dict[str, RouterRecord] = {}
         weights: dict[str, Tensor] = {}
         _note(attended, "attention", routers, weights)
@@ -78,14 +70,14 @@ class Layer(nn.Module):
             assert self.cross_attention is not None
             assert self.cross_attention_norm is not None
             assert cross_context is not None
-            routed, plain = self._views(x, self.cross_attention_norm)
+            routed, plain = views(x, self.cross_attention_norm, self.norm)
             attended = self.cross_attention(routed, plain, cross_context, source=memory)
-            x = self._update(x, attended.output, self.cross_attention_norm)
+            x = self._between(x, attended.output, self.cross_attention_norm)
             _note(attended, "cross_attention", routers, weights)
 
-        routed, plain = self._views(x, self.feed_forward_norm)
+        routed, plain = views(x, self.feed_forward_norm, self.norm)
         mapped, record = self.feed_forward(routed, plain, context.routing)
-        x = self._update(x, mapped, self.feed_forward_norm)
+        x = self.update.last(start, x, self._drop(mapped), self._behind(self.feed_forward_norm))
         if record is not None:
             routers["feed_forward"] = record
         return x, RoutingRecord(routers, weights)
@@ -111,18 +103,15 @@ class Layer(nn.Module):
         routed = self.cross_attention_norm(states) if self.norm == "peri" else states
         return self.cross_attention.project_source(routed, states, routing)
 
-    def _views(self, x: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:
-        """Return the routed and the plain view of a sublayer's input."""
-        if norm is None or self.norm == "post":
-            return x, x
-        normed = norm(x)
-        return normed, x if self.norm == "peri" else normed
+    def _between(self, x: Tensor, change: Tensor, norm: Norm) -> Tensor:
+        return self.update.between(x, self._drop(change), self._behind(norm))
 
-    def _update(self, x: Tensor, change: Tensor, norm: nn.LayerNorm | None) -> Tensor:
-        if self.dropout and self.training:
-            change = F.dropout(change, self.dropout)
-        x = x + change
-        return norm(x) if norm is not None and self.norm == "post" else x
+    def _behind(self, norm: Norm | None) -> Norm | None:
+        """Return the norm if it stands behind its sublayer."""
+        return norm if self.norm == "post" else None
+
+    def _drop(self, change: Tensor) -> Tensor:
+        return F.dropout(change, self.dropout) if self.dropout and self.training else change
 
 
 def _note(

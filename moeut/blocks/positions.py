@@ -1,19 +1,250 @@
-"""Position schemes: sinusoids, rotary tables, and the bookkeeping of relative distances.
+"""Position schemes: their options, sinusoids, rotary tables and relative distances.
 
-Shapes: B rows, T queries, K keys, H heads, d head size. A *position* is a column of the sequence,
-counted from 0 at its first token. ``positions`` is (T,) where all rows agree and (B, T) where rows
-of different length are decoded together.
+Shapes: B rows, T queries, K keys, H heads, d head size, D model, W distances. A *position* is a
+column of the sequence, counted from 0 at its first token. ``positions`` is (T,) where all rows
+agree and (B, T) where rows of different length are decoded together.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from moeut.config import Rotary
+from moeut.blocks.roles import Role, Roles, constant, linear
+from moeut.options import Options, require, require_positive
+
+
+class PositionTables(NamedTuple):
+    """What all attentions of one pass need to know of positions; at most one is there."""
+
+    rotary: RotaryTables | None = None
+    distances: Distances | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionOptions(Options):
+    """What every kind of position has; a scheme overrides the places where it acts."""
+
+    def check(self, head_size: int) -> None:
+        """Raise ``OptionError`` where heads of ``head_size`` channels do not serve."""
+
+    def build_absolute(self, d_model: int) -> AbsolutePositions | None:
+        """Return the module that adds positions to the embedded tokens, if the scheme does."""
+        return None
+
+    def build_relative(
+        self, num_heads: int, head_size: int, d_model: int
+    ) -> RelativePosition | None:
+        """Return the module that a self-attention computes its logits with, if not the usual."""
+        return None
+
+    def tables(
+        self,
+        positions: Tensor,
+        offset: int | None,
+        num_keys: int,
+        *,
+        head_size: int,
+        d_model: int,
+        like: Tensor,
+    ) -> PositionTables:
+        """Return what the attentions of a pass share.
+
+        ``positions`` (T,) or (B, T) are those of the queries; ``offset`` is the first of them where
+        all rows agree, and None where they do not; ``num_keys`` columns may be looked at. ``like``
+        gives dtype and device.
+        """
+        return PositionTables()
+
+    def logit_macs(self, width: int, length: int) -> int:
+        """Return the multiply-accumulates that the scheme adds to a layer for one token."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoPosition(PositionOptions):
+    """No position information besides the causal mask."""
+
+    kind: ClassVar[str] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary(PositionOptions):
+    """Rotary position embedding on the first channels of each head (RoPE, rotate-half form)."""
+
+    kind: ClassVar[str] = "rotary"
+    fraction: float = 0.5
+    """Share of the head's channels that are rotated; the width is rounded down to even."""
+    base: float = 10000.0
+    """Base of the wavelengths."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0.0 < self.fraction <= 1.0, "fraction", self.fraction, "must be in (0, 1]")
+        ok = 1.0 < self.base < math.inf
+        require(ok, "base", self.base, "must be a finite number above 1")
+
+    def width(self, head_size: int) -> int:
+        """Return the number of rotated channels of a head; always even."""
+        return int(self.fraction * head_size) // 2 * 2
+
+    def check(self, head_size: int) -> None:
+        """Raise ``OptionError`` if no channel is rotated."""
+        require(
+            self.width(head_size) > 0,
+            "fraction",
+            self.fraction,
+            f"rotates no channel of a head of head_size={head_size}; it must reach 2 channels",
+        )
+
+    def tables(
+        self,
+        positions: Tensor,
+        offset: int | None,
+        num_keys: int,
+        *,
+        head_size: int,
+        d_model: int,
+        like: Tensor,
+    ) -> PositionTables:
+        """Return the angles of the queries' positions, which are the new keys' too."""
+        tables = rotary_tables(positions, self, head_size, like.dtype)
+        if offset is None:  # (B, T, n/2) -> (B, 1, T, n/2): one table for all heads of a row
+            tables = RotaryTables(*(table.unsqueeze(1) for table in tables))
+        return PositionTables(rotary=tables)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relative(PositionOptions):
+    """Transformer-XL relative positions in self-attention; cross-attention has none."""
+
+    kind: ClassVar[str] = "relative"
+    learned_scale: bool = False
+    """Logit scale as a learned scalar, initialised at 1/sqrt(head_size)."""
+
+    def build_relative(self, num_heads: int, head_size: int, d_model: int) -> RelativePosition:
+        """Return the biases and the projection of distances."""
+        return RelativePosition(num_heads, head_size, d_model, learned_scale=self.learned_scale)
+
+    def tables(
+        self,
+        positions: Tensor,
+        offset: int | None,
+        num_keys: int,
+        *,
+        head_size: int,
+        d_model: int,
+        like: Tensor,
+    ) -> PositionTables:
+        """Return the distances between queries and keys."""
+        if offset is None:
+            distances = ragged_distances(positions, num_keys, d_model, like)
+        else:
+            distances = regular_distances(positions.shape[-1], num_keys, offset, d_model, like)
+        return PositionTables(distances=distances)
+
+    def logit_macs(self, width: int, length: int) -> int:
+        """Count the scores of a query with all distances; their projection is the batch's."""
+        return width * (2 * length - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinusoidal(PositionOptions):
+    """Fixed sinusoids added to the embedding, computed in float32."""
+
+    kind: ClassVar[str] = "sinusoidal"
+    scale: Literal["none", "inverse_sqrt"] = "none"
+    """``inverse_sqrt`` divides the sinusoids by sqrt(d_model) (embedding downscaling, PED)."""
+
+    def build_absolute(self, d_model: int) -> SinusoidalPositions:
+        """Return the sinusoids, which have no parameters."""
+        scale = d_model**-0.5 if self.scale == "inverse_sqrt" else 1.0
+        return SinusoidalPositions(d_model, scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(PositionOptions):
+    """A learned vector per absolute position, added to the embedding."""
+
+    kind: ClassVar[str] = "learned"
+    max_length: int = 1024
+    """Positions that have a vector; a longer sequence is refused."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "max_length")
+
+    def build_absolute(self, d_model: int) -> LearnedPositions:
+        """Return the vectors."""
+        return LearnedPositions(self.max_length, d_model)
+
+
+POSITION: Mapping[str, type[PositionOptions]] = {
+    "none": NoPosition,
+    "rotary": Rotary,
+    "relative": Relative,
+    "sinusoidal": Sinusoidal,
+    "learned": Learned,
+}
+
+
+# --- absolute positions -----------------------------------------------------------------
+
+
+class AbsolutePositions(nn.Module):
+    """What is added to the embedded tokens."""
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:  # (*positions.shape, D)
+        """Return the vectors of ``positions`` (T,) or (B, T)."""
+        raise NotImplementedError
+
+    def check_length(self, length: int) -> None:
+        """Raise ``ValueError`` if a sequence of ``length`` tokens has positions without one."""
+
+
+class SinusoidalPositions(AbsolutePositions):
+    """Sinusoids times a factor."""
+
+    def __init__(self, d_model: int, scale: float) -> None:
+        super().__init__()
+        self.d_model, self.scale = d_model, scale
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:  # (*positions.shape, D)
+        """Return the sinusoids of ``positions`` (T,) or (B, T)."""
+        return sinusoids(positions, self.d_model, dtype, scale=self.scale)
+
+
+class LearnedPositions(AbsolutePositions):
+    """One learned vector per position: ``weight`` (max_length, D)."""
+
+    def __init__(self, max_length: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(max_length, d_model))
+
+    def roles(self) -> Roles:
+        """Return the role of the vectors, which start as token embeddings do."""
+        max_length, d_model = self.weight.shape
+        return {"weight": Role("embedding", d_model, max_length)}
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:  # (*positions.shape, D)
+        """Return the vectors of ``positions`` (T,) or (B, T); those past the end get the last one.
+
+        Only padding may lie past the end: ``check_length`` refuses a longer sequence.
+        """
+        return nn.functional.embedding(positions.clamp(max=self.weight.shape[0] - 1), self.weight)
+
+    def check_length(self, length: int) -> None:
+        """Raise ``ValueError`` if a sequence of ``length`` tokens has positions without one."""
+        if length > self.weight.shape[0]:
+            raise ValueError(
+                f"sequence length {length}: learned positions end at "
+                f"position.max_length={self.weight.shape[0]}"
+            )
 
 
 def sinusoids(positions: Tensor, width: int, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:
@@ -29,27 +260,7 @@ def sinusoids(positions: Tensor, width: int, dtype: torch.dtype, *, scale: float
     return (table[..., :width] * scale).to(dtype)
 
 
-class LearnedPositions(nn.Module):
-    """One learned vector per position: ``weight`` (max_length, D)."""
-
-    def __init__(self, max_length: int, d_model: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(max_length, d_model))
-
-    def forward(self, positions: Tensor) -> Tensor:
-        """Return the vectors of ``positions``; those past the end get the last one.
-
-        Only padding may lie past the end: ``check_length`` refuses a longer sequence.
-        """
-        return nn.functional.embedding(positions.clamp(max=self.weight.shape[0] - 1), self.weight)
-
-    def check_length(self, length: int) -> None:
-        """Raise ValueError if a sequence of ``length`` tokens has positions without a vector."""
-        if length > self.weight.shape[0]:
-            raise ValueError(
-                f"sequence length {length}: learned positions end at "
-                f"position.max_length={self.weight.shape[0]}"
-            )
+# --- rotary positions -------------------------------------------------------------------
 
 
 class RotaryTables(NamedTuple):
@@ -60,24 +271,17 @@ class RotaryTables(NamedTuple):
 
 
 def rotary_tables(
-    positions: Tensor,
-    position: Rotary,
-    head_size: int,
-    dtype: torch.dtype,
-    *,
-    float32_frequencies: bool = False,
+    positions: Tensor, options: Rotary, head_size: int, dtype: torch.dtype
 ) -> RotaryTables:
-    """Return the tables for ``positions``, in float32, or in float64 for a float64 model.
+    """Return the tables (*positions.shape, n/2), in float32, or in float64 for a float64 model.
 
-    The angle of channel pair i is position · base^(-2i/n) (arXiv 2104.09864);
-    ``float32_frequencies`` rounds that power to float32 even in a float64 model.
+    The angle of channel pair i is position · base^(-2i/n) (arXiv 2104.09864).
     """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    width = position.width(head_size)
-    rounded = torch.float32 if float32_frequencies else exact
-    even = torch.arange(0, width, 2, dtype=rounded, device=positions.device)
-    frequencies = 1.0 / position.base ** (even / width)
-    angles = positions.to(exact).unsqueeze(-1) * frequencies.to(exact)
+    width = options.width(head_size)
+    even = torch.arange(0, width, 2, dtype=exact, device=positions.device)
+    frequencies = 1.0 / options.base ** (even / width)
+    angles = positions.to(exact).unsqueeze(-1) * frequencies
     return RotaryTables(angles.cos(), angles.sin())
 
 
@@ -93,6 +297,9 @@ def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
     rotated_first = torch.addcmul(first * cosine, second, sine, value=-1)
     rotated_second = torch.addcmul(second * cosine, first, sine)
     return torch.cat((rotated_first.to(x.dtype), rotated_second.to(x.dtype), rest), dim=-1)
+
+
+# --- relative positions -----------------------------------------------------------------
 
 
 class Distances(NamedTuple):
@@ -137,3 +344,37 @@ def align_distances(scores: Tensor, distances: Distances, num_keys: int) -> Tens
     start = num_queries - 1
     rows = scores.flatten(-2)[..., start : start + num_queries * (width - 1)]
     return rows.unflatten(-1, (num_queries, width - 1))[..., :num_keys]
+
+
+class RelativePosition(nn.Module):
+    """The learned part of Transformer-XL's relative attention (arXiv 1901.02860)."""
+
+    def __init__(self, heads: int, head_size: int, d_model: int, *, learned_scale: bool) -> None:
+        super().__init__()
+        self.content_bias = nn.Parameter(torch.empty(heads, head_size))
+        self.position_bias = nn.Parameter(torch.empty(heads, head_size))
+        self.projection = nn.Linear(d_model, heads * head_size, bias=False)
+        self.scale = nn.Parameter(torch.empty(())) if learned_scale else None
+
+    def roles(self) -> Roles:
+        """Return the roles: biases start at 0, a learned scale at 1/sqrt(head size)."""
+        roles = {
+            "content_bias": constant(0.0),
+            "position_bias": constant(0.0),
+            "projection.weight": linear(self.projection.in_features, self.projection.out_features),
+        }
+        if self.scale is not None:
+            roles["scale"] = constant(1.0 / math.sqrt(self.content_bias.shape[1]))
+        return roles
+
+    def forward(self, query: Tensor, key: Tensor, distances: Distances) -> Tensor:
+        """Return logits (B, H, T, K): [(q_i + u)·k_j + (q_i + w)·r_{j-i}] · scale.
+
+        u and w are the content and position biases, r the projected sinusoid of a distance.
+        """
+        heads, head_size = self.content_bias.shape
+        r = self.projection(distances.table).view(-1, heads, head_size)  # (W, H, d)
+        content = (query + self.content_bias[:, None]) @ key.transpose(-1, -2)
+        position = (query + self.position_bias[:, None]) @ r.permute(1, 2, 0)
+        logits = content + align_distances(position, distances, key.shape[-2])
+        return logits * (head_size**-0.5 if self.scale is None else self.scale)

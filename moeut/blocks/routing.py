@@ -7,7 +7,6 @@ Nothing here, nor in the modules that use it, keeps state: a routing decision co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -35,9 +34,6 @@ class RoutingContext:
     trace: bool = False
     """Whether to keep logits, selections, gates and attention weights."""
 
-    float32: bool = False
-    """Whether routers of attention, and their balance loss, are float32 in a float64 model."""
-
     weights: SharedWeights = field(default_factory=SharedWeights)
     """The expert weights that this pass uses many times."""
 
@@ -49,7 +45,6 @@ class RoutingContext:
         balance: bool,
         trace: bool,
         dtype: torch.dtype,
-        float32: bool = False,
         weights: SharedWeights | None = None,
     ) -> RoutingContext:
         """Derive the shares from ``real``, in float32, or in float64 for a float64 model."""
@@ -58,7 +53,7 @@ class RoutingContext:
             exact = torch.float64 if dtype == torch.float64 else torch.float32
             share = real.to(exact)
             share = (share / share.sum(dim=1, keepdim=True).clamp_min(1)).unsqueeze(1)
-        return cls(real, share, balance, trace, float32, weights or SharedWeights())
+        return cls(real, share, balance, trace, weights or SharedWeights())
 
 
 @dataclass(frozen=True)
@@ -167,7 +162,7 @@ def record(logits: Tensor, routes: Routes, context: RoutingContext) -> RouterRec
         return None
     return RouterRecord(
         mean_probability(logits, context) if context.balance else None,
-        logits if context.trace or context.float32 else None,
+        logits if context.trace else None,
         *((routes.selection, routes.gates) if context.trace else ()),
     )
 
@@ -186,7 +181,7 @@ def route(
     kernel's gates are 0 where there is no expert; of equal logits it takes the first expert.
     """
     num_experts = logits.shape[-1]
-    plain = context.trace or context.float32 or logits.dtype != torch.float32
+    plain = context.trace or logits.dtype != torch.float32
     if not plain and resolve_backend("auto", logits.device, logits.dtype) == "triton":
         from moeut.ops.triton import router as triton_router
 
@@ -227,50 +222,3 @@ def balance_loss(
         return -weight * entropy.mean(dim=1).sum()
     used = context.real.any(dim=1).to(p.dtype)
     return -weight * (entropy * used).sum() / used.sum().clamp_min(1)
-
-
-def float32_balance_loss(
-    modules: Iterable[Sequence[dict[str, RouterRecord]]],
-    context: RoutingContext,
-    weights: dict[str, float],
-) -> Tensor:
-    """Return the balance losses of a whole causal stack, rounded as the MoEUT release rounds them.
-
-    Each module is the sequence of the routers of its applications, by name. The value is the sum of
-    ``balance_loss`` over routers, but the attention's are computed in float32 by way of logarithms,
-    and the sum is taken in float32, module by module, attention first: the last bits depend on all
-    of that (RobertCsordas/moeut at 87f0497).
-    """
-    total = torch.zeros(())
-    attention = ("attention.output", "attention.value")
-    for applications in modules:
-        entropies = [
-            _float32_negative_entropy([routers[name] for routers in applications], context)
-            for name in attention
-            if name in weights and name in applications[0]
-        ]
-        if entropies:
-            total = total + weights[attention[0]] * torch.stack(entropies).sum()
-        if "feed_forward" in weights:
-            means = [routers["feed_forward"].probability for routers in applications]
-            loss = balance_loss([means], context, weights["feed_forward"])  # type: ignore[list-item]
-            assert loss is not None
-            total = total + loss.float()
-    return total
-
-
-def _float32_negative_entropy(records: list[RouterRecord], context: RoutingContext) -> Tensor:
-    """Return -H(p), averaged over rows and heads, of one router in its R applications."""
-    logits = [record.logits for record in records if record.logits is not None]
-    log_p = torch.stack(logits, dim=2).log_softmax(dim=-1)  # (B, T, R, H, E)
-    if context.real is None:
-        log_p = log_p.flatten(1, 2)
-        log_p = log_p.logsumexp(dim=1) - math.log(log_p.shape[1])
-        return (log_p * log_p.exp()).sum(dim=-1).mean()
-    used = context.real.any(dim=1)
-    count = context.real.sum(dim=1).clamp_min(1) * log_p.shape[2]
-    # A row without real tokens counts for nothing; its logarithms stay finite until it is dropped.
-    hidden = ~context.real & used[:, None]
-    log_p = log_p.masked_fill(hidden[:, :, None, None, None], float("-inf"))
-    log_p = log_p.flatten(1, 2).logsumexp(dim=1) - count.log()[:, None, None]
-    return ((log_p * log_p.exp()).sum(dim=-1).mean(dim=-1) * used).sum() / used.sum().clamp_min(1)

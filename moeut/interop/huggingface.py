@@ -72,11 +72,10 @@ class MoEUTConfig(PretrainedConfig):
             config = self.model_config()
             if config.form != "decoder_lm":
                 raise ValueError(f"form={config.form!r}: expected decoder_lm")
-            assert config.decoder is not None
             self.vocab_size = config.vocabulary_size
             self.hidden_size = config.d_model
-            self.num_hidden_layers = config.decoder.num_layers
-            self.num_attention_heads = config.decoder.attention.num_heads
+            self.num_hidden_layers = config.depth.num_applications
+            self.num_attention_heads = config.attention.num_heads
         # The head reads the embedding itself where they are tied: there is no second tensor.
         others["tie_word_embeddings"] = False
         super().__init__(**others)

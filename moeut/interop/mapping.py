@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moeut.config import ModelConfig, nearest
+from moeut.config import ModelConfig
 from moeut.models import build
+from moeut.options import nearest
 
 
 def _same(tensor: Tensor) -> tuple[Tensor, ...]:

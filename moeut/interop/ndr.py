@@ -10,24 +10,20 @@ from typing import Any
 
 from torch import Tensor
 
-from moeut.config import (
-    DenseAttention,
-    DenseFeedForward,
-    ModelConfig,
-    Position,
-    Relative,
-    Sinusoidal,
-    StackConfig,
-)
+from moeut.blocks.attention import DenseAttention
+from moeut.blocks.feed_forward import DenseFeedForward
+from moeut.blocks.positions import PositionOptions, Relative, Sinusoidal
+from moeut.config import ModelConfig
 from moeut.interop.mapping import RawOptions, TensorMap, load, rename, rename_norm, reshape
 from moeut.interop.transformer_generalization import (
     attention_maps,
+    distinct_or_shared,
     feed_forward_maps,
     layer_names,
 )
 from moeut.models import EncoderClassifier
 
-_VARIANTS: dict[str, Position] = {
+_VARIANTS: dict[str, PositionOptions] = {
     "universal": Sinusoidal(),
     "relative": Relative(learned_scale=True),
     "relative_universal": Relative(learned_scale=True),
@@ -82,23 +78,18 @@ def ndr_config(options: dict[str, Any], *, vocabulary_size: int, num_classes: in
         d_model=d_model,
         vocabulary_size=vocabulary_size,
         num_classes=num_classes,
-        encoder=StackConfig(
-            num_layers=num_layers,
-            group_size=1 if "universal" in variant else num_layers,
-            attention=DenseAttention(
-                num_heads=num_heads,
-                head_size=d_model // num_heads,
-                dropout=read.number("transformer.attention_dropout", 0.0),
-            ),
-            feed_forward=DenseFeedForward(
-                hidden_size=int(read.number("transformer.ff_multiplier", 2.0) * d_model),
-                dropout=dropout,
-            ),
-            position=position,
-            norm="post",
-            final_norm=False,
-            dropout=dropout,
+        depth=distinct_or_shared(num_layers, shared="universal" in variant),
+        attention=DenseAttention(
+            num_heads=num_heads,
+            head_size=d_model // num_heads,
+            dropout=read.number("transformer.attention_dropout", 0.0),
         ),
+        feed_forward=DenseFeedForward(
+            hidden_size=int(read.number("transformer.ff_multiplier", 2.0) * d_model)
+        ),
+        position=position,
+        norm="post",
+        dropout=dropout,
         pooling=read.word(  # type: ignore[arg-type]
             "transformer_classifier.result_column", ("first", "last"), "first"
         ),
@@ -108,8 +99,7 @@ def ndr_config(options: dict[str, Any], *, vocabulary_size: int, num_classes: in
 
 def ndr_maps(config: ModelConfig, *, universal: bool) -> list[TensorMap]:
     """Return where each tensor of the code's state dict belongs."""
-    stack = config.encoder
-    assert stack is not None
+    stack = config.stacks["encoder"]
     maps = [
         rename("embedding.weight", "embedding.weight"),
         rename("output_map.weight", "head.weight"),

@@ -6,18 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from moeut.config import (
-    Attention,
-    DenseAttention,
-    ModelConfig,
-    Rotary,
-    SigmaMoE,
-    StackConfig,
-    SwitchHead,
-    nearest,
-)
+from moeut.blocks.attention import AttentionOptions, DenseAttention, SwitchHead
+from moeut.blocks.feed_forward import SigmaMoE
+from moeut.config import ModelConfig
 from moeut.interop.mapping import RawOptions, TensorMap, load, rename, rename_norm
 from moeut.models import DecoderLM
+from moeut.options import nearest
+from moeut.recurrence.schedule import Depth
 
 _ARGUMENTS = (
     "n_tokens",
@@ -75,11 +70,9 @@ def release_config(config: dict[str, Any]) -> ModelConfig:
         )
     head_size = options.integer_or_none("d_head") or d_model // num_heads
     attention_experts = options.integer("att_n_experts")
-    attention: Attention
+    attention: AttentionOptions
     if attention_experts == 1:
-        attention = DenseAttention(
-            num_heads=num_heads, head_size=head_size, attention_gates="output"
-        )
+        attention = DenseAttention(num_heads=num_heads, head_size=head_size, gates="output")
     else:
         attention = SwitchHead(
             num_heads=num_heads,
@@ -94,36 +87,30 @@ def release_config(config: dict[str, Any]) -> ModelConfig:
         form="decoder_lm",
         d_model=d_model,
         vocabulary_size=options.integer("n_tokens"),
-        decoder=StackConfig(
-            num_layers=num_repeats * group_size,
-            group_size=group_size,
-            attention=attention,
-            feed_forward=SigmaMoE(
-                num_experts=options.integer("ff_n_experts"),
-                expert_size=options.integer("ff_expert_size", 128),
-                top_k=options.integer("ff_k", 8),
-                balance_loss=options.number("entropy_reg", 0.01),
-                expert_dropout=options.number("ff_expert_dropout", 0.0),
-                renormalise_router=True,
-            ),
-            position=Rotary(),
-            norm="peri",
-            float32_routing=True,
+        depth=Depth(group=group_size, repeats=num_repeats),
+        attention=attention,
+        feed_forward=SigmaMoE(
+            num_experts=options.integer("ff_n_experts"),
+            expert_size=options.integer("ff_expert_size", 128),
+            top_k=options.integer("ff_k", 8),
+            balance_loss=options.number("entropy_reg", 0.01),
+            expert_dropout=options.number("ff_expert_dropout", 0.0),
+            renormalise_router=True,
         ),
+        norm="peri",
         initialization="moeut",
     )
 
 
 def release_maps(config: ModelConfig) -> list[TensorMap]:
     """Return where each tensor of the release's state dict belongs."""
-    assert config.decoder is not None
     maps = [
         rename("embedding.weight", "embedding.weight"),
         rename("lm_head.weight", "head.weight"),
         rename("lm_head.bias", "head.bias"),
         *rename_norm("out_norm", "decoder.final_norm"),
     ]
-    for index in range(config.decoder.group_size):
+    for index in range(config.depth.group):
         theirs, ours = f"transformer.layers.{index}", f"decoder.layers.{index}"
         names = {
             "attention.q.weight": "attention.query.weight",
@@ -132,7 +119,7 @@ def release_maps(config: ModelConfig) -> list[TensorMap]:
             "ffn.values": "feed_forward.down",
             "ffn.expert_sel": "feed_forward.router",
         }
-        if isinstance(config.decoder.attention, SwitchHead):
+        if isinstance(config.attention, SwitchHead):
             names |= {
                 "attention.v": "attention.value",
                 "attention.o": "attention.output",

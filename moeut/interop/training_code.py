@@ -7,19 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from moeut.config import (
-    Attention,
-    DenseAttention,
-    DenseFeedForward,
-    FeedForward,
-    ModelConfig,
-    NoPosition,
-    Position,
-    Rotary,
-    SigmaMoE,
-    StackConfig,
-    SwitchHead,
-)
+from moeut.blocks.attention import AttentionOptions, DenseAttention, SwitchHead
+from moeut.blocks.feed_forward import DenseFeedForward, FeedForwardOptions, SigmaMoE
+from moeut.blocks.positions import NoPosition, PositionOptions, Rotary
+from moeut.config import ModelConfig
 from moeut.interop.mapping import (
     RawOptions,
     TensorMap,
@@ -30,6 +21,7 @@ from moeut.interop.mapping import (
     rename_norm,
 )
 from moeut.models import DecoderLM
+from moeut.recurrence.schedule import Depth, Order
 
 _DENSE_VARIANTS = ("rope", "preln_rope", "rope_universal", "preln_rope_universal")
 _EXPERT_VARIANTS = ("moe", "preln_moe", "moe_universal", "preln_moe_universal")
@@ -80,7 +72,7 @@ def training_code_config(options: dict[str, Any], *, vocabulary_size: int) -> Mo
     num_heads = read.integer("transformer.n_heads", 4)
     head_size = head_size or d_model // num_heads
     fraction = read.number("rope.rotate_fraction", 0.5)
-    position: Position = NoPosition()
+    position: PositionOptions = NoPosition()
     if fraction > 0.0:
         position = Rotary(fraction=fraction, base=read.number("rope.base", 10000.0))
     if has_experts:
@@ -93,26 +85,35 @@ def training_code_config(options: dict[str, Any], *, vocabulary_size: int) -> Mo
         form="decoder_lm",
         d_model=d_model,
         vocabulary_size=vocabulary_size,
-        decoder=StackConfig(
-            num_layers=num_layers,
-            group_size=group_size,
-            attention=attention,
-            feed_forward=feed_forward,
-            position=position,
-            schedule="cycle" if group_type == "abab" else "sequence",
-            norm=norm,  # type: ignore[arg-type]
-            norm_input=read.boolean("lm.trafo.norm_input", False),
-            final_norm=is_pre_norm or read.boolean("lm.trafo.force_out_norm", False),
-        ),
+        depth=_depth(num_layers, group_size, order="cycle" if group_type == "abab" else "sequence"),
+        attention=attention,
+        feed_forward=feed_forward,
+        position=position,
+        norm=norm,  # type: ignore[arg-type]
+        norm_input=read.boolean("lm.trafo.norm_input", False),
+        final_norm=is_pre_norm or read.boolean("lm.trafo.force_out_norm", False),
         embedding_scale=_embedding_scale(read, d_model=d_model, is_pre_norm=is_pre_norm),  # type: ignore[arg-type]
         initialization="moeut" if has_experts else "depth_scaled",
     )
 
 
+def _depth(num_layers: int, group_size: int, *, order: Order) -> Depth:
+    """Return the depth of ``num_layers`` applied layers, a group of them distinct.
+
+    Raises:
+        ValueError: the group does not divide the layers.
+    """
+    if group_size < 1 or num_layers % group_size:
+        raise ValueError(
+            f"transformer.universal.group_size={group_size}: must divide "
+            f"transformer.encoder_n_layers={num_layers} (option of the MoEUT training code)"
+        )
+    return Depth(group=group_size, repeats=num_layers // group_size, order=order)
+
+
 def training_code_maps(config: ModelConfig) -> list[TensorMap]:
     """Return where each tensor of the training code's state dict belongs."""
-    stack = config.decoder
-    assert stack is not None
+    stack = config.stacks["decoder"]
     maps = [
         rename("embedding.weight", "embedding.weight"),
         rename("output.weight", "head.weight"),
@@ -121,7 +122,7 @@ def training_code_maps(config: ModelConfig) -> list[TensorMap]:
     if stack.final_norm:
         maps += rename_norm("out_norm", "decoder.final_norm")
     norms = ("self_attn.norm", "pkm.norm") if stack.norm == "peri" else ("norm1", "norm2")
-    for index in range(stack.group_size):
+    for index in range(stack.depth.group):
         theirs, ours = f"unique_layers.{index}", f"decoder.layers.{index}"
         maps += rename_norm(f"{theirs}.{norms[0]}", f"{ours}.attention_norm")
         maps += rename_norm(f"{theirs}.{norms[1]}", f"{ours}.feed_forward_norm")
@@ -140,8 +141,8 @@ def training_code_maps(config: ModelConfig) -> list[TensorMap]:
     return maps
 
 
-def _attention_maps(theirs: str, ours: str, attention: Attention) -> list[TensorMap]:
-    if isinstance(attention, DenseAttention) and attention.attention_gates == "none":
+def _attention_maps(theirs: str, ours: str, attention: AttentionOptions) -> list[TensorMap]:
+    if isinstance(attention, DenseAttention) and attention.gates == "none":
         return [
             rename(f"{theirs}.data_to_q.weight", f"{ours}.query.weight"),
             key_value_halves(
@@ -171,7 +172,9 @@ def _attention_maps(theirs: str, ours: str, attention: Attention) -> list[Tensor
     ]
 
 
-def _experts(read: RawOptions, *, num_heads: int, head_size: int) -> tuple[Attention, FeedForward]:
+def _experts(
+    read: RawOptions, *, num_heads: int, head_size: int
+) -> tuple[AttentionOptions, FeedForwardOptions]:
     balance_loss = read.number("moe.perplexity_reg", 0.0)
     expert_dropout = read.number("moe.drop_expert", 0.0)
     feed_forward = SigmaMoE(
@@ -198,7 +201,7 @@ def _experts(read: RawOptions, *, num_heads: int, head_size: int) -> tuple[Atten
     num_experts, top_k = read.integer("moe.att.n_experts", 4), read.integer("moe.att.k", 2)
     if num_experts == 1 and top_k == 1:
         return DenseAttention(
-            num_heads=num_heads, head_size=head_size, attention_gates="value_and_output"
+            num_heads=num_heads, head_size=head_size, gates="value_and_output"
         ), feed_forward
     attention_dropout = read.number_or_none("moe.att.drop_expert")
     return SwitchHead(

@@ -9,15 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from moeut.config import (
-    DenseAttention,
-    DenseFeedForward,
-    ModelConfig,
-    Position,
-    Relative,
-    Sinusoidal,
-    StackConfig,
-)
+from moeut.blocks.attention import DenseAttention
+from moeut.blocks.feed_forward import DenseFeedForward
+from moeut.blocks.positions import PositionOptions, Relative, Sinusoidal
+from moeut.config import ModelConfig, StackConfig
 from moeut.interop.mapping import (
     RawOptions,
     TensorMap,
@@ -27,13 +22,14 @@ from moeut.interop.mapping import (
     rename_norm,
 )
 from moeut.models import EncoderDecoder
+from moeut.recurrence.schedule import Depth
 
 # Variant: initial embeddings, factor on embeddings, position.
 _SCALED = ("kaiming", "none", Sinusoidal(scale="inverse_sqrt"))
 _OPENNMT = ("glorot", "sqrt_d_model", Sinusoidal())
 _NO_SCALE = ("normal", "none", Sinusoidal())
 _RELATIVE = ("glorot", "none", Relative())
-_VARIANTS: dict[str, tuple[str, str, Position]] = {
+_VARIANTS: dict[str, tuple[str, str, PositionOptions]] = {
     "scaledinit": _SCALED,
     "opennmt": _OPENNMT,
     "noscale": _NO_SCALE,
@@ -89,37 +85,33 @@ def transformer_generalization_config(
     decoder_layers = read.integer_or_none("transformer.decoder_n_layers", 0) or encoder_layers
     hidden_size = int(read.number("transformer.ff_multiplier", 2.0) * d_model)
 
-    def stack(num_layers: int) -> StackConfig:
-        return StackConfig(
-            num_layers=num_layers,
-            group_size=1 if "universal" in variant else num_layers,
-            attention=DenseAttention(
-                num_heads=num_heads, head_size=d_model // num_heads, dropout=0.1
-            ),
-            feed_forward=DenseFeedForward(hidden_size=hidden_size, dropout=0.1),
-            position=position,
-            norm="post",
-            final_norm=False,
-            dropout=0.1,
-        )
-
+    shared = "universal" in variant
     return ModelConfig(
         form="encoder_decoder",
         d_model=d_model,
         vocabulary_size=vocabulary_size,
         source_vocabulary_size=source_vocabulary_size,
-        encoder=stack(encoder_layers),
-        decoder=stack(decoder_layers),
+        depth=distinct_or_shared(decoder_layers, shared=shared),
+        encoder_depth=distinct_or_shared(encoder_layers, shared=shared),
+        attention=DenseAttention(num_heads=num_heads, head_size=d_model // num_heads),
+        feed_forward=DenseFeedForward(hidden_size=hidden_size),
+        position=position,
+        norm="post",
+        dropout=0.1,
         tie_embeddings=read.boolean("transformer.tied_embedding", True),
         embedding_scale=embedding_scale,  # type: ignore[arg-type]
         initialization=initialization,  # type: ignore[arg-type]
     )
 
 
+def distinct_or_shared(num_layers: int, *, shared: bool) -> Depth:
+    """Return the depth of ``num_layers`` applied layers: one repeated, or all distinct."""
+    group, repeats = (1, num_layers) if shared else (num_layers, 1)
+    return Depth(group=group, repeats=repeats)
+
+
 def transformer_generalization_maps(config: ModelConfig, *, universal: bool) -> list[TensorMap]:
     """Return where each tensor of the code's state dict belongs."""
-    assert config.encoder is not None
-    assert config.decoder is not None
     maps = [
         rename("input_embedding.weight", "source_embedding.weight"),
         rename("output_embedding.weight", "embedding.weight"),
@@ -150,7 +142,7 @@ def layer_names(
     """Return the names of the distinct layers: the one of a universal model has no number."""
     if universal:
         return [(f"{theirs}.layer", f"{ours}.layers.0")]
-    return [(f"{theirs}.layers.{i}", f"{ours}.layers.{i}") for i in range(stack.num_layers)]
+    return [(f"{theirs}.layers.{i}", f"{ours}.layers.{i}") for i in range(stack.depth.group)]
 
 
 def dense_attention_maps(theirs: str, ours: str, stack: StackConfig) -> list[TensorMap]:

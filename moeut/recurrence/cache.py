@@ -7,13 +7,12 @@ row's end, where no query looks, and is overwritten by what comes next.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from moeut.blocks.attention import Source
+from moeut.blocks.attention import Source
 
 _MIN_CAPACITY = 16
 

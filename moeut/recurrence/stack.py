@@ -12,18 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from moeut import config
 from moeut.blocks import masks, routing
 from moeut.blocks.attention import AttentionContext, Source
 from moeut.blocks.layer import Layer
-from moeut.blocks.positions import (
-    LearnedPositions,
-    ragged_distances,
-    regular_distances,
-    rotary_tables,
-    sinusoids,
-)
+from moeut.blocks.norms import Norm
 from moeut.blocks.routing import RoutingContext, RoutingRecord
+from moeut.config import StackConfig
 from moeut.ops import SharedWeights
 from moeut.recurrence.cache import StackCache, Window, whole_sequence
 
@@ -88,16 +82,16 @@ class Memory(NamedTuple):
 
 
 class DepthStack(nn.Module):
-    """``group_size`` distinct layers, applied in a fixed schedule.
+    """Distinct layers, applied in the schedule of ``options.depth``.
 
-    A *repeat* is one pass through the group, so a stack applies repeats × group_size layers:
-    ``cycle`` in the order ABAB, ``sequence`` AABB. ``causal`` stacks look at earlier tokens only
-    and can decode with a cache; ``cross_attention`` adds a block that reads an encoder's output.
+    A *repeat* is one pass through the group of shared layers. ``causal`` stacks look at earlier
+    tokens only and can decode with a cache; ``cross_attention`` adds a block that reads an
+    encoder's output.
     """
 
     def __init__(
         self,
-        options: config.StackConfig,
+        options: StackConfig,
         d_model: int,
         *,
         causal: bool,
@@ -109,16 +103,14 @@ class DepthStack(nn.Module):
         self.d_model = d_model
         self.causal = causal
         self.controller = controller
-        self.position = None
-        if isinstance(options.position, config.Learned):
-            self.position = LearnedPositions(options.position.max_length, d_model)
+        self.position = options.position.build_absolute(d_model)
         self.layers = nn.ModuleList(
             Layer(options, d_model, cross_attention=cross_attention)
-            for _ in range(options.group_size)
+            for _ in range(options.depth.num_distinct)
         )
         self.final_norm = None
         if options.final_norm:
-            self.final_norm = nn.LayerNorm(d_model, options.norm_epsilon)
+            self.final_norm = Norm(d_model, options.norm_epsilon)
         self._balance_weights = _balance_weights(options)
 
     def resolve_repeats(self, num_repeats: int | None) -> int:
@@ -128,24 +120,19 @@ class DepthStack(nn.Module):
         one in a stack that shares nothing.
         """
         if num_repeats is None:
-            return self.options.num_repeats
+            return self.options.depth.repeats
         if not isinstance(num_repeats, int) or isinstance(num_repeats, bool) or num_repeats < 1:
             raise ValueError(f"num_repeats={num_repeats!r}: must be a whole number of at least 1")
-        if not self.options.is_shared and num_repeats != 1:
+        if not self.options.depth.is_shared and num_repeats != 1:
             raise ValueError(
-                f"num_repeats={num_repeats}: this stack shares no layers (group_size="
-                f"{self.options.group_size}, num_layers={self.options.num_layers}), so its depth "
-                "is fixed"
+                f"num_repeats={num_repeats}: this stack shares no layers (depth.repeats=1), so its "
+                "depth is fixed"
             )
         return num_repeats
 
     def schedule(self, num_repeats: int | None = None) -> list[int]:
         """Return the index of the layer of each application."""
-        repeats = self.resolve_repeats(num_repeats)
-        group = range(self.options.group_size)
-        if self.options.schedule == "cycle":
-            return [layer for _ in range(repeats) for layer in group]
-        return [layer for layer in group for _ in range(repeats)]
+        return self.options.depth.schedule(self.resolve_repeats(num_repeats))
 
     def new_cache(self, num_repeats: int | None = None) -> StackCache:
         """Return an empty cache for decoding at this depth."""
@@ -154,7 +141,7 @@ class DepthStack(nn.Module):
         return StackCache(
             num_repeats=self.resolve_repeats(num_repeats),
             num_applications=len(self.schedule(num_repeats)),
-            group_size=self.options.group_size,
+            group_size=len(self.layers),
         )
 
     def forward(
@@ -253,13 +240,9 @@ class DepthStack(nn.Module):
 
         ``length``: the number of tokens of a row up to now, which learned positions must reach.
         """
-        position = self.options.position
         if self.position is not None:
             self.position.check_length(length)
-            x = x + self.position(positions)
-        elif isinstance(position, config.Sinusoidal):
-            scale = self.d_model**-0.5 if position.scale == "inverse_sqrt" else 1.0
-            x = x + sinusoids(positions, self.d_model, x.dtype, scale=scale)
+            x = x + self.position(positions, x.dtype)
         if self.options.norm_input:
             x = F.layer_norm(x, (self.d_model,), eps=self.options.norm_epsilon)
         if self.options.dropout and self.training:
@@ -289,27 +272,18 @@ class DepthStack(nn.Module):
         elif window.offset is None or num_tokens > 1:
             allowed = masks.causal(window.positions, window.num_keys, prefix_length)
 
-        position, head_size = self.options.position, self.options.attention.head_size
-        float32 = self.options.float32_routing and x.dtype == torch.float64
-        rotary = distances = None
-        if isinstance(position, config.Rotary):
-            rotary = rotary_tables(
-                window.positions, position, head_size, x.dtype, float32_frequencies=float32
-            )
-            if window.offset is None:  # one table for all heads of a row
-                rotary = type(rotary)(*(table.unsqueeze(1) for table in rotary))
-        elif isinstance(position, config.Relative):
-            if window.offset is None:
-                distances = ragged_distances(window.positions, window.num_keys, self.d_model, x)
-            else:
-                distances = regular_distances(
-                    num_tokens, window.num_keys, window.offset, self.d_model, x
-                )
+        rotary, distances = self.options.position.tables(
+            window.positions,
+            window.offset,
+            window.num_keys,
+            head_size=self.options.attention.head_size,
+            d_model=self.d_model,
+            like=x,
+        )
         balance = self.training and bool(self._balance_weights)
         return AttentionContext(
             bias=masks.additive(allowed, x),
             is_causal=is_causal,
-            scale=torch.tensor(head_size**-0.5).item() if float32 else None,
             rotary=rotary,
             distances=distances,
             routing=RoutingContext.create(
@@ -317,7 +291,6 @@ class DepthStack(nn.Module):
                 balance=balance,
                 trace=trace,
                 dtype=x.dtype,
-                float32=float32,
                 weights=weights,
             ),
         )
@@ -362,12 +335,6 @@ class DepthStack(nn.Module):
         source_context: RoutingContext,
     ) -> list[Tensor]:
         """Return the balance loss of each router, summed over the distinct layers."""
-        if context.balance and context.float32:
-            by_module = [
-                [record.routers for applied, record in records if applied == index]
-                for index in range(len(self.layers))
-            ]
-            return [routing.float32_balance_loss(by_module, context, self._balance_weights)]
         losses = []
         for name, weight in self._balance_weights.items() if context.balance else ():
             modules: dict[int, list[Tensor]] = {}
@@ -381,13 +348,13 @@ class DepthStack(nn.Module):
         return losses
 
 
-def _balance_weights(options: config.StackConfig) -> dict[str, float]:
+def _balance_weights(options: StackConfig) -> dict[str, float]:
     """Return the weight of each router's balance loss, by the router's name; none of them 0."""
-    weights = {}
-    if isinstance(options.attention, config.SwitchHead) and options.attention.balance_loss:
-        for block in ("attention", "cross_attention"):
-            for router in ("value", "output"):
-                weights[f"{block}.{router}"] = options.attention.balance_loss
-    if isinstance(options.feed_forward, config.SigmaMoE) and options.feed_forward.balance_loss:
-        weights["feed_forward"] = options.feed_forward.balance_loss
+    weights = {
+        f"{block}.{router}": weight
+        for block in ("attention", "cross_attention")
+        for router, weight in options.attention.balance_weights().items()
+    }
+    if options.feed_forward.balance_weight():
+        weights["feed_forward"] = options.feed_forward.balance_weight()
     return weights

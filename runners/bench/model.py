@@ -67,7 +67,7 @@ class Size:
         """Return MoEUT and the dense Transformer with as many parameters."""
         if self.preset:
             return {
-                name: moeut.PRESETS[f"{name}-{self.preset}"] for name in ("moeut", "transformer")
+                name: moeut.preset(f"{name}-{self.preset}") for name in ("moeut", "transformer")
             }
         shared: dict[str, Any] = {
             "form": "decoder_lm",

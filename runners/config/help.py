@@ -50,7 +50,8 @@ def _first_sentence(cls: type) -> str:
 def run_help() -> str:
     """Return the reference of a run's config: every key, every task, every architecture."""
     import tasks
-    from moeut import architectures, presets
+    from moeut import flat_architectures as architectures
+    from moeut import flat_presets as presets
 
     parts = [
         "A run's file (YAML); any key can be given as key=value, for example train.steps=100",

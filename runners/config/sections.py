@@ -120,7 +120,7 @@ def _without_preset(node: Node) -> Node:
 
     The result is what the section would be without the preset, so both are one identity.
     """
-    from moeut import presets
+    from moeut import flat_presets as presets
 
     if not isinstance(node.value, dict) or "preset" not in node.value:
         return node
@@ -140,7 +140,7 @@ def _without_preset(node: Node) -> Node:
 
 def _check_model(node: Node, kind: str) -> dict[str, Any]:
     # Imported here: reading a config for --help or a report needs no torch.
-    from moeut import architectures
+    from moeut import flat_architectures as architectures
 
     node = _without_preset(node)
     name, options = _named(node, "model", "architecture", architectures.ARCHITECTURES)

@@ -26,8 +26,8 @@ def describe_model(built: Built) -> dict[str, Any]:
     return {
         "parameters": sizing.count_parameters(config),
         "macs_per_token": macs_per_token(built),
-        "num_layers": stack.num_layers,
-        "group_size": stack.group_size,
+        "num_layers": stack.depth.num_applications,
+        "group_size": stack.depth.group,
         "d_model": config.d_model,
     }
 

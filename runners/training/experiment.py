@@ -11,7 +11,8 @@ import torch
 
 import moeut
 import tasks
-from moeut.config import Learned, ModelConfig
+from moeut.blocks.positions import Learned
+from moeut.config import ModelConfig
 from runners.config.schema import ConfigError, RunConfig
 from runners.training.batches import Columns
 from runners.training.objective import OBJECTIVES, Objective
@@ -32,13 +33,13 @@ class Built:
     @property
     def default_repeats(self) -> int | list[int]:
         """Repeats the model was made for; a pair, encoder first, where there are two stacks."""
-        repeats = [stack.num_repeats for stack in self.model_config.stacks.values()]
+        repeats = [stack.depth.repeats for stack in self.model_config.stacks.values()]
         return repeats if len(repeats) > 1 else repeats[0]
 
     @property
     def is_shared(self) -> bool:
         """Whether the depth of every stack can be changed at call time."""
-        return all(stack.is_shared for stack in self.model_config.stacks.values())
+        return all(stack.depth.is_shared for stack in self.model_config.stacks.values())
 
     def depths(self, config: RunConfig) -> list[int | list[int]]:
         """Return the depths that the run is scored at, its own first.

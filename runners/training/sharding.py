@@ -35,7 +35,7 @@ def shard(model: Any, world: World) -> None:
     register_outputs()
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (world.size,))
-    if model.config.form == "decoder_lm" and not model.config.decoder.is_shared:
+    if model.config.form == "decoder_lm" and not model.config.depth.is_shared:
         for layer in model.decoder.layers:
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)

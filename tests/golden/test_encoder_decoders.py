@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import moeut
 import moeut.blocks.positions
-import moeut.recurrence.stack
-from moeut.config import ModelConfig, Relative
+from moeut.blocks.positions import Relative
+from moeut.config import ModelConfig
 from moeut.decoding import greedy_decode
 from moeut.interop import from_transformer_generalization, mapping
 from moeut.interop.transformer_generalization import transformer_generalization_maps
@@ -207,8 +207,7 @@ def test_shifting_positions_is_seen(golden, monkeypatch: pytest.MonkeyPatch) -> 
     def later(positions: torch.Tensor, *rest: Any, **scale: float) -> torch.Tensor:
         return sinusoids(positions + 1, *rest, **scale)
 
-    for module in (moeut.blocks.positions, moeut.recurrence.stack):
-        monkeypatch.setattr(module, "sinusoids", later)
+    monkeypatch.setattr(moeut.blocks.positions, "sinusoids", later)
     assert deviation(golden, config, state) > 1e-4
 
 
@@ -219,8 +218,7 @@ def test_dropping_the_causal_mask_is_seen(golden) -> None:
 
 def test_misplacing_a_norm_is_seen(golden) -> None:
     config, state = original(golden)
-    assert config.encoder is not None
-    moved = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, norm="pre"))
+    moved = dataclasses.replace(config, norm="pre")
     assert deviation(golden, moved, state) > 1e-4
 
 
@@ -232,10 +230,9 @@ def test_another_embedding_scale_is_seen(golden) -> None:
 
 def test_swapping_heads_is_seen(golden) -> None:
     config, state = original(golden)
-    assert config.decoder is not None
     name = "decoder.layers.0.attention.key.weight"
-    rolled = state[name].roll(config.decoder.attention.head_size, dims=0)
+    rolled = state[name].roll(config.attention.head_size, dims=0)
     assert deviation(golden, config, state | {name: rolled}) > 1e-4
-    if isinstance(config.decoder.position, Relative):
+    if isinstance(config.position, Relative):
         name = "decoder.layers.0.attention.relative.position_bias"
         assert deviation(golden, config, state | {name: state[name].roll(1, dims=0)}) > 1e-4

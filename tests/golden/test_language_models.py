@@ -11,9 +11,11 @@ import torch
 from torch.nn import functional as F
 
 import moeut
-import moeut.blocks.attention
-from moeut.blocks.positions import RotaryTables, rotary_tables, rotate
-from moeut.config import ModelConfig, Rotary, SigmaMoE, SwitchHead
+import moeut.blocks.attention.base
+from moeut.blocks.attention import SwitchHead
+from moeut.blocks.feed_forward import SigmaMoE
+from moeut.blocks.positions import Rotary, RotaryTables, rotary_tables, rotate
+from moeut.config import ModelConfig
 from moeut.interop import mapping
 from moeut.interop.release import release_config, release_maps
 from moeut.interop.training_code import (
@@ -50,7 +52,7 @@ def imported(golden) -> tuple[Any, list[mapping.TensorMap]]:
 
 def bounds(golden) -> dict[str, float]:
     """The precision that a file allows: pure float64, or float64 with float32 roundings inside."""
-    if is_release(golden) or golden.path.parent.name == "pure64":
+    if golden.path.parent.name == "pure64":
         return {"logits": 1e-10, "loss": 1e-12, "gradient": 1e-9}
     return {"logits": 1e-6, "loss": 1e-6, "gradient": 1e-6}
 
@@ -103,7 +105,6 @@ def test_parts_of_the_balance_loss(golden) -> None:
         return
     model, _ = imported(golden)
     model.train()
-    stack = model.config.decoder
     trace = model(golden.tensors["tokens"][:, :-1], trace=True).trace["decoder"]
     routers = {
         "moe": "feed_forward",
@@ -112,7 +113,7 @@ def test_parts_of_the_balance_loss(golden) -> None:
     }
     assert set(parts) <= set(routers)
     for part, router in routers.items():
-        source = stack.feed_forward if part == "moe" else stack.attention
+        source = model.config.feed_forward if part == "moe" else model.config.attention
         total = torch.zeros((), dtype=torch.float64)
         for indices in layer_applications(model.config):
             logits = [
@@ -126,20 +127,16 @@ def test_parts_of_the_balance_loss(golden) -> None:
 
 def layer_applications(config: ModelConfig) -> Iterator[list[int]]:
     """For each distinct layer, the applications that are its own."""
-    stack = config.decoder
-    assert stack is not None
-    for index in range(stack.group_size):
-        if stack.schedule == "cycle":
-            yield list(range(index, stack.num_layers, stack.group_size))
-        else:
-            yield list(range(index * stack.num_repeats, (index + 1) * stack.num_repeats))
+    schedule = config.depth.schedule()
+    for layer in range(config.depth.num_distinct):
+        yield [index for index, applied in enumerate(schedule) if applied == layer]
 
 
 def test_state_after_each_layer(golden) -> None:
     expected = golden.part("layer_out")
     model, _ = imported(golden)
     hidden = model(golden.tensors["tokens"][:, :-1], trace=True).hidden["decoder"]
-    assert len(hidden) == model.config.decoder.num_layers + 1
+    assert len(hidden) == model.config.depth.num_applications + 1
     for index, state in expected.items():
         assert distance(hidden[int(index) + 1], state) <= bounds(golden)["logits"], index
 
@@ -176,11 +173,6 @@ def deviation(golden, config: ModelConfig, state: dict[str, torch.Tensor], *, ca
     return distance(output.logits, golden.tensors["logits"])
 
 
-def with_stack(config: ModelConfig, **changes: Any) -> ModelConfig:
-    assert config.decoder is not None
-    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **changes))
-
-
 def original(golden) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     model, _ = imported(golden)
     config, state = model.config, model.state_dict()
@@ -199,9 +191,9 @@ def test_swapping_two_experts_is_seen(golden) -> None:
     config, state = original(golden)
     model, _ = imported(golden)
     routers = model(golden.tensors["tokens"][:, :-1], trace=True).trace["decoder"][0].routers
-    has_experts = isinstance(config.decoder.feed_forward, SigmaMoE)
+    has_experts = isinstance(config.feed_forward, SigmaMoE)
     assert has_experts == ("feed_forward" in routers)
-    assert isinstance(config.decoder.attention, SwitchHead) == ("attention.value" in routers)
+    assert isinstance(config.attention, SwitchHead) == ("attention.value" in routers)
     for name, router in routers.items():
         # Of the first head, the two experts that are chosen most: others may not be used at all.
         first, second = router.selection[:, :, 0].flatten().bincount().topk(2).indices.tolist()
@@ -214,26 +206,25 @@ def test_swapping_two_experts_is_seen(golden) -> None:
 
 def test_shifting_rotary_positions_is_seen(golden, monkeypatch: pytest.MonkeyPatch) -> None:
     config, state = original(golden)
-    stack = config.decoder
-    assert isinstance(stack.position, Rotary)
+    assert isinstance(config.position, Rotary)
 
     def shifted(x: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
         """Queries one position later than keys: all positions shifted alike change nothing."""
-        one = rotary_tables(torch.ones(1), stack.position, stack.attention.head_size, x.dtype)
+        one = rotary_tables(torch.ones(1), config.position, config.attention.head_size, x.dtype)
         query, key = rotate(x, tables).chunk(2, dim=1)
         return torch.cat((rotate(query, one), key), dim=1)
 
-    monkeypatch.setattr(moeut.blocks.attention, "rotate", shifted)
+    monkeypatch.setattr(moeut.blocks.attention.base, "rotate", shifted)
     assert deviation(golden, config, state) > 1e-4
 
 
 def test_misplacing_a_norm_is_seen(golden) -> None:
     config, state = original(golden)
-    placements = {"pre", "post"} if config.decoder.norm != "post" else {"pre"}
-    if isinstance(config.decoder.feed_forward, SigmaMoE):
+    placements = {"pre", "post"} if config.norm != "post" else {"pre"}
+    if isinstance(config.feed_forward, SigmaMoE):
         placements.add("peri")
-    for norm in placements - {config.decoder.norm}:
-        assert deviation(golden, with_stack(config, norm=norm), state) > 1e-4, norm
+    for norm in placements - {config.norm}:
+        assert deviation(golden, dataclasses.replace(config, norm=norm), state) > 1e-4, norm
 
 
 def test_dropping_the_causal_mask_is_seen(golden) -> None:
@@ -243,10 +234,11 @@ def test_dropping_the_causal_mask_is_seen(golden) -> None:
 
 def test_swapping_the_schedule_is_seen(golden) -> None:
     config, state = original(golden)
-    stack = config.decoder
-    other = "sequence" if stack.schedule == "cycle" else "cycle"
-    moved = deviation(golden, with_stack(config, schedule=other), state)
-    if 1 < stack.group_size < stack.num_layers:
+    depth = config.depth
+    other = "sequence" if depth.order == "cycle" else "cycle"
+    moved = dataclasses.replace(config, depth=dataclasses.replace(depth, order=other))
+    moved = deviation(golden, moved, state)
+    if depth.group > 1 and depth.is_shared:
         assert moved > 1e-4
     else:
         assert moved <= bounds(golden)["logits"]

@@ -5,36 +5,38 @@ from typing import Any
 import pytest
 import torch
 
-from moeut import config as c
+from moeut.blocks import positions as p
+from moeut.blocks.attention import DenseAttention, SwitchHead
+from moeut.blocks.feed_forward import DenseFeedForward, SigmaMoE
+from moeut.config import ModelConfig
 from moeut.models import build
+from moeut.recurrence.schedule import Depth
 
 ATTENTION = {
-    "dense": c.DenseAttention(num_heads=2, head_size=8),
-    "output_gate": c.DenseAttention(num_heads=2, head_size=8, attention_gates="output"),
-    "gates": c.DenseAttention(num_heads=2, head_size=8, attention_gates="value_and_output"),
-    "switch_head": c.SwitchHead(num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1),
-    "dropping_experts": c.SwitchHead(
+    "dense": DenseAttention(num_heads=2, head_size=8),
+    "output_gate": DenseAttention(num_heads=2, head_size=8, gates="output"),
+    "gates": DenseAttention(num_heads=2, head_size=8, gates="value_and_output"),
+    "switch_head": SwitchHead(num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1),
+    "dropping_experts": SwitchHead(
         num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1, expert_dropout=0.6
     ),
 }
 FEED_FORWARD = {
-    "dense": c.DenseFeedForward(hidden_size=32),
-    "sigma_moe": c.SigmaMoE(num_experts=5, expert_size=8, top_k=2, balance_loss=0.2),
-    "softmax": c.SigmaMoE(
-        num_experts=5, expert_size=8, top_k=2, router="softmax", balance_loss=0.2
-    ),
-    "dropping_experts": c.SigmaMoE(
+    "dense": DenseFeedForward(hidden_size=32),
+    "sigma_moe": SigmaMoE(num_experts=5, expert_size=8, top_k=2, balance_loss=0.2),
+    "softmax": SigmaMoE(num_experts=5, expert_size=8, top_k=2, router="softmax", balance_loss=0.2),
+    "dropping_experts": SigmaMoE(
         num_experts=5, expert_size=8, top_k=2, balance_loss=0.2, expert_dropout=0.9
     ),
 }
 POSITION = {
-    "rotary": c.Rotary(),
-    "relative": c.Relative(),
-    "learned_scale": c.Relative(learned_scale=True),
-    "sinusoidal": c.Sinusoidal(),
-    "scaled_sinusoidal": c.Sinusoidal(scale="inverse_sqrt"),
-    "learned": c.Learned(max_length=40),
-    "none": c.NoPosition(),
+    "rotary": p.Rotary(),
+    "relative": p.Relative(),
+    "learned_scale": p.Relative(learned_scale=True),
+    "sinusoidal": p.Sinusoidal(),
+    "scaled_sinusoidal": p.Sinusoidal(scale="inverse_sqrt"),
+    "learned": p.Learned(max_length=40),
+    "none": p.NoPosition(),
 }
 VOCABULARY, SOURCE_VOCABULARY, CLASSES, D_MODEL = 11, 13, 4, 16
 
@@ -46,32 +48,28 @@ def make_config(
     feed_forward: str = "sigma_moe",
     position: str = "rotary",
     norm: str = "peri",
-    num_layers: int = 4,
-    group_size: int = 2,
-    model: dict[str, Any] | None = None,
-    **stack: Any,
-) -> c.ModelConfig:
-    one = c.StackConfig(
-        num_layers=num_layers,
-        group_size=group_size,
+    group: int = 2,
+    repeats: int = 2,
+    prelude: int = 0,
+    coda: int = 0,
+    order: str = "cycle",
+    **others: Any,
+) -> ModelConfig:
+    sizes = {
+        "decoder_lm": {},
+        "encoder_decoder": {"source_vocabulary_size": SOURCE_VOCABULARY},
+        "encoder_classifier": {"num_classes": CLASSES},
+    }[form]
+    defaults = {"d_model": D_MODEL, "initialization": "moeut"}
+    return ModelConfig(
+        form=form,
+        vocabulary_size=VOCABULARY,
+        depth=Depth(prelude=prelude, group=group, repeats=repeats, coda=coda, order=order),
         attention=ATTENTION[attention],
         feed_forward=FEED_FORWARD[feed_forward],
         position=POSITION[position],
         norm=norm,
-        final_norm=stack.pop("final_norm", norm != "post"),
-        **stack,
-    )
-    parts = {
-        "decoder_lm": {"decoder": one},
-        "encoder_decoder": {
-            "encoder": one,
-            "decoder": one,
-            "source_vocabulary_size": SOURCE_VOCABULARY,
-        },
-        "encoder_classifier": {"encoder": one, "num_classes": CLASSES},
-    }[form]
-    return c.ModelConfig(
-        form=form, d_model=D_MODEL, vocabulary_size=VOCABULARY, **parts, **(model or {})
+        **sizes | defaults | others,
     )
 
 

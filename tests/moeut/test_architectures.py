@@ -1,21 +1,21 @@
-"""Named architectures: what they make of their options, and what they refuse."""
+"""Named architectures: what they make of a section of a file, and what they refuse."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import itertools
-import typing
 from typing import Any
 
 import pytest
 import torch
 
 import moeut
-from moeut import ARCHITECTURES, architecture, config
-from moeut.architectures import Options
-from moeut.config import ModelConfig
+from moeut.architectures import ARCHITECTURES, architecture, blueprint, configure, preset
+from moeut.blocks.attention import DenseAttention, SwitchHead
+from moeut.blocks.feed_forward import DenseFeedForward, SigmaMoE
+from moeut.blocks.positions import Relative, Rotary
+from moeut.config import Blueprint, ModelConfig
+from moeut.options import OptionError
+from moeut.recurrence.schedule import Depth
+from moeut.sizing import count_parameters
 
 FORMS: dict[str, dict[str, Any]] = {
     "decoder_lm": {},
@@ -31,9 +31,8 @@ def language_model(name: str, **options: Any) -> ModelConfig:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("form", FORMS)
 def test_defaults_build_and_run_in_every_form(name: str, form: str) -> None:
-    model = moeut.build(
-        architecture(name, form=form, vocabulary_size=11, d_model=32, num_layers=2, **FORMS[form])
-    )
+    config = architecture(name, form=form, vocabulary_size=11, d_model=32, **FORMS[form])
+    model = moeut.build(config)
     tokens = torch.randint(9, (2, 6))
     output = model(tokens, tokens) if form == "encoder_decoder" else model(tokens)
     assert output.logits.shape == ((2, 3) if form == "encoder_classifier" else (2, 6, 11))
@@ -41,90 +40,132 @@ def test_defaults_build_and_run_in_every_form(name: str, form: str) -> None:
 
 
 def test_what_each_architecture_is() -> None:
-    stacks = {name: language_model(name, num_layers=6).decoder for name in ARCHITECTURES}
-    assert {name: stack.group_size for name, stack in stacks.items()} == {
-        "transformer": 6,
-        "universal": 1,
-        "moeut": 2,
-        "sigma_moe": 6,
+    made = {name: blueprint({"architecture": name}) for name in ARCHITECTURES}
+    assert {name: (one.depth.group, one.depth.repeats) for name, one in made.items()} == {
+        "transformer": (4, 1),
+        "universal": (1, 4),
+        "moeut": (2, 2),
+        "sigma_moe": (4, 1),
     }
-    assert {name: stack.norm for name, stack in stacks.items()} == {
-        "transformer": "pre",
-        "universal": "pre",
-        "moeut": "peri",
-        "sigma_moe": "peri",
+    dense, sparse = ("pre", "depth_scaled"), ("peri", "moeut")
+    assert {name: (one.norm, one.initialization) for name, one in made.items()} == {
+        "transformer": dense,
+        "universal": dense,
+        "moeut": sparse,
+        "sigma_moe": sparse,
     }
-    assert isinstance(stacks["moeut"].attention, config.SwitchHead)
-    assert stacks["sigma_moe"].attention.attention_gates == "value_and_output"
-    assert stacks["transformer"].attention.attention_gates == "none"
-    assert isinstance(stacks["universal"].feed_forward, config.DenseFeedForward)
-    assert isinstance(stacks["sigma_moe"].feed_forward, config.SigmaMoE)
+    assert made["moeut"].attention == SwitchHead(head_size=32, dropout=0.0)
+    gated = DenseAttention(gates="value_and_output", head_size=32, dropout=0.0)
+    assert made["sigma_moe"].attention == gated
+    assert made["transformer"].attention == DenseAttention(head_size=32, dropout=0.0)
+    assert made["universal"].feed_forward == DenseFeedForward(dropout=0.0)
+    assert made["sigma_moe"].feed_forward == made["moeut"].feed_forward == SigmaMoE()
+    assert made["moeut"].position == Rotary()
 
 
-def test_one_attention_expert_is_dense_with_gates() -> None:
-    attention = language_model("moeut", attention_experts=1).decoder.attention
-    assert attention == config.DenseAttention(
-        num_heads=4, head_size=32, attention_gates="output", dropout=0.0
+def test_what_is_said_is_merged_over_the_defaults() -> None:
+    made = blueprint(
+        {
+            "architecture": "moeut",
+            "d_model": 64,
+            "depth": {"repeats": 9},
+            "attention": {"num_experts": 6},
+            "position": {"fraction": 1.0},
+        }
     )
+    assert made.depth == Depth(group=2, repeats=9)
+    assert made.attention == SwitchHead(num_experts=6, head_size=16, dropout=0.0)
+    assert made.position == Rotary(fraction=1.0)
+    assert made.norm == "peri"
 
 
-def test_the_preset_can_be_written_as_options() -> None:
-    options = {
-        "d_model": 412,
-        "num_layers": 16,
-        "num_heads": 4,
-        "head_size": 82,
-        "attention_experts": 8,
-        "num_experts": 155,
-        "expert_size": 128,
-        "top_k": 12,
-        "renormalise_attention_experts": False,
-    }
-    written = architecture("moeut", form="decoder_lm", vocabulary_size=8000, **options)
-    assert written == moeut.PRESETS["moeut-44m"]
+def test_another_kind_drops_the_defaults_of_its_block() -> None:
+    gated = blueprint({"architecture": "sigma_moe", "attention": {"num_heads": 2}})
+    assert gated.attention.to_dict()["gates"] == "value_and_output"
+    other = blueprint({"architecture": "sigma_moe", "attention": {"kind": "switch_head"}})
+    assert other.attention == SwitchHead(head_size=32, dropout=0.0)
+    assert blueprint({"architecture": "sigma_moe", "attention": "switch_head"}) == other
+    same = blueprint({"architecture": "sigma_moe", "attention": "dense"})
+    assert same.attention.to_dict()["gates"] == "value_and_output"
+    assert blueprint({"architecture": "universal", "position": "relative"}).position == Relative()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_blueprint_written_out_is_itself(name: str) -> None:
+    for section in ({}, {"feed_forward": {"top_k": 20}} if "mo" in name else {}):
+        section = {"architecture": name, "match_parameters": 10**6} | section
+        made = blueprint(section)
+        assert blueprint(section | made.to_dict()) == made
+        assert Blueprint.from_dict(made.to_dict()) == made
+
+
+def test_a_blueprint_and_its_sizes_are_a_config() -> None:
+    made = blueprint({"architecture": "universal"})
+    config = configure(made, form="encoder_classifier", vocabulary_size=7, num_classes=3)
+    expected = architecture(
+        "universal", form="encoder_classifier", vocabulary_size=7, num_classes=3
+    )
+    assert config == expected
+    assert (config.form, config.vocabulary_size, config.num_classes) == ("encoder_classifier", 7, 3)
+
+
+def test_stacks_of_different_depth() -> None:
+    sizes = {"vocabulary_size": 8, "source_vocabulary_size": 9}
+    options = {"depth": {"repeats": 6}, "encoder_depth": {"repeats": 3}}
+    made = architecture("moeut", form="encoder_decoder", **sizes, **options)
+    depths = {name: stack.depth for name, stack in made.stacks.items()}
+    assert depths == {"encoder": Depth(group=2, repeats=3), "decoder": Depth(group=2, repeats=6)}
+
+
+def test_a_budget_sizes_the_feed_forward() -> None:
+    dense = language_model("transformer", match_parameters=600_000)
+    sparse = language_model("moeut", match_parameters=600_000)
+    assert abs(count_parameters(dense) - 600_000) <= 257 * 4
+    assert abs(count_parameters(sparse) - 600_000) <= 8320
+    # More active experts than the default number of experts: what is sized needs no start value.
+    wide = language_model("moeut", match_parameters=900_000, feed_forward={"top_k": 24})
+    assert wide.feed_forward.to_dict()["num_experts"] > 24
+    assert abs(count_parameters(wide) - 900_000) <= 8320
 
 
 @pytest.mark.parametrize(
-    ("options", "scale", "position"),
+    ("options", "position"),
     [
-        ({"initialization": "glorot", "embedding_scale": "sqrt_d_model"}, "none", "sinusoidal"),
-        ({"initialization": "normal"}, "none", "sinusoidal"),
-        ({"initialization": "kaiming"}, "inverse_sqrt", "sinusoidal"),
-        ({"initialization": "glorot"}, None, "relative"),
+        ({"initialization": "glorot", "embedding_scale": "sqrt_d_model"}, "sinusoidal"),
+        ({"initialization": "normal"}, "sinusoidal"),
+        ({"initialization": "kaiming"}, {"kind": "sinusoidal", "scale": "inverse_sqrt"}),
+        ({"initialization": "glorot"}, "relative"),
     ],
 )
 @pytest.mark.parametrize("name", ["transformer", "universal"])
 def test_published_encoder_decoders_can_be_written(
-    name: str, options: dict[str, Any], scale: str | None, position: str
+    name: str, options: dict[str, Any], position: Any
 ) -> None:
     """The SCAN models of arXiv 2108.12284, in their three embedding scalings and relative."""
-    if scale not in (None, "none"):
-        options = options | {"position_scale": scale}
+    from moeut.interop.transformer_generalization import transformer_generalization_config
+
+    sizes = {"vocabulary_size": 8, "source_vocabulary_size": 15}
     made = architecture(
         name,
         form="encoder_decoder",
-        vocabulary_size=8,
-        source_vocabulary_size=15,
         d_model=128,
-        num_layers=3,
-        num_heads=8,
-        feed_forward_size=256,
+        depth={"repeats": 3} if name == "universal" else {"group": 3},
+        attention={"num_heads": 8},
+        feed_forward={"hidden_size": 256},
         norm="post",
         position=position,
         dropout=0.1,
         tie_embeddings=True,
+        **sizes,
         **options,
     )
     theirs = {
-        ("glorot", "sinusoidal"): "opennmt",
-        ("normal", "sinusoidal"): "noscale",
-        ("kaiming", "sinusoidal"): "scaledinit",
-        ("glorot", "relative"): "relative",
-    }[options["initialization"], position]
+        "kaiming": "scaledinit",
+        "normal": "noscale",
+        "glorot": "relative" if position == "relative" else "opennmt",
+    }[options["initialization"]]
     if name == "universal":
         theirs = "relative_universal" if theirs == "relative" else f"universal_{theirs}"
-    from moeut.interop.transformer_generalization import transformer_generalization_config
-
     published = transformer_generalization_config(
         {
             "transformer.variant": theirs,
@@ -134,92 +175,63 @@ def test_published_encoder_decoders_can_be_written(
             "transformer.encoder_n_layers": 3,
             "transformer.tied_embedding": 1,
         },
-        source_vocabulary_size=15,
-        vocabulary_size=8,
+        **sizes,
     )
     assert made == published
 
 
-def test_stacks_of_different_depth() -> None:
-    made = architecture(
-        "universal",
-        form="encoder_decoder",
-        vocabulary_size=8,
-        source_vocabulary_size=9,
-        num_layers=4,
-        num_decoder_layers=6,
-    )
-    assert (made.encoder.num_layers, made.decoder.num_layers) == (4, 6)
-
-
-def test_left_out_values_follow_others() -> None:
-    made = language_model("transformer", dropout=0.3).decoder
-    assert (made.attention.dropout, made.feed_forward.dropout, made.dropout) == (0.3, 0.3, 0.3)
-    made = language_model("transformer", dropout=0.5, attention_dropout=0.1).decoder
-    assert (made.attention.dropout, made.dropout) == (0.1, 0.5)
-    assert language_model("transformer", norm="post").decoder.final_norm is False
-    assert language_model("transformer", norm="post", final_norm=True).decoder.final_norm is True
-
-
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("section", "option", "expected"),
     [
-        ("moeutt", {}, r"architecture='moeutt': expected one of .* did you mean 'moeut'"),
-        ("moeut", {"num_expert": 3}, r"num_expert=3: .*did you mean 'num_experts'"),
-        ("transformer", {"num_experts": 3}, r"num_experts=3: architecture 'transformer' takes"),
-        ("universal", {"d_model": "128"}, r"d_model='128': expected a whole number"),
-        ("universal", {"d_model": 128.0}, r"d_model=128.0: expected a whole number"),
-        ("universal", {"d_model": True}, r"d_model=True: expected a whole number"),
-        ("universal", {"dropout": "0.1"}, r"dropout='0.1': expected a number"),
-        ("universal", {"tie_embeddings": 1}, r"tie_embeddings=1: expected true or false"),
-        ("universal", {"norm": "prep"}, r"norm='prep': expected one of pre, post, peri"),
-        ("universal", {"d_model": 0}, r"d_model=0: must be"),
-        ("universal", {"num_heads": 3}, r"num_heads=3: must divide d_model=128"),
-        ("universal", {"group_size": 3}, r"group_size=3: must divide num_layers=4"),
-        ("moeut", {"top_k": 17}, r"top_k=17: must be at most num_experts=16"),
-        ("moeut", {"attention_top_k": 5}, r"attention_top_k=5: must be at most attention_expert"),
-        ("moeut", {"dropout": 1.0}, r"dropout=1.0: must be at least 0 and below 1"),
-        ("moeut", {"position_scale": "inverse_sqrt"}, r"position_scale=.*: has no effect with pos"),
-        ("moeut", {"num_encoder_layers": 2}, r"num_encoder_layers=2: has no effect with form="),
-        ("moeut", {"pooling": "last"}, r"pooling='last': has no effect with form="),
-        ("moeut", {"attention_gates": "none"}, r"attention_gates='none': has no effect with att"),
+        ({"architecture": "moeutt"}, "architecture", "expected one of .* did you mean 'moeut'"),
+        ({}, "architecture", "missing .*expected one of transformer, universal"),
+        ({"preset": "moeut-44"}, "preset", "expected one of .*did you mean 'moeut-44m'"),
         (
-            "moeut",
-            {"attention_experts": 1, "attention_top_k": 1},
-            r"attention_top_k=1: has no effect with attention_experts=1",
+            {"preset": "moeut-44m", "architecture": "moeut"},
+            "architecture",
+            "either architecture or preset, which is 'moeut-44m'",
+        ),
+        ({"architecture": "moeut", "num_expert": 3}, "num_expert", "unknown; Blueprint takes"),
+        (
+            {"architecture": "transformer", "feed_forward": {"num_experts": 3}},
+            "feed_forward.num_experts",
+            "kind 'dense' takes hidden_size.*option of kind 'sigma_moe'",
         ),
         (
-            "moeut",
-            {"match_parameters": 900_000, "num_experts": 20},
-            r"num_experts=20: has no effect with match_parameters=900000",
+            {"architecture": "moeut", "match_parameters": 900, "feed_forward": {"num_experts": 20}},
+            "feed_forward.num_experts",
+            "has no effect with match_parameters=900",
         ),
         (
-            "transformer",
-            {"match_parameters": 900_000, "feed_forward_size": 20},
-            r"feed_forward_size=20: has no effect with match_parameters=900000",
+            {"architecture": "moeut", "match_parameters": 900, "feed_forward": "dens"},
+            "feed_forward.kind",
+            "did you mean 'dense'",
         ),
-        ("moeut", {"match_parameters": 5}, r"match_parameters=5: the smallest feed-forward"),
+        (
+            {"architecture": "moeut", "match_parameters": 900, "feed_forward": {"top_k": 0}},
+            "feed_forward.top_k",
+            "at least 1",
+        ),
+        ({"preset": "universal-44m", "depth": {"repeats": 0}}, "depth.repeats", "at least 1"),
     ],
 )
-def test_wrong_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        language_model(name, **options)
+def test_wrong_sections_are_named(section: dict[str, Any], option: str, expected: str) -> None:
+    with pytest.raises(OptionError, match=expected) as caught:
+        blueprint(section)
+    assert caught.value.option == option
 
 
-def test_plain_values_pass() -> None:
-    made = language_model("moeut", dropout=0, head_size=None, match_parameters=None)
-    assert made == language_model("moeut")
+def test_a_budget_below_the_smallest_model_is_refused() -> None:
+    with pytest.raises(OptionError, match="match_parameters=5: the smallest feed-forward"):
+        language_model("moeut", match_parameters=5)
 
 
-@pytest.mark.parametrize("options", ARCHITECTURES.values())
-def test_every_option_is_documented(options: type[Options]) -> None:
-
-    documented: set[str] = set()
-    for cls in options.__mro__[:-1]:
-        if not dataclasses.is_dataclass(cls):
-            continue
-        body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
-        for field, text in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                documented.add(typing.cast(ast.Name, field.target).id)
-    assert {field.name for field in dataclasses.fields(options)} <= documented
+def test_presets_are_changed_and_give_way_to_a_budget() -> None:
+    grouped = preset("moeut-244m", depth={"group": 3, "repeats": 6}, match_parameters=243326784)
+    assert grouped.depth == Depth(group=3, repeats=6)
+    # Of two thirds of the experts a layer (258), some make room for the third layer's attention.
+    assert grouped.feed_forward.to_dict()["num_experts"] == 243
+    assert count_parameters(grouped) == pytest.approx(243326784, rel=0.002)
+    narrow = preset("universal-44m", feed_forward={"hidden_size": 2053}, vocabulary_size=100)
+    assert (narrow.feed_forward.to_dict()["hidden_size"], narrow.vocabulary_size) == (2053, 100)
+    assert preset("moeut-44m").attention.to_dict()["renormalise_experts"] is False

@@ -1,153 +1,219 @@
-"""The model config: what it refuses, and that it goes to plain data and back."""
+"""The model config: what it refuses, what it fills in, and that it goes to plain data and back."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
+import itertools
 import json
 from typing import Any
 
 import pytest
 
-from moeut import PRESETS
-from moeut.config import (
-    DenseAttention,
-    DenseFeedForward,
-    Learned,
-    ModelConfig,
-    Relative,
-    Rotary,
-    SigmaMoE,
-    Sinusoidal,
-    StackConfig,
-    SwitchHead,
-)
+from moeut.architectures import PRESETS, preset
+from moeut.blocks.attention import ATTENTION, DenseAttention, SwitchHead
+from moeut.blocks.feed_forward import FEED_FORWARD, DenseFeedForward, SigmaMoE
+from moeut.blocks.positions import POSITION, Learned, Relative, Rotary, Sinusoidal
+from moeut.blocks.updates import UPDATE
+from moeut.config import Blueprint, ModelConfig
+from moeut.options import OptionError, Options
+from moeut.recurrence.schedule import Depth
 
-ATTENTION = DenseAttention(num_heads=2, head_size=4)
-FEED_FORWARD = DenseFeedForward(hidden_size=8)
-
-
-def stack(**options: Any) -> StackConfig:
-    defaults = {
-        "num_layers": 4,
-        "group_size": 2,
-        "attention": ATTENTION,
-        "feed_forward": FEED_FORWARD,
-    }
-    return StackConfig(**(defaults | options))
+DATA: dict[str, Any] = {
+    "form": "decoder_lm",
+    "d_model": 8,
+    "vocabulary_size": 10,
+    "depth": {"group": 2, "repeats": 2},
+    "attention": {"kind": "dense", "num_heads": 2},
+    "feed_forward": {"kind": "dense", "hidden_size": 8},
+}
+CLASSIFIER = {"form": "encoder_classifier", "num_classes": 3}
 
 
-def model(**options: Any) -> ModelConfig:
-    defaults = {
-        "form": "decoder_lm",
-        "d_model": 8,
-        "vocabulary_size": 10,
-        "decoder": stack(),
-    }
-    return ModelConfig(**(defaults | options))
+def read(**changes: Any) -> ModelConfig:
+    return ModelConfig.from_dict(DATA | changes)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_plain_data_reads_back_equal(name: str) -> None:
-    data = json.loads(json.dumps(PRESETS[name].to_dict()))
-    assert ModelConfig.from_dict(data) == PRESETS[name]
+    config = preset(name)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_every_kind_reads_back_equal() -> None:
-    config = model(
-        form="encoder_decoder",
-        source_vocabulary_size=7,
-        encoder=stack(
-            attention=SwitchHead(num_heads=1, head_size=4, num_experts=3), position=Relative()
-        ),
-        decoder=stack(
-            feed_forward=SigmaMoE(num_experts=3, top_k=2),
-            position=Learned(max_length=9),
-            schedule="sequence",
-        ),
+@pytest.mark.parametrize(
+    ("block", "kind"),
+    [(block, kind) for block, kinds in {
+        "attention": ATTENTION, "feed_forward": FEED_FORWARD, "position": POSITION,
+        "update": UPDATE,
+    }.items() for kind in kinds],
+)  # fmt: skip
+def test_every_kind_reads_back_equal(block: str, kind: str) -> None:
+    config = read(**{block: kind}, d_model=16, form="encoder_decoder", source_vocabulary_size=7)
+    data = json.loads(json.dumps(config.to_dict()))
+    assert data[block]["kind"] == kind
+    assert ModelConfig.from_dict(data) == config
+
+
+def test_what_follows_from_other_options_is_filled_in() -> None:
+    config = read(dropout=0.25)
+    spelled = read(
+        dropout=0.25,
+        attention=DATA["attention"] | {"head_size": 4, "dropout": 0.25},
+        feed_forward=DATA["feed_forward"] | {"dropout": 0.25},
+        final_norm=True,
+        position={"kind": "rotary", "fraction": 0.5},
+        encoder_depth=DATA["depth"],
     )
-    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert config == spelled
+    assert config.to_dict() == spelled.to_dict()
+    assert read(norm="post").final_norm is False
+    assert read(norm="post", final_norm=True).final_norm is True
+    own = read(dropout=0.25, attention=DATA["attention"] | {"dropout": 0.0, "head_size": 6})
+    assert (own.attention.dropout, own.attention.head_size) == (0.0, 6)
 
 
-def test_repeats_and_sharing() -> None:
-    assert (stack().num_repeats, stack().is_shared) == (2, True)
-    assert stack(group_size=4).is_shared is False
+def test_zero_and_zero_point_zero_are_one_config() -> None:
+    assert json.dumps(read(dropout=0).to_dict()) == json.dumps(read(dropout=0.0).to_dict())
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: stack(group_size=3), r"group_size=3: must divide num_layers=4; allowed: 1, 2, 4"),
-        (lambda: stack(num_layers=0), r"num_layers=0: must be a whole number of at least 1"),
-        (lambda: stack(num_layers=2.5), r"num_layers=2.5: expected a whole number"),
-        (lambda: stack(num_layers=True), r"num_layers=True: expected a whole number"),
-        (lambda: stack(final_norm="no"), r"final_norm='no': expected true or false"),
-        (lambda: stack(attention=Rotary()), r"expected DenseAttention or SwitchHead"),
-        (lambda: stack(norm_epsilon=0.0), r"norm_epsilon=0.0: must be above 0"),
-        (
-            lambda: stack(attention=DenseAttention(num_heads=2, head_size=3)),
-            r"fraction=0.5: rotates no channel of a head of head_size=3",
-        ),
-        (
-            lambda: Sinusoidal(scale="sqrt"),
-            r"scale='sqrt': expected one of none, inverse_sqrt",
-        ),
-        (
-            lambda: DenseAttention(num_heads=2, head_size=4, attention_gates="outputs"),
-            r"attention_gates='outputs': expected .* did you mean 'output'",
-        ),
-        (lambda: SigmaMoE(num_experts=9, router="sofmax"), r"router='sofmax': .*'softmax'"),
-        (lambda: SigmaMoE(num_experts=12, balance_loss=-1.0), r"balance_loss=-1.0: must be"),
-        (lambda: Rotary(fraction="0.5"), r"fraction='0.5': expected a number"),
-        (lambda: model(initialization="glorut"), r"initialization='glorut': .*'glorot'"),
-        (lambda: model(embedding_scale="sqrt"), r"embedding_scale='sqrt': expected one of"),
-        (lambda: model(pooling="middle"), r"pooling='middle': expected one of first, last"),
-        (lambda: model(head_bias=1), r"head_bias=1: expected true or false"),
-        (
-            lambda: model(form="encoder_classifier", decoder=None, encoder=stack(), num_classes=0),
-            r"num_classes=0: must be a whole number of at least 1",
-        ),
-        (lambda: stack(norm="peri_"), r"norm='peri_': expected one of .* did you mean 'peri'"),
-        (lambda: stack(dropout=1.0), r"dropout=1.0"),
-        (lambda: Rotary(fraction=0.0), r"fraction=0.0: must be above 0"),
-        (lambda: SigmaMoE(num_experts=2, top_k=3), r"top_k=3: must be at most num_experts=2"),
-        (lambda: model(decoder=None), r"form='decoder_lm' needs 'decoder'"),
-        (lambda: model(num_classes=3), r"form='decoder_lm' does not take 'num_classes'"),
-        (lambda: model(form="decoder"), r"form='decoder': expected one of"),
-        (lambda: model(vocabulary_size=-1), r"vocabulary_size=-1"),
-    ],
-)
-def test_wrong_values_are_refused(make: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-def test_rounding_as_the_release_is_for_language_models() -> None:
-    assert model(decoder=stack(float32_routing=True)).decoder.float32_routing
-    with pytest.raises(ValueError, match="float32_routing=True: only form='decoder_lm'"):
-        model(
-            form="encoder_classifier",
-            num_classes=3,
-            decoder=None,
-            encoder=stack(float32_routing=True),
-        )
+def test_stacks_of_each_form() -> None:
+    (name, stack), *none = read().stacks.items()
+    assert (name, stack.causal, stack.cross_attention, none) == ("decoder", True, False, [])
+    (name, stack), *none = read(**CLASSIFIER).stacks.items()
+    assert (name, stack.causal, stack.cross_attention, none) == ("encoder", False, False, [])
+    encoder, decoder = read(
+        form="encoder_decoder", source_vocabulary_size=4, encoder_depth={"group": 1, "repeats": 3}
+    ).stacks.values()
+    assert (encoder.depth, decoder.depth) == (Depth(group=1, repeats=3), Depth(group=2, repeats=2))
+    assert (decoder.causal, decoder.cross_attention) == (True, True)
+    assert (encoder.attention, encoder.d_model) == (decoder.attention, 8)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "message"),
+    ("changes", "option", "expected"),
     [
-        (("decoder", "num_layer"), 3, r"model\.decoder\.num_layer: unknown.*'num_layers'"),
-        (("decoder", "attention", "kind"), "dens", r"attention\.kind='dens'.*'dense'"),
-        (("decoder", "attention", "num_experts"), 3, r"model\.decoder\.attention\.num_experts"),
-        (("decoder", "position"), 3, r"model\.decoder\.position=3: expected a mapping"),
-        (("decoder", "group_size"), 3, r"model\.decoder: group_size=3"),
+        ({"d_modle": 3}, "d_modle", r"unknown; ModelConfig takes .*did you mean 'd_model'"),
+        ({"d_model": 0}, "d_model", "must be a whole number of at least 1"),
+        ({"d_model": True}, "d_model", "expected a whole number"),
+        ({"d_model": 9}, "attention.num_heads", "must divide d_model=9 unless head_size"),
+        ({"depth": {"group": 2}}, "depth.repeats", "missing; expected a whole number"),
+        ({"depth": {"grop": 2, "repeats": 1}}, "depth.grop", "did you mean 'group'"),
+        ({"depth": 4}, "depth", "expected a mapping of prelude, group, repeats, coda, order"),
+        ({"final_norm": "no"}, "final_norm", "expected true or false"),
+        ({"norm": "peri_"}, "norm", r"expected one of pre, post, peri; did you mean 'peri'"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon", "must be above 0"),
+        ({"dropout": 1.0}, "dropout", "must be at least 0 and below 1"),
+        ({"initialization": "glorut"}, "initialization", "did you mean 'glorot'"),
+        ({"embedding_scale": "sqrt"}, "embedding_scale", "expected one of none, sqrt_d_model"),
+        ({"head_bias": 1}, "head_bias", "expected true or false"),
+        ({"attention": "dens"}, "attention.kind", r"one of dense, switch_head; did you mean 'd"),
+        ({"attention": 3}, "attention", "a mapping with a kind, or one of dense, switch_head"),
+        ({"attention": {}}, "attention.kind", "expected one of dense, switch_head"),
+        (
+            {"attention": {"kind": "dense", "num_experts": 3}},
+            "attention.num_experts",
+            r"kind 'dense' takes num_heads, .*\(it is an option of kind 'switch_head'\)",
+        ),
+        (
+            {"attention": {"kind": "dense", "gates": "outputs"}},
+            "attention.gates",
+            "did you mean 'output'",
+        ),
+        (
+            {"attention": {"kind": "switch_head", "top_k": 5}},
+            "attention.top_k",
+            "must be at most num_experts=4",
+        ),
+        (
+            {"feed_forward": {"kind": "sigma_moe", "hidden_size": 3}},
+            "feed_forward.hidden_size",
+            r"kind 'sigma_moe' takes num_experts.*\(it is an option of kind 'dense'\)",
+        ),
+        (
+            {"feed_forward": {"kind": "sigma_moe", "balance_loss": -1.0}},
+            "feed_forward.balance_loss",
+            "must be a finite number of at least 0",
+        ),
+        ({"position": {"fraction": 0.0}}, "position.fraction", r"must be in \(0, 1\]"),
+        ({"position": {"fraction": "0.5"}}, "position.fraction", "expected a number"),
+        (
+            {"position": {"fraction": 0.3}},
+            "position.fraction",
+            "rotates no channel of a head of head_size=4",
+        ),
+        (
+            {"position": {"kind": "sinusoidal", "max_length": 4}},
+            "position.max_length",
+            "option of kind 'learned'",
+        ),
+        ({"update": "copy"}, "update.kind", "expected one of residual"),
+        ({"form": "decoder"}, "form", "expected one of decoder_lm, encoder_decoder"),
+        ({"vocabulary_size": -1}, "vocabulary_size", "must be a whole number of at least 1"),
+        ({"num_classes": 3}, "num_classes", "form='decoder_lm' does not take it"),
+        ({"form": "encoder_classifier"}, "num_classes", "missing; form='encoder_classifier' ne"),
+        (CLASSIFIER | {"num_classes": 0}, "num_classes", "must be a whole number of at least 1"),
+        ({"form": "encoder_decoder"}, "source_vocabulary_size", "missing; form='encoder_decod"),
+        (
+            {"encoder_depth": Depth(group=1, repeats=1).to_dict()},
+            "encoder_depth",
+            "has no effect with form='decoder_lm', only with encoder_decoder",
+        ),
+        ({"pooling": "last"}, "pooling", "has no effect with form='decoder_lm', only with enc"),
+        (CLASSIFIER | {"pooling": "middle"}, "pooling", "expected one of first, last"),
+        (CLASSIFIER | {"tie_embeddings": True}, "tie_embeddings", "has no output vocabulary"),
     ],
 )
-def test_wrong_plain_data_is_named_by_its_path(
-    path: tuple[str, ...], value: Any, message: str
+def test_a_refusal_has_path_value_and_what_is_allowed(
+    changes: dict[str, Any], option: str, expected: str
 ) -> None:
-    data = model().to_dict()
-    at = data
-    for name in path[:-1]:
-        at = at[name]
-    at[path[-1]] = value
-    with pytest.raises(ValueError, match=message):
-        ModelConfig.from_dict(data)
+    with pytest.raises(OptionError, match=expected) as caught:
+        read(**changes)
+    assert caught.value.option == option
+    value: Any = DATA | changes
+    for name in option.split("."):
+        value = value.get(name) if isinstance(value, dict) else value
+    if option == "attention.kind" and isinstance(changes["attention"], str):
+        value = changes["attention"]
+    assert caught.value.value == value
+
+
+def test_options_of_another_block_are_refused_by_construction() -> None:
+    blocks = {
+        "depth": Depth(group=1, repeats=1),
+        "attention": DenseAttention(),
+        "feed_forward": DenseFeedForward(),
+    }
+    assert Blueprint(**blocks).attention.head_size == 32
+    with pytest.raises(OptionError, match=r"attention=.*expected options of kind dense or switch"):
+        Blueprint(**blocks | {"attention": Rotary()})
+    with pytest.raises(OptionError, match=r"feed_forward=.*expected options of kind dense or sig"):
+        Blueprint(**blocks | {"feed_forward": SwitchHead()})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [Blueprint, ModelConfig, Depth, *(kind for kinds in (ATTENTION, FEED_FORWARD, POSITION, UPDATE)
+                                      for kind in kinds.values())],
+)  # fmt: skip
+def test_every_option_is_documented_once(options: type[Options]) -> None:
+    documented: list[str] = []
+    for cls in options.__mro__:
+        if not (isinstance(cls, type) and issubclass(cls, Options)):
+            continue
+        assert cls.__doc__
+        body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
+        for field, text in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                documented.append(field.target.id)  # type: ignore[union-attr]
+    names = [field.name for field in dataclasses.fields(options)]
+    assert [documented.count(name) for name in names] == [1] * len(names)
+
+
+def test_blocks_can_be_made_by_hand() -> None:
+    assert SigmaMoE(top_k=2) == SigmaMoE.from_dict({"top_k": 2})
+    assert Sinusoidal(scale="inverse_sqrt").to_dict() == {
+        "kind": "sinusoidal",
+        "scale": "inverse_sqrt",
+    }
+    assert (Learned().max_length, Relative().learned_scale) == (1024, False)

@@ -17,7 +17,7 @@ def _sources(rows=8, seed=0):
 
 def _model(make_model, form, **options):
     """A model that ends some rows early, some late and some not at all, for these sources."""
-    model = make_model(form, seed=3, num_layers=2, group_size=1, **options).eval()
+    model = make_model(form, seed=3, group=1, repeats=2, **options).eval()
     source, mask = _sources()
     with torch.no_grad():
         model.head.weight.mul_(4)

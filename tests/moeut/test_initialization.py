@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from moeut import architecture
-from moeut.initialization import fan_in_and_out, initialize, keep_standard_deviation
+from moeut.initialization import initialize, keep_standard_deviation
 from moeut.models import build
 
 D, LAYERS, HEADS, HEAD, VOCABULARY = 64, 6, 4, 24, 300
@@ -18,15 +19,16 @@ D, LAYERS, HEADS, HEAD, VOCABULARY = 64, 6, 4, 24, 300
 def make(name: str, scheme: str, *, form: str = "decoder_lm", **options: Any) -> Any:
     torch.manual_seed(0)
     sizes = {"source_vocabulary_size": 200} if form == "encoder_decoder" else {}
+    group = options.pop("group", {"moeut": 2}.get(name, LAYERS))
+    heads = {"num_heads": HEADS, "head_size": HEAD}
     return build(
         architecture(
             name,
             form=form,
             vocabulary_size=VOCABULARY,
             d_model=D,
-            num_layers=LAYERS,
-            num_heads=HEADS,
-            head_size=HEAD,
+            depth={"group": group, "repeats": LAYERS // group},
+            attention=heads | options.pop("attention", {}),
             initialization=scheme,
             **sizes,
             **options,
@@ -34,8 +36,18 @@ def make(name: str, scheme: str, *, form: str = "decoder_lm", **options: Any) ->
     )
 
 
-def moeut(**options: Any) -> Any:
-    return make("moeut", "moeut", num_experts=12, expert_size=32, attention_experts=5, **options)
+def moeut(*, renormalise_experts: bool = True, renormalise_router: bool = False, **options: Any):
+    return make(
+        "moeut",
+        "moeut",
+        attention={"num_experts": 5, "renormalise_experts": renormalise_experts},
+        feed_forward={
+            "num_experts": 12,
+            "expert_size": 32,
+            "renormalise_router": renormalise_router,
+        },
+        **options,
+    )
 
 
 def spread(tensor: torch.Tensor, deviation: float) -> None:
@@ -69,7 +81,7 @@ def test_moeut_scheme_of_experts() -> None:
 
 
 def test_depth_counts_applied_layers_and_not_distinct_ones() -> None:
-    one, three = (moeut(group_size=g).decoder.layers[0].feed_forward.up for g in (1, 3))
+    one, three = (moeut(group=g).decoder.layers[0].feed_forward.up for g in (1, 3))
     spread(one, math.sqrt(2 / LAYERS / D))
     spread(three, math.sqrt(2 / LAYERS / D))
 
@@ -84,7 +96,7 @@ def test_router_rows_of_one_norm() -> None:
 def test_attention_experts_of_equal_norm_over_experts() -> None:
     for part in ("value", "output"):
         drawn, equal = (
-            getattr(moeut(renormalise_attention_experts=on).decoder.layers[0].attention, part)
+            getattr(moeut(renormalise_experts=on).decoder.layers[0].attention, part)
             for on in (False, True)
         )
         norms = equal.norm(dim=0)
@@ -111,7 +123,9 @@ def test_gates_of_the_moeut_scheme() -> None:
 
 
 def test_depth_scaled_scheme_is_truncated_and_exact() -> None:
-    weights = dict(make("transformer", "depth_scaled", feed_forward_size=96).named_parameters())
+    weights = dict(
+        make("transformer", "depth_scaled", feed_forward={"hidden_size": 96}).named_parameters()
+    )
     fan_in = {"query": D, "key": D, "value": D, "output": HEADS * HEAD}
     for part, size in fan_in.items():
         weight = weights[f"decoder.layers.3.attention.{part}.weight"]
@@ -129,7 +143,7 @@ def test_depth_scaled_scheme_is_truncated_and_exact() -> None:
     ("scheme", "deviation"), [("normal", 1.0), ("kaiming", math.sqrt(2 / D)), ("glorot", None)]
 )
 def test_encoder_decoder_schemes(scheme: str, deviation: float | None) -> None:
-    model = make("transformer", scheme, form="encoder_decoder", feed_forward_size=96)
+    model = make("transformer", scheme, form="encoder_decoder", feed_forward={"hidden_size": 96})
     weights = dict(model.named_parameters())
     for name, rows in (("embedding", VOCABULARY), ("source_embedding", 200)):
         weight = weights[f"{name}.weight"]
@@ -178,24 +192,71 @@ def test_initialising_again_draws_the_same_from_the_same_seed() -> None:
     model = moeut()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     torch.manual_seed(0)
-    initialize(model)
+    initialize(model, model.config)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
-    initialize(model)
+    initialize(model, model.config)
     name = "decoder.layers.0.feed_forward.up"
     assert not torch.equal(dict(model.named_parameters())[name], before[name])
 
 
 def test_fans_of_experts() -> None:
-    config = moeut().config
-    stack = config.decoder
+    layer = moeut().decoder.layers[0]
+    roles = layer.attention.roles()
     expected = {
-        "attention.value": (D, HEADS * HEAD),
-        "attention.output": (HEADS * HEAD, D),
-        "attention.value_router": (D, HEADS * 5),
-        "attention.query.weight": (D, HEADS * HEAD),
-        "feed_forward.up": (D, 12 * 32),
-        "feed_forward.down": (12 * 32, D),
-        "feed_forward.router": (D, 12),
+        "value": (D, HEADS * HEAD),
+        "output": (HEADS * HEAD, D),
+        "value_router": (D, HEADS * 5),
+        "query.weight": (D, HEADS * HEAD),
     }
     for name, fans in expected.items():
-        assert fan_in_and_out(f"decoder.layers.0.{name}", config, stack) == fans
+        assert roles[name][1:3] == fans, name
+    roles = layer.feed_forward.roles()
+    expected = {"up": (D, 12 * 32), "down": (12 * 32, D), "router": (D, 12)}
+    assert {name: role[1:3] for name, role in roles.items()} == expected
+
+
+def test_a_parameter_without_a_role_is_named() -> None:
+    model = moeut()
+    model.decoder.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"parameter 'decoder\.extra\.weight' has no role"):
+        initialize(model, model.config)
+
+
+# SHA-256 of all initial weights in order, drawn from seed 3: a change of the draws, of their order
+# or of their arithmetic is a change of every published number.
+DRAWS = {
+    "moeut": "cf1c82ba54c2e806",
+    "depth_scaled": "d58f6b5c622ed732",
+    "glorot": "2b534c2df9db383c",
+    "normal": "9c8c079eadab711d",
+    "kaiming": "90fa9077d54cadc7",
+}
+
+
+@pytest.mark.parametrize("scheme", ["moeut", "depth_scaled", "glorot", "normal", "kaiming"])
+def test_initial_weights_are_bit_for_bit_those_of_before(scheme: str) -> None:
+    digest = hashlib.sha256()
+    for name, form, position in (
+        ("moeut", "encoder_decoder", "relative"),
+        ("sigma_moe", "decoder_lm", "learned"),
+        ("universal", "encoder_classifier", "sinusoidal"),
+    ):
+        sizes = {
+            "encoder_decoder": {"source_vocabulary_size": 9},
+            "decoder_lm": {},
+            "encoder_classifier": {"num_classes": 5},
+        }[form]
+        torch.manual_seed(3)
+        config = architecture(
+            name,
+            form=form,
+            vocabulary_size=11,
+            d_model=16,
+            attention={"num_heads": 2},
+            position=position,
+            initialization=scheme,
+            **sizes,
+        )
+        for parameter in build(config).parameters():
+            digest.update(parameter.detach().numpy().tobytes())
+    assert digest.hexdigest()[:16] == DRAWS[scheme]

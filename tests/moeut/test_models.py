@@ -57,7 +57,7 @@ def test_gradients_reach_every_parameter(make_model, form, norm, attention, feed
         attention=attention,
         feed_forward=feed_forward,
         position=positions[attention],
-        model={"pooling": "last"} if form == "encoder_classifier" else {},
+        **({"pooling": "last"} if form == "encoder_classifier" else {}),
     ).train()
     output = _run(model)
     assert output.logits.shape[-1] == (4 if form == "encoder_classifier" else 11)
@@ -154,14 +154,14 @@ def test_encoder_decoder_reads_its_source_and_takes_a_pair_of_depths(make_model)
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_unshared_model_has_one_depth(make_model, form):
-    model = make_model(form, group_size=4).eval()
+    model = make_model(form, group=4, repeats=1).eval()
     with pytest.raises(ValueError, match="shares no layers"):
         _run(model, num_repeats=2)
 
 
 @pytest.mark.parametrize("pooling", ["first", "last"])
 def test_classifier_reads_one_column(make_model, pooling):
-    model = make_model("encoder_classifier", model={"pooling": pooling}).eval()
+    model = make_model("encoder_classifier", pooling=pooling).eval()
     source, _, mask, _ = _batch()
     output = model(source, source_mask=mask, trace=True)
     states = model.encoder.final_norm(output.hidden["encoder"][-1])
@@ -174,7 +174,7 @@ def test_classifier_reads_one_column(make_model, pooling):
 
 def test_tied_embeddings_are_the_output_weight_unscaled(make_model):
     options = {"tie_embeddings": True, "embedding_scale": "sqrt_d_model"}
-    model = make_model(model=options).eval()
+    model = make_model(**options).eval()
     assert [name for name, _ in model.head.named_parameters()] == ["bias"]
     tokens = _batch()[0]
     output = model(tokens, trace=True)
@@ -183,7 +183,7 @@ def test_tied_embeddings_are_the_output_weight_unscaled(make_model):
     states = model.decoder.final_norm(output.hidden["decoder"][-1])
     wanted = states @ model.embedding.weight.T + model.head.bias
     assert torch.allclose(output.logits, wanted, atol=1e-12)
-    unbiased = make_model(model={**options, "head_bias": False})
+    unbiased = make_model(**options, head_bias=False)
     assert not list(unbiased.head.parameters())
 
 
@@ -255,10 +255,10 @@ def test_compiles_without_a_graph_break(make_model, attention):
 @pytest.mark.parametrize(
     ("part", "option", "value", "in_training_only"),
     [
-        ("stack", "norm_epsilon", 0.5, False),
-        ("stack", "norm_input", True, False),
-        ("stack", "schedule", "sequence", False),
-        ("stack", "dropout", 0.3, True),
+        ("model", "norm_epsilon", 0.5, False),
+        ("model", "norm_input", True, False),
+        ("depth", "order", "sequence", False),
+        ("model", "dropout", 0.3, True),
         ("position", "base", 10.0, False),
         ("position", "fraction", 1.0, False),
         ("attention", "top_k", 1, False),
@@ -272,13 +272,10 @@ def test_compiles_without_a_graph_break(make_model, attention):
 def test_every_option_changes_what_is_computed(make_model, part, option, value, in_training_only):
     """With the same weights, and each option of its own."""
     model = make_model()
-    stack = model.config.decoder
-    if part == "stack":
-        changed = dataclasses.replace(stack, **{option: value})
-    else:
-        one = dataclasses.replace(getattr(stack, part), **{option: value})
-        changed = dataclasses.replace(stack, **{part: one})
-    other = build(dataclasses.replace(model.config, decoder=changed)).double()
+    changes = {option: value}
+    if part != "model":
+        changes = {part: dataclasses.replace(getattr(model.config, part), **changes)}
+    other = build(dataclasses.replace(model.config, **changes)).double()
     other.load_state_dict(model.state_dict())
     tokens = _batch()[0]
     for training in (True, False):

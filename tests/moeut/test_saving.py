@@ -11,7 +11,7 @@ import moeut
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_saved_model_loads_to_the_same_bits(make_model, tmp_path, form, dtype):
     tied = {"tie_embeddings": True} if form != "encoder_classifier" else {}
-    model = make_model(form, position="learned", model=tied).to(dtype)
+    model = make_model(form, position="learned", **tied).to(dtype)
     model.save(tmp_path / "new" / "folder")
     random = torch.get_rng_state()
     loaded = moeut.load(tmp_path / "new" / "folder")
@@ -63,7 +63,7 @@ def test_configs_that_do_not_fit_are_refused(make_model, tmp_path):
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "d_modle": 3}))
     with pytest.raises(
-        ValueError, match=r"config.json: model.d_modle: unknown; .*did you mean 'd_model'"
+        ValueError, match=r"config.json: d_modle=3: unknown; .*did you mean 'd_model'"
     ):
         moeut.load(tmp_path)
     path.write_text("{")

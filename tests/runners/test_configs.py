@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import moeut
-from moeut.presets import OURS, PRESETS
+from moeut.flat_presets import OURS, PRESETS
 from moeut.sizing import count_parameters
 from runners import sweep
 from runners.config import yaml_nodes

@@ -3,19 +3,25 @@ import math
 import pytest
 import torch
 
-from moeut import config as c
 from moeut.blocks import masks
-from moeut.blocks.attention import AttentionContext, build_attention
-from moeut.blocks.positions import regular_distances, rotary_tables, rotate, sinusoids
+from moeut.blocks.attention import AttentionContext, DenseAttention, SwitchHead
+from moeut.blocks.positions import (
+    Relative,
+    Rotary,
+    regular_distances,
+    rotary_tables,
+    rotate,
+    sinusoids,
+)
 from moeut.blocks.routing import RoutingContext
 
 D, H, SIZE, B, T = 12, 2, 6, 3, 5
-SWITCH_HEAD = c.SwitchHead(num_heads=H, head_size=SIZE, num_experts=4, top_k=2)
+SWITCH_HEAD = SwitchHead(num_heads=H, head_size=SIZE, num_experts=4, top_k=2)
 
 
 def _module(options, position=None, seed: int = 0):
     torch.manual_seed(seed)
-    module = build_attention(options, position or c.NoPosition(), D).double()
+    module = options.within(d_model=D, dropout=0.0).build(D, position).double()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return module
@@ -44,7 +50,7 @@ CONTEXT = AttentionContext(is_causal=True)
 
 @pytest.mark.parametrize("gates", ["none", "output", "value_and_output"])
 def test_dense_attention_is_its_formula(gates):
-    module = _module(c.DenseAttention(num_heads=H, head_size=SIZE, attention_gates=gates))
+    module = _module(DenseAttention(num_heads=H, head_size=SIZE, gates=gates))
     routed, plain = _views()
     query, key = _plain_queries_and_keys(module, routed)
     value = _heads(plain @ module.value.weight.T)
@@ -112,8 +118,8 @@ def test_switch_head_records_both_routers():
 
 @pytest.mark.parametrize("learned_scale", [False, True])
 def test_relative_attention_is_its_formula(learned_scale):
-    position = c.Relative(learned_scale=learned_scale)
-    module = _module(c.DenseAttention(num_heads=H, head_size=SIZE), position)
+    position = Relative(learned_scale=learned_scale)
+    module = _module(DenseAttention(num_heads=H, head_size=SIZE), position)
     routed, plain = _views()
     query, key = _plain_queries_and_keys(module, routed)
     relative = module.relative
@@ -137,9 +143,9 @@ def test_relative_attention_is_its_formula(learned_scale):
 
 
 def test_rotation_applies_to_queries_and_keys_and_not_to_values():
-    module = _module(c.DenseAttention(num_heads=H, head_size=SIZE))
+    module = _module(DenseAttention(num_heads=H, head_size=SIZE))
     routed, plain = _views()
-    tables = rotary_tables(torch.arange(T), c.Rotary(fraction=1.0), SIZE, torch.float64)
+    tables = rotary_tables(torch.arange(T), Rotary(fraction=1.0), SIZE, torch.float64)
     query, key = (rotate(x, tables) for x in _plain_queries_and_keys(module, routed))
     value = _heads(plain @ module.value.weight.T)
     attended = _attend(query @ key.mT / math.sqrt(SIZE), value, CAUSAL)
@@ -150,7 +156,7 @@ def test_rotation_applies_to_queries_and_keys_and_not_to_values():
 
 
 @pytest.mark.parametrize(
-    "options", [c.DenseAttention(num_heads=H, head_size=SIZE), SWITCH_HEAD], ids=["dense", "switch"]
+    "options", [DenseAttention(num_heads=H, head_size=SIZE), SWITCH_HEAD], ids=["dense", "switch"]
 )
 def test_traced_attention_is_the_same_and_gives_weights(options):
     module = _module(options)
@@ -169,7 +175,7 @@ def test_traced_attention_is_the_same_and_gives_weights(options):
 
 def test_attending_to_a_source_is_attending_to_oneself_when_they_are_one():
     for options in (
-        c.DenseAttention(num_heads=H, head_size=SIZE, attention_gates="value_and_output"),
+        DenseAttention(num_heads=H, head_size=SIZE, gates="value_and_output"),
         SWITCH_HEAD,
     ):
         module = _module(options)

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from moeut import config as c
-from moeut.blocks.feed_forward import build_feed_forward
+from moeut.blocks.feed_forward import DenseFeedForward, SigmaMoE
 from moeut.blocks.routing import RoutingContext
 
 D = 6
@@ -10,7 +9,7 @@ D = 6
 
 def _module(options):
     torch.manual_seed(0)
-    module = build_feed_forward(options, D).double()
+    module = options.within(dropout=0.0).build(D).double()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return module
@@ -34,7 +33,7 @@ def _sigma_moe(module, routed, plain, options):
 
 @pytest.mark.parametrize("router", ["sigmoid", "softmax"])
 def test_sigma_moe_is_its_formula(router):
-    options = c.SigmaMoE(num_experts=5, expert_size=4, top_k=2, router=router)
+    options = SigmaMoE(num_experts=5, expert_size=4, top_k=2, router=router)
     module = _module(options)
     routed, plain = _views()
     output, record = module(routed, plain, RoutingContext())
@@ -44,7 +43,7 @@ def test_sigma_moe_is_its_formula(router):
 
 
 def test_padding_is_not_worked_on():
-    module = _module(c.SigmaMoE(num_experts=5, expert_size=4, top_k=2))
+    module = _module(SigmaMoE(num_experts=5, expert_size=4, top_k=2))
     routed, plain = _views()
     real = torch.arange(5) < torch.tensor([5, 2, 0])[:, None]
     every, _ = module(routed, plain, RoutingContext())
@@ -57,9 +56,9 @@ def test_padding_is_not_worked_on():
 @pytest.mark.parametrize("drop", [0.3, 0.9])
 def test_expert_dropout_is_finite_and_for_training_only(router, drop):
     options = {"num_experts": 4, "expert_size": 4, "top_k": 3, "router": router}
-    module = _module(c.SigmaMoE(**options, expert_dropout=drop))
+    module = _module(SigmaMoE(**options, expert_dropout=drop))
     routed, plain = _views()
-    wanted, _ = _module(c.SigmaMoE(**options))(routed, plain, RoutingContext())
+    wanted, _ = _module(SigmaMoE(**options))(routed, plain, RoutingContext())
     assert torch.equal(module.eval()(routed, plain, RoutingContext())[0], wanted)
     output, _ = module.train()(routed, plain, RoutingContext())
     assert not torch.allclose(output, wanted)
@@ -70,7 +69,7 @@ def test_expert_dropout_is_finite_and_for_training_only(router, drop):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_dense_reads_the_plain_view(bias):
-    module = _module(c.DenseFeedForward(hidden_size=7, bias=bias))
+    module = _module(DenseFeedForward(hidden_size=7, bias=bias))
     routed, plain = _views()
     hidden = plain @ module.up.weight.T + (module.up.bias if bias else 0)
     wanted = hidden.relu() @ module.down.weight.T + (module.down.bias if bias else 0)
@@ -80,7 +79,7 @@ def test_dense_reads_the_plain_view(bias):
 
 
 def test_hidden_dropout_is_for_training_only():
-    module = _module(c.DenseFeedForward(hidden_size=7, dropout=0.5))
+    module = _module(DenseFeedForward(hidden_size=7, dropout=0.5))
     routed, plain = _views()
     still = [module.eval()(routed, plain, RoutingContext())[0] for _ in range(2)]
     assert torch.equal(*still)

@@ -10,7 +10,7 @@ CONTEXT = AttentionContext(is_causal=True)
 
 def _layer(make_config, *, cross_attention=False, **options):
     torch.manual_seed(0)
-    stack = make_config(position="none", **options).decoder
+    stack = make_config(position="none", **options).stacks["decoder"]
     layer = Layer(stack, 16, cross_attention=cross_attention).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.4)

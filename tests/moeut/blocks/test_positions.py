@@ -5,6 +5,7 @@ import torch
 
 from moeut.blocks.positions import (
     LearnedPositions,
+    Rotary,
     align_distances,
     ragged_distances,
     regular_distances,
@@ -12,7 +13,6 @@ from moeut.blocks.positions import (
     rotate,
     sinusoids,
 )
-from moeut.config import Rotary
 
 
 def test_sinusoids_are_sin_and_cos_of_falling_frequencies():
@@ -53,7 +53,7 @@ def test_rotary_width_is_rounded_down_to_even(fraction, head_size, width):
 
 def test_rotary_width_of_zero_is_refused():
     with pytest.raises(ValueError, match="rotates no channel of a head of head_size=8"):
-        Rotary(fraction=0.2).width(8)
+        Rotary(fraction=0.2).check(8)
 
 
 def test_rotate_turns_channel_pairs_as_complex_numbers():
@@ -120,7 +120,7 @@ def test_ragged_distances_are_key_minus_query_in_every_row():
 def test_learned_positions_end_somewhere():
     positions = LearnedPositions(3, 4)
     torch.nn.init.normal_(positions.weight)
-    assert torch.equal(positions(torch.tensor([2, 0])), positions.weight[[2, 0]])
+    assert torch.equal(positions(torch.tensor([2, 0]), torch.float32), positions.weight[[2, 0]])
     positions.check_length(3)
     with pytest.raises(ValueError, match=r"sequence length 4: .*max_length=3"):
         positions.check_length(4)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import moeut
-from moeut.config import DenseAttention, ModelConfig, NoPosition, SwitchHead
+from moeut.blocks.attention import DenseAttention, SwitchHead
+from moeut.blocks.positions import NoPosition
+from moeut.config import ModelConfig
 from moeut.interop import mapping
 from moeut.interop.training_code import training_code_config, training_code_maps
 
@@ -40,16 +42,16 @@ def read(**changes: Any) -> ModelConfig:
 def test_strings_are_read_as_the_code_reads_them() -> None:
     as_text = {name: str(value) for name, value in MOEUT.items()}
     assert training_code_config(as_text, vocabulary_size=20) == read()
-    assert read(transformer__head_projection_size="none").decoder.attention.head_size == 8
+    assert read(transformer__head_projection_size="none").attention.head_size == 8
 
 
 @pytest.mark.parametrize(
     ("changes", "check"),
     [
         ({"transformer__variant": "moe_universal", "moe__nonorm": 0}, lambda c: c.norm == "post"),
-        ({"transformer__variant": "preln_moe"}, lambda c: c.group_size == 4),
+        ({"transformer__variant": "preln_moe"}, lambda c: c.depth.group == 4),
         ({"moe__nonorm": 0}, lambda c: c.norm == "pre"),
-        ({"transformer__universal__group_type": "aabb"}, lambda c: c.schedule == "sequence"),
+        ({"transformer__universal__group_type": "aabb"}, lambda c: c.depth.order == "sequence"),
         ({"moe__selection_mode": "gate"}, lambda c: c.feed_forward.router == "softmax"),
         ({"moe__att__perplexity_reg": "0.5"}, lambda c: c.attention.balance_loss == 0.5),
         ({}, lambda c: c.attention.balance_loss == 0.01),
@@ -59,16 +61,16 @@ def test_strings_are_read_as_the_code_reads_them() -> None:
         ({"moe__att__k": 1}, lambda c: isinstance(c.attention, SwitchHead)),
         (
             {"moe__att__n_experts": 1, "moe__att__k": 1},
-            lambda c: c.attention.attention_gates == "value_and_output",
+            lambda c: c.attention.gates == "value_and_output",
         ),
         (
             {"moe__att__enable": 0, "moe__nonorm": 0},
-            lambda c: c.attention == DenseAttention(num_heads=2, head_size=6),
+            lambda c: c.attention == DenseAttention(num_heads=2, head_size=6, dropout=0.0),
         ),
     ],
 )
 def test_options_make_the_stack(changes: dict[str, Any], check: Any) -> None:
-    assert check(read(**changes).decoder)
+    assert check(read(**changes))
 
 
 def test_embedding_scale() -> None:

@@ -107,7 +107,7 @@ def test_the_comparison_notices_a_shifted_position(make_model, monkeypatch):
 @pytest.mark.parametrize("form", ["decoder_lm", "encoder_decoder"])
 @torch.no_grad()
 def test_another_depth_needs_its_own_cache(make_model, form, schedule):
-    model = make_model(form, schedule=schedule).eval()
+    model = make_model(form, order=schedule).eval()
     tokens, memory = _inputs(model)
     cache = model.new_cache(num_repeats=3)
     full = _evaluate(model, tokens[:, :8], num_repeats=3, **memory)

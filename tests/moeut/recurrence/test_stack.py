@@ -8,7 +8,7 @@ from moeut.recurrence.stack import DepthStack, LayerInput, Memory
 
 def _stack(make_config, *, causal=True, cross_attention=False, controller=None, **options):
     torch.manual_seed(0)
-    config = make_config(**{"position": "none", **options}).decoder
+    config = make_config(**{"position": "none", **options}).stacks["decoder"]
     stack = DepthStack(
         config, 16, causal=causal, cross_attention=cross_attention, controller=controller
     ).double()
@@ -42,13 +42,13 @@ def _gradients(module, loss):
     ],
 )
 def test_schedule(make_config, schedule, repeats, wanted):
-    assert _stack(make_config, schedule=schedule).schedule(repeats) == wanted
+    assert _stack(make_config, order=schedule).schedule(repeats) == wanted
 
 
 @pytest.mark.parametrize("schedule", ["cycle", "sequence"])
 @pytest.mark.parametrize("repeats", [None, 1, 3])
 def test_repeats_are_an_unrolled_loop_with_its_gradients(make_config, schedule, repeats):
-    stack = _stack(make_config, schedule=schedule).eval()
+    stack = _stack(make_config, order=schedule).eval()
     x = _x()
     context = AttentionContext(is_causal=True)
 
@@ -74,7 +74,7 @@ def test_repeats_are_an_unrolled_loop_with_its_gradients(make_config, schedule, 
 
 
 def test_an_unshared_stack_is_a_plain_one_of_fixed_depth(make_config):
-    stack = _stack(make_config, group_size=4).eval()
+    stack = _stack(make_config, group=4, repeats=1).eval()
     state = _x()
     for layer in stack.layers:
         state, _ = layer(state, AttentionContext(is_causal=True))
@@ -91,7 +91,7 @@ def test_repeats_are_whole_numbers(make_config, repeats):
 
 @pytest.mark.parametrize("schedule", ["cycle", "sequence"])
 def test_balance_loss_joins_the_repeats_of_each_layer(make_config, schedule):
-    stack = _stack(make_config, schedule=schedule).train()
+    stack = _stack(make_config, order=schedule).train()
     out = stack(_x(), trace=True)
     wanted = 0.0
     for name, weight in (

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import tasks
-from moeut import architectures
+from moeut import flat_architectures as architectures
 from runners.config.help import describe_fields, run_help, sweep_help
 from runners.config.schema import EvaluateConfig, RunConfig, SweepConfig, TrainConfig
 from tasks.base.options import describe

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import moeut
+from moeut import flat_presets
 from runners.config.identity import config_hash
 from runners.config.run_file import read_run, to_yaml
 from runners.config.schema import ConfigError
@@ -20,16 +21,16 @@ def config_of(section):
     )
 
 
-@pytest.mark.parametrize("name", moeut.PRESETS)
+@pytest.mark.parametrize("name", flat_presets.PRESETS)
 def test_a_preset_in_a_file_is_the_models_config(toy, write, name):
     run = read_run(write(f"{TASK}model: {{preset: {name}, form: decoder_lm}}\n"))
     assert "preset" not in run.model
-    assert config_of(run.model) == moeut.PRESETS[name]
+    assert config_of(run.model) == flat_presets.PRESETS[name]
 
 
 def test_a_preset_and_its_options_spelled_out_are_the_same_run(toy, write):
     by_name = read_run(write(TASK + "model: {preset: moeut-44m, top_k: 8}\n"))
-    options = moeut.PRESET_OPTIONS["moeut-44m"] | {"top_k": 8}
+    options = flat_presets.PRESET_OPTIONS["moeut-44m"] | {"top_k": 8}
     spelled = read_run(write(TASK + dump({"model": options}), "spelled.yaml"))
     assert by_name == spelled
     assert config_hash(by_name, "d") == config_hash(spelled, "d")

@@ -1,0 +1,31 @@
+"""Kinds of attention: one file each, with its options, its module, its roles and its work."""
+
+from collections.abc import Mapping
+
+from moeut.blocks.attention.base import (
+    Attention,
+    AttentionContext,
+    AttentionOptions,
+    AttentionOutput,
+    KeyValueStore,
+    Source,
+)
+from moeut.blocks.attention.dense import DenseAttention
+from moeut.blocks.attention.switch_head import SwitchHead
+
+ATTENTION: Mapping[str, type[AttentionOptions]] = {
+    "dense": DenseAttention,
+    "switch_head": SwitchHead,
+}
+
+__all__ = [
+    "ATTENTION",
+    "Attention",
+    "AttentionContext",
+    "AttentionOptions",
+    "AttentionOutput",
+    "DenseAttention",
+    "KeyValueStore",
+    "Source",
+    "SwitchHead",
+]

@@ -1,0 +1,285 @@
+"""Multi-head attention: what all kinds share, and the options that each has.
+
+Shapes: B rows, T queries, K keys, D model, H heads, d head size, E experts per head, k active
+experts per head.
+
+A layer gives attention two views of the same tokens: ``routed`` feeds what ends in a softmax or a
+sigmoid (queries, keys, routers and gates), ``plain`` feeds the values. They are one tensor unless
+the norm placement is ``peri``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeut.blocks.positions import (
+    Distances,
+    NoPosition,
+    PositionOptions,
+    RotaryTables,
+    rotate,
+)
+from moeut.blocks.roles import Roles, linear
+from moeut.blocks.routing import RouterRecord, RoutingContext
+from moeut.options import OptionError, Options, derived, require_positive, require_probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions(Options):
+    """Options of every kind of attention."""
+
+    num_heads: int = 4
+    """Attention heads (H)."""
+    head_size: int = derived()
+    """Channels of a head; left out: d_model / num_heads."""
+    dropout: float = derived()
+    """Dropout on attention weights; left out: the model's ``dropout``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "num_heads", "head_size")
+        require_probability(self, "dropout")
+
+    @property
+    def width(self) -> int:
+        """Channels of all heads together (A = H·d)."""
+        return self.num_heads * self.head_size
+
+    def within(self, *, d_model: int, dropout: float) -> Self:
+        """Return these options with what is left out filled in from the model's.
+
+        Raises:
+            OptionError: ``head_size`` is left out and the heads do not divide ``d_model``.
+        """
+        head_size: int | None = self.head_size
+        if head_size is None:
+            if d_model % self.num_heads:
+                raise OptionError(
+                    "num_heads",
+                    self.num_heads,
+                    f"must divide d_model={d_model} unless head_size is given",
+                )
+            head_size = d_model // self.num_heads
+        own: float | None = self.dropout
+        return dataclasses.replace(
+            self, head_size=head_size, dropout=dropout if own is None else own
+        )
+
+    def build(self, d_model: int, position: PositionOptions | None = None) -> Attention[Any]:
+        """Return the module; ``position`` adds its own parameters, cross-attention has none."""
+        raise NotImplementedError
+
+    def projection_macs(self, d_model: int) -> tuple[int, int]:
+        """Return the work of the source side and of the query side, for one token each.
+
+        Of the source are keys and values, of the query queries and output; each with its router.
+        """
+        raise NotImplementedError
+
+    def balance_weights(self) -> dict[str, float]:
+        """Return the weight of the balance loss of each router, by the router's name."""
+        return {}
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What all applications of one forward pass share: masks, positions and routing."""
+
+    bias: Tensor | None = None
+    """(1 or B, 1, T or 1, K) added to the logits: 0, or -inf where attention is not allowed."""
+
+    is_causal: bool = False
+    """Causal with queries and keys in the same columns, so that no bias is needed."""
+
+    scale: float | None = None
+    """Factor on the logits; None: 1/sqrt(head size)."""
+
+    rotary: RotaryTables | None = None
+    distances: Distances | None = None
+    routing: RoutingContext = field(default_factory=RoutingContext)
+    """The routing context of the queries."""
+
+
+class Source(NamedTuple):
+    """Projected keys and values that queries from elsewhere attend to."""
+
+    key: Tensor
+    """(B, H, K, d)"""
+
+    value: Tensor
+    """(B, H, K, d)"""
+
+    record: RouterRecord | None = None
+    """What the value router decided."""
+
+    def select(self, rows: Tensor) -> Source:
+        """Keep the given rows of the batch."""
+        return Source(self.key.index_select(0, rows), self.value.index_select(0, rows))
+
+
+class AttentionOutput(NamedTuple):
+    """The result (B, T, D), the records of ``value`` and ``output``, and traced weights."""
+
+    output: Tensor
+    routers: dict[str, RouterRecord]
+    weights: Tensor | None
+
+
+class KeyValueStore(Protocol):
+    """Keys and values of earlier tokens, which a pass adds to."""
+
+    def store(self, application: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Take up new keys and values (B, H, T, d); return those of all tokens (B, H, K, d)."""
+
+
+Decision = TypeVar("Decision")
+"""What a kind decides of a token before it projects: gates, or experts and gates."""
+
+
+class Attention(nn.Module, Generic[Decision]):
+    """What all kinds share: queries, keys, positions, softmax and cache.
+
+    A kind adds ``value`` and ``output`` projections and the decisions that they need, which
+    ``decide``, ``decide_values`` and ``decide_outputs`` take from the routed view.
+    """
+
+    def __init__(
+        self, options: AttentionOptions, d_model: int, position: PositionOptions | None = None
+    ) -> None:
+        super().__init__()
+        self.num_heads = options.num_heads
+        self.head_size = options.head_size
+        self.dropout = options.dropout
+        self.d_model, self.width = d_model, options.width
+        self.query = nn.Linear(d_model, options.width, bias=False)
+        self.key = nn.Linear(d_model, options.width, bias=False)
+        position = position or NoPosition()
+        self.relative = position.build_relative(self.num_heads, self.head_size, d_model)
+
+    def roles(self) -> Roles:
+        """Return the roles of queries and keys; a kind adds its own."""
+        return dict.fromkeys(("query.weight", "key.weight"), linear(self.d_model, self.width))
+
+    def decide(
+        self, routed: Tensor, context: RoutingContext
+    ) -> tuple[Decision, RouterRecord | None, Decision, RouterRecord | None]:
+        """Return the value and the output decision, each with its record, for the same tokens."""
+        return *self.decide_values(routed, context), *self.decide_outputs(routed, context)
+
+    def decide_values(
+        self, routed: Tensor, context: RoutingContext
+    ) -> tuple[Decision, RouterRecord | None]:
+        """Return what ``values`` needs to know of the source tokens, and its record."""
+        raise NotImplementedError
+
+    def decide_outputs(
+        self, routed: Tensor, context: RoutingContext
+    ) -> tuple[Decision, RouterRecord | None]:
+        """Return what ``outputs`` needs to know of the query tokens, and its record."""
+        raise NotImplementedError
+
+    def values(
+        self, plain: Tensor, decision: Decision, context: RoutingContext
+    ) -> Tensor:  # (B, H, K, d)
+        """Project the plain view of the source tokens to values."""
+        raise NotImplementedError
+
+    def outputs(
+        self, attended: Tensor, decision: Decision, context: RoutingContext
+    ) -> Tensor:  # (B, T, D)
+        """Merge the heads' results (B, T, H, d)."""
+        raise NotImplementedError
+
+    def expert_weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the weights that the expert operations multiply by; none without experts."""
+        return ()
+
+    def project_source(self, routed: Tensor, plain: Tensor, context: RoutingContext) -> Source:
+        """Project the tokens that queries from elsewhere will attend to; no positions applied."""
+        decision, record = self.decide_values(routed, context)
+        key = self._split_heads(self.key(routed), self.num_heads)
+        return Source(key, self.values(plain, decision, context), record)
+
+    def forward(
+        self,
+        routed: Tensor,
+        plain: Tensor,
+        context: AttentionContext,
+        *,
+        source: Source | None = None,
+        cache: KeyValueStore | None = None,
+        application: int = 0,
+    ) -> AttentionOutput:
+        """Attend among the tokens themselves, or to ``source``.
+
+        With ``cache``, new keys and values join those that application number ``application`` of
+        the stack has stored, and all of them are attended to.
+        """
+        if source is None:
+            weight = torch.cat((self.query.weight, self.key.weight))
+            both = self._split_heads(F.linear(routed, weight), 2 * self.num_heads)
+            if context.rotary is not None:
+                both = rotate(both, context.rotary)
+            query, key = both.chunk(2, dim=1)
+            value_decision, value_record, output_decision, output_record = self.decide(
+                routed, context.routing
+            )
+            value = self.values(plain, value_decision, context.routing)
+        else:
+            query = self._split_heads(self.query(routed), self.num_heads)
+            key, value, value_record = source
+            if context.rotary is not None:
+                query, key = rotate(query, context.rotary), rotate(key, context.rotary)
+            output_decision, output_record = self.decide_outputs(routed, context.routing)
+        if cache is not None:
+            key, value = cache.store(application, key, value)
+        attended, weights = self._attend(query, key, value, context)
+        output = self.outputs(attended.transpose(1, 2), output_decision, context.routing)
+        records = {"value": value_record, "output": output_record}
+        routers = {name: record for name, record in records.items() if record is not None}
+        return AttentionOutput(output, routers, weights)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext
+    ) -> tuple[Tensor, Tensor | None]:
+        dropout = self.dropout if self.training else 0.0
+        explicit = context.distances is not None or context.routing.trace or _miscompiles(query)
+        if not explicit:
+            attended = F.scaled_dot_product_attention(
+                query, key, value, context.bias, dropout, context.is_causal, scale=context.scale
+            )
+            return attended, None
+        if context.distances is not None:
+            assert self.relative is not None
+            logits = self.relative(query, key, context.distances)
+        else:
+            scale = self.head_size**-0.5 if context.scale is None else context.scale
+            logits = query @ key.transpose(-1, -2) * scale
+        if context.bias is not None:
+            logits = logits + context.bias
+        elif context.is_causal:
+            future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
+            logits = logits.masked_fill(future, float("-inf"))
+        weights = logits.softmax(dim=-1)
+        attended = F.dropout(weights, dropout, training=dropout > 0).to(value.dtype) @ value
+        return attended, weights if context.routing.trace else None
+
+    @staticmethod
+    def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+        return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def _miscompiles(query: Tensor) -> bool:
+    """Return whether the fused attention would be compiled to code that fails in its backward pass.
+
+    PyTorch 2.11's compiler takes the normaliser of float64 attention on a CPU to be float32
+    ("expected scalar type Double but found Float"); 2.13's does not.
+    """
+    is_float64_on_cpu = query.dtype == torch.float64 and query.device.type == "cpu"
+    return torch.compiler.is_compiling() and is_float64_on_cpu

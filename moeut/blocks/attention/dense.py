@@ -1,0 +1,95 @@
+"""Dense multi-head attention, with a sigmoid gate per head where wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from moeut.blocks import routing
+from moeut.blocks.attention.base import Attention, AttentionOptions
+from moeut.blocks.positions import PositionOptions
+from moeut.blocks.roles import Roles, linear
+from moeut.blocks.routing import RoutingContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseAttention(AttentionOptions):
+    """Multi-head attention with dense projections without bias."""
+
+    kind: ClassVar[str] = "dense"
+    gates: Literal["none", "output", "value_and_output"] = "none"
+    """Sigmoid gate per head: on the output (one-expert case of the MoEUT release), or on values and
+    output (one-expert case of its training code)."""
+
+    def build(
+        self, d_model: int, position: PositionOptions | None = None
+    ) -> DenseMultiHeadAttention:
+        """Return the module; ``position`` adds its own parameters, cross-attention has none."""
+        return DenseMultiHeadAttention(self, d_model, position)
+
+    def projection_macs(self, d_model: int) -> tuple[int, int]:
+        """Return the work of keys and values, and of queries and output, for one token each."""
+        on_value, on_output = self.gates == "value_and_output", self.gates != "none"
+        both = 2 * self.width
+        return (
+            d_model * (both + self.num_heads * on_value),
+            d_model * (both + self.num_heads * on_output),
+        )
+
+
+class DenseMultiHeadAttention(Attention[Tensor | None]):
+    """Dense value and output projections, optionally with a sigmoid gate per head on either.
+
+    ``value_gate`` and ``output_gate`` are (H, D). They are SwitchHead's routers in the case of one
+    expert per head: the MoEUT release keeps the one on the output, its training code both.
+    """
+
+    def __init__(
+        self, options: DenseAttention, d_model: int, position: PositionOptions | None = None
+    ) -> None:
+        super().__init__(options, d_model, position)
+        self.value = nn.Linear(d_model, self.width, bias=False)
+        self.output = nn.Linear(self.width, d_model, bias=False)
+        self.value_gate = self.output_gate = None
+        if options.gates == "value_and_output":
+            self.value_gate = nn.Parameter(torch.empty(self.num_heads, d_model))
+        if options.gates != "none":
+            self.output_gate = nn.Parameter(torch.empty(self.num_heads, d_model))
+
+    def roles(self) -> Roles:
+        """Return the role of each parameter."""
+        roles = super().roles()
+        roles["value.weight"] = linear(self.d_model, self.width)
+        roles["output.weight"] = linear(self.width, self.d_model)
+        for name in ("value_gate", "output_gate"):
+            if getattr(self, name) is not None:
+                roles[name] = linear(self.d_model, self.num_heads)
+        return roles
+
+    def decide_values(self, routed: Tensor, context: RoutingContext) -> tuple[Tensor | None, None]:
+        """Return the value gates (B, T, H)."""
+        return self._gates(routed, self.value_gate), None
+
+    def decide_outputs(self, routed: Tensor, context: RoutingContext) -> tuple[Tensor | None, None]:
+        """Return the output gates (B, T, H)."""
+        return self._gates(routed, self.output_gate), None
+
+    def values(self, plain: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
+        """Project, and gate each head."""
+        value = self.value(plain).unflatten(-1, (self.num_heads, -1))
+        return self._gated(value, decision).transpose(1, 2)
+
+    def outputs(self, attended: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
+        """Gate each head, and merge."""
+        return self.output(self._gated(attended, decision).flatten(-2))
+
+    @staticmethod
+    def _gates(routed: Tensor, weight: Tensor | None) -> Tensor | None:
+        return None if weight is None else routing.router_logits(routed, weight).sigmoid()
+
+    @staticmethod
+    def _gated(x: Tensor, gates: Tensor | None) -> Tensor:
+        return x if gates is None else x * gates.unsqueeze(-1).to(x.dtype)

@@ -1,0 +1,165 @@
+"""SwitchHead: value and output projections are experts, chosen per head and token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moeut.blocks import routing
+from moeut.blocks.attention.base import Attention, AttentionOptions
+from moeut.blocks.positions import PositionOptions
+from moeut.blocks.roles import Role, Roles, linear
+from moeut.blocks.routing import RouterRecord, RoutingContext
+from moeut.ops import Dispatch, expert_linear
+from moeut.options import require, require_finite, require_positive, require_probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchHead(AttentionOptions):
+    """Attention whose value and output projections are experts, chosen per head and token."""
+
+    kind: ClassVar[str] = "switch_head"
+    num_experts: int = 4
+    """Value experts, and as many output experts, of a head (N_A)."""
+    top_k: int = 2
+    """Active experts per head and token (k)."""
+    balance_loss: float = 0.001
+    """Weight of the entropy balance loss of both routers (delta)."""
+    expert_dropout: float = 0.0
+    """Probability that an expert cannot be chosen for a token, in training."""
+    renormalise_experts: bool = True
+    """Initialise expert weights with equal norm over experts (training code: ``norm_init``)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "num_experts", "top_k")
+        ok = self.top_k <= self.num_experts
+        require(ok, "top_k", self.top_k, f"must be at most num_experts={self.num_experts}")
+        require_finite(self, "balance_loss")
+        require_probability(self, "expert_dropout")
+
+    def build(self, d_model: int, position: PositionOptions | None = None) -> SwitchHeadAttention:
+        """Return the module; ``position`` adds its own parameters, cross-attention has none."""
+        return SwitchHeadAttention(self, d_model, position)
+
+    def projection_macs(self, d_model: int) -> tuple[int, int]:
+        """Return the work of keys and values, and of queries and output, for one token each."""
+        routers = self.num_heads * self.num_experts
+        side = d_model * (self.width + self.top_k * self.width + routers)
+        return side, side
+
+    def balance_weights(self) -> dict[str, float]:
+        """Return the weight of the balance loss of both routers; none if it is 0."""
+        return dict.fromkeys(("value", "output"), self.balance_loss) if self.balance_loss else {}
+
+
+class Dispatched(NamedTuple):
+    """A routing decision ready for the expert matmuls."""
+
+    dispatch: Dispatch
+    gates: Tensor
+
+
+class SwitchHeadAttention(Attention[Dispatched]):
+    """Value and output projections are experts, chosen per head and token (arXiv 2312.07987).
+
+    ``value`` (H·E, D, d), ``output`` (H·E, d, D) and their routers (H·E, D) are head-major. Values
+    are routed by the tokens attended to, outputs by the querying token.
+    """
+
+    def __init__(
+        self, options: SwitchHead, d_model: int, position: PositionOptions | None = None
+    ) -> None:
+        super().__init__(options, d_model, position)
+        self.num_experts = options.num_experts
+        self.top_k = options.top_k
+        self.expert_dropout = options.expert_dropout
+        rows = self.num_heads * self.num_experts
+        self.value = nn.Parameter(torch.empty(rows, d_model, self.head_size))
+        self.output = nn.Parameter(torch.empty(rows, self.head_size, d_model))
+        self.value_router = nn.Parameter(torch.empty(rows, d_model))
+        self.output_router = nn.Parameter(torch.empty(rows, d_model))
+        # Over a single expert, equal norms would make every element ±1.
+        self._equal_norm = 0 if options.renormalise_experts and rows > 1 else None
+
+    def roles(self) -> Roles:
+        """Return the role of each parameter; experts are drawn as the dense weight of a head."""
+        router = linear(self.d_model, self.num_heads * self.num_experts)
+        return super().roles() | {
+            "value": Role("weight", self.d_model, self.width, self._equal_norm),
+            "output": Role("weight", self.width, self.d_model, self._equal_norm),
+            "value_router": router,
+            "output_router": router,
+        }
+
+    def decide(
+        self, routed: Tensor, context: RoutingContext
+    ) -> tuple[Dispatched, RouterRecord | None, Dispatched, RouterRecord | None]:
+        """Decide for values and outputs of the same tokens at once."""
+        weight = torch.cat((self.value_router, self.output_router))
+        value, output = self._decide(routed, weight, context)
+        return *value, *output
+
+    def decide_values(
+        self, routed: Tensor, context: RoutingContext
+    ) -> tuple[Dispatched, RouterRecord | None]:
+        """Choose value experts for the source tokens."""
+        return self._decide(routed, self.value_router, context)[0]
+
+    def decide_outputs(
+        self, routed: Tensor, context: RoutingContext
+    ) -> tuple[Dispatched, RouterRecord | None]:
+        """Choose output experts for the query tokens."""
+        return self._decide(routed, self.output_router, context)[0]
+
+    def expert_weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the value and the output experts."""
+        return self.value, self.output
+
+    def values(self, plain: Tensor, decision: Dispatched, context: RoutingContext) -> Tensor:
+        """Mix each head's chosen value experts."""
+        values = expert_linear(
+            plain.flatten(0, 1),
+            context.weights[self.value],
+            decision.dispatch,
+            slots_per_input=self.num_heads * self.top_k,
+            slots_per_output=self.top_k,
+            gate=decision.gates,
+        )
+        batch, length, _ = plain.shape
+        return values.view(batch, length, self.num_heads, self.head_size).transpose(1, 2)
+
+    def outputs(self, attended: Tensor, decision: Dispatched, context: RoutingContext) -> Tensor:
+        """Mix each head's chosen output experts, and sum over heads."""
+        outputs = expert_linear(
+            attended.reshape(-1, self.head_size),
+            context.weights[self.output],
+            decision.dispatch,
+            slots_per_input=self.top_k,
+            slots_per_output=self.num_heads * self.top_k,
+            gate=decision.gates,
+        )
+        return outputs.view(*attended.shape[:2], self.output.shape[-1])
+
+    def _decide(
+        self, routed: Tensor, weight: Tensor, context: RoutingContext
+    ) -> list[tuple[Dispatched, RouterRecord | None]]:
+        """Decide for each stretch of H·E rows of ``weight``: one or two routers."""
+        heads, experts = self.num_heads, self.num_experts
+        logits = routing.router_logits(routed, weight)
+        logits = logits.unflatten(-1, (-1, experts))  # (B, T, R·H, E)
+        drop = self.expert_dropout if self.training else 0.0
+        chosen, record = routing.route(logits, self.top_k, context, drop=drop)
+        first = torch.arange(heads, device=routed.device).mul_(experts).unsqueeze(-1)
+        decisions = []
+        split = [kept.split(heads, dim=2) for kept in (chosen.selection, chosen.gates)]
+        for part, (selection, gates) in enumerate(zip(*split, strict=True)):
+            rows = torch.where(selection < 0, -1, selection + first)
+            dispatch = Dispatch.from_indices(rows, heads * experts)
+            heads_of_part = slice(part * heads, (part + 1) * heads)
+            one = None if record is None else record.select_heads(heads_of_part)
+            decisions.append((Dispatched(dispatch, gates), one))
+        return decisions

@@ -1,0 +1,66 @@
+"""What every kind of feed-forward has."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import Tensor, nn
+
+from moeut.blocks.routing import RouterRecord, RoutingContext
+from moeut.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardOptions(Options):
+    """Options of every kind of feed-forward."""
+
+    free_width: ClassVar[str]
+    """The option that ``match_parameters`` sizes."""
+
+    @property
+    def smallest_width(self) -> int:
+        """The smallest ``free_width`` that the other options allow."""
+        return 1
+
+    def with_width(self, width: int) -> Self:
+        """Return these options with ``width`` as their free width."""
+        return dataclasses.replace(self, **{self.free_width: width})
+
+    def within(self, *, dropout: float) -> Self:
+        """Return these options with what is left out filled in from the model's."""
+        return self
+
+    def build(self, d_model: int) -> FeedForward:
+        """Return the module."""
+        raise NotImplementedError
+
+    def has_router(self) -> bool:
+        """Return whether the module has a router, which the norm of ``norm: peri`` feeds."""
+        return False
+
+    def macs(self, d_model: int) -> int:
+        """Return the multiply-accumulates for one token."""
+        raise NotImplementedError
+
+    def balance_weight(self) -> float:
+        """Return the weight of the router's balance loss; 0 for none."""
+        return 0.0
+
+
+class FeedForward(nn.Module):
+    """A map of each token by itself, called with two views of it.
+
+    ``routed`` feeds a router, ``plain`` the weights; they differ only with ``peri`` norms.
+    """
+
+    def expert_weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the weights that the expert operations multiply by; none without experts."""
+        return ()
+
+    def forward(
+        self, routed: Tensor, plain: Tensor, context: RoutingContext
+    ) -> tuple[Tensor, RouterRecord | None]:
+        """Map the plain view (B, T, D) to (B, T, D), and say what the router decided."""
+        raise NotImplementedError

@@ -1,0 +1,78 @@
+"""The dense feed-forward of the Transformer."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
+from moeut.blocks.roles import Role, Roles
+from moeut.blocks.routing import RouterRecord, RoutingContext
+from moeut.options import derived, require_positive, require_probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseFeedForward(FeedForwardOptions):
+    """Two dense layers with ReLU between them."""
+
+    kind: ClassVar[str] = "dense"
+    free_width: ClassVar[str] = "hidden_size"
+    hidden_size: int = 512
+    """Hidden units."""
+    bias: bool = True
+    """Biases in both layers."""
+    dropout: float = derived()
+    """Dropout on the hidden activations; left out: the model's ``dropout``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "hidden_size")
+        require_probability(self, "dropout")
+
+    def within(self, *, dropout: float) -> Self:
+        """Return these options with what is left out filled in from the model's."""
+        own: float | None = self.dropout
+        return dataclasses.replace(self, dropout=dropout if own is None else own)
+
+    def build(self, d_model: int) -> DenseMLP:
+        """Return the module."""
+        return DenseMLP(self, d_model)
+
+    def macs(self, d_model: int) -> int:
+        """Return the multiply-accumulates for one token."""
+        return 2 * d_model * self.hidden_size
+
+
+class DenseMLP(FeedForward):
+    """down(relu(up(x))), the feed-forward block of the Transformer."""
+
+    def __init__(self, options: DenseFeedForward, d_model: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, options.hidden_size, bias=options.bias)
+        self.down = nn.Linear(options.hidden_size, d_model, bias=options.bias)
+        self.dropout = options.dropout
+
+    def roles(self) -> Roles:
+        """Return the role of each parameter; a bias starts by the fan-in of its weight."""
+        d_model, hidden = self.up.in_features, self.up.out_features
+        roles = {
+            "up.weight": Role("up", d_model, hidden),
+            "down.weight": Role("weight", hidden, d_model),
+        }
+        if self.up.bias is not None:
+            roles["up.bias"] = Role("bias", d_model, hidden)
+            roles["down.bias"] = Role("bias", hidden, d_model)
+        return roles
+
+    def forward(
+        self, routed: Tensor, plain: Tensor, context: RoutingContext
+    ) -> tuple[Tensor, RouterRecord | None]:
+        """Map the plain view (B, T, D); there is no router and no record."""
+        hidden = F.relu(self.up(plain))
+        if self.dropout and self.training:
+            hidden = F.dropout(hidden, self.dropout)
+        return self.down(hidden), None

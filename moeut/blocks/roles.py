@@ -1,0 +1,51 @@
+"""What a parameter is for, which decides its initial distribution.
+
+A module that owns parameters has a method ``roles`` that returns the role of each by its name
+inside the module. ``moeut.initialization`` has the table role × scheme, and nothing else has.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+Part = Literal["embedding", "weight", "up", "bias", "head", "head_bias", "constant"]
+
+
+class Role(NamedTuple):
+    """What a parameter does, and between how many units it stands."""
+
+    part: Part
+    """``weight`` is any projection, router or gate; ``up`` the first weight of a feed-forward."""
+
+    fan_in: int = 0
+    """Units that feed a unit on its other side, all experts of a feed-forward counted together."""
+
+    fan_out: int = 0
+    """Units that it feeds."""
+
+    equal_norm: int | None = None
+    """Dimension along which slices are given one norm after the draw; None: they are left alone."""
+
+    value: float = 0.0
+    """What every element of a ``constant`` is."""
+
+
+Roles = dict[str, Role]
+
+
+@runtime_checkable
+class HasRoles(Protocol):
+    """A module that says what its own parameters are for."""
+
+    def roles(self) -> Roles:
+        """Return the role of each parameter by its name inside the module."""
+
+
+def linear(fan_in: int, fan_out: int) -> Role:
+    """Return the role of a projection, router or gate."""
+    return Role("weight", fan_in, fan_out)
+
+
+def constant(value: float) -> Role:
+    """Return the role of a parameter that starts as ``value`` everywhere."""
+    return Role("constant", value=value)

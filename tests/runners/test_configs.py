@@ -179,11 +179,11 @@ def test_ablations_at_244m(name):
     found = [
         (
             variant,
-            model.decoder.group_size,
-            model.decoder.feed_forward.num_experts,
-            getattr(model.decoder.attention, "num_experts", 1),
-            model.decoder.feed_forward.top_k,
-            model.decoder.feed_forward.expert_size,
+            model.depth.group,
+            model.feed_forward.num_experts,
+            getattr(model.attention, "num_experts", 1),
+            model.feed_forward.top_k,
+            model.feed_forward.expert_size,
         )
         for variant, model in models.items()
     ]
@@ -191,20 +191,20 @@ def test_ablations_at_244m(name):
     budget = count_parameters(PRESETS["moeut-244m"])
     for variant, model in models.items():
         assert count_parameters(model) == pytest.approx(budget, rel=0.008), variant
-        assert model.decoder.num_layers == 18
+        assert model.depth.num_applications == 18
     assert PRESETS["moeut-244m"] in models.values()
 
 
 def test_what_else_the_ablations_change():
     norms = by_variant(FOLDER / "language/244m_norm.yaml")
-    stacks = {name: model_of(config).decoder for name, config in norms.items()}
+    stacks = {name: model_of(config) for name, config in norms.items()}
     assert {name: stack.norm for name, stack in stacks.items()} == {n: n for n in stacks}
     # What the training code's post-norm variant has.
     assert [stack.norm_input for stack in stacks.values()] == [False, False, True]
     assert [stack.final_norm for stack in stacks.values()] == [True, True, False]
     assert model_of(norms["post"]).embedding_scale == "sqrt_d_model"
     orders = by_variant(FOLDER / "language/244m_schedule.yaml")
-    assert [model_of(c).decoder.schedule for c in orders.values()] == ["cycle", "sequence"]
+    assert [model_of(c).depth.order for c in orders.values()] == ["cycle", "sequence"]
     # Without sharing, MoEUT with one attention expert is σ-MoE.
     groups = by_variant(FOLDER / "language/244m_group_size.yaml")
     assert model_of(groups["g18"]) == PRESETS["sigma_moe-244m"]

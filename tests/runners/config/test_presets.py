@@ -42,7 +42,7 @@ def test_a_preset_and_its_options_spelled_out_are_the_same_run(toy, write):
 
 def test_a_budget_takes_the_place_of_the_presets_width(toy, write):
     path = write(TASK + "model: {preset: moeut-44m, form: decoder_lm, match_parameters: 40000000}")
-    assert config_of(read_run(path).model).decoder.feed_forward.num_experts < 155
+    assert config_of(read_run(path).model).feed_forward.num_experts < 155
     wide = read_run(path, ["model.match_parameters=null"])
     assert wide.model["num_experts"] == 155
 

@@ -75,7 +75,7 @@ def test_usage_is_that_of_all_applications(make_loop):
     loop = make_loop()
     loop.advance()
     found = usage(loop)
-    layers = range(loop.model.config.decoder.group_size)
+    layers = range(loop.model.config.depth.num_distinct)
     assert {name.split(".", 2)[2] for name in found} >= {"feed_forward", "attention.value"}
     assert len([name for name in found if name.endswith("feed_forward")]) == len(layers)
     loop.model.eval()

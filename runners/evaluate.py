@@ -24,10 +24,10 @@ from runners.process import environment, signals
 from runners.process.checkpoint import Checkpoint, check_run, list_checkpoints, load_checkpoint
 from runners.process.run_directory import RunDirectory
 from runners.process.signals import Stopped
+from runners.process.terminal import make_console
 from runners.reporting.run_result import Score, to_plain
 from runners.scoring import zero_shot
-from runners.scoring.splits import SplitScorer
-from runners.sweeping.progress import make_console
+from runners.scoring.splits import split_scorer
 from runners.training.experiment import Built, build, build_model
 from tasks.base.command_line import Parser
 from tasks.base.options import nearest
@@ -90,7 +90,7 @@ def evaluate_run(
         if stop is not None and stop.requested:
             raise Stopped("stopped while scoring; nothing was written")
 
-    scorer = SplitScorer(
+    scorer = split_scorer(built.objective)(
         model=model,
         built=built,
         config=settings,

@@ -303,11 +303,11 @@ class _Run:
         self.best = parallel.full_weights(self.model)
 
     def log(self, row: dict[str, Any]) -> None:
-        if self.built.task.kind == "language_modelling":
-            row = row | self._describe_language_row(row)
+        if self.built.objective.logs_details:
+            row = row | self._details(row)
         self.journal.append(row)
 
-    def _describe_language_row(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _details(self, row: dict[str, Any]) -> dict[str, Any]:
         device, precision = self.prepared.device, self.config.train.precision
         value = perplexity(row["loss"])
         # JSON has no infinity.

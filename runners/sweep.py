@@ -26,8 +26,9 @@ from runners.config.schema import ConfigError
 from runners.process import environment, signals
 from runners.process.lease import Lease, Locked
 from runners.process.run_directory import RunDirectory, RunRecord
+from runners.process.terminal import make_console
 from runners.sweeping.local import Job, LocalExecutor
-from runners.sweeping.progress import Display, make_console
+from runners.sweeping.progress import Display
 from runners.training.experiment import Built, build, data_hash, missing_data
 from runners.training.tensorboard import check_tensorboard
 from tasks.base.command_line import Parser

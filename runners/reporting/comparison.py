@@ -13,12 +13,12 @@ from runners.reporting.tables import (
     MISSING,
     Table,
     count,
-    duration,
     interval,
     mean,
     mean_std,
     number,
     p_value,
+    time,
 )
 from tasks.base.metrics import is_lower_better
 
@@ -93,7 +93,7 @@ def main_table(results: SweepResults) -> Table:
             count(setting.first(lambda result: result.model.parameters)),
             count(setting.first(lambda result: result.model.macs_per_token)),
             count(_tokens_seen(setting)),
-            duration(wall_seconds(setting)),
+            time(wall_seconds(setting)),
             _n(setting, len(values)),
             *(read(setting) for _, read in beside),
             mean_std(values, metric),

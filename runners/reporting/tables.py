@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from runners.process.terminal import duration
 from runners.reporting.statistics import TOO_SMALL, Comparison, Summary, summarize
 from tasks.base.metrics import METRICS
 
@@ -129,16 +130,9 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
-def duration(seconds: float | None) -> str:
-    """Return seconds as ``45 s``, ``3 min 20 s`` or ``2 h 05 min``."""
-    if seconds is None:
-        return MISSING
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+def time(seconds: float | None) -> str:
+    """Return a time in words."""
+    return MISSING if seconds is None else duration(seconds)
 
 
 def number(value: float, metric: str = "") -> str:

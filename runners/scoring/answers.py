@@ -42,7 +42,7 @@ class Answerer:
 
     def answer(self, examples: Sequence[Example], *, oracle: bool = True) -> Answers:
         """Return the answers to some rows; with ``oracle`` also those without an end token."""
-        if self.objective.task.kind == "classification":
+        if self.objective.names_classes:
             return Answers(examples, self.classify(examples))
         predictions = self.decode(examples)
         if not oracle:

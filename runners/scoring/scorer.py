@@ -10,7 +10,7 @@ import torch
 from runners.config.schema import RunConfig
 from runners.process.ranks import World
 from runners.process.signals import Stopped
-from runners.scoring.splits import Evaluation, SplitScorer
+from runners.scoring.splits import Evaluation, split_scorer
 from runners.training import parallel
 from runners.training.agreement import Agreement
 from runners.training.experiment import Built
@@ -41,7 +41,8 @@ class Scorer:
     ) -> None:
         self.config, self.built, self.device = config, built, device
         self.agreement, self.journal = agreement, journal
-        self._together = built.task.kind == "language_modelling"
+        self._scorer = split_scorer(built.objective)
+        self._together = self._scorer.scored_together
 
     def on_the_way(self, model: Any, *, step: int) -> dict[str, dict[str, float]]:
         """Return the metrics of each interval split, on every rank.
@@ -125,7 +126,7 @@ class Scorer:
             )
 
         with self.journal.clock.scoring():
-            scorer = SplitScorer(
+            scorer = self._scorer(
                 model=model,
                 built=self.built,
                 config=self.config.evaluate,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,7 +17,7 @@ from runners.reporting.run_result import Score
 from runners.scoring.answers import Answerer
 from runners.scoring.text import choose_windows, loss_by_position, score_windows, windows_at_once
 from runners.training.experiment import Built
-from runners.training.objective import AnswerObjective
+from runners.training.objective import AnswerObjective, LanguageObjective, Objective
 from runners.training.precision import autocast
 from tasks.base import scoring
 from tasks.base.metrics import Answers
@@ -63,8 +64,11 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitScorer:
-    """Scores the splits of a task with one model."""
+class SplitScorer(abc.ABC):
+    """Scores the splits of a task with one model; ``split_scorer`` makes the one for a task."""
+
+    scored_together: ClassVar[bool]
+    """Whether the ranks share the rows of a split; otherwise one of them scores all of it."""
 
     model: Any
     """What ``moeut.build`` returned; put into evaluation mode and left as it was."""
@@ -78,12 +82,12 @@ class SplitScorer:
     on_batch: Callable[[int, int], None] = field(default=lambda done, total: None)
     """Called before each batch with the rows done and their number; may raise to stop."""
     world: World = World()  # noqa: RUF009 - frozen
-    """The ranks that score a split of text together; any other split is scored by one."""
+    """The ranks that score a split together."""
 
     def score(
         self, split: str, *, repeats: int | list[int] | None = None, oracle: bool = True
     ) -> Evaluation:
-        """Score a split by greedy decoding, the most likely class, or cross entropy.
+        """Score a split.
 
         Args:
             split: its name.
@@ -103,14 +107,7 @@ class SplitScorer:
             torch.inference_mode(),
             autocast(self.device, self.precision),
         ):
-            if self.built.task.kind == "language_modelling":
-                answers, scores = None, self._score_text(rows, split, num_repeats)
-                choice = "windows, evenly spread"
-            else:
-                answers = self._answer(rows, split, num_repeats, oracle)
-                choice = f"rows, {self.config.rows_of(split)} per category chosen by hash"
-        if answers is not None:
-            scores = scoring.score(self.built.task, answers)
+            scores, answers = self._score(rows, split, num_repeats, oracle)
         score = Score(
             split=split,
             repeats=repeats,
@@ -118,9 +115,27 @@ class SplitScorer:
             rows_available=len(rows),
             **vars(scores),
         )
-        return Evaluation(score=score, answers=answers, choice=choice)
+        return Evaluation(score=score, answers=answers, choice=self._choice(split))
 
-    def _answer(self, rows: Any, split: str, num_repeats: Any, oracle: bool) -> Answers:
+    @abc.abstractmethod
+    def _score(
+        self, rows: Any, split: str, num_repeats: Any, oracle: bool
+    ) -> tuple[Scores, Answers | None]:
+        """Return the scores of a split's rows, and what the model answered if it did."""
+
+    @abc.abstractmethod
+    def _choice(self, split: str) -> str:
+        """Return what the rows are, and how some are chosen where not all are scored."""
+
+
+class AnswerScorer(SplitScorer):
+    """Scores answers: decoded greedily, or the most likely class."""
+
+    scored_together = False
+
+    def _score(
+        self, rows: Any, split: str, num_repeats: Any, oracle: bool
+    ) -> tuple[Scores, Answers | None]:
         assert isinstance(self.built.objective, AnswerObjective)
         answerer = Answerer(
             self.model,
@@ -130,21 +145,42 @@ class SplitScorer:
             batch_size=self.config.batch_size,
             on_batch=self.on_batch,
         )
-        return answerer.answer(select_rows(rows, self.config.rows_of(split)), oracle=oracle)
+        chosen = select_rows(rows, self.config.rows_of(split))
+        answers = answerer.answer(chosen, oracle=oracle)
+        return scoring.score(self.built.task, answers), answers
 
-    def _score_text(self, windows: Any, split: str, num_repeats: Any) -> Scores:
-        rows = choose_windows(len(windows), self.config.rows_of(split))
+    def _choice(self, split: str) -> str:
+        return f"rows, {self.config.rows_of(split)} per category chosen by hash"
+
+
+class TextScorer(SplitScorer):
+    """Scores windows of text: the cross entropy of each token after those before it."""
+
+    scored_together = True
+
+    def _score(
+        self, rows: Any, split: str, num_repeats: Any, oracle: bool
+    ) -> tuple[Scores, Answers | None]:
+        numbers = choose_windows(len(rows), self.config.rows_of(split))
         losses = loss_by_position(
             functools.partial(self.model, num_repeats=num_repeats),
             self.built.objective,
-            self.built.objective.columns(windows),
-            rows,
-            at_once=windows_at_once(self.built.model_config, windows.context_length, self.device),
+            self.built.objective.columns(rows),
+            numbers,
+            at_once=windows_at_once(self.built.model_config, rows.context_length, self.device),
             device=self.device,
             on_batch=self.on_batch,
             world=self.world,
         )
-        return score_windows(losses, len(rows), windows)
+        return score_windows(losses, len(numbers), rows), None
+
+    def _choice(self, split: str) -> str:
+        return "windows, evenly spread"
+
+
+def split_scorer(objective: Objective) -> type[SplitScorer]:
+    """Return the class that scores models trained on an objective."""
+    return TextScorer if isinstance(objective, LanguageObjective) else AnswerScorer
 
 
 def _as_models_take(repeats: int | list[int]) -> int | tuple[int, int]:

@@ -20,10 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from runners.process import signals
 from runners.process.signals import Stopped
+from runners.process.terminal import make_console
 from runners.reporting.tables import MISSING, Table, to_latex, to_markdown, to_rich
 from runners.scoring.language_model import LanguageModel, load_language_model
 from runners.scoring.likelihoods import BATCH_SIZE, encode, is_truncated, score_requests
-from runners.sweeping.progress import make_console
 from tasks.zero_shot import ZERO_SHOT, Benchmark, Question, Result, Score, get, score
 from tasks.zero_shot.scoring import METRICS
 

@@ -13,7 +13,7 @@ from runners.config.grid import PlannedRun
 from runners.config.schema import RunConfig
 from runners.process.environment import choose_device
 from runners.process.run_directory import RunDirectory
-from runners.sweeping.progress import duration
+from runners.process.terminal import duration
 from runners.training.cost import describe_model, macs_per_token, mean_lengths, seconds_per_step
 from runners.training.experiment import Built
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from runners.process.terminal import duration
 
 LINE_SECONDS = 30.0
 """Time between two plain lines about the same run."""
@@ -154,20 +155,3 @@ class Display:
             bar = ProgressBar(total=1.0, completed=row.share, width=12)
             table.add_row(row.label, bar, step, loss, speed, left)
         return Group(table, Text(self._tally().strip()))
-
-
-def make_console() -> Console:
-    """Return the console of the standard output; a log gets lines of 160 columns, not 80."""
-    return Console(width=None if sys.stdout.isatty() else 160)
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"

@@ -46,6 +46,8 @@ class Objective(abc.ABC):
     """Base of all objectives."""
 
     form: ClassVar[str]
+    logs_details: ClassVar[bool] = False
+    """Whether rows of the log also say perplexity, speed and how experts are used."""
 
     def __init__(self, task: Any) -> None:
         self.task = task
@@ -87,6 +89,8 @@ class AnswerObjective(Objective):
     """Base of the objectives of tasks with examples: a source that asks, a target that answers."""
 
     task: ExampleTask
+    names_classes: ClassVar[bool] = False
+    """Whether the answer is the most likely class; otherwise it is decoded token by token."""
 
     @abc.abstractmethod
     def encode_source(self, example: Example) -> list[int]:
@@ -209,6 +213,7 @@ class ClassificationObjective(AnswerObjective):
     """Reads ``BOS x EOS`` with an encoder and names a class."""
 
     form = "encoder_classifier"
+    names_classes = True
 
     def __init__(self, task: ExampleTask) -> None:
         super().__init__(task)
@@ -247,6 +252,7 @@ class LanguageObjective(Objective):
 
     task: TextTask
     form = "decoder_lm"
+    logs_details = True
 
     def sizes(self) -> dict[str, int]:
         return {"vocabulary_size": self.task.num_ids()}

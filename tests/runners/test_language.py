@@ -16,7 +16,7 @@ from runners.config.run_file import read_run
 from runners.config.schema import ConfigError, EvaluateConfig
 from runners.process.checkpoint import list_checkpoints
 from runners.process.run_directory import RunDirectory, RunRecord
-from runners.scoring.splits import SplitScorer
+from runners.scoring.splits import split_scorer
 from runners.training import experiment as build_module
 from runners.training.cost import describe_model, mean_lengths
 from runners.training.experiment import build, build_model
@@ -169,7 +169,8 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(make_directory, train, s
 
 
 def score_test_split(model, built, config):
-    return SplitScorer(model=model, built=built, config=config, device=CPU).score("test")
+    scorer = split_scorer(built.objective)
+    return scorer(model=model, built=built, config=config, device=CPU).score("test")
 
 
 def test_score_is_the_mean_cross_entropy_of_all_windows(text_run):

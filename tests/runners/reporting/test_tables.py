@@ -6,11 +6,11 @@ from runners.reporting.statistics import Comparison, summarize
 from runners.reporting.tables import (
     Table,
     count,
-    duration,
     escape_latex,
     interval,
     mean_std,
     p_value,
+    time,
     to_latex,
     to_markdown,
     to_rich,
@@ -79,12 +79,7 @@ def test_numbers():
     assert mean_std([0.5, 0.7]) == "0.600 ± 0.141"
     assert count(1234567.0) == "1,234,567"
     assert count(None) == "–"
-    assert [duration(s) for s in (None, 4.4, 200, 7500)] == [
-        "–",
-        "4 s",
-        "3 min 20 s",
-        "2 h 05 min",
-    ]
+    assert [time(s) for s in (None, 200)] == ["–", "3 min 20 s"]
     assert interval(summarize([0.2])) == "–"
     assert interval(summarize([0.2, 0.2, 0.2])) == "[0.200, 0.200]"
     assert p_value(None) == "–"

@@ -10,7 +10,7 @@ from runners.config.run_file import read_run
 from runners.config.schema import EvaluateConfig
 from runners.scoring import answers
 from runners.scoring.answers import Answerer
-from runners.scoring.splits import SplitScorer
+from runners.scoring.splits import split_scorer
 from runners.training.experiment import build, build_model
 from tasks.base.metrics import Answers, measure
 
@@ -61,8 +61,9 @@ def decoder(built, monkeypatch):
 
 
 def score(one, model, split, config=EvaluateConfig(), on_batch=lambda *_: None, **options):  # noqa: B008
-    scorer = SplitScorer(model=model, built=one, config=config, device=CPU, on_batch=on_batch)
-    return scorer.score(split, **options)
+    scorer = split_scorer(one.objective)
+    one = scorer(model=model, built=one, config=config, device=CPU, on_batch=on_batch)
+    return one.score(split, **options)
 
 
 def evaluate(one, **options):

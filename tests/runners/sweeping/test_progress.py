@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from runners.sweeping import progress
-from runners.sweeping.progress import Display, duration
+from runners.sweeping.progress import Display
 
 ONE, TWO = Path("one"), Path("two")
 LABELS = {ONE: "transformer seed 0", TWO: "universal seed 0"}
@@ -77,15 +77,6 @@ def test_time_left_of_a_run_and_of_the_sweep(monkeypatch):
     now[0] = 50.0
     # 40 s a run: 30 s left of one, two more wait; two at a time
     assert display.seconds_left() == pytest.approx((30 + 80) / 2)
-
-
-def test_duration():
-    assert [duration(s) for s in (0.4, 59.6, 200, 7500)] == [
-        "0 s",
-        "1 min 00 s",
-        "3 min 20 s",
-        "2 h 05 min",
-    ]
 
 
 def test_notice_about_a_run_is_a_line_of_its_own():

@@ -1,0 +1,24 @@
+"""What commands print with: a console, and times in words."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+
+def make_console() -> Console:
+    """Return the console of the standard output; a log gets lines of 160 columns, not 80."""
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

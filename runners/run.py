@@ -36,7 +36,6 @@ from runners.training.experiment import (
     Built,
     build,
     build_model,
-    describe_task,
     train_columns,
 )
 from runners.training.journal import Clock, Journal, Lap, Progress
@@ -273,15 +272,17 @@ class _Run:
             **vars(self.prepared.record),
             select=config.select,
             step=step,
-            task=from_plain(
-                TaskSummary, describe_task(self.built.task, self.built.final_splits(config))
-            ),
+            task=self._describe_task(),
             model=from_plain(ModelSummary, describe_model(self.built)),
             tokens_seen=position.tokens_seen,
             notes=[note for each in own if (note := each.note())],
             scores=[each.score for each in evaluations],
         )
         write_json(files.result, result.to_json())
+
+    def _describe_task(self) -> TaskSummary:
+        headline = self.built.final_splits(self.config)[-1]
+        return from_plain(TaskSummary, self.built.task.describe() | {"headline_split": headline})
 
     # --- what the loop asks for ---------------------------------------------------------
 

@@ -136,10 +136,11 @@ class AnswerScorer(SplitScorer):
     def _score(
         self, rows: Any, split: str, num_repeats: Any, oracle: bool
     ) -> tuple[Scores, Answers | None]:
-        assert isinstance(self.built.objective, AnswerObjective)
+        objective = self.built.objective
+        assert isinstance(objective, AnswerObjective)
         answerer = Answerer(
             self.model,
-            self.built.objective,
+            objective,
             device=self.device,
             num_repeats=num_repeats,
             batch_size=self.config.batch_size,
@@ -147,7 +148,7 @@ class AnswerScorer(SplitScorer):
         )
         chosen = select_rows(rows, self.config.rows_of(split))
         answers = answerer.answer(chosen, oracle=oracle)
-        return scoring.score(self.built.task, answers), answers
+        return scoring.score(objective.task, answers), answers
 
     def _choice(self, split: str) -> str:
         return f"rows, {self.config.rows_of(split)} per category chosen by hash"

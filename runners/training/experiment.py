@@ -167,11 +167,6 @@ def train_columns(objective: Objective) -> Columns:
     return objective.columns(task.split(task.train_split))
 
 
-def describe_task(task: Task, splits: list[str]) -> dict[str, Any]:
-    """Return the entry ``task`` of a result; ``splits`` are those scored, the headline last."""
-    return task.describe() | {"headline_split": splits[-1]}
-
-
 @functools.lru_cache(maxsize=8)
 def _objective(section: str, form: str) -> Objective:
     task = _task(section)

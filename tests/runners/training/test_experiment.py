@@ -5,7 +5,7 @@ import torch
 
 from runners.config.run_file import read_run
 from runners.config.schema import ConfigError, EvaluateConfig
-from runners.scoring.splits import evaluate_split
+from runners.scoring.splits import split_scorer
 from runners.training.experiment import build, build_model, train_columns
 
 
@@ -77,7 +77,9 @@ def test_learned_positions_reach_the_longest_row(form, needed, built):
         built(*learned, f"model.max_length={needed - 1}", **options)
     one, _ = built(*learned, f"model.max_length={needed}", **options)
     model = build_model(one.model_config, torch.device("cpu"))
-    evaluate_split(model, one, "train", config=EvaluateConfig(), device=torch.device("cpu"))
+    scorer = split_scorer(one.objective)
+    settings = {"config": EvaluateConfig(), "device": torch.device("cpu")}
+    scorer(model=model, built=one, **settings).score("train")
 
 
 def test_initial_weights_depend_on_the_seed_alone(built):

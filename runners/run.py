@@ -45,6 +45,9 @@ from tasks.base.metrics import perplexity, selection_score
 
 logger = logging.getLogger(__name__)
 
+WAIT_SECONDS = 10.0
+"""Time that a run waits for a process that works on its directory and may be just ending."""
+
 
 def run(
     directory: Path,
@@ -64,12 +67,13 @@ def run(
         world: this process's place among the ranks.
 
     Raises:
-        Stopped: a stop was asked for and the state is saved, or another rank is gone.
+        Stopped: a stop was asked for and the state is saved, another rank is gone, or another
+            process has taken the directory over (``Lost``).
         Locked: another process works on the directory.
         ConfigError: the directory's config is unreadable, or not the one its checkpoints are of.
     """
     files = RunDirectory(directory)
-    with _lock(directory, world):
+    with _hold(directory, stop, on_progress, world) as lease:
         if world.share(files.result.is_file()):
             return "done"
         if world.is_first:
@@ -77,8 +81,10 @@ def run(
         clock = Clock()
         active: _Run | None = None
         try:
-            prepared = _prepare(files, Agreement(world, stop))
-            with Journal(files, clock, writes=world.is_first, on_progress=on_progress) as journal:
+            prepared = _prepare(files, Agreement(world, stop, lease))
+            with Journal(
+                files, clock, writes=world.is_first, on_progress=on_progress, lease=lease
+            ) as journal:
                 active = _Run(prepared, journal)
                 active.train()
                 active.score()
@@ -86,25 +92,43 @@ def run(
             raise
         except (NonFinite, OSError, RuntimeError, ValueError) as error:
             step = None if active is None else active.loop.position.step
+            if lease is not None:
+                lease.confirm()  # if it is lost, that is why, and the directory another one's
             _fail(files, error, step=step, world=world)
             return "failed"
     return "done"
 
 
 @contextlib.contextmanager
-def _lock(directory: Path, world: World) -> Iterator[None]:
-    """Hold the lock of a directory on rank 0, or raise Locked on every rank."""
+def _hold(
+    directory: Path, stop: signals.Stop, on_progress: Progress, world: World
+) -> Iterator[Lease | None]:
+    """Hold the lease of a directory on rank 0; raise what stands in the way on every rank."""
+
+    def say(text: str) -> None:
+        logger.info(text)
+        on_progress({"event": "notice", "message": text})
+
     with contextlib.ExitStack() as stack:
-        problem = None
+        lease: Lease | None = None
+        problem: Locked | Stopped | None = None
         if world.is_first:
+            lease = Lease(
+                directory,
+                wait=WAIT_SECONDS,
+                say=say,
+                should_stop=lambda: stop.requested,
+                on_lost=stop.request,
+            )
             try:
-                stack.enter_context(Lease(directory, wait=10.0))
-            except Locked as error:
+                stack.enter_context(lease)
+            except (Locked, Stopped) as error:
                 problem = error
-        message = world.share(None if problem is None else str(problem))
-        if message is not None:
-            raise problem or Locked(message)
-        yield
+        told = world.share(None if problem is None else (type(problem), str(problem)))
+        if told is not None:
+            kind, text = told
+            raise problem or kind(text)
+        yield lease
 
 
 def _fail(files: RunDirectory, error: Exception, *, step: int | None, world: World) -> None:
@@ -258,6 +282,8 @@ class _Run:
         )
 
     def _write_result(self, evaluations: list[Evaluation]) -> None:
+        if self.agreement.lease is not None:
+            self.agreement.lease.confirm()
         position, config, files = self.loop.position, self.config, self.prepared.files
         selects = config.selection_split is not None
         own = [evaluation for evaluation in evaluations if evaluation.score.is_default_depth]
@@ -337,6 +363,7 @@ class _Run:
 
     def save(self) -> None:
         prepared = self.prepared
+        self.agreement.confirm_lease()
         weights = {"model": parallel.full_weights(self.model, keep=self.world.is_first)}
         if self.best is not None:
             weights["best"] = self.best
@@ -355,6 +382,7 @@ class _Run:
             files={"config.json": model_config.encode()},
             write_shards=self._write_shards if parallel.is_sharded(self.model) else None,
             world=self.world,
+            lease=self.agreement.lease,
         )
         self.journal.count_training(self.loop.position.tokens_seen)
         self.journal.write_timings()

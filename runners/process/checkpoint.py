@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from runners.config.schema import ConfigError
+from runners.process.lease import Lease
 from runners.process.ranks import World
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def save_checkpoint(
     files: dict[str, bytes] | None = None,
     write_shards: Callable[[Path], None] | None = None,
     world: World = World(),  # noqa: B008 - frozen
+    lease: Lease | None = None,
 ) -> Path:
     """Write ``folder/step_<step>`` in one piece and remove all but the last two checkpoints.
 
@@ -93,8 +95,10 @@ def save_checkpoint(
         files: name → bytes of further files.
         write_shards: writes a rank's part into the folder it is given, which is made.
         world: this process's place; what is above counts on rank 0 alone.
+        lease: that of the run's directory, confirmed before the checkpoint takes its name.
 
     Raises:
+        Lost: another process has taken the directory over; no checkpoint is made or removed.
         DiskFull: no room; the temporary directory is removed, older checkpoints are untouched.
     """
     final = folder / f"step_{step:06d}"
@@ -113,6 +117,8 @@ def save_checkpoint(
             world.wait()
             return final
         _write_files(temporary, state=state, weights=weights, files=files or {}, step=step)
+        if lease is not None:
+            lease.confirm()
         if final.exists():
             os.rename(final, folder / f".replaced-{final.name}")
         os.rename(temporary, final)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from runners.process.lease import Lease
 from runners.process.ranks import World
 from runners.process.signals import Stop, Stopped
 
@@ -14,10 +15,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Agreement:
-    """The stop of this process and the ranks that have to agree on it."""
+    """The stop of this process, the lease of the run, and the ranks that have to agree on both."""
 
     world: World
     stop: Stop
+    lease: Lease | None = None
+    """Held by rank 0."""
 
     def stop_requested(self) -> bool:
         """Return whether any rank was asked to stop; every rank has to call it."""
@@ -29,6 +32,14 @@ class Agreement:
         # Not stop.requested: a signal may have come to this rank alone since the exchange, and the
         # others would go on without it.
         return status > 0
+
+    def confirm_lease(self) -> None:
+        """Check that the run's directory is still this run's to write to; every rank has to call.
+
+        Raises:
+            Stopped: on every rank, if another process has taken it over; ``Lost`` on rank 0.
+        """
+        self.on_first(lambda: None if self.lease is None else self.lease.confirm())
 
     def on_first(self, work: Callable[[], Result]) -> Result:
         """Let rank 0 do ``work`` while the others wait; return its value on every rank.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from runners.process.lease import Lease
 from runners.process.run_directory import MetricsLog, RunDirectory, write_json
 from runners.reporting.run_result import Timings
 from runners.training.tensorboard import Board
@@ -89,15 +90,23 @@ class Journal:
         clock: made when the run began in this process.
         writes: whether this process is the one that writes.
         on_progress: gets the messages of a process that writes.
+        lease: that of the directory; once it is lost, nothing is written any more.
     """
 
     def __init__(
-        self, files: RunDirectory, clock: Clock, *, writes: bool, on_progress: Progress
+        self,
+        files: RunDirectory,
+        clock: Clock,
+        *,
+        writes: bool,
+        on_progress: Progress,
+        lease: Lease | None = None,
     ) -> None:
         self.clock = clock
         self._files = files
         self._writes = writes
         self._on_progress = on_progress
+        self._lease = lease
         self._metrics: MetricsLog | None = None
         self._board: Board | None = None
         self._training: Lap | None = None
@@ -137,10 +146,15 @@ class Journal:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to the learning curve."""
+        if self._is_lost():
+            return
         if self._metrics is not None:
             self._metrics.append(row)
         if self._board is not None:
             self._board.add(row)
+
+    def _is_lost(self) -> bool:
+        return self._lease is not None and not self._lease.is_held()
 
     def flush(self) -> int | None:
         """Bring the learning curve to the disk; return its bytes, None where nothing is written."""
@@ -180,7 +194,7 @@ class Journal:
         Raises:
             OSError: it cannot be written.
         """
-        if self._writes:
+        if self._writes and not self._is_lost():
             timings = dataclasses.replace(
                 self._timings,
                 wall_seconds=self._earlier.wall_seconds + self.clock.seconds,

@@ -9,6 +9,7 @@ import torch
 from runners import run as module
 from runners.config.schema import ConfigError
 from runners.process.checkpoint import list_checkpoints, load_checkpoint
+from runners.process.owner import Owner
 from runners.process.run_directory import RunDirectory
 from runners.training.loop import Loop, Position
 
@@ -134,6 +135,40 @@ def test_every_part_of_the_state_is_needed(drop, make_run, train, monkeypatch):
     monkeypatch.setattr(module, "load_latest", load_without)
     assert train(parts) == "done"
     assert differences(fingerprint(whole), fingerprint(parts)) != []
+
+
+def test_run_that_lost_its_lease_writes_nothing_more(make_run, train, monkeypatch):
+    directory = make_run()
+    monkeypatch.setattr("runners.process.lease.CHECK_SECONDS", 0.0)
+    advance = Loop.advance
+
+    def advance_after_a_pause(loop):
+        if loop.position.step == 7:  # in which another process took over
+            owner = Owner.here().to_dict() | {"host": "elsewhere"}
+            (directory / ".lease" / "2").write_text(json.dumps(owner))
+            before.update({path: path.read_bytes() for path in files(directory)})
+        return advance(loop)
+
+    def files(directory):
+        return [path for path in directory.rglob("*") if path.is_file()]
+
+    before = {}
+    monkeypatch.setattr(Loop, "advance", advance_after_a_pause)
+    assert train(directory) == "stopped"
+    assert {path: path.read_bytes() for path in files(directory)} == before
+    assert [path.name for path in list_checkpoints(directory / "checkpoints")] == ["step_000005"]
+
+
+def test_error_of_a_run_that_lost_its_lease_is_not_the_run_s(make_run, train, monkeypatch):
+    directory = make_run()
+
+    def fail(loop):
+        (directory / ".lease" / "2").write_text("")
+        raise OSError("a file that the other process has removed")
+
+    monkeypatch.setattr(Loop, "advance", fail)
+    assert train(directory) == "stopped"
+    assert not (directory / "error.json").exists()
 
 
 def test_best_weights_survive_an_interruption(make_run, train):

@@ -7,20 +7,15 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import dataclass
 from typing import Any
 
-from tasks.arithmetic import Arithmetic
 from tasks.base import options as _options
 from tasks.base.options import OptionError
 from tasks.base.provenance import DataDamaged, DataFile, DataMissing
-from tasks.base.task import Example, Task, Vocabulary, select_rows
-from tasks.cogs.like import CogsLike
-from tasks.cogs.official import Cogs
-from tasks.digits import Addition, Multiplication
-from tasks.file import FileTask
-from tasks.language.task import Language
-from tasks.scan import Scan
-from tasks.table_lookup import TableLookup
+from tasks.base.task import Example, ExampleTask, Task, Vocabulary, select_rows
+from tasks.base.text import TextTask
 
 __all__ = [
     "TASKS",
@@ -28,28 +23,48 @@ __all__ = [
     "DataFile",
     "DataMissing",
     "Example",
+    "ExampleTask",
+    "LazyTask",
     "OptionError",
     "Task",
+    "TextTask",
     "Vocabulary",
     "create",
     "select_rows",
     "task_class",
 ]
 
-TASKS: dict[str, type[Task]] = {
-    "scan": Scan,
-    "cogs": Cogs,
-    "cogs_like": CogsLike,
-    "arithmetic": Arithmetic,
-    "addition": Addition,
-    "multiplication": Multiplication,
-    "table_lookup": TableLookup,
-    "file": FileTask,
-    "language": Language,
+
+@dataclass(frozen=True)
+class LazyTask:
+    """Where the class of a task stands; imported when the task is first asked for.
+
+    So a run imports its own task alone, and not the readers of text of another one.
+    """
+
+    module: str
+    class_name: str
+
+    def load(self) -> type[Task[Any]]:
+        """Import the class."""
+        return getattr(importlib.import_module(self.module), self.class_name)
+
+
+TASKS: dict[str, type[Task[Any]] | LazyTask] = {
+    "scan": LazyTask("tasks.scan", "Scan"),
+    "cogs": LazyTask("tasks.cogs", "Cogs"),
+    "cogs_like": LazyTask("tasks.cogs", "CogsLike"),
+    "arithmetic": LazyTask("tasks.arithmetic", "Arithmetic"),
+    "addition": LazyTask("tasks.digits", "Addition"),
+    "multiplication": LazyTask("tasks.digits", "Multiplication"),
+    "table_lookup": LazyTask("tasks.table_lookup", "TableLookup"),
+    "file": LazyTask("tasks.file", "FileTask"),
+    "language": LazyTask("tasks.language.task", "Language"),
 }
+"""Every task by the name that configs and commands give it; a class may stand here itself."""
 
 
-def task_class(name: str) -> type[Task]:
+def task_class(name: str) -> type[Task[Any]]:
     """Return the class of a task.
 
     Raises:
@@ -58,10 +73,11 @@ def task_class(name: str) -> type[Task]:
     if name not in TASKS:
         expected = f"expected one of {', '.join(TASKS)}{_options.nearest(name, TASKS)}"
         raise OptionError("task.name", name, expected)
-    return TASKS[name]
+    entry = TASKS[name]
+    return entry.load() if isinstance(entry, LazyTask) else entry
 
 
-def create(name: str, /, **options: Any) -> Task:
+def create(name: str, /, **options: Any) -> Task[Any]:
     """Return the task of a name with some of its options set.
 
     Raises:

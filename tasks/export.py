@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tasks.base.command_line import parse_task_arguments, run, task_from_words, task_parser
+from tasks.base.command_line import run
 from tasks.base.storage import open_atomically
 from tasks.base.task import Example, ExampleTask
+from tasks.menu import parse_task_arguments, task_from_words, task_parser
 
 
 def to_json_line(example: Example) -> str:

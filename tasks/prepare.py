@@ -22,10 +22,11 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from tasks.base import options
-from tasks.base.command_line import Parser, describe_options, run
+from tasks.base.command_line import Parser, run
 from tasks.language.corpora import CORPORA
 from tasks.language.shards import check_files
 from tasks.language.task import Language
+from tasks.menu import describe_options
 from tasks.show import show_text
 
 

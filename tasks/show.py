@@ -20,9 +20,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks.base import scoring
-from tasks.base.command_line import parse_task_arguments, run, task_from_words, task_parser
+from tasks.base.command_line import run
 from tasks.base.task import Example, ExampleTask, Task, select_rows
 from tasks.base.text import TextTask
+from tasks.menu import parse_task_arguments, task_from_words, task_parser
 
 WINDOW_CHARACTERS = 400
 """Characters of a window that are shown."""

@@ -66,7 +66,8 @@ def run_help() -> str:
         "",
         "task:",
     ]
-    for name, cls in tasks.TASKS.items():
+    for name in tasks.TASKS:
+        cls = tasks.task_class(name)
         parts.append(f"  name: {name}")
         parts.append(_wrap(_first_sentence(cls), 4))
         parts.append(describe_fields(cls, indent=6))

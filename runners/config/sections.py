@@ -106,7 +106,7 @@ def _check_task(node: Node) -> tuple[dict[str, Any], str]:
     import tasks
 
     name, options = _named(node, "task", "name", tasks.TASKS)
-    cls = tasks.TASKS[name]
+    cls = tasks.task_class(name)
     values = typed.fields(cls, options, "task", owner=f"task {name}")
     try:
         task = cls(**values)

@@ -1,25 +1,16 @@
-"""What the commands of ``tasks`` share: one-line errors, tasks from words, help that teaches."""
+"""What all commands share: errors of one line, and exit statuses."""
 
 from __future__ import annotations
 
 import argparse
-import inspect
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from textwrap import fill
+from collections.abc import Callable
 from typing import Any, NoReturn
-
-from tasks import TASKS, Task, create, task_class
-from tasks.base import options
 
 BAD_INPUT = 2
 """Exit status for input that is wrong, or data that is missing."""
 INTERRUPTED = 130
-
-WIDTH = 96
-"""Columns of what ``--help`` explains."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,54 +19,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see --help", file=sys.stderr)
         sys.exit(BAD_INPUT)
-
-
-def task_parser(module: str, description: str) -> Parser:
-    """Return a parser that reads a task's name and ``option=value`` words."""
-    parser = Parser(
-        prog=f"python -m tasks.{module}",
-        description=description,
-        epilog=f"tasks and their options:\n\n{describe_tasks()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("task", help="which task, see below")
-    parser.add_argument("options", nargs="*", metavar="option=value", help="options of the task")
-    return parser
-
-
-def parse_task_arguments(parser: Parser, words: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command line on which option=value words and flags stand in any order."""
-    return parser.parse_intermixed_args(words)
-
-
-def task_from_words(name: str, words: Sequence[str]) -> Task:
-    """Return the task of a name with options given as ``option=value`` words.
-
-    Raises:
-        ValueError: an unknown task or option, or a wrong value.
-    """
-    return create(name, **options.parse_words(name, task_class(name), words))
-
-
-def describe_options(cls: type, indent: int) -> str:
-    """Return every option of a task with its type, its default and what it means."""
-    lines = []
-    margin = " " * (indent + 4)
-    for option in options.describe(cls).values():
-        # As JSON, the way a word of the command line gives it.
-        default = "required" if option.is_required else f"default {json.dumps(option.default)}"
-        lines.append(f"{margin[4:]}{option.name}: {options.type_words(option.type)}; {default}")
-        if option.doc:
-            lines.append(fill(option.doc, WIDTH, initial_indent=margin, subsequent_indent=margin))
-    return "\n".join(lines)
-
-
-def describe_tasks() -> str:
-    """Return every task with its options."""
-    return "\n\n".join(
-        f"{name}: {(inspect.getdoc(cls) or '').splitlines()[0]}\n{describe_options(cls, 4)}"
-        for name, cls in TASKS.items()
-    )
 
 
 def run(main: Callable[[], Any]) -> NoReturn:

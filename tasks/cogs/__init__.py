@@ -1,1 +1,6 @@
-"""COGS: the official data, the same rules as a generator, its grammar and its logical forms."""
+"""COGS: sentences to logical forms, as published and generated with free depth."""
+
+from tasks.cogs.like import CogsLike
+from tasks.cogs.official import Cogs
+
+__all__ = ["Cogs", "CogsLike"]

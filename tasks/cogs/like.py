@@ -30,8 +30,7 @@ from typing import Any, ClassVar
 from tasks.base.generated import check_range
 from tasks.base.options import OptionError, require
 from tasks.base.task import Example, ExampleTask
-from tasks.cogs import grammar as cogs_grammar
-from tasks.cogs.grammar import DEEPER_PHRASE, Grammar, Slot
+from tasks.cogs.grammar import DEEPER_PHRASE, INNERMOST, Grammar, Slot, clauses_with
 from tasks.cogs.lexicon import EXPOSED
 from tasks.cogs.logical_form import primitive_form, read
 from tasks.cogs.official import STRUCTURAL, example, generalisation_tables
@@ -39,7 +38,7 @@ from tasks.cogs.official import STRUCTURAL, example, generalisation_tables
 _WITH_OBJECT = ("transitive", "omissible", "unaccusative_transitive")
 _DATIVE = ("to_dative", "double_object")
 _PASSIVES = ("transitive_passive", "transitive_passive_by")
-_SUBJECT = Slot(("SUBJECT",), cogs_grammar.clauses_with("SUBJECT"))
+_SUBJECT = Slot(("SUBJECT",), clauses_with("SUBJECT"))
 _OBJECT = Slot(("OBJECT", "THING"), (*_WITH_OBJECT, *_DATIVE))
 
 EXPOSURES: dict[str, Slot] = {
@@ -96,9 +95,9 @@ GENERALISATIONS: dict[str, tuple[str, Slot]] = {
 """Lexical category of gen -> word of ``EXPOSED``, and the role it has there."""
 
 _SUBJECTS = ("SUBJECT", "THEME_SUBJECT", "UNACCUSATIVE_SUBJECT", "RECIPIENT_SUBJECT")
-MODIFIED_SUBJECT = Slot(_SUBJECTS, cogs_grammar.INNERMOST)
+MODIFIED_SUBJECT = Slot(_SUBJECTS, INNERMOST)
 """Where obj_pp_to_subj_pp has its prepositional phrase."""
-MODIFIED_OBJECT = Slot(("OBJECT", "THING"), cogs_grammar.clauses_with("OBJECT", "THING"))
+MODIFIED_OBJECT = Slot(("OBJECT", "THING"), clauses_with("OBJECT", "THING"))
 """Where pp_recursion nests its prepositional phrases."""
 
 _PRIMITIVE_SHARE = 5  # one noun or name in five, as in COGS; of the verbs all

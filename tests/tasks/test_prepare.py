@@ -7,8 +7,9 @@ import json
 import pytest
 
 import tasks
-from tasks import export, prepare, show
+from tasks import export, menu, prepare, show
 from tasks.base import command_line
+from tasks.base.options import describe
 from tasks.language.corpora import CORPORA
 from tasks.language.task import Language
 
@@ -36,7 +37,7 @@ def cells(text: str, split: str) -> list[str]:
 def test_the_table_has_what_each_split_holds(words, capsys):
     prepare.main([*words, "--workers", "1"])
     text = capsys.readouterr().out
-    task = command_line.task_from_words("language", words)
+    task = menu.task_from_words("language", words)
     for name, split in task.splits().items():
         documents, size, tokens = split.num_documents, split.num_bytes, split.num_tokens
         assert tokens == size + documents + 1
@@ -66,7 +67,7 @@ def test_one_small_text_is_prepared_by_naming_it(tmp_path, monkeypatch, capsys):
 def test_check_reads_every_file_again(words, capsys):
     prepare.main([*words, "--check"])
     assert "6 files read: all as they were packed" in capsys.readouterr().out
-    folder = command_line.task_from_words("language", words).folder()
+    folder = menu.task_from_words("language", words).folder()
     path = folder / "test/00000.tokens"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(tasks.DataDamaged, match=r"test/00000\.tokens"):
@@ -79,7 +80,7 @@ def test_help_teaches_every_option(capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert "python -m tasks.prepare corpus=c4" in text
-    for name, option in command_line.options.describe(Language).items():
+    for name, option in describe(Language).items():
         assert f"  {name}: " in text
         assert option.doc in " ".join(text.split())
     for name, entry in CORPORA.items():
@@ -114,7 +115,7 @@ def test_show_prints_splits_and_windows_as_text(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     show.main(["language", *words, "--examples", "1"])
     text = capsys.readouterr().out
-    task = command_line.task_from_words("language", words)
+    task = menu.task_from_words("language", words)
     assert "kind: language_modelling" in text
     for name, split in task.splits().items():
         assert f"{name}: {len(split):,} windows of 16 tokens" in text

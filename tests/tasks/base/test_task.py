@@ -7,6 +7,8 @@ import dataclasses
 import doctest
 import importlib
 import pickle
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -191,10 +193,27 @@ def test_selected_rows_depend_on_the_rows_alone():
 
 @pytest.mark.parametrize("name", [name for name in tasks.TASKS if name != "toy"])
 def test_docstring_examples_of_every_task_are_true(name):
-    module = importlib.import_module(tasks.TASKS[name].__module__)
+    module = importlib.import_module(tasks.task_class(name).__module__)
     result = doctest.testmod(module)
     assert result.attempted > 0, f"{module.__name__} has no worked example"
     assert result.failed == 0
+
+
+def test_every_entry_of_the_menu_leads_to_the_task_of_its_name():
+    assert {name: tasks.task_class(name).name for name in tasks.TASKS} == {
+        n: n for n in tasks.TASKS
+    }
+
+
+def test_a_task_is_imported_without_the_others():
+    code = "import sys, tasks; tasks.create('table_lookup'); print(*sorted(sys.modules))"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    imported = {name for name in process.stdout.split() if name.startswith("tasks.")}
+    assert imported - {name for name in imported if name.startswith("tasks.base")} == {
+        "tasks.table_lookup"
+    }
 
 
 def test_docstring_example_of_the_package_is_true():
@@ -203,7 +222,7 @@ def test_docstring_example_of_the_package_is_true():
 
 @pytest.mark.parametrize("name", [name for name in tasks.TASKS if name != "toy"])
 def test_every_task_documents_its_options(name):
-    for option in options.describe(tasks.TASKS[name]).values():
+    for option in options.describe(tasks.task_class(name)).values():
         assert option.doc, f"{name}.{option.name} has no docstring"
 
 

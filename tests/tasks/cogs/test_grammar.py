@@ -7,8 +7,7 @@ import random
 import pytest
 from scipy import stats
 
-from tasks.cogs import grammar as cogs_grammar
-from tasks.cogs import lexicon
+from tasks.cogs import grammar, lexicon
 from tasks.cogs.grammar import CLAUSES, INNERMOST, NOUN_PHRASES, Grammar, Slot, word_probabilities
 from tasks.cogs.logical_form import read
 
@@ -27,7 +26,7 @@ def is_plausible(count, total, probability):
 
 
 def test_examples_of_the_docstrings():
-    result = doctest.testmod(cogs_grammar)
+    result = doctest.testmod(grammar)
     assert result.attempted >= 4
     assert result.failed == 0
 

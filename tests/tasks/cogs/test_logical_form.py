@@ -4,9 +4,8 @@ import doctest
 
 import pytest
 
-from tasks.cogs import lexicon
-from tasks.cogs import logical_form as cogs_logical_form
-from tasks.cogs.logical_form import logical_form, primitive_form, read
+from tasks.cogs import lexicon, logical_form
+from tasks.cogs.logical_form import primitive_form, read
 
 SPLIT_ROWS = {"train": 24_155, "dev": 3_000, "test": 3_000, "gen": 21_000}
 
@@ -17,10 +16,10 @@ def official_rows(data_dir, split):
 
 
 def wrong_rows(rows):
-    return sum(logical_form(sentence) != form for sentence, form, _ in rows)
+    return sum(logical_form.logical_form(sentence) != form for sentence, form, _ in rows)
 
 
-@pytest.mark.parametrize("module", [cogs_logical_form, lexicon])
+@pytest.mark.parametrize("module", [logical_form, lexicon])
 def test_examples_of_the_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted >= 1
@@ -45,7 +44,7 @@ def test_every_official_primitive_is_reproduced(data_dir):
 @pytest.mark.official
 def test_an_unaccusative_subject_taken_for_an_agent_is_noticed(data_dir, monkeypatch):
     rows = official_rows(data_dir, "test")
-    monkeypatch.setattr(cogs_logical_form, "UNACCUSATIVE", frozenset())
+    monkeypatch.setattr(logical_form, "UNACCUSATIVE", frozenset())
     assert wrong_rows(rows) > 100
 
 
@@ -53,9 +52,9 @@ def test_an_unaccusative_subject_taken_for_an_agent_is_noticed(data_dir, monkeyp
 def test_swapped_roles_are_noticed(data_dir, monkeypatch):
     rows = official_rows(data_dir, "test")
     swapped = {"agent": "theme", "theme": "agent"}
-    role = cogs_logical_form._Reader.role
+    role = logical_form._Reader.role
     monkeypatch.setattr(
-        cogs_logical_form._Reader,
+        logical_form._Reader,
         "role",
         lambda self, verb, lemma, name, term: role(
             self, verb, lemma, swapped.get(name, name), term
@@ -66,7 +65,7 @@ def test_swapped_roles_are_noticed(data_dir, monkeypatch):
 
 @pytest.mark.official
 def test_one_wrong_inflection_is_noticed(data_dir, monkeypatch):
-    monkeypatch.setitem(cogs_logical_form.PAST, "gave", "feed")
+    monkeypatch.setitem(logical_form.PAST, "gave", "feed")
     assert wrong_rows(official_rows(data_dir, "test")) > 50
 
 
@@ -77,17 +76,17 @@ def test_the_lexicon_is_that_of_the_official_files(data_dir):
         for sentence, _, category in official_rows(data_dir, split):
             if category != "primitive":
                 words |= set(sentence.split(" "))
-    forms = {*cogs_logical_form.PAST, *cogs_logical_form.PARTICIPLES}
+    forms = {*logical_form.PAST, *logical_form.PARTICIPLES}
     closed = {"A", "The", "a", "the", ".", "was", "by", "to", "that", "on", "in", "beside"}
-    assert {"read", "crawl"} <= cogs_logical_form.INFINITIVES
-    known = cogs_logical_form.NOUNS | cogs_logical_form.NAMES | forms
-    assert words <= known | closed | cogs_logical_form.INFINITIVES
+    assert {"read", "crawl"} <= logical_form.INFINITIVES
+    known = logical_form.NOUNS | logical_form.NAMES | forms
+    assert words <= known | closed | logical_form.INFINITIVES
     assert known - words == {"crawled"}, "no word stands in the lexicon that the files lack"
 
 
 def test_the_sizes_of_the_lexicon():
-    assert len(cogs_logical_form.NOUNS) == 408
-    assert len(cogs_logical_form.NAMES) == 103
+    assert len(logical_form.NOUNS) == 408
+    assert len(logical_form.NAMES) == 103
     for words in (
         lexicon.NAMES,
         lexicon.ANIMATE_NOUNS,
@@ -131,7 +130,7 @@ def test_the_sizes_of_the_lexicon():
     ],
 )
 def test_sentences_worked_out_by_hand(sentence, expected):
-    assert logical_form(sentence) == expected
+    assert logical_form.logical_form(sentence) == expected
 
 
 @pytest.mark.parametrize(
@@ -165,4 +164,4 @@ def test_depths(sentence, clause_depth, phrase_depth):
 )
 def test_what_is_no_sentence_is_refused(sentence, message):
     with pytest.raises(ValueError, match=message):
-        logical_form(sentence)
+        logical_form.logical_form(sentence)

@@ -81,6 +81,11 @@ class Ranks:
     def output(self, rank=0):
         return self.folder / f"output{rank}"
 
+    def said(self, rank):
+        """Return what a rank has written, but for what PyTorch 2.9's own connections say."""
+        lines = self.output(rank).read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("[Gloo] "))
+
     def text(self):
         outputs = [self.output(rank) for rank in range(len(self.pids))]
         return "\n".join(path.read_text() for path in outputs if path.is_file())
@@ -474,9 +479,9 @@ def test_stop_while_rank_0_scores(command, start, tmp_path, monkeypatch):
 def test_bad_input_is_said_once_and_nothing_written(overrides, expected, command, start, tmp_path):
     ranks = start(command("run", *overrides))
     assert ranks.end() == [2, 2]
-    assert expected in ranks.output(0).read_text()
-    assert ranks.output(0).read_text().count("\n") == 1
-    assert ranks.output(1).read_text() == ""
+    assert expected in ranks.said(0)
+    assert ranks.said(0).count("\n") == 1
+    assert ranks.said(1) == ""
     assert not (tmp_path / "run").exists()
 
 

@@ -4,6 +4,9 @@ Every session installs the project into an environment of its own. One thread pe
 processes that fight over two cores with several threads each can be thirty times slower than one.
 """
 
+import re
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "venv"
@@ -11,6 +14,16 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["tests", "lint", "types"]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+VERSIONS = {
+    "oldest": ("3.11", ()),
+    "gpu": ("3.12", ("torch==2.11.*", "triton==3.6.*", "numpy<2.4")),
+    "newest": ("3.13", ("torch==2.13.*",)),
+}
+"""Python and packages at the ends of the range that pyproject.toml claims, and on GPU machines.
+
+``oldest`` takes the first version of every package. NumPy 2.4 breaks the interpreter of Triton 3.6,
+without which the kernels stay untested on a CPU.
+"""
 SOURCES = ("moeut", "tasks", "runners", "tests", "noxfile.py")
 
 
@@ -26,6 +39,27 @@ def extras(session: nox.Session) -> None:
     """Run the tests of what needs the optional packages: the harness, Hugging Face."""
     session.install("-e", ".[test,lm,eval,hf]")
     session.run("pytest", "-m", "extras", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+@nox.parametrize(
+    ("python", "name"), [(python, name) for name, (python, _) in VERSIONS.items()], ids=[*VERSIONS]
+)
+def versions(session: nox.Session, name: str) -> None:
+    """Run the suite on the oldest, the GPU machines' and the newest versions (15 GB of wheels).
+
+    docs/benchmarks/versions.md holds what it showed; it goes there by hand.
+    """
+    session.install("-e", ".[test]", *(VERSIONS[name][1] or lowest_versions()))
+    session.run("python", "-m", "pip", "list")
+    session.run("pytest", "-n", "2", "-m", "not gpu", *session.posargs, env=ONE_THREAD)
+
+
+def lowest_versions() -> list[str]:
+    """Return the requirements of the suite, each at the first version that pyproject.toml takes."""
+    project = nox.project.load_toml(Path(__file__).parent / "pyproject.toml")["project"]
+    listed = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    return [re.sub(r">=([\w.]+)[^;]*", r"==\1.*", requirement) for requirement in listed]
 
 
 @nox.session

@@ -30,7 +30,8 @@ from runners.bench.command import check_counts, deliver
 from runners.bench.timing import describe_machine
 from tasks.base.options import nearest
 from tasks.language.documents import Part
-from tasks.language.packing import Recipe, pack
+from tasks.language.packed_part import Recipe
+from tasks.language.packing import pack
 from tasks.language.shards import Shard, ShardWriter
 from tasks.language.splitting import SplitRule
 from tasks.language.stdlib import StandardLibrary

@@ -3,7 +3,7 @@
 Documents become one stream of tokens for each split, with a boundary before and after each, and
 the stream is cut into windows, of which each shares its last token with the next:
 
->>> from tasks.language.packing import encode_documents
+>>> from tasks.language.packed_part import encode_documents
 >>> stream = [256, *sum(encode_documents(["ab", "c"], Bytes(), "token", ""), [])]
 >>> stream
 [256, 97, 98, 256, 99, 256]
@@ -29,7 +29,9 @@ from tasks.base.text import TOKENIZER_FOLDER, TextTask, Tokenizer
 from tasks.language.corpora import CORPORA, open_corpus
 from tasks.language.corpus_files import Documents
 from tasks.language.documents import Corpus, Part
-from tasks.language.packing import Prepared, Recipe, pack, read_prepared
+from tasks.language.packed_part import Recipe
+from tasks.language.packing import pack
+from tasks.language.prepared import Prepared, read_prepared
 from tasks.language.splitting import SPLITS, SplitRule, digest
 from tasks.language.tokenizers import Bytes, load_tokenizer
 from tasks.language.windows import TokenSplit

@@ -23,7 +23,9 @@ import pytest
 from tasks.language import packing
 from tasks.language.corpus_files import FilePart, Slice
 from tasks.language.documents import Document, Part
-from tasks.language.packing import Recipe, encode_documents, pack, read_prepared
+from tasks.language.packed_part import Recipe, encode_documents
+from tasks.language.packing import pack
+from tasks.language.prepared import read_prepared
 from tasks.language.shards import ShardWriter
 from tasks.language.splitting import SplitRule, digest
 from tasks.language.tokenizers import Bytes
@@ -131,15 +133,15 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, parts):
 SLOW = """
 import sys, time
 from pathlib import Path
-from tasks.language import packing
+from tasks.language import packed_part, packing
 from tests_parts import parts, RECIPE, Bytes
 
-finished = packing.write_json
+finished = packed_part.write_json
 def write_json(path, content):
     finished(path, content)
     print(path.name, flush=True)
     time.sleep(0.2)
-packing.write_json = write_json
+packed_part.write_json = write_json
 packing.pack(Path(sys.argv[1]), parts(), Bytes(), RECIPE, workers=1)
 """
 
@@ -150,7 +152,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path, parts, after):
     pack(undisturbed, parts, Bytes(), RECIPE, workers=1)
     (tmp_path / "parts.pickle").write_bytes(pickle.dumps(parts))
     (tmp_path / "tests_parts.py").write_text(
-        "import pickle\nfrom tasks.language.packing import Recipe\n"
+        "import pickle\nfrom tasks.language.packed_part import Recipe\n"
         "from tasks.language.splitting import SplitRule\n"
         "from tasks.language.tokenizers import Bytes\n"
         "RECIPE = Recipe(SplitRule(0.2, 0.1), 'token', '<STORY_SEP>')\n"

@@ -24,7 +24,7 @@ from runners.process import environment, ranks, signals
 from runners.process.checkpoint import Checkpoint, load_latest, save_checkpoint
 from runners.process.lease import Lease, Locked
 from runners.process.ranks import World
-from runners.process.run_directory import RunDirectory, RunRecord, write_json, write_json_lines
+from runners.process.run_directory import RunDirectory, RunRecord, json_line
 from runners.process.signals import Stopped
 from runners.reporting.run_result import ModelSummary, RunResult, TaskSummary, from_plain
 from runners.scoring.scorer import Scorer
@@ -42,6 +42,7 @@ from runners.training.journal import Clock, Journal, Lap, Progress
 from runners.training.loop import Loop, NonFinite, fit, seed_everything
 from runners.training.telemetry import expert_usage, peak_of, speed
 from tasks.base.metrics import perplexity, selection_score
+from tasks.base.storage import write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -288,9 +289,8 @@ class _Run:
         selects = config.selection_split is not None
         own = [evaluation for evaluation in evaluations if evaluation.score.is_default_depth]
         kind = self.built.task.kind
-        write_json_lines(
-            files.predictions, [row for each in own for row in each.prediction_rows(kind)]
-        )
+        rows = [json_line(row) for each in own for row in each.prediction_rows(kind)]
+        write_atomically(files.predictions, b"".join(rows))
         self.journal.write_timings()
         step = position.best_step if selects else position.step
         assert step is not None  # what selects has been evaluated at the last step

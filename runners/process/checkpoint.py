@@ -10,15 +10,14 @@ before the manifest.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import hashlib
 import json
 import logging
-import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,14 @@ from safetensors.torch import load_file, save
 from runners.config.schema import ConfigError
 from runners.process.lease import Lease
 from runners.process.ranks import World
+from tasks.base.storage import (
+    flush_folder,
+    make_folder_atomically,
+    open_atomically,
+    sha256_of_file,
+    write_atomically,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +75,11 @@ class Checkpoint:
         return self.path / SHARDS
 
     def weights(self, name: str = "model") -> dict[str, torch.Tensor]:
-        """Return the tensors of ``<name>.safetensors``: ``model``, or ``best``."""
+        """Return the tensors of ``<name>.safetensors``: ``model``, or ``best``.
+
+        Raises:
+            FileNotFoundError: the checkpoint has no such file, as ``best`` where nothing selects.
+        """
         return load_file(self.path / f"{name}.safetensors")
 
 
@@ -102,31 +113,21 @@ def save_checkpoint(
         DiskFull: no room; the temporary directory is removed, older checkpoints are untouched.
     """
     final = folder / f"step_{step:06d}"
-    temporary = folder / f".writing-{final.name}"
-    needed = _estimate(state, weights)
     try:
+        with _make_folder(final, world) as temporary:
+            if write_shards is not None:
+                write_shards(world.share(temporary) / SHARDS)
+                world.wait()
+            if temporary is not None:
+                _write_files(temporary, state=state, weights=weights, files=files or {}, step=step)
+                if lease is not None:
+                    lease.confirm()
         if world.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
-            temporary.mkdir()
-        if write_shards is not None:
-            world.wait()
-            write_shards(temporary / SHARDS)
-            world.wait()
-        if not world.is_first:
-            world.wait()
-            return final
-        _write_files(temporary, state=state, weights=weights, files=files or {}, step=step)
-        if lease is not None:
-            lease.confirm()
-        if final.exists():
-            os.rename(final, folder / f".replaced-{final.name}")
-        os.rename(temporary, final)
-        _flush_directory(folder)
+            flush_folder(folder)
     except (OSError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         if not _is_disk_full(error):
             raise
+        needed = _tensor_bytes(weights) + _tensor_bytes(state)
         before = list_checkpoints(folder)
         raise DiskFull(
             errno.ENOSPC,
@@ -134,11 +135,23 @@ def save_checkpoint(
             f"free; {f'{before[-1].name} before it is intact' if before else 'there is none yet'}",
             str(final),
         ) from error
-    remove_leftovers(folder)
-    for path in list_checkpoints(folder)[:-KEPT]:
-        remove_checkpoint(path)
+    if world.is_first:
+        for path in list_checkpoints(folder)[:-KEPT]:
+            remove_checkpoint(path)
     world.wait()
     return final
+
+
+@contextlib.contextmanager
+def _make_folder(final: Path, world: World) -> Iterator[Path | None]:
+    """Give rank 0 the folder that takes its name at the end, and every other rank None."""
+    if not world.is_first:
+        yield None
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(final.parent)
+    with make_folder_atomically(final) as temporary:
+        yield temporary
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -168,7 +181,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         file = path / name
         if not file.is_file():
             raise Damaged(f"{file}: missing")
-        found = _sha256(file)
+        found = sha256_of_file(file)
         if found != expected:
             raise Damaged(f"{file}: damaged: SHA-256 {found[:12]}…, expected {expected[:12]}…")
     if path.name != f"step_{step:06d}":
@@ -184,7 +197,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_run(checkpoint: Checkpoint, run_hash: str) -> None:
-    """Raise Refused unless a checkpoint was made by the run of this hash."""
+    """Check that a checkpoint was made by the run of this hash.
+
+    Raises:
+        Refused: it was not.
+    """
     found = checkpoint.state.get("hash")
     if found != run_hash:
         raise Refused(
@@ -220,16 +237,15 @@ def load_latest(folder: Path, *, warn: Callable[[str], None] = logger.warning) -
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, its manifest first, so that a half-removed one is seen as damaged."""
+    """Remove a checkpoint, its manifest first: one that is removed in part counts as damaged."""
     (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted save has left behind."""
-    for pattern in (".writing-*", ".replaced-*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what an interrupted save has left behind: whatever has a hidden name."""
+    for path in folder.glob(".*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_files(
@@ -242,42 +258,19 @@ def _write_files(
 ) -> None:
     for name, tensors in weights.items():
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        _write(directory / f"{name}.safetensors", save(contiguous))
+        write_atomically(directory / f"{name}.safetensors", save(contiguous))
     for name, content in files.items():
-        _write(directory / name, content)
-    with open(directory / "state.pt", "wb") as file:
+        write_atomically(directory / name, content)
+    with open_atomically(directory / "state.pt") as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
     found = sorted(path for path in directory.rglob("*") if path.is_file())
-    checksums = {path.relative_to(directory).as_posix(): _sha256(path) for path in found}
-    manifest = {"step": step, "sha256": checksums}
-    _write(directory / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-    _flush_directory(directory)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    checksums = {path.relative_to(directory).as_posix(): sha256_of_file(path) for path in found}
+    write_json(directory / MANIFEST, {"step": step, "sha256": checksums})
+    flush_folder(directory)
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error, or what it came from, is a lack of room.
+    """Return whether an error, or what it came from, is a lack of room.
 
     ``torch.save`` reports a failed write as a RuntimeError about file positions, with the OSError
     in its chain or nowhere at all.
@@ -299,10 +292,6 @@ def _is_disk_full(error: BaseException) -> bool:
 
 def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
-
-
-def _estimate(state: dict[str, Any], weights: dict[str, dict[str, torch.Tensor]]) -> int:
-    return sum(_tensor_bytes(tensors) for tensors in weights.values()) + _tensor_bytes(state)
 
 
 def _tensor_bytes(value: Any) -> int:

@@ -22,13 +22,13 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from runners.config.run_file import from_yaml, to_yaml
 from runners.config.schema import ConfigError, RunConfig
+from tasks.base.storage import write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class RunDirectory:
     def prepare(self, config: RunConfig, record: RunRecord) -> None:
         """Make the directory and write what the run is; a later call with the same is harmless."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.config, to_yaml(config))
+        write_atomically(self.config, to_yaml(config))
         write_json(self.path / "run.json", dataclasses.asdict(record))
 
     def read_config(self) -> RunConfig:
@@ -134,6 +134,11 @@ class RunDirectory:
             return f"the reason could not be written, as on a full disk; see {self.log}"
 
 
+def json_line(value: Any) -> bytes:
+    """Return a value as one line of a file of JSON lines."""
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+
+
 class MetricsLog:
     """``metrics.jsonl``: rows are appended, and cut off where a resumed run begins again.
 
@@ -152,7 +157,7 @@ class MetricsLog:
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row."""
-        self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        self._file.write(json_line(row))
 
     def flush(self) -> int:
         """Bring all rows to the disk and return the size of the file in bytes."""
@@ -162,27 +167,3 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one piece: a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one piece."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Write a file of one JSON value a line, in one piece."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

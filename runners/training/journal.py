@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from runners.process.lease import Lease
-from runners.process.run_directory import MetricsLog, RunDirectory, write_json
+from runners.process.run_directory import MetricsLog, RunDirectory
 from runners.reporting.run_result import Timings
 from runners.training.tensorboard import Board
+from tasks.base.storage import write_json
 
 logger = logging.getLogger(__name__)
 

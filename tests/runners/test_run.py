@@ -266,14 +266,14 @@ def test_full_disk_fails_the_run_and_keeps_the_checkpoint(make_run, train, monke
 
     from runners.process import checkpoint as checkpoint_module
 
-    write = checkpoint_module._write
+    write = checkpoint_module.write_atomically
 
     def full(path, content):
         if "step_000010" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, content)
 
-    monkeypatch.setattr(checkpoint_module, "_write", full)
+    monkeypatch.setattr(checkpoint_module, "write_atomically", full)
     assert train(directory) == "failed"
     message = json.loads((directory / "error.json").read_text())["message"]
     assert "bytes needed" in message

@@ -4,13 +4,8 @@ import errno
 
 import pytest
 
-from runners.process.run_directory import (
-    MetricsLog,
-    RunDirectory,
-    RunRecord,
-    write_json,
-    write_text,
-)
+from runners.process.run_directory import MetricsLog, RunDirectory, RunRecord
+from tasks.base.storage import write_json
 
 
 def test_status(make_run):
@@ -55,20 +50,6 @@ def test_log_is_cut_where_the_run_resumes(tmp_path):
 def test_log_shorter_than_the_checkpoint_knows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the checkpoint knows of 5"):
         MetricsLog(tmp_path / "metrics.jsonl", size=5)
-
-
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_text(path, "old")
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_failure_on_a_full_disk_is_in_the_log_alone(make_run, monkeypatch, caplog):

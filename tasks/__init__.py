@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.base import options as _options
+from tasks.base.data_files import DataDamaged, DataFile, DataMissing
 from tasks.base.options import OptionError
-from tasks.base.provenance import DataDamaged, DataFile, DataMissing
 from tasks.base.task import Example, ExampleTask, Task, Vocabulary, select_rows
 from tasks.base.text import TextTask
 

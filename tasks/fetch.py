@@ -31,15 +31,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from tasks import scan
 from tasks.base.command_line import Parser, run
+from tasks.base.data_files import DataFile, cache_folder, data_folders
 from tasks.base.options import nearest
-from tasks.base.provenance import DataFile, cache_folder, data_folders
 from tasks.base.storage import sha256_of_file
 from tasks.cogs import official
 from tasks.zero_shot import ZERO_SHOT
 
-PROVENANCE: dict[str, tuple[DataFile, ...]] = {
-    "scan": tuple(scan.PROVENANCE),
-    "cogs": tuple(official.PROVENANCE),
+COLLECTIONS: dict[str, tuple[DataFile, ...]] = {
+    "scan": (*scan.DATA_FILES.values(), scan.MCD_ARCHIVE),
+    "cogs": tuple(official.DATA_FILES.values()),
     **{name: benchmark.files for name, benchmark in ZERO_SHOT.items()},
 }
 """Official files by collection."""
@@ -66,18 +66,18 @@ def choose(names: Sequence[str]) -> list[DataFile]:
         ValueError: a name that stands for no file.
     """
     chosen: dict[str, DataFile] = {}
-    every = [file for files in PROVENANCE.values() for file in files]
+    every = [file for files in COLLECTIONS.values() for file in files]
     for name in names:
         path = name.strip("/")
-        if path in PROVENANCE:
-            matching = [file for file in PROVENANCE[path] if file.by_default]
+        if path in COLLECTIONS:
+            matching = [file for file in COLLECTIONS[path] if file.by_default]
         else:
             matching = [f for f in every if f.path == path or f.path.startswith(path + "/")]
         if not matching:
             folders = {str(Path(file.path).parent) for file in every}
-            known = [*PROVENANCE, *sorted(folders - set(PROVENANCE)), *(f.path for f in every)]
+            known = [*COLLECTIONS, *sorted(folders - set(COLLECTIONS)), *(f.path for f in every)]
             raise ValueError(
-                f"{name!r}: expected {' or '.join(PROVENANCE)}, or a path under one of them"
+                f"{name!r}: expected {' or '.join(COLLECTIONS)}, or a path under one of them"
                 f"{nearest(name, known)}"
             )
         chosen |= {file.path: file for file in matching}
@@ -259,7 +259,7 @@ on where it stopped.""",
         "names",
         nargs="+",
         metavar="NAME",
-        help=f"{', '.join(PROVENANCE)}, or a path under one of them",
+        help=f"{', '.join(COLLECTIONS)}, or a path under one of them",
     )
     parser.add_argument(
         "--from",

@@ -50,8 +50,8 @@ from typing import ClassVar, Literal
 
 import numpy
 
+from tasks.base.data_files import DataDamaged, DataFile, read_bytes, read_lines
 from tasks.base.options import require
-from tasks.base.provenance import DataDamaged, DataFile, read_bytes, read_lines
 from tasks.base.task import Example, ExampleTask
 
 COMMIT = "c4b756cbc010d75c912f16c42c8f15dc6b7e6c8f"
@@ -91,7 +91,7 @@ Variant = Literal[
 ]
 
 
-def _read_provenance() -> dict[str, DataFile]:
+def _read_data_files() -> dict[str, DataFile]:
     table = importlib.resources.files("tasks").joinpath("data/scan_sha256.txt").read_text()
     files = {}
     for line in table.splitlines():
@@ -107,9 +107,8 @@ def _read_provenance() -> dict[str, DataFile]:
     return files
 
 
-OFFICIAL_FILES: dict[str, DataFile] = _read_provenance()
+DATA_FILES: dict[str, DataFile] = _read_data_files()
 """Every official file, by its path in the repository."""
-PROVENANCE: tuple[DataFile, ...] = (*OFFICIAL_FILES.values(), MCD_ARCHIVE)
 
 
 # --- the language -----------------------------------------------------------------------
@@ -276,9 +275,9 @@ def read_rows(path: str) -> list[Example]:
     """Return the rows of an official file, given by its path in the repository.
 
     Raises:
-        DataMissing, DataDamaged: see ``tasks.base.provenance``.
+        DataMissing, DataDamaged: see ``tasks.base.data_files``.
     """
-    file = OFFICIAL_FILES[path]
+    file = DATA_FILES[path]
     rows = []
     for number, line in enumerate(read_lines(file), start=1):
         match = re.fullmatch(r"IN: (.+) OUT: (.+)", line)

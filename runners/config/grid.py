@@ -156,7 +156,7 @@ def _same_run(
 
 def _hash_data(hash_of: Callable[[dict[str, Any]], str], config: RunConfig) -> str:
     """Return the hash of a run's data; trouble with a user's own file names the config too."""
-    from tasks.base.provenance import DataDamaged, DataMissing
+    from tasks.base.data_files import DataDamaged, DataMissing
 
     try:
         return hash_of(config.task)

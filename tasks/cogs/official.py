@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tasks.base.provenance import DataDamaged, DataFile, locate, read_lines
+from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
 from tasks.base.task import Example, ExampleTask
 from tasks.cogs.logical_form import read
 
@@ -41,7 +41,7 @@ def _file(split: str, rows: int, sha256: str) -> DataFile:
     return DataFile(path=f"cogs/{name}", url=f"{REPOSITORY}/{name}", sha256=sha256, rows=rows)
 
 
-OFFICIAL_FILES: dict[str, DataFile] = {
+DATA_FILES: dict[str, DataFile] = {
     "train": _file(
         "train", 24_155, "220b3804b562c0156ee986eff1bdd15c27e52142549362a64f57baf86e304c78"
     ),
@@ -52,7 +52,6 @@ OFFICIAL_FILES: dict[str, DataFile] = {
     "gen": _file("gen", 21_000, "d013d9eee0bafc153f8decc85f42814ac97260f84964d980e1e2b84577b82361"),
 }
 """Split -> its file."""
-PROVENANCE: tuple[DataFile, ...] = tuple(OFFICIAL_FILES.values())
 
 LEXICAL = (
     "subj_to_obj_common",
@@ -143,7 +142,7 @@ class Cogs(ExampleTask):
             DataMissing: a file is not there; the message has the command that fetches it.
             DataDamaged: a file is there with another checksum.
         """
-        return {split: _read(file) for split, file in OFFICIAL_FILES.items()}
+        return {split: _read(file) for split, file in DATA_FILES.items()}
 
     def tables(
         self, examples: Sequence[Example], correct: Sequence[bool]

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tasks.base.data_files import cache_folder
 from tasks.base.options import OptionError, nearest
-from tasks.base.provenance import cache_folder
 from tasks.base.storage import sha256_of_file, write_atomically
 from tasks.language.documents import Corpus, Document, Part, common_folder, grouped_by_size
 from tasks.language.formats import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base.provenance import DataDamaged
+from tasks.base.data_files import DataDamaged
 from tasks.base.storage import write_json
 from tasks.language.shards import Shard
 

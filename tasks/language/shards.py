@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tasks.base.provenance import DataDamaged
+from tasks.base.data_files import DataDamaged
 from tasks.base.storage import open_atomically, sha256_of_file, write_json
 
 OFFSET_TYPE = np.dtype("<u8")

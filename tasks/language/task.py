@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tasks.base import options
-from tasks.base.provenance import DataDamaged, DataMissing, cache_folder
+from tasks.base.data_files import DataDamaged, DataMissing, cache_folder
 from tasks.base.storage import lock_folder
 from tasks.base.text import TOKENIZER_FOLDER, TextTask, Tokenizer
 from tasks.language.corpora import CORPORA, open_corpus

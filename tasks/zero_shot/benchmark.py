@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from tasks.base.provenance import DataDamaged, DataFile, locate, read_lines
+from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Benchmark(abc.ABC):
         """Return the questions of the official files, of each the first ``limit``.
 
         Raises:
-            DataMissing, DataDamaged: see ``tasks.base.provenance``.
+            DataMissing, DataDamaged: see ``tasks.base.data_files``.
         """
 
     @abc.abstractmethod
@@ -105,7 +105,7 @@ def read_json_lines(file: DataFile) -> list[dict[str, Any]]:
     """Return the objects of an official file with one JSON object a line, after checking it.
 
     Raises:
-        DataMissing, DataDamaged: see ``tasks.base.provenance``; also a line that is no JSON object.
+        DataMissing, DataDamaged: see ``tasks.base.data_files``; also a line that is no JSON object.
     """
     return parse_json_lines(read_lines(file), str(locate(file)))
 

@@ -26,7 +26,7 @@ import importlib.resources
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from tasks.base.provenance import DataFile
+from tasks.base.data_files import DataFile
 from tasks.zero_shot.benchmark import (
     Benchmark,
     Likelihood,
@@ -45,7 +45,7 @@ PHENOMENA = {"s-selection": "argument_structure"}
 FIELDS = {"syntax/semantics": "syntax_semantics"}
 
 
-def _read_provenance() -> tuple[DataFile, ...]:
+def _read_data_files() -> tuple[DataFile, ...]:
     table = importlib.resources.files("tasks").joinpath("data/blimp_sha256.txt").read_text()
     lines = [line.split() for line in table.splitlines() if not line.startswith("#")]
     return tuple(
@@ -73,7 +73,7 @@ class Blimp(Benchmark):
 
     name = "blimp"
     title = "BLiMP"
-    files: ClassVar[tuple[DataFile, ...]] = _read_provenance()
+    files: ClassVar[tuple[DataFile, ...]] = _read_data_files()
     metrics = ("acc",)
     headline = "acc"
     groupings = ("field", "phenomenon", "paradigm")

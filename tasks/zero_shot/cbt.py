@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from tasks.base.provenance import DataDamaged, DataFile, locate, read_lines
+from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
 from tasks.zero_shot.benchmark import Benchmark, Likelihood, Question, choices
 from tasks.zero_shot.scoring import choice_values
 

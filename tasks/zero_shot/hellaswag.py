@@ -21,7 +21,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from tasks.base.provenance import DataFile
+from tasks.base.data_files import DataFile
 from tasks.zero_shot.benchmark import (
     Benchmark,
     Likelihood,

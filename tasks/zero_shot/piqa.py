@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from tasks.base.provenance import DataDamaged, DataFile, locate, read_lines
+from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
 from tasks.zero_shot.benchmark import (
     Benchmark,
     Likelihood,

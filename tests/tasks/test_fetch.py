@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from tasks import fetch
-from tasks.base import command_line, provenance
-from tasks.base.provenance import DataFile
+from tasks.base import command_line, data_files
+from tasks.base.data_files import DataFile
 from tasks.base.storage import sha256_of
 
 CONTENT = bytes(range(256)) * 1000
@@ -84,7 +84,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def file(server, monkeypatch):
     entry = DataFile("toy/rows.txt", f"{server.address}/rows.txt", sha256_of(CONTENT))
-    monkeypatch.setitem(fetch.PROVENANCE, "toy", (entry,))
+    monkeypatch.setitem(fetch.COLLECTIONS, "toy", (entry,))
     server.table["/rows.txt"] = CONTENT
     return entry
 
@@ -95,7 +95,7 @@ def everything_under(folder) -> list[str]:
 
 def test_fetched_file_is_whole_and_not_fetched_twice(server, cache, file):
     fetch.main(["toy"])
-    assert provenance.read_bytes(file) == CONTENT
+    assert data_files.read_bytes(file) == CONTENT
     assert everything_under(cache) == ["toy/rows.txt"]
     assert len(server.asked) == 1
     fetch.main(["toy"])
@@ -105,10 +105,10 @@ def test_fetched_file_is_whole_and_not_fetched_twice(server, cache, file):
 def test_damaged_copy_in_the_cache_is_replaced(server, cache, file):
     (cache / "toy").mkdir(parents=True)
     (cache / "toy/rows.txt").write_bytes(b"other")
-    with pytest.raises(provenance.DataDamaged):
-        provenance.read_bytes(file)
+    with pytest.raises(data_files.DataDamaged):
+        data_files.read_bytes(file)
     fetch.main(["toy"])
-    assert provenance.read_bytes(file) == CONTENT
+    assert data_files.read_bytes(file) == CONTENT
 
 
 def test_damaged_content_is_refused_and_nothing_is_left(server, cache, file):
@@ -135,7 +135,7 @@ def test_interrupted_download_goes_on(server, cache, file, understands_ranges):
     assert everything_under(cache) == ["toy/rows.txt.part"]
     assert (cache / "toy/rows.txt.part").stat().st_size == 100_000
     fetch.main(["toy"])
-    assert provenance.read_bytes(file) == CONTENT
+    assert data_files.read_bytes(file) == CONTENT
     assert everything_under(cache) == ["toy/rows.txt"]
     assert server.asked[-1] == ("/rows.txt", "bytes=100000-")
 
@@ -144,7 +144,7 @@ def test_partial_file_that_is_something_else_is_thrown_away(server, cache, file)
     (cache / "toy").mkdir(parents=True)
     (cache / "toy/rows.txt.part").write_bytes(b"the start of another file")
     fetch.main(["toy"])
-    assert provenance.read_bytes(file) == CONTENT
+    assert data_files.read_bytes(file) == CONTENT
 
 
 def test_partial_file_that_is_whole_or_too_long(server, cache, file):
@@ -153,19 +153,19 @@ def test_partial_file_that_is_whole_or_too_long(server, cache, file):
         (cache / "toy/rows.txt").unlink(missing_ok=True)
         (cache / "toy/rows.txt.part").write_bytes(CONTENT + extra)
         fetch.main(["toy"])
-        assert provenance.read_bytes(file) == CONTENT
+        assert data_files.read_bytes(file) == CONTENT
 
 
 def test_mirror_has_the_same_paths(server, cache, file):
     server.table = {"/data/toy/rows.txt": CONTENT}
     fetch.main(["toy", "--from", f"{server.address}/data/"])
-    assert provenance.read_bytes(file) == CONTENT
+    assert data_files.read_bytes(file) == CONTENT
     assert server.asked == [("/data/toy/rows.txt", None)]
 
 
 def test_files_before_the_one_that_fails_are_kept(server, cache, file, monkeypatch):
     second = DataFile("toy/second.txt", f"{server.address}/second.txt", sha256_of(b"2"))
-    monkeypatch.setitem(fetch.PROVENANCE, "toy", (file, second))
+    monkeypatch.setitem(fetch.COLLECTIONS, "toy", (file, second))
     with pytest.raises(fetch.FetchError, match=r"second\.txt: the server answered 404"):
         fetch.main(["toy"])
     assert everything_under(cache) == ["toy/rows.txt"]
@@ -235,15 +235,15 @@ def archive(request, server, monkeypatch):
         DataFile(f"toy/{name}.txt", whole.url, None, archive=whole, member=f"inner/{name}.txt")
         for name in ("a", "b")
     )
-    monkeypatch.setitem(fetch.PROVENANCE, "toy", entries)
+    monkeypatch.setitem(fetch.COLLECTIONS, "toy", entries)
     return entries
 
 
 def test_files_of_an_archive_are_taken_out_of_it_and_it_is_not_kept(server, cache, archive):
     fetch.main(["toy"])
     assert everything_under(cache) == ["toy/a.txt", "toy/b.txt"]
-    assert provenance.read_bytes(archive[0]) == b"a"
-    assert provenance.read_bytes(archive[1]) == CONTENT
+    assert data_files.read_bytes(archive[0]) == b"a"
+    assert data_files.read_bytes(archive[1]) == CONTENT
     assert len(server.asked) == 1
     fetch.main(["toy"])
     assert len(server.asked) == 1
@@ -259,7 +259,7 @@ def test_damaged_archive_is_refused_and_nothing_is_left(server, cache, archive):
 
 def test_archive_without_the_file_is_one_line(server, cache, archive, monkeypatch):
     wrong = DataFile("toy/x.txt", archive[0].url, None, archive=archive[0].archive, member="x.txt")
-    monkeypatch.setitem(fetch.PROVENANCE, "toy", (wrong,))
+    monkeypatch.setitem(fetch.COLLECTIONS, "toy", (wrong,))
     with pytest.raises(fetch.FetchError, match=r"no x\.txt inside that can be read") as error:
         fetch.main(["toy"])
     assert "\n" not in str(error.value)
@@ -270,7 +270,7 @@ def test_archive_comes_from_the_mirror_too(server, cache, archive):
     (path,) = list(server.table)
     server.table = {f"/data/toy{path}": server.table[path]}
     fetch.main(["toy", "--from", f"{server.address}/data"])
-    assert provenance.read_bytes(archive[1]) == CONTENT
+    assert data_files.read_bytes(archive[1]) == CONTENT
 
 
 def test_benchmarks_can_be_fetched():
@@ -302,7 +302,7 @@ def test_unknown_name_is_refused_with_the_nearest_match(name, nearest):
 
 
 def test_every_address_is_pinned_to_a_commit():
-    for collection, entries in fetch.PROVENANCE.items():
+    for collection, entries in fetch.COLLECTIONS.items():
         for entry in entries:
             assert entry.path.startswith(f"{collection}/")
             if "githubusercontent" in entry.url:

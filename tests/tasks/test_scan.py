@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 
 import tasks
-from tasks import scan
-from tasks.base import provenance, storage
+from tasks import fetch, scan
+from tasks.base import data_files, storage
 from tasks.base.task import Example
 
 OFFICIAL = {
@@ -143,7 +143,7 @@ def test_sorted_lines_have_the_checksum_of_the_official_file(variant, part):
 
 def official_lines(data_dir, path: str) -> list[str]:
     content = (data_dir / "scan" / path).read_bytes()
-    assert hashlib.sha256(content).hexdigest() == scan.OFFICIAL_FILES[path].sha256
+    assert hashlib.sha256(content).hexdigest() == scan.DATA_FILES[path].sha256
     return content.decode().splitlines()
 
 
@@ -180,8 +180,8 @@ def test_template_and_filler_files_are_rebuilt_to_the_byte(data_dir, variant, pa
     order = {line: number for number, line in enumerate(official_lines(data_dir, "tasks.txt"))}
     rows = tasks.create("scan", variant=variant).split(part)
     lines = sorted((scan.format_line(row) for row in rows), key=order.__getitem__)
-    assert sha256(lines) == scan.OFFICIAL_FILES[OFFICIAL[variant].format(part)].sha256
-    assert sha256(lines[:-1]) != scan.OFFICIAL_FILES[OFFICIAL[variant].format(part)].sha256
+    assert sha256(lines) == scan.DATA_FILES[OFFICIAL[variant].format(part)].sha256
+    assert sha256(lines[:-1]) != scan.DATA_FILES[OFFICIAL[variant].format(part)].sha256
 
 
 def test_taught_primitive_is_a_tenth_of_train():
@@ -314,7 +314,7 @@ def test_impossible_held_out_is_refused(held_out):
 def test_missing_files_are_named_with_the_command(given, command, tmp_path, monkeypatch):
     monkeypatch.delenv("MOEUT_DATA", raising=False)
     monkeypatch.setenv("MOEUT_CACHE", str(tmp_path))
-    with pytest.raises(provenance.DataMissing) as error:
+    with pytest.raises(data_files.DataMissing) as error:
         tasks.create("scan", **given).splits()
     assert str(error.value).endswith(command)
 
@@ -327,12 +327,12 @@ def place(monkeypatch, tmp_path, table: dict[str, bytes]) -> None:
         goal.parent.mkdir(parents=True, exist_ok=True)
         goal.write_bytes(content)
         entry = replace(
-            scan.OFFICIAL_FILES.get(path, scan.MCD_ARCHIVE),
+            scan.DATA_FILES.get(path, scan.MCD_ARCHIVE),
             sha256=storage.sha256_of(content),
             rows=None,
         )
-        if path in scan.OFFICIAL_FILES:
-            monkeypatch.setitem(scan.OFFICIAL_FILES, path, entry)
+        if path in scan.DATA_FILES:
+            monkeypatch.setitem(scan.DATA_FILES, path, entry)
         else:
             monkeypatch.setattr(scan, "MCD_ARCHIVE", entry)
 
@@ -374,20 +374,24 @@ def test_few_shot_keeps_its_shots_in_train(tmp_path, monkeypatch):
 
 def test_malformed_line_is_refused(tmp_path, monkeypatch):
     place(monkeypatch, tmp_path, {"tasks.txt": b"IN: jump OUT: I_JUMP\njump\n"})
-    with pytest.raises(provenance.DataDamaged, match=r"tasks\.txt:2: 'jump'"):
+    with pytest.raises(data_files.DataDamaged, match=r"tasks\.txt:2: 'jump'"):
         scan.read_rows("tasks.txt")
 
 
-def test_provenance_covers_every_official_file():
-    assert len(scan.OFFICIAL_FILES) == 209
-    assert len({file.path for file in scan.PROVENANCE}) == len(scan.PROVENANCE) == 210
+def test_the_table_covers_every_official_file():
+    assert len(scan.DATA_FILES) == 209
+    assert (
+        len({file.path for file in fetch.COLLECTIONS["scan"]})
+        == len(fetch.COLLECTIONS["scan"])
+        == 210
+    )
     for variant, path in OFFICIAL.items():
-        rows = tuple(scan.OFFICIAL_FILES[path.format(part)].rows for part in ("train", "test"))
+        rows = tuple(scan.DATA_FILES[path.format(part)].rows for part in ("train", "test"))
         assert rows == SIZES[variant]
-    for file in scan.PROVENANCE:
+    for file in fetch.COLLECTIONS["scan"]:
         assert len(file.sha256) == 64
         assert file.url.startswith("https://")
-    default = {file.path for file in scan.PROVENANCE if file.by_default}
+    default = {file.path for file in fetch.COLLECTIONS["scan"] if file.by_default}
     assert "scan/tasks.txt" in default
     assert "scan/scan-splits.tar.gz" in default
     assert len(default) == 4

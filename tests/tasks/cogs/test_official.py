@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from tasks.base.provenance import DataDamaged, DataMissing
+from tasks.base.data_files import DataDamaged, DataMissing
 from tasks.base.scoring import ceiling
 from tasks.base.task import Example
 from tasks.cogs import official
@@ -180,8 +180,8 @@ def test_a_changed_byte_is_refused(data_dir, tmp_path, monkeypatch):
 
 
 @pytest.mark.official
-def test_provenance_is_that_of_the_files(data_dir):
-    for split, file in official.OFFICIAL_FILES.items():
+def test_the_table_is_that_of_the_files(data_dir):
+    for split, file in official.DATA_FILES.items():
         data = (data_dir / "cogs" / f"{split}.tsv").read_bytes()
         assert hashlib.sha256(data).hexdigest() == file.sha256
         assert data.count(b"\n") == file.rows

@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 
-from tasks.base.provenance import DataDamaged
+from tasks.base.data_files import DataDamaged
 from tasks.language import shards
 from tasks.language.shards import ShardWriter, check_files, map_array, token_type
 

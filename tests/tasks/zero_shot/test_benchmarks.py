@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tasks.base.provenance import DataDamaged, DataMissing
+from tasks.base.data_files import DataDamaged, DataMissing
 from tasks.zero_shot import ZERO_SHOT, Likelihood, arc_easy, cbt, get, hellaswag, lambada, score
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.base.provenance import (
+from tasks.base.data_files import (
     DataDamaged,
     DataFile,
     DataMissing,

@@ -23,7 +23,7 @@ class DataDamaged(ValueError):
 
 @dataclass(frozen=True)
 class DataFile:
-    """Provenance of one official file."""
+    """One official file: where it comes from, and what it must hold."""
 
     path: str
     """Path under the data folder, with forward slashes: ``scan/tasks.txt``."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from moeut.decoding import Decoded, evaluation_mode, start
+from moeut.decoding import Decoded, Reader, decode, evaluation_mode, read_prompt
 from moeut.models import DecoderLM
 
 
@@ -36,24 +35,28 @@ def generate(
     prompts of different length. A row ends before the token ``stop``. ``temperature`` 0 takes the
     most likely token; otherwise one is drawn by ``generator`` from ``probabilities``. Only ids
     below ``num_ids`` are written: a vocabulary may be larger than its tokenizer's. ``on_token`` is
-    called after each step with the tokens (B,) and with which rows they belong to (B,) bool.
-    Without ``use_cache`` the whole text is read again for every token, to the same result within
-    rounding. Raises ValueError for a number out of range, for an empty prompt, and for logits that
-    are not finite.
+    called after each step with the tokens (B,) and with which rows still run (B,) bool. Without
+    ``use_cache`` each step reads the whole text again, to the same result within rounding. Raises
+    ValueError for a number out of range, for an empty prompt, and for logits that are not finite.
     """
     check_settings(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens)
     if not bool(prompt_mask[:, :1].all()):
         raise ValueError("prompts: one is empty; there is nothing to continue")
     with evaluation_mode(model):
-        next_logits = _cached if use_cache else _reread
-        reader = next_logits(model, prompts, prompt_mask, num_repeats)
-        return _generate(
+        reader: Reader
+        if use_cache:
+            reader = read_prompt(
+                model, prompts, prompt_mask, bidirectional=False, num_repeats=num_repeats
+            )
+        else:
+            reader = _Rereader(model, prompts, prompt_mask, num_repeats)
+        return decode(
             reader,
-            prompts.shape[0],
             lambda logits: _choose(logits[:, :num_ids], temperature, top_k, top_p, generator),
-            max_tokens=max_tokens,
-            stop=stop,
+            end=stop,
             pad=pad,
+            max_length=max_tokens,
+            drops_ended=False,
             on_token=on_token,
         )
 
@@ -77,10 +80,10 @@ def probabilities(
 ) -> Tensor:
     """Return the distribution (B, V) that is drawn from.
 
-    The softmax of ``logits / temperature``, of which ``top_k`` keeps the k most likely tokens, and
-    then ``top_p`` the smallest set of most likely ones that together have at least that
+    That is the softmax of ``logits / temperature``, of which ``top_k`` keeps the k most likely
+    tokens, and then ``top_p`` the smallest set of most likely ones that together have at least that
     probability (nucleus sampling, arXiv 1904.09751); what is kept adds up to 1 again. Of equally
-    likely tokens, those with the lower ids are kept.
+    likely tokens, those with the lower ids are kept. ``logits`` is (B, V).
     """
     # In float64, and from 0 downwards: a temperature may be too small for float32.
     logits = logits.double()
@@ -112,60 +115,30 @@ def _choose(
 
 
 class _Rereader:
-    """Reads everything again for each token: what the cache is compared with."""
+    """Read everything again for each token: what the cache is compared with."""
 
-    def __init__(self, model: DecoderLM, prompts: Tensor, mask: Tensor, repeats: int | None):
-        self.model, self.repeats = model, repeats
-        self.rows = [row[real] for row, real in zip(prompts, mask, strict=True)]
+    def __init__(
+        self, model: DecoderLM, prompts: Tensor, prompt_mask: Tensor, num_repeats: int | None
+    ) -> None:
+        self.model, self.num_repeats = model, num_repeats
+        self.rows = [row[real] for row, real in zip(prompts, prompt_mask, strict=True)]
         self.logits = self._read()
 
     def advance(self, tokens: Tensor) -> None:
+        """Read the rows again with one more token (N,) each."""
         pairs = zip(self.rows, tokens[:, None], strict=True)
         self.rows = [torch.cat((row, one)) for row, one in pairs]
         self.logits = self._read()
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with the given rows (M,) only."""
+        self.rows = [self.rows[row] for row in rows.tolist()]
 
     def _read(self) -> Tensor:
         lengths = torch.tensor([len(row) for row in self.rows], device=self.rows[0].device)
         tokens = torch.nn.utils.rnn.pad_sequence(self.rows, batch_first=True)
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         output = self.model(
-            tokens, padding_mask=columns < lengths[:, None], num_repeats=self.repeats
+            tokens, padding_mask=columns < lengths[:, None], num_repeats=self.num_repeats
         )
         return output.logits[torch.arange(len(self.rows), device=tokens.device), lengths - 1]
-
-
-def _reread(model: DecoderLM, prompts: Tensor, mask: Tensor, repeats: int | None) -> Any:
-    return _Rereader(model, prompts, mask, repeats)
-
-
-def _cached(model: DecoderLM, prompts: Tensor, mask: Tensor, repeats: int | None) -> Any:
-    return start(model, prompts, mask, bos=0, num_repeats=repeats, bidirectional_prompt=False)
-
-
-def _generate(
-    reader: Any,
-    batch: int,
-    choose: Callable[[Tensor], Tensor],
-    *,
-    max_tokens: int,
-    stop: int | None,
-    pad: int,
-    on_token: Callable[[Tensor, Tensor], None] | None,
-) -> Decoded:
-    device = reader.logits.device
-    tokens = torch.full((batch, max_tokens), pad, dtype=torch.int64, device=device)
-    lengths = torch.full((batch,), max_tokens, dtype=torch.int64, device=device)
-    running = torch.ones(batch, dtype=torch.bool, device=device)
-    for step in range(max_tokens):
-        chosen = choose(reader.logits)
-        if stop is not None:
-            ended = running & (chosen == stop)
-            lengths[ended] = step
-            running = running & ~ended
-        tokens[:, step] = torch.where(running, chosen, pad)
-        if on_token is not None:
-            on_token(tokens[:, step], running)
-        if step == max_tokens - 1 or not bool(running.any()):
-            break
-        reader.advance(tokens[:, step])
-    return Decoded(tokens[:, : int(lengths.max()) if batch else 0], lengths, ~running)

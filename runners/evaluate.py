@@ -2,139 +2,88 @@
 
 A language model, of a run or a ``.ckpt`` file, on zero-shot benchmarks too: ``--task blimp``.
 
-The weights scored are those that the run's ``select`` names. A damaged checkpoint is refused: the
-one before it is of another step. Nothing is written.
+The weights scored are those that the run's ``select`` names. Nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from moeut.saving import check_fit
-from runners.config.schema import ConfigError, RunConfig
-from runners.process import environment, signals
-from runners.process.checkpoint import Checkpoint, check_run, list_checkpoints, load_checkpoint
-from runners.process.run_directory import RunDirectory
+from runners.process import signals
 from runners.process.signals import Stopped
-from runners.process.terminal import make_console
+from runners.process.terminal import bad_input_in_one_line, make_console
+from runners.reporting import zero_shot as zero_shot_report
 from runners.reporting.run_result import Score, to_plain
 from runners.scoring import zero_shot
-from runners.scoring.splits import split_scorer
-from runners.training.experiment import Built, build, build_model
+from runners.scoring.finished_run import choose_rows, load_finished_run, score_finished_run
+from runners.scoring.language_model import add_tokenizer_argument
+from runners.scoring.likelihoods import BATCH_SIZE
 from tasks.base.command_line import Parser
-from tasks.base.options import nearest
+from tasks.zero_shot import ZERO_SHOT
+
+EXAMPLES = """examples:
+  python -m runners.evaluate runs/cogs/moeut-1a2b3c4d/seed0 --split gen --repeats 4,8,16
+  python -m runners.evaluate runs/lm_44m/moeut-1a2b3c4d/seed0 --task blimp --task piqa
+  python -m runners.evaluate c4_moeut.ckpt --task all --format markdown
+
+A .ckpt file is one of the paper's training code; its SentencePiece file *.model lies beside it."""
 
 
-def evaluate_run(
-    directory: Path,
-    *,
-    splits: Sequence[str] = (),
-    repeats: Sequence[int] = (),
-    rows_per_category: int | None = None,
-    all_rows: bool = False,
-    stop: signals.Stop | None = None,
-) -> list[Score]:
-    """Score a finished run's selected weights and return the scores, split by split.
+@bad_input_in_one_line
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = _parser().parse_args(arguments)
+    _check_group(options)
+    evaluate = _evaluate_benchmarks if options.task else _evaluate_splits
+    with signals.Stop(announce=True) as stop:
 
-    Args:
-        directory: of the run.
-        splits: names; none: those that the run scores at its end.
-        repeats: depths; none: the model's own.
-        rows_per_category: instead of the run's own setting.
-        all_rows: score every row, whatever the run's setting.
-        stop: asked before every batch.
+        def check() -> None:
+            if stop.requested:
+                raise Stopped("stopped while scoring; nothing was written")
 
-    Raises:
-        ConfigError: no finished run, an unknown split, a depth that the model cannot take, or data
-            that has changed since.
-        Damaged: its last checkpoint is not what was written.
-        Refused: its last checkpoint is another run's.
-        Stopped: a stop was asked for.
-    """
-    if directory.is_file():
-        raise ConfigError(
-            f"{directory}: a file, which has no splits of its own; expected the directory of a "
-            f"run, or --task with a zero-shot benchmark"
-        )
-    files = RunDirectory(directory)
-    if files.status() != "done":
-        hint = "; it is a sweep's: name a run" if (directory / "sweep.json").is_file() else ""
-        raise ConfigError(f"{directory}: holds no finished run (no {files.result.name}){hint}")
-    config = files.read_config()
-    built = build(config)
-    device = environment.choose_device(config.train)
-    environment.prepare_process(config.train, device)
-    model = build_model(built.model_config, device)
-    checkpoints = list_checkpoints(files.checkpoints)
-    if not checkpoints:
-        raise ConfigError(f"{files.checkpoints}: holds no checkpoint")
-    checkpoint = load_checkpoint(checkpoints[-1])
-    check_run(checkpoint, files.read_record().hash)
-    _check_data(checkpoint, built)
-    weights = checkpoint.weights("model" if config.selection_split is None else "best")
-    check_fit(model, weights, str(checkpoint.path))
-    model.load_state_dict(weights)
+        try:
+            evaluate(options, check)
+        except Stopped as error:
+            print(error, file=sys.stderr)
+            return stop.exit_status
+    return signals.DONE
 
-    wanted = dataclasses.replace(config.evaluate, rows_per_category=rows_per_category)
-    settings = wanted if all_rows or rows_per_category is not None else config.evaluate
 
-    def on_batch(done: int, total: int) -> None:
-        if stop is not None and stop.requested:
-            raise Stopped("stopped while scoring; nothing was written")
-
-    scorer = split_scorer(built.objective)(
-        model=model,
-        built=built,
-        config=settings,
-        device=device,
-        precision=config.train.precision,
-        on_batch=on_batch,
+def _evaluate_splits(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    run = load_finished_run(options.run)
+    settings = choose_rows(
+        run.config.evaluate,
+        rows_per_category=options.rows_per_category,
+        all_rows=options.all_rows,
     )
-    return [
-        scorer.score(split, repeats=depth).score
-        for split in _splits(built, config, splits)
-        for depth in _depths(built, repeats)
-    ]
+    scores = score_finished_run(
+        run, splits=options.split, repeats=options.repeats, settings=settings, check=check
+    )
+    if options.json:
+        print(json.dumps(to_plain(scores), indent=1))
+    else:
+        print_table(scores, make_console())
 
 
-def _check_data(checkpoint: Checkpoint, built: Built) -> None:
-    """Refuse to score on other data than the run's, as when a file was changed since."""
-    before, now = checkpoint.state["identity"]["data_hash"], built.task.data_hash()
-    if before != now:
-        raise ConfigError(
-            f"{checkpoint.path}: was trained on data that is no longer what the run's config names "
-            f"(data hash {before[:12]}…, now {now[:12]}…): its scores would be of something else"
-        )
-
-
-def _splits(built: Built, config: RunConfig, splits: Sequence[str]) -> list[str]:
-    known = list(built.task.splits())
-    for split in splits:
-        if split not in known:
-            raise ConfigError(
-                f"--split {split}: expected one of {', '.join(known)}{nearest(split, known)}"
-            )
-    return list(splits) or built.final_splits(config)
-
-
-def _depths(built: Built, repeats: Sequence[int]) -> list[int | list[int]]:
-    own = built.default_repeats
-    if not repeats:
-        return [own]
-    if not built.is_shared:
-        raise ConfigError(
-            f"--repeats {','.join(map(str, repeats))}: the layers of this model are not shared, so "
-            f"its depth is fixed"
-        )
-    return [[number, number] if isinstance(own, list) else number for number in repeats]
+def _evaluate_benchmarks(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    reports = zero_shot.evaluate_path(
+        options.run,
+        options.task,
+        limit=options.limit,
+        batch_size=BATCH_SIZE if options.batch_size is None else options.batch_size,
+        repeats=options.repeats,
+        tokenizer=options.tokenizer,
+        check=check,
+    )
+    style = "json" if options.json else options.format or "table"
+    zero_shot_report.show(reports, style, make_console())
 
 
 def print_table(scores: Sequence[Score], console: Console) -> None:
@@ -158,29 +107,18 @@ def print_table(scores: Sequence[Score], console: Console) -> None:
     console.print(table)
 
 
-def _numbers(text: str) -> list[int]:
-    """Read ``4,8,16``."""
-    try:
-        numbers = [int(word) for word in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected depths of at least 1, as 4,8,16")
-    return numbers
+# --- the command line -------------------------------------------------------------------
+
+OF_SPLITS = ("split", "rows_per_category", "all_rows")
+OF_BENCHMARKS = ("limit", "batch_size", "tokenizer", "format")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m runners.evaluate",
         description="Score a finished run on any split and at any depth, or a language model\n"
         "on zero-shot benchmarks. Scores are printed; nothing is written.",
-        epilog="""examples:
-  python -m runners.evaluate runs/cogs/moeut-1a2b3c4d/seed0 --split gen --repeats 4,8,16
-  python -m runners.evaluate runs/lm_44m/moeut-1a2b3c4d/seed0 --task blimp --task piqa
-  python -m runners.evaluate c4_moeut.ckpt --task all --format markdown
-
-A .ckpt file is one of the paper's training code; its SentencePiece file *.model lies beside it.""",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -194,6 +132,12 @@ A .ckpt file is one of the paper's training code; its SentencePiece file *.model
         help="depths of a model that shares layers, as 4,8,16; its own where left out",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with every table")
+    _add_split_options(parser)
+    _add_benchmark_options(parser)
+    return parser
+
+
+def _add_split_options(parser: Parser) -> None:
     group = parser.add_argument_group("splits of the run's own task")
     group.add_argument(
         "--split",
@@ -209,38 +153,50 @@ A .ckpt file is one of the paper's training code; its SentencePiece file *.model
         help="score only N rows of each category, instead of the run's own setting",
     )
     group.add_argument("--all-rows", action="store_true", help="score every row")
-    zero_shot.add_options(parser)
-    options = parser.parse_args(arguments)
-    with signals.Stop(announce=True) as stop:
-        try:
-            zero_shot.check_options(options)
-            if options.task:
-                return zero_shot.run(options, stop)
-            if options.rows_per_category is not None and options.rows_per_category < 1:
-                raise ConfigError(
-                    f"--rows-per-category {options.rows_per_category}: must be at least 1"
-                )
-            scores = evaluate_run(
-                options.run,
-                splits=options.split,
-                repeats=options.repeats,
-                rows_per_category=options.rows_per_category,
-                all_rows=options.all_rows,
-                stop=stop,
-            )
-        except BrokenPipeError:  # the reader of the tables has gone
-            raise
-        except (ValueError, OSError) as error:
-            print(error, file=sys.stderr)
-            return signals.BAD_INPUT
-        except Stopped as error:
-            print(error, file=sys.stderr)
-            return stop.exit_status
-    if options.json:
-        print(json.dumps(to_plain(scores), indent=1))
-    else:
-        print_table(scores, make_console())
-    return signals.DONE
+
+
+def _add_benchmark_options(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "zero-shot benchmarks of a language model",
+        "from local files (python -m tasks.fetch blimp brings them); RUN may also be\n"
+        "a checkpoints/step_… or a .ckpt file, for no training data is read",
+    )
+    group.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"{', '.join(ZERO_SHOT)}, or {zero_shot.ALL}; may be repeated",
+    )
+    group.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N questions of each file"
+    )
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", help=f"continuations read at once ({BATCH_SIZE})"
+    )
+    add_tokenizer_argument(group)
+    group.add_argument(
+        "--format", choices=zero_shot_report.FORMATS, help="how tables are printed (table)"
+    )
+
+
+def _check_group(options: argparse.Namespace) -> None:
+    """Raise ValueError for options that do not go together."""
+    for name in OF_SPLITS if options.task else OF_BENCHMARKS:
+        if getattr(options, name) not in (None, False, []):
+            other = "only without --task" if options.task else "only with --task"
+            raise ValueError(f"--{name.replace('_', '-')}: {other}")
+
+
+def _numbers(text: str) -> list[int]:
+    """Read ``4,8,16``."""
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected depths of at least 1, as 4,8,16")
+    return numbers
 
 
 if __name__ == "__main__":

@@ -7,12 +7,17 @@ Needs the extra ``[hf]``.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from runners.config.schema import ConfigError
 from runners.process import signals
-from runners.scoring.language_model import LanguageModel, add_model_argument, load_language_model
+from runners.process.terminal import bad_input_in_one_line
+from runners.scoring.language_model import (
+    LanguageModel,
+    add_model_argument,
+    add_tokenizer_argument,
+    load_language_model,
+)
 from tasks.base.command_line import Parser
 
 
@@ -43,6 +48,7 @@ def export(loaded: LanguageModel, folder: Path) -> None:
     loaded.tokenizer.save(folder)
 
 
+@bad_input_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = Parser(
@@ -64,16 +70,10 @@ read it back, where moeut is installed, with:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder to write; new or empty"
     )
-    parser.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="where none lies with the weights"
-    )
+    add_tokenizer_argument(parser)
     options = parser.parse_args(arguments)
-    try:
-        loaded = load_language_model(options.model, tokenizer=options.tokenizer, device="cpu")
-        export(loaded, options.output)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return signals.BAD_INPUT
+    loaded = load_language_model(options.model, tokenizer=options.tokenizer, device="cpu")
+    export(loaded, options.output)
     written = ", ".join(sorted(file.name for file in options.output.iterdir()))
     print(f"{options.output}: {loaded.name}: {written}")
     return signals.DONE

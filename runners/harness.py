@@ -22,16 +22,19 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeut.sampling import generate
 from runners.process import signals
-from runners.scoring.language_model import LanguageModel, load_language_model
+from runners.process.terminal import bad_input_in_one_line
+from runners.scoring.continuation import Settings, continue_ids
+from runners.scoring.language_model import (
+    LanguageModel,
+    add_tokenizer_argument,
+    load_language_model,
+)
 from runners.scoring.likelihoods import BATCH_SIZE, Request, encode, score_requests
-from runners.training.batches import padded_batch
 from tasks.base.command_line import Parser
 from tasks.zero_shot import Likelihood
 
@@ -168,20 +171,17 @@ def _continue_alike(
     rows = [(start + tokenizer.encode(prompt))[-room:] for prompt in prompts]
     if not all(rows):
         raise ValueError("an empty prompt, and a tokenizer without a boundary to begin after")
-    tokens, mask = padded_batch(rows, 0, language.device)
-    with language.autocast():
-        decoded = generate(
-            language.model,
-            tokens,
-            mask,
+    decoded = continue_ids(
+        language,
+        rows,
+        Settings(
             max_tokens=max_tokens,
             temperature=float(settings.get("temperature") or 1.0) if sampled else 0.0,
             top_k=settings.get("top_k") if sampled else None,
             top_p=settings.get("top_p") if sampled else None,
-            stop=tokenizer.boundary_id,
-            num_ids=tokenizer.vocabulary_size,
-            num_repeats=num_repeats,
-        )
+            repeats=num_repeats,
+        ),
+    )
     texts = []
     for row, length in zip(decoded.tokens.tolist(), decoded.lengths.tolist(), strict=True):
         text = tokenizer.decode(row[:length])
@@ -194,8 +194,43 @@ def _continue_alike(
 # --- the command ------------------------------------------------------------------------
 
 
+@bad_input_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    options = _parser().parse_args(arguments)
+    library = _need("lm_eval")
+    _check(options)
+    language = load_language_model(options.run, tokenizer=options.tokenizer)
+    model = harness_model(language, batch_size=options.batch_size, num_repeats=options.repeats)
+    manager = _need("lm_eval.tasks").TaskManager(
+        include_path=None if options.include_path is None else str(options.include_path)
+    )
+    names = [name for name in options.tasks.split(",") if name]
+    unknown = [name for name in names if not manager.match_tasks([name])]
+    if unknown:
+        raise ValueError(f"--tasks {','.join(unknown)}: not among the harness's tasks")
+    results = library.simple_evaluate(model, tasks=names, limit=options.limit, task_manager=manager)
+    if options.json:
+        print(json.dumps({"results": results["results"]}, indent=1, default=str))
+    else:
+        make_table = _need("lm_eval.utils").make_table
+        print(make_table(results))
+        if "groups" in results:
+            print(make_table(results, "groups"))
+    return signals.DONE
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise ValueError for an option that is out of range."""
+    for name in ("limit", "batch_size"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {number}: must be at least 1")
+    if options.include_path is not None and not options.include_path.is_dir():
+        raise ValueError(f"--include-path {options.include_path}: no such folder")
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m runners.harness",
         description="Evaluate a language model with lm-evaluation-harness, which downloads the\n"
@@ -222,41 +257,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--repeats", type=int, metavar="N", help="depth, instead of the model's own"
     )
-    parser.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="where none lies with the weights"
-    )
+    add_tokenizer_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the harness's results as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        library = _need("lm_eval")
-        for name in ("limit", "batch_size"):
-            number = getattr(options, name)
-            if number is not None and number < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {number}: must be at least 1")
-        if options.include_path is not None and not options.include_path.is_dir():
-            raise ValueError(f"--include-path {options.include_path}: no such folder")
-        language = load_language_model(options.run, tokenizer=options.tokenizer)
-        model = harness_model(language, batch_size=options.batch_size, num_repeats=options.repeats)
-        manager = _need("lm_eval.tasks").TaskManager(
-            include_path=None if options.include_path is None else str(options.include_path)
-        )
-        names = [name for name in options.tasks.split(",") if name]
-        unknown = [name for name in names if not manager.match_tasks([name])]
-        if unknown:
-            raise ValueError(f"--tasks {','.join(unknown)}: not among the harness's tasks")
-        results = library.simple_evaluate(
-            model, tasks=names, limit=options.limit, task_manager=manager
-        )
-    except (ValueError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return signals.BAD_INPUT
-    if options.json:
-        print(json.dumps({"results": results["results"]}, indent=1, default=str))
-    else:
-        print(_need("lm_eval.utils").make_table(results))
-        if "groups" in results:
-            print(_need("lm_eval.utils").make_table(results, "groups"))
-    return signals.DONE
+    return parser
 
 
 if __name__ == "__main__":

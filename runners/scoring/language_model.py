@@ -111,6 +111,13 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tokenizer_argument(parser: argparse._ActionsContainer) -> None:
+    """Add the option that names the tokenizer of a model that has none beside it."""
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="where none lies with the weights"
+    )
+
+
 def _from_run(path: Path, tokenizer: Path | None) -> LanguageModel:
     is_step = path.name.startswith("step_")
     files = RunDirectory(path.resolve().parent.parent if is_step else path)

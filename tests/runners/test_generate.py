@@ -14,7 +14,8 @@ import torch
 
 from moeut.sampling import generate
 from runners import generate as command
-from runners.generate import Speed, TextStream, main
+from runners.generate import main
+from runners.scoring.continuation import Speed, TextStream
 from runners.scoring.language_model import load_language_model
 from tasks.language.tokenizers import Bytes
 from tasks.language.train_tokenizer import train_tokenizer

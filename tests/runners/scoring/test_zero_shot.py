@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from runners import evaluate
 from runners.process import signals
+from runners.process.signals import Stopped
 from runners.scoring import zero_shot
 from runners.scoring.language_model import load_language_model
 from runners.scoring.likelihoods import encode, score_requests
@@ -363,8 +364,8 @@ def test_a_signal_stops_between_batches(tiny_language_model, blimp_files, monkey
     def check() -> None:
         asked.append(None)
         if len(asked) == 2:
-            raise zero_shot.Stopped("now")
+            raise Stopped("now")
 
-    with pytest.raises(zero_shot.Stopped):
+    with pytest.raises(Stopped):
         zero_shot.evaluate_path(Path("x"), ["blimp"], batch_size=4, check=check)
     assert len(asked) == 2

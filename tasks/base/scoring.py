@@ -15,7 +15,7 @@ from tasks.base.metrics import (
     is_label,
     measure,
 )
-from tasks.base.task import Example, ExampleTask
+from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask
 
 Table = dict[str, dict[str, float]]
 """Row label → {metric: share right, "rows": count}."""
@@ -73,7 +73,7 @@ def table_by(
 
 def ceiling(task: ExampleTask, examples: Sequence[Example]) -> float:
     """Return the share of rows whose every target token occurs in a training target."""
-    known = {token for row in task.splits()[task.train_split] for token in row.target}
+    known = set(task.vocabularies()[1].tokens)
     return sum(known.issuperset(example.target) for example in examples) / len(examples)
 
 
@@ -83,20 +83,15 @@ def chance(task: ExampleTask, examples: Sequence[Example]) -> float:
     Classification: 1 / number of classes. Sequences: each token, and then the end, is guessed among
     the V target tokens of train and the end token: the mean over rows of (V + 1)^-(n + 1).
     """
-    train = task.splits()[task.train_split]
     if task.kind == "classification":
-        return 1 / len({row.target for row in train})
-    choices = len({token for row in train for token in row.target}) + 1
+        return 1 / len(task.classes())
+    choices = len(task.vocabularies()[1]) - len(SPECIAL_TOKENS) + 1
     return sum(float(choices) ** -(len(e.target) + 1) for e in examples) / len(examples)
 
 
 def majority(task: ExampleTask, examples: Sequence[Example]) -> float:
-    """Return the score of always answering with train's most frequent target.
-
-    Of several equally frequent ones the first in sorted order is taken.
-    """
-    counts = collections.Counter(row.target for row in task.splits()[task.train_split])
-    answer = min(counts, key=lambda target: (-counts[target], target))
+    """Return the score of always answering with train's most frequent target."""
+    answer = task.majority_target()
     return sum(example.target == answer for example in examples) / len(examples)
 
 

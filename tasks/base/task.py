@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -169,7 +170,7 @@ class ExampleTask(Task[Sequence[Example]]):
 
     A split is a sequence of rows. Where rows are made when they are asked for, row i from the seed
     and i, a subclass also replaces what walks over all of them: ``vocabularies``, ``classes``,
-    ``max_source_length``, ``max_target_length`` and ``data_hash``.
+    ``majority_target``, ``max_source_length``, ``max_target_length`` and ``data_hash``.
     """
 
     def vocabularies(self) -> tuple[Vocabulary, Vocabulary]:
@@ -182,6 +183,11 @@ class ExampleTask(Task[Sequence[Example]]):
     def classes(self) -> tuple[str, ...]:
         """Return the class labels of a classification task, sorted, from train only."""
         return tuple(sorted({example.target[0] for example in self.splits()[self.train_split]}))
+
+    def majority_target(self) -> tuple[str, ...]:
+        """Return train's most frequent target; of equally frequent ones the first when sorted."""
+        counts = collections.Counter(row.target for row in self.splits()[self.train_split])
+        return min(counts, key=lambda target: (-counts[target], target))
 
     def max_source_length(self) -> int:
         """Return the longest source over all splits, in tokens."""

@@ -9,13 +9,15 @@ import importlib
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import pytest
 
 import tasks
-from tasks.base import options
+from tasks.base import options, scoring
+from tasks.base.metrics import Answers, Prediction
 from tasks.base.options import OptionError
 from tasks.base.task import BOS, EOS, PAD, UNKNOWN, Example, ExampleTask, Vocabulary, select_rows
 
@@ -197,6 +199,54 @@ def test_docstring_examples_of_every_task_are_true(name):
     result = doctest.testmod(module)
     assert result.attempted > 0, f"{module.__name__} has no worked example"
     assert result.failed == 0
+
+
+class Counted(Sequence):
+    """More rows than fit in memory: row i is made from i when it is asked for."""
+
+    def __len__(self) -> int:
+        return 10**12
+
+    def __getitem__(self, index):
+        bits = tuple(f"{index % 16:04b}")
+        return Example(bits, (str(bits.count("1") % 2),))
+
+    def __iter__(self):
+        raise AssertionError("nothing may walk over all rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity(ExampleTask):
+    """Whether the number of ones is odd."""
+
+    name: ClassVar[str] = "parity"
+    kind: ClassVar[str] = "classification"
+
+    def build_splits(self):
+        return {"train": Counted(), "test": [Example(("1",), ("1",)), Example(("0",), ("0",))]}
+
+    def vocabularies(self):
+        return Vocabulary("01"), Vocabulary("01")
+
+    def classes(self):
+        return ("0", "1")
+
+    def majority_target(self):
+        return ("0",)
+
+    def data_hash(self):
+        return "rows by index, version 1"
+
+
+def test_rows_may_be_made_when_they_are_asked_for():
+    task = Parity()
+    assert task.split("train")[7 + 16 * 10**9] == Example(tuple("0111"), ("1",))
+    assert (len(task.split("train")), task.data_hash()) == (10**12, "rows by index, version 1")
+    rows = task.split("test")
+    answers = Answers(rows, [Prediction(("1",)), Prediction(("1",))])
+    scores = scoring.score(task, answers)
+    assert scores.metrics == {"accuracy": 0.5}
+    assert (scores.ceiling, scores.chance, scores.majority) == (1.0, 0.5, 0.5)
 
 
 def test_every_entry_of_the_menu_leads_to_the_task_of_its_name():

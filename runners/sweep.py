@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(directory: Path, *, with_figures: bool) -> None:
-    from runners.report import print_report, write_report
+    from runners.reporting.page import print_report, write_report
 
     results, trouble = write_report(directory, with_figures=with_figures)
     print_report(results)

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from runners.reporting.results import Outcome, Setting, SweepResults, compact
-from runners.reporting.run_result import Depth
+from runners.reporting.results import Setting, SweepResults, compact
 from runners.reporting.statistics import LEVEL, TOO_SMALL, Comparison, compare_family, summarize
 from runners.reporting.tables import (
     MISSING,
@@ -73,13 +72,13 @@ def best_settings(results: SweepResults) -> set[str] | None:
 def main_table(results: SweepResults) -> Table:
     """Return the comparison: size, cost, accuracy in and out of distribution, test."""
     tests, best = against_baseline(results), best_settings(results)
-    outside = _common(results, results.headline_split)
+    outside = common(results, results.headline_split)
     columns = ["model", *(key.rpartition(".")[2] for key in results.grid_keys)]
     columns += ["parameters", "MACs/token", "tokens seen", "wall time", "n"]
     beside = _beside_headline(results)
     columns += [title for title, _ in beside]
     main = len(columns)
-    columns += [f"{outside or 'headline'} {_titled(_metric(results))}"]
+    columns += [f"{outside or 'headline'} {titled(_metric(results))}"]
     columns += ["95 % CI", "every seed", f"p against {results.baseline}"]
     rows, bold = [], set()
     for index, setting in enumerate(results.settings):
@@ -117,11 +116,12 @@ def main_table(results: SweepResults) -> Table:
 def _metric(results: SweepResults) -> str:
     """Return the name of what the main column shows."""
     if any(setting.done for setting in results.settings):
-        return _common(results, results.headline_metric) or "accuracy"
+        return common(results, results.headline_metric) or "accuracy"
     return results.headline_metric(results.settings[0])
 
 
-def _titled(metric: str) -> str:
+def titled(metric: str) -> str:
+    """Return the name of a metric, with an arrow where lower is better."""
     return f"{metric} ↓" if is_lower_better(metric) else metric
 
 
@@ -132,8 +132,8 @@ def _beside_headline(results: SweepResults) -> list[tuple[str, Callable[[Setting
     give its perplexity.
     """
     metric = _metric(results)
-    outside = _common(results, results.headline_split)
-    inside = _common(results, _inside)
+    outside = common(results, results.headline_split)
+    inside = common(results, _inside)
 
     def in_distribution(setting: Setting) -> str:
         split, own = _inside(setting), results.headline_metric(setting)
@@ -146,9 +146,9 @@ def _beside_headline(results: SweepResults) -> list[tuple[str, Callable[[Setting
     columns: list[tuple[str, Callable[[Setting], str]]] = []
     done = [setting for setting in results.settings if setting.done]
     if not done or any(_has_inside(results, setting) for setting in done):
-        columns.append((f"{inside or 'in distribution'} {_titled(metric)}", in_distribution))
+        columns.append((f"{inside or 'in distribution'} {titled(metric)}", in_distribution))
     if metric != "perplexity" and "perplexity" in results.metrics():
-        columns.append((f"{outside or 'headline'} {_titled('perplexity')}", perplexity))
+        columns.append((f"{outside or 'headline'} {titled('perplexity')}", perplexity))
     return columns
 
 
@@ -289,165 +289,7 @@ def _spread(values: list[Any]) -> float:
     return 0.0 if all(value == values[0] for value in values) else math.inf
 
 
-def _common(results: SweepResults, read: Callable[[Setting], Any]) -> Any:
+def common(results: SweepResults, read: Callable[[Setting], Any]) -> Any:
     """Return what every setting with results agrees on, or None."""
     found = {read(setting) for setting in results.settings if setting.done}
     return found.pop() if len(found) == 1 else None
-
-
-def splits_table(results: SweepResults) -> Table:
-    """Return every metric of every split at the models' own depth."""
-    rows = []
-    for split in results.splits():
-        for metric in results.metrics():
-            cells = [
-                mean_std(setting.values(split, metric), metric) for setting in results.settings
-            ]
-            if any(cell != MISSING for cell in cells):
-                rows.append([split, _titled(metric), _rows(results, split), *cells])
-    labels = [setting.label for setting in results.settings]
-    return Table(
-        name=f"{results.name}-splits",
-        title="Every split and metric",
-        columns=["split", "metric", "rows", *labels],
-        rows=rows,
-    )
-
-
-def _rows(results: SweepResults, split: str) -> str:
-    for run in results.runs:
-        score = run.score(split)
-        if score is not None:
-            rows, available = score.rows, score.rows_available
-            return count(rows) if rows == available else f"{count(rows)} of {count(available)}"
-    return MISSING
-
-
-def breakdown_tables(results: SweepResults) -> list[Table]:
-    """Return the tables per category, per difficulty and those of the task alone, per split."""
-    tables = []
-    difficulty = _common(results, difficulty_name) or "difficulty"
-    for split in results.splits():
-        scores = [score for run in results.runs if (score := run.score(split)) is not None]
-        for group in dict.fromkeys(name for score in scores for name in score.groups()):
-            name = difficulty if group == "difficulty" else group
-            table = _breakdown(results, split, name, group)
-            if len(table.rows) > 1:
-                tables.append(table)
-    return tables
-
-
-def difficulty_name(setting: Setting) -> str | None:
-    """Return what the task of a setting calls the difficulty of a row."""
-    return setting.first(lambda result: result.task.difficulty_name)
-
-
-def _breakdown(results: SweepResults, split: str, name: str, group: str) -> Table:
-    def found(run: Outcome) -> dict[str, dict[str, float]]:
-        score = run.score(split)
-        return {} if score is None else score.groups().get(group, {})
-
-    keys = list(dict.fromkeys(key for run in results.runs for key in found(run)))
-    keys.sort(key=_natural)
-    rows = []
-    for key in keys:
-        sizes = {int(found(run)[key]["rows"]) for run in results.runs if key in found(run)}
-        cells = []
-        for setting in results.settings:
-            metric = results.headline_metric(setting)
-            entries = (found(run).get(key, {}).get(metric) for run in setting.done)
-            there = [v for v in entries if v is not None and math.isfinite(v)]
-            cells.append(mean_std(there, metric))
-        rows.append([key, " or ".join(map(count, sorted(sizes))), *cells])
-    slug = "".join(c if c.isalnum() else "-" for c in f"{split}-{name}")
-    return Table(
-        name=f"{results.name}-{slug}",
-        title=f"{split}: by {name}",
-        columns=[name, "rows", *(setting.label for setting in results.settings)],
-        rows=rows,
-    )
-
-
-def _natural(key: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(key), ""
-    except ValueError:
-        return 1, 0.0, key
-
-
-def depth_tables(results: SweepResults) -> list[Table]:
-    """Return, for each split, accuracy by the depth at which shared models were evaluated."""
-    tables = []
-    for split in results.splits():
-        deep = [s for s in results.settings if len(depth_values(results, s, split)) > 1]
-        if not deep:
-            continue
-        by_setting = [depth_values(results, setting, split) for setting in deep]
-        depths = sorted({depth for values in by_setting for depth in values}, key=_depth_key)
-        rows = []
-        for depth in depths:
-            cells = []
-            for setting, values in zip(deep, by_setting, strict=True):
-                star = "*" if depth == trained_depth(setting, split) else ""
-                metric = results.headline_metric(setting)
-                cells.append(mean_std(values.get(depth, []), metric) + star)
-            shown = " + ".join(map(str, depth)) if isinstance(depth, tuple) else str(depth)
-            rows.append([shown, *cells])
-        tables.append(
-            Table(
-                name=f"{results.name}-{split}-depth",
-                title=f"{split}: by depth at evaluation",
-                columns=["repeats", *(setting.label for setting in deep)],
-                rows=rows,
-                notes=["* the depth of training."],
-            )
-        )
-    return tables
-
-
-def _depth_key(depth: Depth) -> tuple[int, ...]:
-    return depth if isinstance(depth, tuple) else (depth, depth)
-
-
-def depth_values(results: SweepResults, setting: Setting, split: str) -> dict[Depth, list[float]]:
-    """Return every seed's headline metric of a split by repeats."""
-    metric = results.headline_metric(setting)
-    found: dict[Depth, list[float]] = {}
-    for run in setting.done:
-        for score in run.scores:
-            value = score.metrics.get(metric)
-            if score.split == split and score.depth is not None and value is not None:
-                found.setdefault(score.depth, []).append(value)
-    return {
-        depth: [value for value in values if math.isfinite(value)]
-        for depth, values in found.items()
-    }
-
-
-def trained_depth(setting: Setting, split: str) -> Depth | None:
-    """Return the repeats of the model's own depth, or None."""
-    score = setting.done[0].score(split) if setting.done else None
-    return None if score is None else score.depth
-
-
-def problems_table(results: SweepResults) -> Table | None:
-    """Return every run that has no usable result, or None if all have."""
-    rows = [
-        [
-            setting.label,
-            str(run.seed),
-            run.status if run.status != "done" else "not a number",
-            run.message,
-        ]
-        for setting in results.settings
-        for run in setting.runs
-        if run.status != "done" or run.message
-    ]
-    if not rows:
-        return None
-    return Table(
-        name=f"{results.name}-problems",
-        title=f"Without a usable result: {len(rows)} of {len(results.runs)} runs",
-        columns=["model", "seed", "status", "what happened"],
-        rows=rows,
-    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runners.reporting.comparison import depth_values, difficulty_name, trained_depth
+from runners.reporting.breakdown import depth_values, difficulty_name, trained_depth
 from runners.reporting.results import Outcome, Setting, SweepResults
 from runners.reporting.run_result import Depth
 from tasks.base.metrics import is_lower_better

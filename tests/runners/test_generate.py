@@ -7,18 +7,14 @@ import doctest
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from moeut.sampling import generate
 from runners import generate as command
 from runners.generate import main
-from runners.scoring.continuation import Speed, TextStream
 from runners.scoring.language_model import load_language_model
 from tasks.language.tokenizers import Bytes
-from tasks.language.train_tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +77,6 @@ def test_the_same_prompt_in_two_batches_is_continued_in_two_ways(
     assert texts() == first
 
 
-def test_speed_leaves_out_the_first_step() -> None:
-    speed = Speed()
-    assert str(speed) == "0 tokens in 0.00 s"
-    speed.add([1], [5], [100.0, 109.0])
-    assert str(speed) == "1 tokens in 9.00 s"
-    speed.add([3, 2], [1, 7], [200.0, 209.0, 210.0, 211.0])  # three later tokens in two seconds
-    assert str(speed) == "6 tokens in 20.00 s; 1.5 tokens/s after the first of each text"
-    assert speed.longest == 9
-
-
 def test_what_is_longer_than_a_window_is_said(directory: Path, capsys) -> None:
     """A window has 16 tokens, and one that is predicted; the boundary stands before a prompt."""
     for count, is_said in ((13, False), (14, True)):
@@ -141,25 +127,6 @@ def test_the_seed_and_the_depth_are_taken(directory: Path, capsys) -> None:
     assert deeper == text("--repeats", "5", "--seed", "1", "--no-cache")
 
 
-def test_characters_come_whole(directory: Path) -> None:
-    stream = TextStream(load_language_model(directory))
-    pieces = [stream.add(byte) for byte in "aé€".encode()]
-    assert pieces == ["a", "", "é", "", "", "€"]
-    assert stream.add(0xC3) == ""
-    assert stream.rest() == "\N{REPLACEMENT CHARACTER}"
-
-
-def test_the_space_after_a_prompt_stays() -> None:
-    texts = [f"alpha beta {n % 7} gamma" for n in range(60)]
-    tokenizer = train_tokenizer(texts, vocabulary_size=40, normalization="paper", boundary=False)
-    prompt, whole = tokenizer.encode("alpha"), tokenizer.encode("alpha beta gamma")
-    assert whole[: len(prompt)] == prompt
-    assert tokenizer.decode(whole[len(prompt) :]) == "beta gamma"  # what has to be avoided
-    stream = TextStream(SimpleNamespace(tokenizer=tokenizer), prompt)
-    pieces = [stream.add(token) for token in whole[len(prompt) :]]
-    assert "".join([*pieces, stream.rest()]) == " beta gamma"
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -196,17 +163,3 @@ def test_bad_prompt_files(directory: Path, tmp_path: Path, capsys, content, mess
     path.write_bytes(content)
     assert main([str(directory), "--prompts", str(path)]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_batched_rows_of_different_length_are_each_as_alone(directory: Path) -> None:
-    model = load_language_model(directory).model.double()
-    rows = [[256, 97], [256, 97, 98, 99, 100, 101], [256]]
-    tokens = torch.zeros(3, 6, dtype=torch.int64)
-    for target, row in zip(tokens, rows, strict=True):
-        target[: len(row)] = torch.tensor(row)
-    mask = torch.arange(6) < torch.tensor([len(row) for row in rows])[:, None]
-    together = generate(model, tokens, mask, max_tokens=8, temperature=0.0).tokens
-    for index, row in enumerate(rows):
-        alone = torch.tensor([row])
-        single = generate(model, alone, alone >= 0, max_tokens=8, temperature=0.0).tokens
-        assert torch.equal(single[0], together[index])

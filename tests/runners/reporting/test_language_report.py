@@ -8,8 +8,8 @@ import time
 import pytest
 
 from runners.process.lease import Lease
-from runners.report import write_report
-from runners.reporting import comparison, figures, results
+from runners.reporting import breakdown, comparison, figures, results
+from runners.reporting.page import write_report
 from runners.reporting.results import load
 from runners.reporting.run_result import Score, TaskSummary, to_plain
 from tasks.base.metrics import TextLoss, measure
@@ -140,7 +140,7 @@ def test_nothing_speaks_of_accuracy(make_language_sweep):
 
 
 def test_tables_by_position(make_language_sweep):
-    tables = comparison.breakdown_tables(load(make_language_sweep(a=[1.2], b=[1.4])))
+    tables = breakdown.breakdown_tables(load(make_language_sweep(a=[1.2], b=[1.4])))
     assert [table.title for table in tables] == ["validation: by position", "test: by position"]
     assert tables[1].rows[0] == ["1", "9", "2.4000", "2.8000"]
     assert column(tables[1], "position") == ["1", "2", "4", "1024"]
@@ -238,7 +238,7 @@ def test_a_run_at_work_is_running(running):
     (path.parent / "seed1" / "checkpoints").mkdir()
     found = load(directory)
     assert [run.status for run in found.runs] == ["running", "missing", "missing"]
-    rows = comparison.problems_table(found).rows
+    rows = breakdown.problems_table(found).rows
     assert rows[0][:3] == ["a", "0", "running"]
     assert rows[0][3].startswith(f"process {process} on ")
     assert rows[0][3].endswith(", at step 8")

@@ -239,14 +239,13 @@ def _with_free_width(tree: Tree, given: Any, budget: Any) -> Blueprint:
     """
     block = tree["feed_forward"]
     kind = block.get("kind") if isinstance(block, Mapping) else None
-    if kind not in FEED_FORWARD:
+    if not isinstance(kind, str) or kind not in FEED_FORWARD:
         return Blueprint.from_dict(tree)  # which refuses it
     free = FEED_FORWARD[kind].free_width
     roomy = Blueprint.from_dict(tree | {"feed_forward": {**block, free: sys.maxsize}}).feed_forward
-    default = next(f.default for f in dataclasses.fields(roomy) if f.name == free)
-    feed_forward = roomy.with_width(max(default, roomy.smallest_width))
+    feed_forward = roomy.with_width(max(FEED_FORWARD[kind]().width, roomy.smallest_width))
     asked = given.get(free) if isinstance(given, Mapping) else None
-    if asked not in (None, getattr(feed_forward, free)):
+    if asked not in (None, feed_forward.width):
         said = f"has no effect with match_parameters={budget}, which sizes it"
         raise OptionError(f"feed_forward.{free}", asked, said)
     return Blueprint.from_dict(tree | {"feed_forward": feed_forward.to_dict()})

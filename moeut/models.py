@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from moeut.blocks import masks
 from moeut.blocks.embeddings import Embedding, Head
 from moeut.blocks.routing import RoutingRecord
-from moeut.config import ModelConfig
+from moeut.config import Form, ModelConfig
 from moeut.initialization import initialize
 from moeut.recurrence.cache import StackCache
 from moeut.recurrence.stack import DepthStack, Memory, StackOutput
+from moeut.saving import save
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,6 @@ class Model(nn.Module):
 
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``directory``."""
-        from moeut.saving import save
-
         save(self, directory)
 
     def _embed(self, embedding: Embedding, tokens: Tensor, name: str) -> Tensor:
@@ -296,14 +295,14 @@ class EncoderClassifier(Model):
         return states[rows, column]
 
 
-FORMS = {
+FORMS: dict[Form, type[DecoderLM] | type[EncoderDecoder] | type[EncoderClassifier]] = {
     "decoder_lm": DecoderLM,
     "encoder_decoder": EncoderDecoder,
     "encoder_classifier": EncoderClassifier,
 }
 
 
-def build(config: ModelConfig) -> Any:
+def build(config: ModelConfig) -> Model:
     """Return the model that ``config`` describes, with initial weights.
 
     The weights come from PyTorch's global random generator. The result is a ``DecoderLM``, an

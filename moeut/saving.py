@@ -1,76 +1,73 @@
-"""Weights on disk: ``model.safetensors`` with ``config.json`` beside it."""
+"""Files that appear only when whole, and a model's weights with its config beside them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
-from moeut.config import ModelConfig
-from moeut.models import FORMS
+if TYPE_CHECKING:
+    from moeut.config import ModelConfig
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
-def save(model: Any, directory: str | Path) -> None:
-    """Write a model's weights and config into ``directory``, which is made if it is not there."""
+class Saveable(Protocol):
+    """A module that knows its config."""
+
+    config: ModelConfig
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+
+
+def save(model: Saveable, directory: str | Path) -> None:
+    """Write a model's weights and config into ``directory``, which is made if it is not there.
+
+    Raises:
+        OSError: the directory is not writable or full.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, directory / WEIGHTS)
+    with replacing(directory / WEIGHTS) as path:
+        save_file(weights, path)
     config = json.dumps(model.config.to_dict(), indent=2)
-    (directory / CONFIG).write_text(config + "\n", encoding="utf-8")
+    write_atomically(directory / CONFIG, config + "\n")
 
 
-def load(directory: str | Path) -> Any:
-    """Return the model saved in ``directory``, on the CPU, in evaluation mode, bit for bit.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write text, as UTF-8, or bytes to a file that appears, or is replaced, only when whole.
 
-    Raises ValueError for a file that is missing, damaged, or does not fit its config.
+    Raises:
+        OSError: the folder is missing, not writable or full; nothing is left behind.
     """
-    directory = Path(directory)
-    for name in (CONFIG, WEIGHTS):
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory / name}: no such file; expected a saved model there")
-    try:
-        data = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{directory / CONFIG}: not a JSON file ({error})") from error
-    try:
-        config = ModelConfig.from_dict(data)
-    except ValueError as error:
-        raise ValueError(f"{directory / CONFIG}: {error}") from error
-    try:
-        weights = load_file(directory / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{directory / WEIGHTS}: damaged or not safetensors ({error})") from error
-    with torch.device("meta"):
-        model = FORMS[config.form](config)
-    check_fit(model, weights, str(directory / WEIGHTS))
-    model.load_state_dict(weights, assign=True)
-    return model.eval()
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def check_fit(model: Any, weights: dict[str, torch.Tensor], where: str) -> None:
-    """Raise ValueError, naming the first misfits, unless names and shapes are the model's own."""
-    expected = model.state_dict()
-    complaints = {
-        "missing": [name for name in expected if name not in weights],
-        "not in this model": [name for name in weights if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in weights and weights[name].shape != tensor.shape
-        ],
-    }
-    said = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-        for what, names in complaints.items()
-        if names
-    ]
-    if said:
-        raise ValueError(f"{where}: does not fit its config; {'; '.join(said)}")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, whose file takes the name ``path`` when the context ends well.
+
+    The bytes reach the disk before the file takes its name, so that not even a loss of power leaves
+    half of it.
+
+    Raises:
+        OSError: the folder is missing, not writable or full; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

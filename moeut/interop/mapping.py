@@ -1,8 +1,7 @@
-"""Names and layouts of tensors, from another code's to ours and back.
+"""Names and layouts of tensors, from another code's to ours.
 
-An importer is a list of ``TensorMap``: which of their tensors becomes which of ours, and how.
-Every map can be inverted, so that what is computed under our names (a gradient, say) can be
-compared under theirs.
+An importer is a list of ``TensorMap``: which of their tensors becomes which of ours, and how. A
+map only moves elements, so it takes a gradient under their names to one under ours, too.
 """
 
 from __future__ import annotations
@@ -10,22 +9,20 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from moeut.config import ModelConfig
-from moeut.models import build
+from moeut.models import Model, build
 from moeut.options import nearest
+
+ModelT = TypeVar("ModelT", bound=Model)
 
 
 def _same(tensor: Tensor) -> tuple[Tensor, ...]:
     return (tensor,)
-
-
-def _first(tensors: tuple[Tensor, ...]) -> Tensor:
-    return tensors[0]
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,6 @@ class TensorMap:
     ours: tuple[str, ...]
     split: Callable[[Tensor], tuple[Tensor, ...]] = _same
     """Their tensor to ours."""
-    join: Callable[[tuple[Tensor, ...]], Tensor] = _first
-    """Our tensors to theirs."""
 
 
 def rename(theirs: str, ours: str) -> TensorMap:
@@ -50,14 +45,9 @@ def rename_norm(theirs: str, ours: str) -> list[TensorMap]:
     return [rename(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias")]
 
 
-def reshape(theirs: str, ours: str, theirs_shape: tuple[int, ...], ours_shape: tuple[int, ...]):
-    """Map a tensor of the same elements in the same order, in another shape."""
-    return TensorMap(
-        theirs,
-        (ours,),
-        split=lambda tensor: (tensor.reshape(ours_shape),),
-        join=lambda tensors: tensors[0].reshape(theirs_shape),
-    )
+def reshape(theirs: str, ours: str, shape: tuple[int, ...]) -> TensorMap:
+    """Map a tensor to one of another shape, with the same elements in the same order."""
+    return TensorMap(theirs, (ours,), split=lambda tensor: (tensor.reshape(shape),))
 
 
 def head_blocks(
@@ -65,48 +55,33 @@ def head_blocks(
 ) -> TensorMap:
     """Map one projection matrix per head to the weight of one dense layer over all heads.
 
-    Theirs is (H, d_head, D); ours the layer's weight (D, H·d_head) or, with ``transposed``, theirs
-    is (H, D, d_head) and ours (H·d_head, D).
+    Theirs is (H, d, D); ours the layer's weight (D, H·d) or, with ``transposed``, theirs is
+    (H, D, d) and ours (H·d, D).
     """
-    if transposed:
-        return TensorMap(
-            theirs,
-            (ours,),
-            split=lambda tensor: (tensor.transpose(1, 2).reshape(num_heads * head_size, -1),),
-            join=lambda tensors: tensors[0].view(num_heads, head_size, -1).transpose(1, 2),
-        )
-    return TensorMap(
-        theirs,
-        (ours,),
-        split=lambda tensor: (tensor.reshape(num_heads * head_size, -1).T,),
-        join=lambda tensors: tensors[0].T.reshape(num_heads, head_size, -1),
-    )
+
+    def split(tensor: Tensor) -> tuple[Tensor]:
+        if transposed:
+            return (tensor.transpose(1, 2).reshape(num_heads * head_size, -1),)
+        return (tensor.reshape(num_heads * head_size, -1).T,)
+
+    return TensorMap(theirs, (ours,), split)
 
 
 def key_value_halves(theirs: str, key: str, value: str) -> TensorMap:
-    """Map a joint projection (2·H·d_head, D) whose first half is the key's, second the value's."""
-    return TensorMap(
-        theirs,
-        (key, value),
-        split=lambda tensor: tuple(tensor.chunk(2, dim=0)),
-        join=lambda tensors: torch.cat(tensors, dim=0),
-    )
+    """Map a joint projection (2·H·d, D) whose first half is the key's, second the value's."""
+    return TensorMap(theirs, (key, value), split=lambda tensor: tuple(tensor.chunk(2, dim=0)))
 
 
 def key_value_by_head(
     theirs: str, key: str, value: str, *, num_heads: int, head_size: int
 ) -> TensorMap:
-    """Map a joint projection whose rows are laid out as [head, (key, value), d_head]."""
+    """Map a joint projection (2·H·d, D) whose rows are laid out as [head, (key, value), d]."""
 
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
         blocks = tensor.reshape(num_heads, 2, head_size, -1)
         return tuple(blocks[:, i].reshape(num_heads * head_size, -1) for i in range(2))
 
-    def join(tensors: tuple[Tensor, ...]) -> Tensor:
-        blocks = [tensor.reshape(num_heads, head_size, -1) for tensor in tensors]
-        return torch.stack(blocks, dim=1).reshape(2 * num_heads * head_size, -1)
-
-    return TensorMap(theirs, (key, value), split, join)
+    return TensorMap(theirs, (key, value), split)
 
 
 def to_ours(
@@ -145,24 +120,20 @@ def to_ours(
     return ours
 
 
-def to_theirs(maps: Iterable[TensorMap], ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under our names (weights or their gradients) under theirs."""
-    return {
-        tensor_map.theirs: tensor_map.join(tuple(ours[name] for name in tensor_map.ours))
-        for tensor_map in maps
-    }
-
-
 def load(
+    form: type[ModelT],
     config: ModelConfig,
     maps: Iterable[TensorMap],
     state_dict: dict[str, Tensor],
     *,
     ignore: tuple[str, ...] = (),
-) -> Any:
-    """Build ``config`` and fill it with ``state_dict``, in the dtype of those tensors.
+) -> ModelT:
+    """Build ``config``, of the given form, with ``state_dict``, in the dtype of those tensors.
 
     The model is in training mode, as a new module is.
+
+    Raises:
+        ValueError: tensors are missing, left over, of another shape, or no floating-point numbers.
     """
     maps = list(maps)
     ours = to_ours(maps, state_dict, ignore=ignore)
@@ -177,6 +148,7 @@ def load(
     # Building draws initial weights; the caller's random state is none of their business.
     with torch.random.fork_rng(devices=[]):
         model = build(config).to(dtype)
+    assert isinstance(model, form)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for tensor_map in maps:
         for name in tensor_map.ours:

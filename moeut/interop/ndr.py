@@ -50,7 +50,7 @@ def from_ndr(options: dict[str, Any], state_dict: dict[str, Tensor]) -> EncoderC
         num_classes=state_dict["output_map.weight"].shape[0],
     )
     maps = ndr_maps(config, universal="universal" in options["transformer.variant"])
-    return load(config, maps, state_dict, ignore=_IGNORE)
+    return load(EncoderClassifier, config, maps, state_dict, ignore=_IGNORE)
 
 
 def ndr_config(options: dict[str, Any], *, vocabulary_size: int, num_classes: int) -> ModelConfig:
@@ -109,7 +109,7 @@ def ndr_maps(config: ModelConfig, *, universal: bool) -> list[TensorMap]:
         maps += attention_maps(f"{theirs}.self_attn", f"{ours}.attention", stack)
         if isinstance(stack.position, Relative):
             scale = f"{ours}.attention.relative.scale"
-            maps.append(reshape(f"{theirs}.self_attn.scale", scale, (1,), ()))
+            maps.append(reshape(f"{theirs}.self_attn.scale", scale, ()))
         maps += rename_norm(f"{theirs}.norm1", f"{ours}.attention_norm")
         maps += rename_norm(f"{theirs}.norm2", f"{ours}.feed_forward_norm")
         maps += feed_forward_maps(theirs, ours)

@@ -43,7 +43,7 @@ def from_release(config: dict[str, Any], state_dict: dict[str, Tensor]) -> Decod
     missing, left over or of another shape.
     """
     ours = release_config(config)
-    return load(ours, release_maps(ours), state_dict)
+    return load(DecoderLM, ours, release_maps(ours), state_dict)
 
 
 def release_config(config: dict[str, Any]) -> ModelConfig:

@@ -44,7 +44,7 @@ def from_training_code(options: dict[str, Any], state_dict: dict[str, Tensor]) -
     if embedding is None:
         raise ValueError("state_dict does not fit the options: missing: embedding.weight")
     config = training_code_config(options, vocabulary_size=embedding.shape[0])
-    return load(config, training_code_maps(config), state_dict, ignore=_IGNORE)
+    return load(DecoderLM, config, training_code_maps(config), state_dict, ignore=_IGNORE)
 
 
 def training_code_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConfig:

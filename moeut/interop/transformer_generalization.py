@@ -66,7 +66,7 @@ def from_transformer_generalization(
     maps = transformer_generalization_maps(
         config, universal="universal" in options["transformer.variant"]
     )
-    return load(config, maps, state_dict, ignore=_IGNORE)
+    return load(EncoderDecoder, config, maps, state_dict, ignore=_IGNORE)
 
 
 def transformer_generalization_config(

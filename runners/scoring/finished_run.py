@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from moeut.saving import check_fit
+from moeut.loading import check_fit
 from runners.config.schema import ConfigError, EvaluateConfig, RunConfig
 from runners.process import environment
 from runners.process.checkpoint import Checkpoint, check_run, list_checkpoints, load_checkpoint

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 import moeut
 from moeut.interop import mapping
-from moeut.interop.release import release_maps
-from moeut.interop.training_code import training_code_maps
+from moeut.interop.release import release_config, release_maps
+from moeut.interop.training_code import training_code_config, training_code_maps
 from moeut.ops import Dispatch
 
 pytest.importorskip("triton")
@@ -46,10 +46,13 @@ Numbers = dict[str, Tensor]
 Change = Callable[[Any], None]
 
 
+def is_release(golden) -> bool:
+    return "transformer.variant" not in golden.options
+
+
 def numbers(golden, backend: str, change: Change | None = None) -> Numbers:
-    """Return logits, losses and gradients in float32, under the published names."""
-    is_release = "transformer.variant" not in golden.options
-    importer = moeut.from_release if is_release else moeut.from_training_code
+    """Return logits, losses and gradients in float32, under our names."""
+    importer = moeut.from_release if is_release(golden) else moeut.from_training_code
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOEUT_BACKEND", backend)
         model: Any = importer(golden.options, golden.part("param")).to(DEVICE, torch.float32)
@@ -59,20 +62,25 @@ def numbers(golden, backend: str, change: Change | None = None) -> Numbers:
         output = model.train()(tokens[:, :-1])
         loss = F.cross_entropy(output.logits.flatten(0, 1), tokens[:, 1:].flatten())
         (loss + output.auxiliary_loss).backward()
-    maps = (release_maps if is_release else training_code_maps)(model.config)
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     found = {
         "logits": output.logits,
         "cross_entropy": loss,
         "reg_loss": output.auxiliary_loss,
-        **{f"grad.{name}": grad for name, grad in mapping.to_theirs(maps, gradients).items()},
+        **{f"grad.{name}": parameter.grad for name, parameter in model.named_parameters()},
     }
     return {name: number.detach().double().cpu() for name, number in found.items()}
 
 
 def published(golden) -> Numbers:
-    """Return the numbers of the published code."""
-    gradients = {f"grad.{name}": tensor for name, tensor in golden.part("grad").items()}
+    """Return the numbers of the published code, its gradients under our names."""
+    if is_release(golden):
+        maps = release_maps(release_config(golden.options))
+    else:
+        vocabulary_size = golden.part("param")["embedding.weight"].shape[0]
+        config = training_code_config(golden.options, vocabulary_size=vocabulary_size)
+        maps = training_code_maps(config)
+    ours = mapping.to_ours(maps, golden.part("grad"))
+    gradients = {f"grad.{name}": tensor for name, tensor in ours.items()}
     names = ("logits", "cross_entropy", "reg_loss")
     return {name: golden.tensors[name] for name in names} | gradients
 

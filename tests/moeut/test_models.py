@@ -1,13 +1,10 @@
 import dataclasses
 import itertools
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 
-import moeut
 from moeut.blocks.layer import Layer
 from moeut.models import build
 
@@ -301,36 +298,3 @@ def test_dropout_falls_on_the_embedded_input(make_model):
     whole = model.eval()(tokens, trace=True).hidden["decoder"][0]
     kept = embedded != 0
     assert torch.allclose(embedded[kept], 2 * whole[kept])
-
-
-def test_public_names_are_there():
-    for name in moeut.__all__:
-        assert getattr(moeut, name) is not None
-    assert set(moeut.__all__) < set(dir(moeut))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        moeut.nothing  # noqa: B018
-
-
-def test_a_model_needs_torch_and_safetensors_alone(tmp_path):
-    """And it is built without a compiler, PyTorch's or Triton, which take a second to import."""
-    code = """
-import sys
-import moeut
-assert "torch" not in sys.modules
-assert moeut.ops.available_backends()
-config = moeut.architecture("moeut", form="decoder_lm", vocabulary_size=9, d_model=32)
-model = moeut.build(config)
-assert not {"torch._dynamo", "triton"} & set(sys.modules)
-import torch
-tokens = torch.zeros(2, 3, dtype=torch.int64)
-output = model(tokens)
-(output.logits.sum() + output.auxiliary_loss).backward()
-model.save(sys.argv[1])
-same = moeut.load(sys.argv[1])(tokens).logits
-assert torch.equal(same, model.eval()(tokens).logits)
-others = "yaml rich sklearn scipy matplotlib tasks runners"
-print([name for name in others.split() if name in sys.modules])
-"""
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.stdout == "[]\n", result.stderr

@@ -20,6 +20,11 @@ class FeedForwardOptions(Options):
     """The option that ``match_parameters`` sizes."""
 
     @property
+    def width(self) -> int:
+        """The value of the free width."""
+        return getattr(self, self.free_width)
+
+    @property
     def smallest_width(self) -> int:
         """The smallest ``free_width`` that the other options allow."""
         return 1

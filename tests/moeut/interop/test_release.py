@@ -9,7 +9,6 @@ import torch
 
 import moeut
 from moeut.blocks.attention import DenseAttention, SwitchHead
-from moeut.interop import mapping
 from moeut.interop.release import release_config, release_maps
 
 ARGUMENTS: dict[str, Any] = {
@@ -68,10 +67,11 @@ def test_required_arguments(missing: str) -> None:
         release_config({name: value for name, value in ARGUMENTS.items() if name != missing})
 
 
-def test_import_and_export_are_inverse() -> None:
+def test_import_fills_every_weight() -> None:
     arguments = ARGUMENTS | {"ff_expert_size": 8, "att_entropy_reg": 0.3}
     model = moeut.build(release_config(arguments))
-    theirs = mapping.to_theirs(release_maps(model.config), model.state_dict())
+    ours = model.state_dict()
+    theirs = {one.theirs: ours[one.ours[0]] for one in release_maps(model.config)}
     again = moeut.from_release(arguments, theirs)
     assert again.config == model.config
     for name, weight in again.state_dict().items():

@@ -11,7 +11,6 @@ import moeut
 from moeut.blocks.attention import DenseAttention, SwitchHead
 from moeut.blocks.positions import NoPosition
 from moeut.config import ModelConfig
-from moeut.interop import mapping
 from moeut.interop.training_code import training_code_config, training_code_maps
 
 MOEUT: dict[str, Any] = {
@@ -122,7 +121,8 @@ def test_what_the_default_does_not_support_is_named() -> None:
 
 def test_import_keeps_dtype_and_random_state() -> None:
     model = moeut.build(read()).to(torch.bfloat16)
-    theirs = mapping.to_theirs(training_code_maps(model.config), model.state_dict())
+    ours = model.state_dict()
+    theirs = {one.theirs: ours[one.ours[0]] for one in training_code_maps(model.config)}
     torch.manual_seed(3)
     before = torch.get_rng_state()
     again = moeut.from_training_code(MOEUT, theirs)

@@ -117,7 +117,9 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MoEUTConfig) -> None:
         super().__init__(config)
-        self.model: DecoderLM = moeut.build(config.model_config())
+        model = moeut.build(config.model_config())
+        assert isinstance(model, DecoderLM)
+        self.model = model
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:

@@ -90,6 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for name, config in SIZES[size].configs().items():
             torch.manual_seed(0)
             model = moeut.build(config).to(device).eval()
+            assert isinstance(model, DecoderLM)
             for length in options.prompts:
                 prompts = torch.randint(
                     config.vocabulary_size, (options.batch, length), device=device

@@ -132,6 +132,7 @@ def _from_run(path: Path, tokenizer: Path | None) -> LanguageModel:
     checkpoint = load_checkpoint(steps[-1])
     check_run(checkpoint, files.read_record().hash)
     model = moeut.load(checkpoint.path)
+    assert isinstance(model, DecoderLM)  # which is what a task over text trains
     if config.selection_split is not None and not is_step:
         best = checkpoint.path / "best.safetensors"
         if not best.is_file():

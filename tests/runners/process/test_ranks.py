@@ -82,7 +82,7 @@ class Ranks:
         return self.folder / f"output{rank}"
 
     def said(self, rank):
-        """Return what a rank has written, but for what PyTorch 2.9's own connections say."""
+        """Return what a rank has written, but for what PyTorch 2.10's own connections say."""
         lines = self.output(rank).read_text().splitlines(keepends=True)
         return "".join(line for line in lines if not line.startswith("[Gloo] "))
 

@@ -46,7 +46,7 @@ from tasks.base.command_line import Parser
 def plan_single(config: RunConfig, *, name: str, root: Path) -> tuple[Path, RunRecord]:
     """Return the directory of a run outside of a sweep, and its record."""
     digest = config_hash(config, build_task(config.task).data_hash())
-    variant = str(config.model["architecture"])
+    variant = config.model.architecture
     record = RunRecord(sweep=name, variant=variant, seed=config.seed, hash=digest)
     return root / name / f"{variant}-{digest}" / f"seed{config.seed}", record
 

@@ -4,114 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+import typing
+from typing import TYPE_CHECKING, Any
 
-from runners.config import typed
-from runners.config.schema import EvaluateConfig, RunConfig, SweepConfig, TrainConfig
+from runners.config.schema import EvaluateConfig, ModelSection, RunConfig, SweepConfig, TrainConfig
 from runners.config.sections import FORMS
 from runners.config.yaml_nodes import dump_inline
-from tasks.base.options import Option, describe, type_words
+from tasks.base.options import Option, describe, field_docstrings, type_words
+
+if TYPE_CHECKING:
+    from moeut.options import Options
 
 WIDTH = 96
 
 
-def describe_fields(cls: type, *, indent: int = 2, skip: tuple[str, ...] = ()) -> str:
-    """Return one paragraph per key of a dataclass: name, what it takes, default, docstring."""
-    described = describe(cls)
-    paragraphs = []
-    for name in typed.hints(cls):
-        if name in skip:
-            continue
-        option = described[name]
-        head = f"{name}: {type_words(option.type)}{_default(option)}"
-        paragraphs.append(textwrap.indent(head, " " * indent))
-        if option.doc:
-            paragraphs.append(_wrap(option.doc, indent + 4))
-    return "\n".join(paragraphs)
-
-
-def _default(option: Option) -> str:
-    if option.is_required:
-        return " (required)"
-    if dataclasses.is_dataclass(option.default):
-        return ", below"
-    return f" = {dump_inline(option.default)}"
-
-
-def _wrap(text: str, indent: int) -> str:
-    margin = " " * indent
-    return textwrap.fill(text, WIDTH, initial_indent=margin, subsequent_indent=margin)
-
-
-def _first_sentence(cls: type) -> str:
-    text = " ".join((cls.__doc__ or "").split())
-    return text.split(". ")[0].rstrip(".") + "." if text else ""
-
-
 def run_help() -> str:
-    """Return the reference of a run's config: every key, every task, every architecture."""
-    import tasks
-    from moeut import flat_architectures as architectures
-    from moeut import flat_presets as presets
-
-    parts = [
-        "A run's file (YAML); any key can be given as key=value, for example train.steps=100",
-        "",
-        describe_fields(RunConfig),
-        "",
-        "train:",
-        describe_fields(TrainConfig),
-        "",
-        "evaluate:",
-        describe_fields(EvaluateConfig),
-        "",
-        "task:",
-    ]
-    for name in tasks.TASKS:
-        cls = tasks.task_class(name)
-        parts.append(f"  name: {name}")
-        parts.append(_wrap(_first_sentence(cls), 4))
-        parts.append(describe_fields(cls, indent=6))
-    parts += [
-        "",
-        "model:",
-        "  form: " + " | ".join(form for forms in FORMS.values() for form in forms),
-    ]
-    parts.append(
-        _wrap(
-            "Default: encoder_decoder for sequence-to-sequence tasks (decoder_lm is the other "
-            "choice), encoder_classifier for classification, decoder_lm for language modelling.",
-            6,
-        )
-    )
-    parts.append(
-        _wrap("preset: one of these instead of an architecture, with any of its options over it", 2)
-    )
-    parts.append(_wrap(" | ".join(presets.PRESET_OPTIONS), 6))
-    shared = _shared_fields(list(architectures.ARCHITECTURES.values()))
-    options = next(iter(architectures.ARCHITECTURES.values()))
-    others = tuple(f.name for f in dataclasses.fields(options) if f.name not in shared)
-    parts.append("  of every architecture:")
-    parts.append(describe_fields(options, indent=6, skip=others))
-    for name, options in architectures.ARCHITECTURES.items():
-        parts.append(f"  architecture: {name}")
-        parts.append(_wrap(_first_sentence(options), 4))
-        parts.append(describe_fields(options, indent=6, skip=shared))
-    return "\n".join(parts)
-
-
-def _shared_fields(classes: list[type]) -> tuple[str, ...]:
-    """Return the fields that all classes have with one and the same default."""
-    first, *rest = classes
-    return tuple(
-        field.name
-        for field in dataclasses.fields(first)
-        if all(
-            any(
-                other.name == field.name and other.default == field.default
-                for other in dataclasses.fields(cls)
-            )
-            for cls in rest
-        )
+    """Return the reference of a run's config: every key, every task, every kind of block."""
+    return "\n".join(
+        [
+            "A run's file (YAML); any key can be given as key=value, for example train.steps=100",
+            "",
+            describe_fields(RunConfig, skip=("source",)),
+            "",
+            "train:",
+            describe_fields(TrainConfig),
+            "",
+            "evaluate:",
+            describe_fields(EvaluateConfig),
+            "",
+            "task:",
+            *_tasks(),
+            "",
+            "model:",
+            *_model(),
+        ]
     )
 
 
@@ -126,3 +52,98 @@ def sweep_help() -> str:
             "base: " + run_help(),
         ]
     )
+
+
+def describe_fields(cls: type, *, indent: int = 2, skip: tuple[str, ...] = ()) -> str:
+    """Return one paragraph per field of a dataclass: name, what it takes, default, docstring."""
+    paragraphs = []
+    for name, option in describe(cls).items():
+        if name not in skip:
+            words = "a mapping" if _is_section(option.type) else type_words(option.type)
+            paragraphs += _paragraph(f"{name}: {words}{_default(option)}", option.doc, indent)
+    return "\n".join(paragraphs)
+
+
+def _is_section(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind)
+
+
+def _default(option: Option) -> str:
+    if option.is_required:
+        return " (required)"
+    return ", below" if _is_section(type(option.default)) else f" = {dump_inline(option.default)}"
+
+
+def _paragraph(head: str, doc: str, indent: int) -> list[str]:
+    lines = [textwrap.indent(head, " " * indent)]
+    return [*lines, _wrap(doc, indent + 4)] if doc else lines
+
+
+def _wrap(text: str, indent: int) -> str:
+    margin = " " * indent
+    return textwrap.fill(text, WIDTH, initial_indent=margin, subsequent_indent=margin)
+
+
+def _first_sentence(documented: Any) -> str:
+    text = " ".join((documented.__doc__ or "").split())
+    return text.split(". ")[0].rstrip(".") + "." if text else ""
+
+
+def _tasks() -> list[str]:
+    import tasks
+
+    paragraphs = []
+    for name in tasks.TASKS:
+        cls = tasks.task_class(name)
+        paragraphs += [f"  name: {name}", _wrap(_first_sentence(cls), 4)]
+        paragraphs.append(describe_fields(cls, indent=6))
+    return paragraphs
+
+
+def _model() -> list[str]:
+    from moeut import architectures
+    from moeut.config import Blueprint
+
+    paragraphs = ["  architecture: one of these, for what is left out below"]
+    for name, defaults in architectures.ARCHITECTURES.items():
+        paragraphs += _paragraph(f"{name}:", _first_sentence(defaults), 4)
+        paragraphs.append(_wrap(dump_inline(defaults()), 8))
+    presets = " | ".join(architectures.PRESETS)
+    paragraphs += _paragraph("preset: one of these instead, with any key over it", presets, 2)
+    docs = field_docstrings(ModelSection)
+    forms = "; ".join(f"{' or '.join(forms)} for {kind}" for kind, forms in FORMS.items())
+    paragraphs += _paragraph(f"form: the first of {forms}", docs["form"], 2)
+    budget = "match_parameters: a whole number or null = null"
+    paragraphs += _paragraph(budget, docs["match_parameters"], 2)
+    return paragraphs + _options(Blueprint, 2)
+
+
+def _options(cls: type[Options], indent: int) -> list[str]:
+    """Return the options of a part of a model, those of its parts and their kinds below them."""
+    from moeut.options import Options, is_derived, kinds_of
+
+    paragraphs = []
+    for name, option in describe(cls).items():
+        kinds = kinds_of(cls, name)
+        part = next((kind for kind in _alternatives(option.type) if _is_section(kind)), None)
+        if kinds is not None:
+            paragraphs += _paragraph(f"{name}: one of {', '.join(kinds)}", option.doc, indent)
+            for kind, chosen in kinds.items():
+                head = f"kind: {kind}"
+                paragraphs += _paragraph(head, _first_sentence(chosen), indent + 4)
+                paragraphs += _options(chosen, indent + 8)
+        elif part is not None and issubclass(part, Options):
+            paragraphs += _paragraph(f"{name}: a mapping", option.doc, indent)
+            if option.is_required:
+                paragraphs += _options(part, indent + 4)
+        else:
+            left_out = is_derived(cls, name) or option.is_required  # the architecture has it
+            default = "" if left_out else _default(option)
+            paragraphs += _paragraph(
+                f"{name}: {type_words(option.type)}{default}", option.doc, indent
+            )
+    return paragraphs
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) or (kind,)

@@ -2,8 +2,9 @@
 
 Covered: the task with the hash of its data, the model, ``train``, ``evaluate`` and ``select``, all
 with defaults filled in, so that writing a default out changes nothing and changing a default in the
-code does. Not covered: the seed (a directory of its own below the hash), names, paths, what only
-decides how often and where is logged and saved, and over how many processes a batch is spread and
+code does. Not covered: the seed (a directory of its own below the hash), names (that of the
+architecture, too, whose every option is covered), paths, what only decides how often and where is
+logged and saved, and over how many processes a batch is spread and
 how: a run may go on with more or fewer, and is then the same within rounding.
 
 ``train.device`` is covered as written: ``auto`` is one identity on every machine, so that a sweep
@@ -23,6 +24,7 @@ from runners.config.schema import RunConfig
 
 NOT_IDENTITY: dict[str, tuple[str, ...]] = {
     "": ("seed",),
+    "model": ("architecture",),
     "train": ("log_interval", "checkpoint_interval", "parallel", "tensorboard"),
 }
 """Keys left out of the hash, by section."""

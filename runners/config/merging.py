@@ -30,6 +30,9 @@ def nest(node: Node, path: str = "") -> Node:
 def merge(base: Node, change: Node, path: str = "", *, twice: bool = False) -> Node:
     """Return ``base`` with ``change`` over it, mappings merged key by key.
 
+    A block of a model that changes its kind loses the keys of the old one, and a bare word under
+    ``model`` is short for its kind.
+
     Args:
         path: Dotted path of both, with a dot at its end, for messages.
         twice: Both are from one mapping, so a value in both is an error.
@@ -37,6 +40,8 @@ def merge(base: Node, change: Node, path: str = "", *, twice: bool = False) -> N
     Raises:
         ConfigError: a value in both, under ``twice``.
     """
+    if path.startswith("model.") and isinstance(change.value, dict) and not twice:
+        base = _of_one_kind(base, change)
     if not (isinstance(base.value, dict) and isinstance(change.value, dict)):
         if twice:
             raise given_twice(path.rstrip("."), change.place, first=base)
@@ -46,6 +51,15 @@ def merge(base: Node, change: Node, path: str = "", *, twice: bool = False) -> N
         old = value.get(key)
         value[key] = child if old is None else merge(old, child, f"{path}{key}.", twice=twice)
     return Node(value, base.place)
+
+
+def _of_one_kind(base: Node, change: Node) -> Node:
+    """Return the mapping that ``change`` goes over: nothing, where it is of another kind."""
+    if isinstance(base.value, str):
+        base = Node({"kind": base}, base.place)
+    old, new = base.find("kind"), change.find("kind")
+    changes = old is not base and new is not change and old.value != new.value
+    return Node({}, base.place) if changes else base
 
 
 def override(node: Node, path: str, value: Node) -> Node:

@@ -40,11 +40,11 @@ def build_run(node: Node, checker: SectionChecker) -> RunConfig:
         if key not in known:
             hint = " (that is a sweep's key: python -m runners.sweep)" if key in _SWEEP_KEYS else ""
             raise typed.unknown_key(child, key, known, f"a run{hint} takes")
-    values = typed.fields(RunConfig, node, "", owner="a run")
-    values["task"] = checker.task(node.value["task"])
-    values["model"] = checker.model(node.value["model"], values["task"])
+    values = typed.fields(RunConfig, node, "", owner="a run", skip=("task", "model"))
+    task, kind = checker.task(node.value["task"])
+    model = checker.model(node.value["model"], kind)
     try:
-        return RunConfig(**values, source=node)
+        return RunConfig(task=task, model=model, **values, source=node)
     except ValueError as error:
         raise typed.located(error, node, "") from error
 

@@ -1,8 +1,8 @@
 """The config tree of a run and of a sweep.
 
 Every field's docstring is what ``--help`` prints. ``task`` and ``model`` are open sections: their
-keys are the options of the chosen task (``tasks.TASKS``) and architecture
-(``moeut.ARCHITECTURES``), checked there.
+keys are the options of the chosen task (``tasks.TASKS``) and those of ``moeut.config.Blueprint``,
+checked there.
 """
 
 from __future__ import annotations
@@ -10,14 +10,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
-from moeut.options import OptionError
 from runners.config import typed
 from runners.config.yaml_nodes import ConfigError, Node
-from tasks.base.options import nearest
+from tasks.base.options import OptionError, nearest
 
-__all__ = ["ConfigError", "EvaluateConfig", "RunConfig", "SweepConfig", "TrainConfig"]
+if TYPE_CHECKING:
+    from moeut.config import Blueprint, Form
+
+__all__ = [
+    "ConfigError",
+    "EvaluateConfig",
+    "ModelSection",
+    "RunConfig",
+    "SweepConfig",
+    "TrainConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +153,33 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """A model without the sizes that its task decides, defaults filled in."""
+
+    architecture: str
+    """Whose defaults were taken; a label, since ``blueprint`` says all of the model."""
+    form: Form
+    """How the model reads and answers."""
+    match_parameters: int | None = None
+    """Parameter budget: the free width of the feed-forward (dense: hidden_size, sigma_moe:
+    num_experts) is sized so that the count comes nearest to it."""
+    blueprint: Blueprint
+    """Every other option, under the keys that YAML has beside those above."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the section as YAML has it."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return own | own.pop("blueprint").to_dict()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run."""
 
     task: dict[str, Any]
     """name and the options of that task; see ``python -m tasks.show --help``."""
-    model: dict[str, Any]
-    """architecture and its options; or preset, whose options all others change."""
+    model: ModelSection
+    """architecture or preset, and what differs from its defaults."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -224,10 +253,13 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain data, in the order of the fields."""
         # Not dataclasses.asdict, whose deep copies make up most of the time of a large grid.
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
         return {
-            name: dict(vars(value)) if dataclasses.is_dataclass(value) else value
-            for name, value in values.items()
+            "task": dict(self.task),
+            "model": self.model.to_dict(),
+            "train": dict(vars(self.train)),
+            "evaluate": dict(vars(self.evaluate)),
+            "select": self.select,
+            "seed": self.seed,
         }
 
 

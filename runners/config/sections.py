@@ -5,23 +5,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from moeut.options import OptionError
 from runners.config import typed
+from runners.config.renamed import RENAMED
+from runners.config.schema import ModelSection
 from runners.config.typed import wrong_value
 from runners.config.yaml_nodes import ConfigError, Node
-from tasks.base.options import nearest
 
-FORMS: dict[str, tuple[str, ...]] = {
+if TYPE_CHECKING:
+    from moeut.config import Form
+
+FORMS: dict[str, tuple[Form, ...]] = {
     "sequence_to_sequence": ("encoder_decoder", "decoder_lm"),
     "classification": ("encoder_classifier",),
     "language_modelling": ("decoder_lm",),
 }
 """Model forms that serve a kind of task, the default first."""
-
-_TRIAL_VOCABULARY = 8
-"""Vocabulary size under which options are tried out before data is read; small, so that a budget
-is never refused here that the real vocabulary allows."""
 
 
 class SectionChecker:
@@ -29,10 +30,10 @@ class SectionChecker:
 
     def __init__(self) -> None:
         self._tasks: dict[str, tuple[dict[str, Any], str]] = {}
-        self._models: dict[str, dict[str, Any]] = {}
+        self._models: dict[str, ModelSection] = {}
 
-    def task(self, node: Node) -> dict[str, Any]:
-        """Return the name and every option of a task, defaults filled in.
+    def task(self, node: Node) -> tuple[dict[str, Any], str]:
+        """Return the name and every option of a task, defaults filled in, and the task's kind.
 
         Raises:
             ConfigError: an unknown task or option, or what the task's own checks say.
@@ -40,124 +41,98 @@ class SectionChecker:
         key = json.dumps(node.plain(), sort_keys=True)
         if key not in self._tasks:
             self._tasks[key] = _check_task(node)
-        return dict(self._tasks[key][0])
+        return self._tasks[key]
 
-    def model(self, node: Node, task: dict[str, Any]) -> dict[str, Any]:
-        """Return architecture, form and every option of a model, defaults filled in.
+    def model(self, node: Node, kind: str) -> ModelSection:
+        """Return the model that a section describes.
 
         Args:
             node: The ``model`` section.
-            task: The checked ``task`` section, whose kind decides the form.
+            kind: Kind of the task, which decides the form.
 
         Raises:
             ConfigError: an unknown architecture or option, or sizes that do not fit together.
         """
-        kind = self._kind(task)
         key = json.dumps([kind, node.plain()], sort_keys=True)
         if key not in self._models:
             self._models[key] = _check_model(node, kind)
-        return dict(self._models[key])
-
-    def _kind(self, task: dict[str, Any]) -> str:
-        for checked, kind in self._tasks.values():
-            if checked == task:
-                return kind
-        raise KeyError("the task section was not checked here")
-
-
-def plain(value: Any) -> Any:
-    """Return an option's value as YAML can hold it."""
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    return str(value)
-
-
-def options_of(instance: Any) -> dict[str, Any]:
-    """Return the values of a dataclass's init fields as plain data, in their order."""
-    return {
-        field.name: plain(getattr(instance, field.name))
-        for field in dataclasses.fields(instance)
-        if field.init
-    }
-
-
-def _named(node: Node, path: str, key: str, registry: dict[str, Any]) -> tuple[str, Node]:
-    """Return the registered name under ``key`` and the rest of the section."""
-    if not isinstance(node.value, dict):
-        raise wrong_value(node, path, "a mapping")
-    names = ", ".join(registry)
-    if key not in node.value:
-        other = " (or preset)" if path == "model" else ""
-        expected = f"missing{other}; expected one of {names}"
-        raise ConfigError(expected, path=f"{path}.{key}", place=node.place)
-    name = node.value[key]
-    if not isinstance(name.value, str) or name.value not in registry:
-        hint = nearest(name.value, registry)
-        raise wrong_value(name, f"{path}.{key}", f"one of {names}{hint}")
-    rest = {other: child for other, child in node.value.items() if other != key}
-    return name.value, Node(rest, node.place)
+        return self._models[key]
 
 
 def _check_task(node: Node) -> tuple[dict[str, Any], str]:
     import tasks
 
-    name, options = _named(node, "task", "name", tasks.TASKS)
-    cls = tasks.task_class(name)
-    values = typed.fields(cls, options, "task", owner=f"task {name}")
-    try:
-        task = cls(**values)
-    except ValueError as error:
-        raise typed.located(error, options, "task") from error
-    return {"name": name} | options_of(task), task.kind
+    if not isinstance(node.value, dict):
+        raise wrong_value(node, "task", "a mapping")
+    names = ", ".join(tasks.TASKS)
+    options = dict(node.value)
+    name = options.pop("name", None)
+    if name is None:
+        raise ConfigError(f"missing; expected one of {names}", path="task.name", place=node.place)
+    if not isinstance(name.value, str) or name.value not in tasks.TASKS:
+        raise wrong_value(name, "task.name", f"one of {names}", tasks.TASKS)
+    cls = tasks.task_class(name.value)
+    owner = f"task {name.value}"
+    task = typed.build(cls, Node(options, node.place), "task", owner=owner)
+    return {"name": name.value} | _options_of(task), task.kind
 
 
-def _without_preset(node: Node) -> Node:
-    """Return a model section with ``preset`` spelled out beneath what else the section says.
+def _options_of(task: Any) -> dict[str, Any]:
+    """Return the values of a task's options as plain data, in their order."""
+    return {f.name: _plain(getattr(task, f.name)) for f in dataclasses.fields(task) if f.init}
 
-    The result is what the section would be without the preset, so both are one identity.
-    """
-    from moeut import flat_presets as presets
 
-    if not isinstance(node.value, dict) or "preset" not in node.value:
-        return node
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _check_model(node: Node, kind: str) -> ModelSection:
+    from moeut import architectures  # at the first model, since --help of a command needs no torch
+
+    if not isinstance(node.value, dict):
+        raise wrong_value(node, "model", "a mapping")
     given = dict(node.value)
-    preset = given.pop("preset")
-    if not isinstance(preset.value, str) or preset.value not in presets.PRESET_OPTIONS:
-        names = ", ".join(presets.PRESET_OPTIONS)
-        raise wrong_value(preset, "model.preset", f"one of {names}", presets.PRESET_OPTIONS)
-    if "architecture" in given:
-        chosen = given["architecture"]
-        expected = f"either architecture or preset, which is {preset.value!r} ({preset.place})"
-        raise wrong_value(chosen, "model.architecture", expected)
-    options = presets.preset_options(preset.value, **Node(given, node.place).plain())
-    spelled = {name: Node(value, preset.place) for name, value in options.items()}
-    return Node({**spelled, **given}, node.place)
-
-
-def _check_model(node: Node, kind: str) -> dict[str, Any]:
-    # Imported here: reading a config for --help or a report needs no torch.
-    from moeut import flat_architectures as architectures
-
-    node = _without_preset(node)
-    name, options = _named(node, "model", "architecture", architectures.ARCHITECTURES)
-    forms = FORMS[kind]
-    form = options.value.pop("form", Node(forms[0], node.place))
-    if form.value not in forms:
-        raise wrong_value(form, "model.form", f"one of {', '.join(forms)} for a {kind} task", forms)
-    cls = architectures.ARCHITECTURES[name]
-    built = typed.build(cls, options, "model", owner=f"architecture {name}")
+    _refuse_flat(given)
+    name = given.get("preset") or given.get("architecture")
+    if name is None:
+        names = ", ".join(architectures.ARCHITECTURES)
+        expected = f"missing (or preset); expected one of {names}"
+        raise ConfigError(expected, path="model.architecture", place=node.place)
+    form = given.pop("form", Node(FORMS[kind][0], node.place))
+    if form.value not in FORMS[kind]:
+        expected = f"one of {', '.join(FORMS[kind])} for a {kind} task"
+        raise wrong_value(form, "model.form", expected, FORMS[kind])
+    if "match_parameters" in given:
+        typed.convert(given["match_parameters"], int | None, "model.match_parameters")
+    section = Node(given, node.place).plain()
     try:
-        architectures.from_options(
-            built,
-            form=form.value,
-            vocabulary_size=_TRIAL_VOCABULARY,
-            source_vocabulary_size=_TRIAL_VOCABULARY if form.value == "encoder_decoder" else None,
-            num_classes=_TRIAL_VOCABULARY if form.value == "encoder_classifier" else None,
-        )
-    except ValueError as error:
-        raise typed.located(error, options, "model") from error
-    return {"architecture": name, "form": form.value} | options_of(built)
+        blueprint = architectures.blueprint(section)
+    except OptionError as error:
+        # What the preset or the architecture itself says is found where that is named.
+        at = node if error.option.partition(".")[0] in given else Node({}, name.place)
+        meant = typed.spelling(error.value)
+        error = OptionError(error.option, error.value, error.expected + meant)
+        raise typed.located(error, at, "model") from None
+    architecture = section.get("architecture") or architectures.PRESETS[name.value]["architecture"]
+    return ModelSection(
+        architecture=architecture,
+        form=form.value,
+        match_parameters=section.get("match_parameters"),
+        blueprint=blueprint,
+    )
+
+
+def _refuse_flat(given: dict[str, Node]) -> None:
+    """Raise ConfigError for a key of the flat form, which named no block."""
+    for key, child in given.items():
+        if key in RENAMED:
+            raise ConfigError(
+                f"renamed; write {RENAMED[key]}",
+                path=f"model.{key}",
+                value=child.plain(),
+                place=child.place,
+            )

@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 from runners.config.yaml_nodes import ConfigError, Node, parse_scalar
@@ -55,7 +54,7 @@ def located(error: ValueError, node: Node, path: str) -> ConfigError:
     """
     option = getattr(error, "option", None)
     if option is None:
-        return _read_from_message(error, node, path)
+        return ConfigError(str(error), path=path, place=node.place)
     option = option.removeprefix(f"{path}.")
     return ConfigError(
         error.expected,  # type: ignore[attr-defined]
@@ -63,16 +62,6 @@ def located(error: ValueError, node: Node, path: str) -> ConfigError:
         value=error.value,  # type: ignore[attr-defined]
         place=node.find(option).place,
     )
-
-
-def _read_from_message(error: ValueError, node: Node, path: str) -> ConfigError:
-    """Stand in for the data that errors of tasks and of flat model options do not carry yet."""
-    match = re.match(r"(?:task\.)?([A-Za-z_][\w.]*)\s*=[^:]*: (.*)", str(error), re.DOTALL)
-    name = match[1].rpartition(".")[2] if match else ""
-    if match and isinstance(node.value, dict) and name in node.value:
-        value = node.value[name]
-        return ConfigError(match[2], path=f"{path}.{name}", value=value.plain(), place=value.place)
-    return ConfigError(str(error), path=path, place=node.place)
 
 
 # --- dataclasses ------------------------------------------------------------------------
@@ -122,8 +111,12 @@ def build(cls: type, node: Node, path: str, *, owner: str = "") -> Any:
         raise located(error, node, path) from error
 
 
-def fields(cls: type, node: Node, path: str, *, owner: str = "") -> dict[str, Any]:
+def fields(
+    cls: type, node: Node, path: str, *, owner: str = "", skip: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the converted values of the fields given in ``node``.
+
+    Those named in ``skip`` must be there too, but are left out.
 
     Raises:
         ConfigError: an unknown key, a missing field, or a wrong type.
@@ -139,7 +132,11 @@ def fields(cls: type, node: Node, path: str, *, owner: str = "") -> dict[str, An
         if name not in node.value:
             where = f"; {owner} needs it" if owner else ""
             raise ConfigError(f"missing{where}", path=prefix + name, place=node.place)
-    return {key: convert(child, known[key], prefix + key) for key, child in node.value.items()}
+    return {
+        key: convert(child, known[key], prefix + key)
+        for key, child in node.value.items()
+        if key not in skip
+    }
 
 
 # --- values -----------------------------------------------------------------------------
@@ -198,7 +195,7 @@ def _convert_one(node: Node, kind: Any, path: str, *, whole: Any) -> Any:
     if type(value) is kind and kind not in (list, dict):
         return value
     error = wrong_value(node, path, type_words(whole))
-    expected = error.expected + _spelling(value, kind)
+    expected = error.expected + spelling(value, (kind,))
     raise ConfigError(expected, path=path, value=error.value, place=node.place)
 
 
@@ -208,13 +205,15 @@ def _item_hints(origin: Any, arguments: tuple[Any, ...], length: int) -> tuple[A
     return (arguments[0] if arguments else Any,) * length
 
 
-def _spelling(value: Any, kind: Any) -> str:
-    """Return what somebody meant who wrote ``yes``, ``012`` or ``1_000``."""
-    if kind is bool and isinstance(value, str):
-        words = {"yes": "true", "on": "true", "no": "false", "off": "false"}
-        meant = words.get(value.lower())
-        return f"; did you mean {meant}?" if meant else nearest(value, ("true", "false"))
-    if kind in (int, float) and isinstance(value, str):
-        meant = parse_scalar(value.replace("_", "").lstrip("0"))
-        return f"; did you mean {meant}?" if type(meant) is kind else ""
-    return ""
+def spelling(value: Any, kinds: Collection[Any] = (bool, int, float)) -> str:
+    """Return ``; did you mean 12?`` for somebody who wrote ``012``, ``1_000`` or ``yes``, where a
+    value of ``kinds`` was expected."""
+    if not isinstance(value, str):
+        return ""
+    words = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+    if bool in kinds and value.lower() in words:
+        return f"; did you mean {words[value.lower()]}?"
+    meant = parse_scalar(value.replace("_", "").lstrip("0"))
+    if type(meant) in kinds and type(meant) in (int, float):
+        return f"; did you mean {meant}?"
+    return nearest(value, ("true", "false")) if bool in kinds else ""

@@ -11,7 +11,7 @@ overrides are nodes too, whose place is ``command line``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,21 @@ MAX_NODES = 200_000
 """Bound on the size of a document after its aliases are expanded."""
 
 
-_NO_VALUE = object()
-
-
 class ConfigError(ValueError):
     """Bad input by the user; its text is one line: place, path, value, what is expected.
 
     Attributes:
         expected: What is wrong and what is allowed, the nearest match included.
         path: Dotted path of the value, such as ``train.steps``; empty where it is about none.
-        value: The value itself; a missing or misplaced key has none.
+        value: The value itself; ``dataclasses.MISSING`` for a missing or misplaced key.
         place: Where it was written, ``file:line``; empty where that is not known.
     """
 
     def __init__(
-        self, expected: str, *, path: str = "", value: Any = _NO_VALUE, place: str = ""
+        self, expected: str, *, path: str = "", value: Any = MISSING, place: str = ""
     ) -> None:
         self.expected, self.path, self.value, self.place = expected, path, value, place
-        shown = path if value is _NO_VALUE else f"{path}={show(value)}"
+        shown = path if value is MISSING else f"{path}={show(value)}"
         line = ": ".join(part for part in (place, shown, expected) if part)
         super().__init__(" ".join(line.split()))
 

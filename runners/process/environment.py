@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from moeut.options import OptionError
 from runners.config.schema import RunConfig, TrainConfig
+from tasks.base.options import OptionError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "triton", "PyYAML", "rich")

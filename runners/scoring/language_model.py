@@ -151,7 +151,7 @@ def _from_run(path: Path, tokenizer: Path | None) -> LanguageModel:
         context_length=config.task["context_length"],
         device=torch.device("cpu"),
         precision=config.train.precision,
-        name=f"{config.model['architecture']} seed {config.seed} step {checkpoint.step}",
+        name=f"{config.model.architecture} seed {config.seed} step {checkpoint.step}",
         separator=_separator(config),
     )
 

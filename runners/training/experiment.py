@@ -11,8 +11,10 @@ import torch
 
 import moeut
 import tasks
+from moeut import architectures
 from moeut.blocks.positions import Learned
 from moeut.config import ModelConfig
+from moeut.options import OptionError
 from runners.config.schema import ConfigError, RunConfig
 from runners.training.batches import Columns
 from runners.training.objective import OBJECTIVES, Objective
@@ -83,15 +85,18 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
         raise config.error(
             "select", config.select, "needs evaluate.interval, the steps between its evaluations"
         )
-    options = {name: value for name, value in config.model.items() if name != "architecture"}
-    objective = _objective(json.dumps(config.task, sort_keys=True), options["form"])
+    section = config.model
+    objective = _objective(json.dumps(config.task, sort_keys=True), section.form)
     if lacks is None:
         _check_longest_row(config, objective)
     try:
-        model_config = moeut.architecture(
-            config.model["architecture"], **objective.sizes(), **options
+        model_config = architectures.configure(
+            section.blueprint,
+            form=section.form,
+            match_parameters=section.match_parameters,
+            **objective.sizes(),
         )
-    except ValueError as error:
+    except OptionError as error:
         raise _model_error(config, objective, error) from error
     _check_positions(config, objective, model_config)
     return Built(task, objective, model_config, split_names, lacks)
@@ -107,7 +112,7 @@ def _split_names(config: RunConfig, task: Task) -> list[str]:
         raise config.located(error, "task") from error
 
 
-def _model_error(config: RunConfig, objective: Objective, error: ValueError) -> ConfigError:
+def _model_error(config: RunConfig, objective: Objective, error: OptionError) -> ConfigError:
     sizes = ", ".join(f"{name} {size}" for name, size in objective.sizes().items())
     located = config.located(error, "model")
     if located.path != "model.match_parameters":
@@ -133,7 +138,7 @@ def _check_positions(config: RunConfig, objective: Objective, model_config: Mode
         position = model_config.stacks[name].position
         if isinstance(position, Learned) and position.max_length < length:
             raise config.error(
-                "model.max_length",
+                "model.position.max_length",
                 position.max_length,
                 f"must be at least {length}, which the longest row needs in the {name}",
             )

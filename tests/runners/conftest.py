@@ -188,8 +188,8 @@ def reversal_rows(rows: int, *, seed: int, label: bool) -> str:
 RUN = """
 task: {{name: file, train: {folder}/train.tsv, dev: {folder}/dev.tsv, test: {folder}/test.tsv,
        in_distribution: dev, kind: {kind}}}
-model: {{architecture: {architecture}, form: {form}, d_model: 16, num_heads: 2, num_layers: 2,
-        dropout: 0.1, {more}}}
+model: {{architecture: {architecture}, form: {form}, d_model: 16, dropout: 0.1,
+        attention: {{num_heads: 2}}, depth: {depth}, feed_forward: {feed_forward}}}
 train: {{steps: 12, batch_size: 8, accumulate: 2, checkpoint_interval: 5, log_interval: 2,
         learning_rate: 0.01, schedule: cosine, warmup_steps: 3}}
 evaluate: {{interval: 4}}
@@ -205,13 +205,15 @@ def run_text(tmp_path) -> Callable[..., str]:
         for index, split in enumerate(("train", "dev", "test")):
             rows = reversal_rows(30 if split == "train" else 8, seed=index, label=label)
             (tmp_path / f"{split}.tsv").write_text(rows)
-        experts = "num_experts: 4, expert_size: 8, top_k: 2, expert_dropout: 0.1"
+        experts = "{num_experts: 4, expert_size: 8, top_k: 2, expert_dropout: 0.1}"
+        has_experts = architecture in ("moeut", "sigma_moe")
         return RUN.format(
             folder=tmp_path,
             kind="classification" if label else "sequence_to_sequence",
             form=form,
             architecture=architecture,
-            more=experts if architecture in ("moeut", "sigma_moe") else "feed_forward_size: 16",
+            depth="{repeats: 2}" if architecture == "universal" else "{group: 2, repeats: 1}",
+            feed_forward=experts if has_experts else "{hidden_size: 16}",
         )
 
     return text
@@ -283,8 +285,8 @@ def train(monkeypatch) -> Callable[..., str]:
 LANGUAGE_RUN = """
 task: {name: language, corpus: files, files: [FILE], tokenizer: bytes, context_length: 16,
        validation_fraction: 0.2, test_fraction: 0.2}
-model: {architecture: moeut, d_model: 16, num_layers: 2, group_size: 1, num_heads: 2,
-        num_experts: 4, expert_size: 8, top_k: 2}
+model: {architecture: moeut, d_model: 16, depth: {group: 1, repeats: 2}, attention: {num_heads: 2},
+        feed_forward: {num_experts: 4, expert_size: 8, top_k: 2}}
 train: {steps: 2, batch_size: 2, checkpoint_interval: 1}
 """
 

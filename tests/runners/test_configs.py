@@ -1,17 +1,21 @@
 """Every config that ships expands, opens with its contract, and has a sibling for two cores."""
 
+import csv
 import dataclasses
 from pathlib import Path
 
 import pytest
 
 import moeut
-from moeut.flat_presets import OURS, PRESETS
+from moeut import architectures
+from moeut.presets import OURS
 from moeut.sizing import count_parameters
 from runners import sweep
 from runners.config import yaml_nodes
 from runners.config.grid import expand, read_sweep
 from runners.config.run_file import read_run
+from runners.training.cost import describe_model
+from runners.training.experiment import build
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
@@ -37,8 +41,13 @@ def by_variant(path, *overrides):
 
 def model_of(config):
     """Return the config of a run's model at the paper's vocabulary."""
-    options = {name: value for name, value in config.model.items() if name != "architecture"}
-    return moeut.architecture(config.model["architecture"], **options, vocabulary_size=8000)
+    section = config.model
+    return architectures.configure(
+        section.blueprint,
+        form=section.form,
+        match_parameters=section.match_parameters,
+        vocabulary_size=8000,
+    )
 
 
 def header_of(path):
@@ -72,6 +81,31 @@ def test_published_scales_have_small_siblings():
         assert name.endswith("small") or {f"{name}_small", f"{name}/small"} & names, name
 
 
+@pytest.mark.parametrize(
+    ("config", "result"),
+    [
+        ("quickstart", "quickstart"),
+        ("cogs/small", "cogs_small"),
+        ("scan/length_small", "scan_length_small"),
+        ("language/stdlib_small", "lm_stdlib_small"),
+    ],
+)
+def test_models_have_the_size_that_the_results_were_measured_at(config, result, request):
+    """Parameters and multiply-accumulates are those in the committed table."""
+    if config in ("cogs/small", "scan/length_small"):
+        request.getfixturevalue("data_dir")
+    with open(FOLDER.parent / "docs/results" / result / "results.csv", encoding="utf-8") as file:
+        stated = {
+            row["variant"]: (int(row["model_parameters"]), int(row["macs_per_token"]))
+            for row in csv.DictReader(file)
+        }
+    found = {}
+    for variant, run in by_variant(FOLDER / f"{config}.yaml").items():
+        model = describe_model(build(run, needs_data=False))
+        found[variant] = (model["parameters"], model["macs_per_token"])
+    assert found == stated
+
+
 # --- language models ----------------------------------------------------------------------
 
 
@@ -83,7 +117,7 @@ def test_every_size_has_a_run_and_a_comparison():
 @pytest.mark.parametrize("size", SIZES)
 def test_a_run_has_the_papers_hyper_parameters(size):
     config = read_run(FOLDER / f"language/{size}.yaml")
-    assert model_of(config) == PRESETS[f"moeut-{size}"]
+    assert model_of(config) == moeut.preset(f"moeut-{size}")
     task, train = config.task, config.train
     assert (task["name"], task["corpus"], task["context_length"]) == ("language", "c4", 1024)
     assert (task["normalization"], task["boundary"]) == ("paper", "paper")
@@ -106,9 +140,9 @@ def test_a_run_has_the_papers_hyper_parameters(size):
 def test_a_comparison_is_of_the_four_presets_under_one_budget(size):
     configs = by_variant(FOLDER / f"language/{size}_compare.yaml")
     assert list(configs) == ["transformer", "universal", "sigma_moe", "moeut"]
-    budget = count_parameters(PRESETS[f"moeut-{size}"])
+    budget = count_parameters(moeut.preset(f"moeut-{size}"))
     for family, config in configs.items():
-        assert model_of(config) == PRESETS[f"{family}-{size}"]
+        assert model_of(config) == moeut.preset(f"{family}-{size}")
         assert count_parameters(model_of(config)) == pytest.approx(budget, rel=0.01)
         same = dataclasses.replace(config, model={}, seed=0)
         assert same == dataclasses.replace(read_run(FOLDER / f"language/{size}.yaml"), model={})
@@ -127,7 +161,7 @@ def test_a_sweep_is_planned_before_its_corpus_is_there(tmp_path, monkeypatch, ca
     assert sweep.main([*command, "--dry-run"]) == 0
     plan = capsys.readouterr().out
     for family in ("transformer", "universal", "sigma_moe", "moeut"):
-        assert f"{count_parameters(PRESETS[f'{family}-1b']):,}" in plan
+        assert f"{count_parameters(moeut.preset(f'{family}-1b')):,}" in plan
     assert "702,658,560" in plan  # as the header of the file has it
     assert "ours, and not among the paper's: universal, sigma_moe\n" in plan
     assert "4 runs, none of which can start:\ncorpus 'c4' is not prepared" in plan
@@ -188,11 +222,11 @@ def test_ablations_at_244m(name):
         for variant, model in models.items()
     ]
     assert found == ABLATIONS[name]
-    budget = count_parameters(PRESETS["moeut-244m"])
+    budget = count_parameters(moeut.preset("moeut-244m"))
     for variant, model in models.items():
         assert count_parameters(model) == pytest.approx(budget, rel=0.008), variant
         assert model.depth.num_applications == 18
-    assert PRESETS["moeut-244m"] in models.values()
+    assert moeut.preset("moeut-244m") in models.values()
 
 
 def test_what_else_the_ablations_change():
@@ -207,7 +241,7 @@ def test_what_else_the_ablations_change():
     assert [model_of(c).depth.order for c in orders.values()] == ["cycle", "sequence"]
     # Without sharing, MoEUT with one attention expert is σ-MoE.
     groups = by_variant(FOLDER / "language/244m_group_size.yaml")
-    assert model_of(groups["g18"]) == PRESETS["sigma_moe-244m"]
+    assert model_of(groups["g18"]) == moeut.preset("sigma_moe-244m")
 
 
 def test_the_command_that_packs_is_the_one_that_the_task_gives():

@@ -104,7 +104,7 @@ def sweep_file(tmp_path, run_text):
     file.write_text(
         "base:\n"
         + "".join(f"  {line}\n" for line in lines)
-        + "variants:\n  shallow: {model.num_layers: 1}\n  deep: {model.num_layers: 2}\n"
+        + "variants:\n  shallow: {model.depth.group: 1}\n  deep: {model.depth.group: 2}\n"
         "seeds: 2\n"
     )
     return file

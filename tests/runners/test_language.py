@@ -27,7 +27,8 @@ CONTEXT = 24
 RUN = f"""\
 task: {{name: language, corpus: files, files: [FOLDER], tokenizer: bytes,
        context_length: {CONTEXT}, validation_fraction: 0.15, test_fraction: 0.15}}
-model: {{architecture: universal, d_model: 24, num_heads: 2, num_layers: 2, feed_forward_size: 48}}
+model: {{architecture: universal, d_model: 24, depth: {{repeats: 2}}, attention: {{num_heads: 2}},
+        feed_forward: {{hidden_size: 48}}}}
 train: {{steps: 60, batch_size: 16, learning_rate: 0.02, schedule: cosine, warmup_steps: 5,
         checkpoint_interval: 25, log_interval: 10}}
 evaluate: {{interval: 20}}
@@ -244,7 +245,7 @@ def test_sizes_are_those_of_the_window_and_the_tokenizer(text_run):
 def test_bad_input_is_one_line_with_its_place(override, message, text_run):
     overrides = [override]
     if "match_parameters" in override:
-        overrides.append("model.feed_forward_size=512")
+        overrides.append("model.feed_forward.hidden_size=512")
     with pytest.raises(ConfigError, match=message) as caught:
         build(text_run(*overrides))
     assert "\n" not in str(caught.value)
@@ -252,10 +253,10 @@ def test_bad_input_is_one_line_with_its_place(override, message, text_run):
 
 
 def test_learned_positions_reach_the_window(text_run):
-    learned = ("model.position=learned", f"model.max_length={CONTEXT - 1}")
+    learned = ("model.position=learned", f"model.position.max_length={CONTEXT - 1}")
     with pytest.raises(ConfigError, match=rf"max_length={CONTEXT - 1}: must be at least {CONTEXT}"):
         build(text_run(*learned))
-    build(text_run(learned[0], f"model.max_length={CONTEXT}"))
+    build(text_run(learned[0], f"model.position.max_length={CONTEXT}"))
 
 
 def test_a_model_of_another_form_is_refused(text_run):
@@ -279,11 +280,11 @@ def test_plan_of_a_sweep(text_run, tmp_path, capsys):
     text_run()
     text = (tmp_path / "run.yaml").read_text()
     base = "".join(f"  {line}\n" for line in text.splitlines())
-    base = base.replace("architecture: universal, ", "").replace(", feed_forward_size: 48", "")
+    base = base.replace("architecture: universal, ", "").replace("{hidden_size: 48}", "{}")
     file = tmp_path / "lm.yaml"
     file.write_text(
         f"name: lm\nbase:\n{base}variants:\n"
-        "  transformer: {model: {architecture: transformer, feed_forward_size: 48}}\n"
+        "  transformer: {model: {architecture: transformer, feed_forward.hidden_size: 48}}\n"
         "  universal: {model: {architecture: universal, match_parameters: 16000}}\n"
     )
     assert sweep.main([str(file), "--dry-run", f"--runs-dir={tmp_path / 'runs'}"]) == 0

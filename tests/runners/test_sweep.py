@@ -19,13 +19,13 @@ from runners.process.run_directory import RunDirectory
 def command(tmp_path, run_text, monkeypatch):
     """Return the command line of a sweep of two variants and two seeds."""
     text = "".join(f"  {line}\n" for line in run_text().strip().splitlines())
-    text = text.replace("architecture: transformer,", "").replace("feed_forward_size: 16", "")
+    text = text.replace("architecture: transformer,", "").replace("{hidden_size: 16}", "{}")
     file = tmp_path / "pair.yaml"
     file.write_text(
         f"base:\n{text}"
         "variants:\n"
-        "  transformer: {model.architecture: transformer, model.feed_forward_size: 16}\n"
-        "  universal: {model.architecture: universal, model.feed_forward_size: 8}\n"
+        "  transformer: {model.architecture: transformer, model.feed_forward.hidden_size: 16}\n"
+        "  universal: {model.architecture: universal, model.feed_forward.hidden_size: 8}\n"
         "seeds: 2\n"
     )
     short = ["train.steps=4", "train.warmup_steps=0", "evaluate.interval=null"]

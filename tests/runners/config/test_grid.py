@@ -22,7 +22,7 @@ variants:
       architecture: moeut
       d_model: 64
 parameters:
-  model.num_layers: {values: [2, 4]}
+  model.depth.group: {values: [2, 4]}
   train: {parameters: {learning_rate: {value: 1e-3}}}
 seeds: 3
 """
@@ -41,16 +41,16 @@ def message(path, *overrides) -> str:
 
 def test_every_combination_once(toy, write):
     runs = plan(write(SWEEP))
-    keys = [(run.variant, run.parameters["model.num_layers"], run.seed) for run in runs]
+    keys = [(run.variant, run.parameters["model.depth.group"], run.seed) for run in runs]
     assert len(keys) == len(set(keys)) == 3 * 2 * 3
     assert len({run.directory for run in runs}) == len(runs)
     assert keys[0] == ("transformer", 2, 0)
     first = runs[0]
-    assert first.parameters == {"model.num_layers": 2, "train.learning_rate": 1e-3}
+    assert first.parameters == {"model.depth.group": 2, "train.learning_rate": 1e-3}
     assert first.config.train.learning_rate == 1e-3
     assert str(first.directory) == f"runs/demo/transformer-{first.hash}/seed0"
     wide = [run for run in runs if run.variant == "wide"]
-    assert {run.config.model["d_model"] for run in wide} == {64}
+    assert {run.config.model.blueprint.d_model for run in wide} == {64}
     assert [run.config.seed for run in runs] == [run.seed for run in runs]
 
 
@@ -75,11 +75,11 @@ def test_seed_lists_and_seeds_in_the_grid(toy, write):
 
 
 def test_exclude(toy, write):
-    path = write(SWEEP + "exclude:\n  - {variant: wide, model.num_layers: 4}\n")
+    path = write(SWEEP + "exclude:\n  - {variant: wide, model.depth.group: 4}\n")
     runs = plan(path)
     assert len(runs) == 15
-    assert ("wide", 4) not in {(run.variant, run.parameters["model.num_layers"]) for run in runs}
-    nested = write(SWEEP + "exclude:\n  - {variant: wide, model: {num_layers: 4}, seed: 0}\n")
+    assert ("wide", 4) not in {(run.variant, run.parameters["model.depth.group"]) for run in runs}
+    nested = write(SWEEP + "exclude:\n  - {variant: wide, model: {depth: {group: 4}}, seed: 0}\n")
     assert len(plan(nested)) == 17
     assert "matches no run" in message(write(SWEEP + "exclude: [{variant: wied}]\n"))
     assert "exclude[0].varaint" in message(write(SWEEP + "exclude: [{varaint: wide}]\n"))
@@ -95,7 +95,7 @@ def test_data_is_hashed_once_per_task(toy, write):
         asked.append(task["size"])
         return str(task["size"])
 
-    path = write(SWEEP.replace("model.num_layers: {values: [2, 4]}", "task.size: {values: [2, 4]}"))
+    path = write(SWEEP.replace("model.depth.group:", "task.size:"))
     runs = expand(read_sweep(path), data_hash=data_hash)
     assert asked == [2, 4]
     assert len({run.hash for run in runs}) == 6
@@ -106,7 +106,7 @@ def test_data_is_hashed_once_per_task(toy, write):
 def test_a_thousand_points_take_less_than_a_second(toy, write, key):
     values = ", ".join(f"{n / 1000}" for n in range(500))
     text = "base: {task: {name: toy}, model: {architecture: moeut}}\n"
-    text += "variants: {a: {}, b: {model.top_k: 2}}\n"
+    text += "variants: {a: {}, b: {model.feed_forward.top_k: 2}}\n"
     path = write(text + f"parameters: {{{key}: {{values: [{values}]}}}}\n")
     plan(path, f"{key}=0")  # the first run imports the models
     start = time.process_time()

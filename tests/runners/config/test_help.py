@@ -4,7 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 
 import tasks
-from moeut import flat_architectures as architectures
+from moeut import architectures
+from moeut.blocks.attention import ATTENTION
+from moeut.blocks.feed_forward import FEED_FORWARD
+from moeut.blocks.positions import POSITION
+from moeut.config import Blueprint
+from moeut.recurrence.schedule import Depth
 from runners.config.help import describe_fields, run_help, sweep_help
 from runners.config.schema import EvaluateConfig, RunConfig, SweepConfig, TrainConfig
 from tasks.base.options import describe
@@ -37,14 +42,18 @@ def test_every_field_of_the_config_has_a_docstring():
         assert all(option.doc for option in describe(cls).values()), cls
 
 
-def test_every_option_of_tasks_and_architectures_is_listed():
+def test_every_option_of_tasks_and_models_is_listed():
     text = run_help()
-    classes = map(tasks.task_class, tasks.TASKS)
-    for cls in (*classes, *architectures.ARCHITECTURES.values(), TrainConfig):
+    kinds = [cls for block in (ATTENTION, FEED_FORWARD, POSITION) for cls in block.values()]
+    for cls in (*map(tasks.task_class, tasks.TASKS), Blueprint, Depth, *kinds, TrainConfig):
         for field in dataclasses.fields(cls):
             assert f" {field.name}: " in text, (cls, field.name)
-    for name in (*tasks.TASKS, *architectures.ARCHITECTURES):
+    for cls in kinds:
+        assert f" kind: {cls.kind}\n" in text
+    for name in tasks.TASKS:
         assert f": {name}\n" in text
+    for name in architectures.ARCHITECTURES:
+        assert f"    {name}:\n" in text
     assert "  betas: a list of 2 (a number) = [0.9, 0.999]" in text
 
 

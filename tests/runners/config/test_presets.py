@@ -5,7 +5,7 @@ import json
 import pytest
 
 import moeut
-from moeut import flat_presets
+from moeut import architectures
 from runners.config.identity import config_hash
 from runners.config.run_file import read_run, to_yaml
 from runners.config.schema import ConfigError
@@ -15,36 +15,42 @@ TASK = "task: {name: toy}\n"
 
 
 def config_of(section):
-    options = {name: value for name, value in section.items() if name != "architecture"}
-    return moeut.architecture(
-        section["architecture"], **options | {"form": "decoder_lm"}, vocabulary_size=8000
+    return architectures.configure(
+        section.blueprint,
+        form="decoder_lm",
+        match_parameters=section.match_parameters,
+        vocabulary_size=8000,
     )
 
 
-@pytest.mark.parametrize("name", flat_presets.PRESETS)
+@pytest.mark.parametrize("name", architectures.PRESETS)
 def test_a_preset_in_a_file_is_the_models_config(toy, write, name):
     run = read_run(write(f"{TASK}model: {{preset: {name}, form: decoder_lm}}\n"))
-    assert "preset" not in run.model
-    assert config_of(run.model) == flat_presets.PRESETS[name]
+    assert run.model.architecture == name.partition("-")[0]
+    assert "preset" not in run.model.to_dict()
+    assert config_of(run.model) == moeut.preset(name)
 
 
 def test_a_preset_and_its_options_spelled_out_are_the_same_run(toy, write):
-    by_name = read_run(write(TASK + "model: {preset: moeut-44m, top_k: 8}\n"))
-    options = flat_presets.PRESET_OPTIONS["moeut-44m"] | {"top_k": 8}
+    by_name = read_run(write(TASK + "model: {preset: moeut-44m, feed_forward.top_k: 8}\n"))
+    options = dict(architectures.PRESETS["moeut-44m"])
+    options["feed_forward"] = options["feed_forward"] | {"top_k": 8}
     spelled = read_run(write(TASK + dump({"model": options}), "spelled.yaml"))
     assert by_name == spelled
     assert config_hash(by_name, "d") == config_hash(spelled, "d")
     other = read_run(write(TASK + "model: {preset: moeut-44m}\n", "other.yaml"))
     assert config_hash(other, "d") != config_hash(by_name, "d")
     again = write(to_yaml(by_name), "again.yaml")
-    assert json.dumps(read_run(again).model) == json.dumps(by_name.model)
+    assert json.dumps(read_run(again).to_dict()) == json.dumps(by_name.to_dict())
 
 
 def test_a_budget_takes_the_place_of_the_presets_width(toy, write):
     path = write(TASK + "model: {preset: moeut-44m, form: decoder_lm, match_parameters: 40000000}")
     assert config_of(read_run(path).model).feed_forward.num_experts < 155
     wide = read_run(path, ["model.match_parameters=null"])
-    assert wide.model["num_experts"] == 155
+    assert wide.model.blueprint.feed_forward.num_experts == 155
+    again = write(to_yaml(read_run(path)), "again.yaml")
+    assert read_run(again) == read_run(path)
 
 
 @pytest.mark.parametrize(
@@ -56,20 +62,21 @@ def test_a_budget_takes_the_place_of_the_presets_width(toy, write):
         (
             "\n  preset: moeut-44m\n  architecture: universal",
             ":4: model.architecture='universal': expected either architecture or preset, which is "
-            "'moeut-44m' (",
+            "'moeut-44m'",
         ),
         (
-            "\n  preset: universal-44m\n  top_k: 3",
-            ":4: model.top_k=3: unknown key; architecture universal takes",
+            "\n  preset: universal-44m\n  feed_forward: {top_k: 3}",
+            ":4: model.feed_forward.top_k=3: unknown; kind 'dense' takes hidden_size, ",
         ),
         (
-            "\n  preset: moeut-44m\n  group_size: 3",
-            ":4: model.group_size=3: must divide num_layers=16",
+            "\n  preset: moeut-44m\n  match_parameters: 40000000\n  feed_forward.num_experts: 3",
+            ":5: model.feed_forward.num_experts=3: has no effect with match_parameters=40000000",
         ),
         # What the preset itself says is found where the preset is named.
+        ("\n  preset: moeut-44m\n  dropout: 1", ":4: model.dropout=1.0: must be"),
         (
-            "\n  preset: moeut-44m\n  attention_experts: 1",
-            ":3: model.renormalise_attention_experts=false: has no effect with attention_experts=1",
+            "\n  # a comment\n  preset: moeut-44m\n  d_model: 400\n  attention.num_experts: 1",
+            ":6: model.attention.top_k=2: must be at most num_experts=1",
         ),
     ],
 )

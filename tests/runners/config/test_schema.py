@@ -37,17 +37,23 @@ def test_a_run_is_read_with_its_defaults_filled_in(toy, write):
         "style": "plain",
         "is_classification": False,
     }
-    assert config.model["architecture"] == "transformer"
-    assert config.model["form"] == "encoder_decoder"
-    assert config.model["d_model"] == 32
-    assert config.model["num_heads"] == 4
+    assert config.model.architecture == "transformer"
+    assert config.model.form == "encoder_decoder"
+    assert config.model.blueprint.d_model == 32
+    assert config.model.blueprint.attention.to_dict() == {
+        "kind": "dense",
+        "num_heads": 4,
+        "head_size": 8,
+        "dropout": 0.0,
+        "gates": "none",
+    }
 
 
 def test_form_follows_the_kind_of_task(toy, write):
     path = write(RUN)
     label = read_run(path, ["task.is_classification=true"])
-    assert label.model["form"] == "encoder_classifier"
-    assert read_run(path, ["model.form=decoder_lm"]).model["form"] == "decoder_lm"
+    assert label.model.form == "encoder_classifier"
+    assert read_run(path, ["model.form=decoder_lm"]).model.form == "decoder_lm"
     assert "command line: model.form='decoder_lm': expected one of encoder_classifier" in message(
         path, "task.is_classification=true", "model.form=decoder_lm"
     )
@@ -118,20 +124,26 @@ def test_bad_values(toy, write, line, expected):
         (("size: 5", "style: fncy"), "expected one of plain, fancy; did you mean 'fancy'?"),
         (("name: toy, ", ""), ":1: task.name: missing; expected one of "),
         (("architecture: transformer", "architecture: transfromer"), "did you mean 'transformer'?"),
-        (("architecture: transformer", "d_ff: 3"), ":2: model.architecture: missing"),
-        (
-            ("d_model: 32", "d_modle: 32"),
-            ":4: model.d_modle=32: unknown key; architecture transformer",
-        ),
-        (("d_model: 32", "d_modle: 32"), "; did you mean 'model.d_model'?"),
+        (("architecture: transformer", "d_ff: 3"), ":2: model.architecture: missing (or preset)"),
+        (("d_model: 32", "d_modle: 32"), ":4: model.d_modle=32: unknown"),
+        (("d_model: 32", "d_modle: 32"), "; did you mean 'd_model'?"),
         (("d_model: 32", "d_model: 33"), "must divide d_model=33"),
-        (("d_model: 32", "num_experts: 8"), ":4: model.num_experts=8: unknown key"),
+        (("d_model: 32", "d_model: '32'"), ":4: model.d_model='32': expected a whole number"),
+        (("d_model: 32", "d_model: 032"), "'032': expected a whole number; did you mean 32?"),
+        (("d_model: 32", "tie_embeddings: yes"), "expected true or false; did you mean true?"),
+        (("d_model: 32", "match_parameters: many"), ":4: model.match_parameters='many': expected"),
         (
-            ("transformer", "moeut\n  top_k: 9\n  num_experts: 8"),
-            ":4: model.top_k=9: must be at most",
+            ("d_model: 32", "feed_forward:\n    kind: dense\n    num_experts: 8"),
+            ":6: model.feed_forward.num_experts=8: unknown; kind 'dense' takes hidden_size",
         ),
-        (("transformer", "moeut\n  num_layers: 5"), "group_size=2: must divide num_layers=5"),
-        (("transformer", "moeut\n  num_layers: 0"), ":4: model.num_layers=0: must be"),
+        (
+            ("transformer", "moeut\n  feed_forward:\n    top_k: 9\n    num_experts: 8"),
+            ":5: model.feed_forward.top_k=9: must be at most num_experts=8",
+        ),
+        (("d_model: 32", "attention: swich_head"), "; did you mean 'switch_head'?"),
+        (("d_model: 32", "attention: {kind: 3}"), ":4: model.attention.kind=3: expected one of"),
+        (("transformer", "moeut\n  depth.repeats: 0"), ":4: model.depth.repeats=0: must be"),
+        (("transformer", "moeut\n  depth: 3"), ":4: model.depth=3: expected a mapping"),
         (("d_model: 32", "dropout: 1.5"), ":4: model.dropout=1.5: must be at least 0 and below 1"),
         (("steps: 10", "steps: 0"), ":6: train.steps=0: must be at least 1"),
         (("steps: 10", "steps: -5"), ":6: train.steps=-5: must be at least 1"),
@@ -155,7 +167,9 @@ def test_missing_sections(toy, write):
 def test_overrides_win_and_say_so(toy, write):
     path = write(RUN)
     assert read_run(path, ["train.steps=7", "seed=3", "train.steps=8"]).train.steps == 8
-    assert read_run(path, ["model={d_model: 64}"]).model["d_model"] == 64
+    assert read_run(path, ["model={d_model: 64}"]).model.blueprint.d_model == 64
+    nested = read_run(path, ["model.feed_forward.hidden_size=7"]).model.blueprint.feed_forward
+    assert (nested.kind, nested.hidden_size) == ("dense", 7)
     assert message(path, "train.stepz=3").startswith("command line: train.stepz=3: unknown key")
     assert message(path, "train.stepz=3").endswith("did you mean 'train.steps'?")
     assert message(path, "train.steps=0") == "command line: train.steps=0: must be at least 1"

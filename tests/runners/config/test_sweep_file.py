@@ -20,7 +20,7 @@ variants:
       architecture: moeut
       d_model: 64
 parameters:
-  model.num_layers: {values: [2, 4]}
+  model.depth.group: {values: [2, 4]}
   train: {parameters: {learning_rate: {value: 1e-3}}}
 seeds: 3
 """
@@ -55,21 +55,21 @@ def test_overrides_address_base_and_top(toy, write):
     assert {run.config.train.steps for run in plan(path, "base.train.steps=5")} == {5}
     assert plan(path, "name=other")[0].directory.parts[1] == "other"
     assert len(plan(path, "seeds=1")) == 6
-    assert len(plan(path, "parameters.model.num_layers.values=[2]")) == 9
+    assert len(plan(path, "parameters.model.depth.group.values=[2]")) == 9
     wide = plan(path, "variants.wide.model.d_model=96")
-    assert {run.config.model["d_model"] for run in wide} == {32, 96}
+    assert {run.config.model.blueprint.d_model for run in wide} == {32, 96}
     assert read_sweep(path, ["baseline=wide"]).baseline == "wide"
     assert read_sweep(path, ["headline.split=gen"]).config.headline == {"split": "gen"}
 
 
 def test_an_override_beats_variant_and_grid(toy, write):
     path = write(SWEEP)
-    assert {run.config.model["d_model"] for run in plan(path, "model.d_model=16")} == {16}
-    sweep = read_sweep(path, ["model.num_layers=6"])
+    assert {run.config.model.blueprint.d_model for run in plan(path, "model.d_model=16")} == {16}
+    sweep = read_sweep(path, ["model.depth.group=6"])
     assert "the grid over it is left out" in sweep.notices[0]
     runs = expand(sweep, data_hash=lambda task: "")
     assert len(runs) == 9
-    assert {run.config.model["num_layers"] for run in runs} == {6}
+    assert {run.config.model.blueprint.depth.group for run in runs} == {6}
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_bad_overrides(toy, write, override, expected):
             ":8: variants.universal.train.stps=3: unknown",
         ),
         (("model.architecture: universal", "seed: 3"), "a sweep takes seeds instead"),
-        (("model.architecture: universal", "model.sise: 3"), ":8: model.sise=3: unknown key"),
-        (("{model.architecture: universal}", "{}"), "universal (model.num_layers=2"),
+        (("model.architecture: universal", "model.sise: 3"), ":8: model.sise=3: unknown"),
+        (("{model.architecture: universal}", "{}"), "universal (model.depth.group=2"),
         (("{model.architecture: universal}", "3"), ":8: variants.universal=3: expected a mapping"),
         (("  universal:", "  tr/x:"), ":8: variants.tr/x: expected a name"),
         (("  universal:", "  transformer:"), ":8: variants.transformer: key given twice"),
@@ -131,10 +131,10 @@ def test_bad_overrides(toy, write, override, expected):
         (("values: [2, 4]", "valeus: [2, 4]"), "expected {value: x} or {values: [x, y]}"),
         (("values: [2, 4]", "values: 2"), "values=2: expected a list"),
         (("values: [2, 4]", "min: 2, max: 4"), "min=2: unknown key; a grid takes value, values"),
-        (("values: [2, 4]", "values: [2, 0]"), "model.num_layers=0: must be"),
-        (("values: [2, 4]", "values: [2, x]"), "model.num_layers='x': expected a whole number"),
-        (("model.num_layers:", "model.num_layer:"), "model.num_layer=2: unknown key"),
-        (("model.num_layers:", "modle.num_layers:"), "parameters.modle.num_layers"),
+        (("values: [2, 4]", "values: [2, 0]"), "model.depth.group=0: must be"),
+        (("values: [2, 4]", "values: [2, x]"), "model.depth.group='x': expected a whole number"),
+        (("model.depth.group:", "model.depth.gruop:"), "model.depth.gruop=2: unknown"),
+        (("model.depth.group:", "modle.depth.group:"), "parameters.modle.depth.group"),
         (("base:\n", "case:\n"), "did you mean 'base'"),
         (("steps: 10", "steps: 10, steps: 11"), ":5: base.train.steps: key given twice"),
     ],

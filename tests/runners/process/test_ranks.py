@@ -497,8 +497,9 @@ def test_a_finished_run_is_found_done_by_all(command, start, tmp_path):
 TEXT = """\
 task: {{name: language, corpus: files, files: [{folder}], tokenizer: bytes, context_length: 24,
        validation_fraction: 0.15, test_fraction: 0.15}}
-model: {{architecture: moeut, d_model: 16, num_heads: 2, num_layers: 4, num_experts: 4,
-        expert_size: 8, top_k: 2, attention_experts: 3}}
+model: {{architecture: moeut, d_model: 16, depth: {{repeats: 2}},
+        attention: {{num_heads: 2, num_experts: 3}},
+        feed_forward: {{num_experts: 4, expert_size: 8, top_k: 2}}}}
 train: {{steps: 12, batch_size: 8, accumulate: 2, learning_rate: 0.01, schedule: cosine_paper,
         warmup_steps: 3, checkpoint_interval: 5, log_interval: 2, epsilon: 0.001}}
 evaluate: {{interval: 4}}

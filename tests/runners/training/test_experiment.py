@@ -34,7 +34,7 @@ def test_depths_of_a_shared_model(built):
     one, config = built("evaluate.repeats=[4, 2]", architecture="universal")
     assert one.depths(config) == [[2, 2], [4, 4]]
     one, config = built(
-        "evaluate.repeats=[4, 2]", "model.num_encoder_layers=3", architecture="universal"
+        "evaluate.repeats=[4, 2]", "model.encoder_depth.repeats=3", architecture="universal"
     )
     assert one.depths(config) == [[3, 2], [4, 4], [2, 2]]
 
@@ -74,8 +74,8 @@ def test_learned_positions_reach_the_longest_row(form, needed, built):
     options = {"form": form, "architecture": "universal"}
     learned = ("model.position=learned", "train.steps=2", "train.warmup_steps=0")
     with pytest.raises(ConfigError, match=rf"max_length={needed - 1}: must be at least {needed}"):
-        built(*learned, f"model.max_length={needed - 1}", **options)
-    one, _ = built(*learned, f"model.max_length={needed}", **options)
+        built(*learned, f"model.position.max_length={needed - 1}", **options)
+    one, _ = built(*learned, f"model.position.max_length={needed}", **options)
     model = build_model(one.model_config, torch.device("cpu"))
     scorer = split_scorer(one.objective)
     settings = {"config": EvaluateConfig(), "device": torch.device("cpu")}

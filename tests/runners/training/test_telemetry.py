@@ -49,7 +49,7 @@ def test_count_of_choices():
 @pytest.fixture
 def make_loop(make_run):
     def make(form="decoder_lm", architecture="moeut"):
-        balance = () if architecture == "transformer" else ("model.balance_loss=0.5",)
+        balance = () if architecture == "transformer" else ("model.feed_forward.balance_loss=0.5",)
         directory = make_run("loop", *balance, form=form, architecture=architecture)
         config = RunDirectory(directory).read_config()
         built = build(config)

@@ -147,7 +147,11 @@ def first_updates(make_run):
     def make(form, architecture, *overrides, **changes):
         plain = ("model.dropout=0.0", "evaluate.interval=null", *overrides)
         if architecture in ("moeut", "sigma_moe"):
-            plain = ("model.expert_dropout=0.0", "model.balance_loss=0.5", *plain)
+            plain = (
+                "model.feed_forward.expert_dropout=0.0",
+                "model.feed_forward.balance_loss=0.5",
+                *plain,
+            )
         directory = make_run("updates", *plain, form=form, architecture=architecture)
         config = RunDirectory(directory).read_config()
         built = build(config)
@@ -347,7 +351,7 @@ def test_killed_run_goes_on_to_the_same_bits(kind, command, start, tmp_path, mon
 def test_run_goes_on_with_another_number_of_ranks(
     kind, other, sizes, command, start, tmp_path, monkeypatch
 ):
-    plain = ("model.dropout=0.0", "model.expert_dropout=0.0", "train.accumulate=1",
+    plain = ("model.dropout=0.0", "model.feed_forward.expert_dropout=0.0", "train.accumulate=1",
              "evaluate.interval=null", "train.epsilon=0.001")  # fmt: skip
     alone = start(command("whole", *plain), size=1)
     assert alone.end() == [0]

@@ -3,9 +3,14 @@
 import pytest
 import torch
 
+from moeut import architectures
+from moeut.config import ModelConfig
+from runners.config.grid import expand, read_sweep
 from runners.config.run_file import read_run
 from runners.config.schema import ConfigError, EvaluateConfig
+from runners.process.run_directory import RunDirectory, RunRecord
 from runners.scoring.splits import split_scorer
+from runners.sweep import check as check_runs
 from runners.training.experiment import build, build_model, train_columns
 
 
@@ -90,3 +95,42 @@ def test_initial_weights_depend_on_the_seed_alone(built):
         models.append(build_model(one.model_config, torch.device("cpu")).state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert any(not torch.equal(models[0][name], models[2][name]) for name in models[0])
+
+
+def test_a_model_is_checked_and_described_once_in_the_driver_and_once_in_a_worker(
+    tmp_path, run_text, monkeypatch
+):
+    """Two models, three seeds of each: the seeds share what is read and built."""
+    read, built = [], []
+    blueprint, check = architectures.blueprint, ModelConfig.__post_init__
+
+    def reading(section):
+        read.append(section["architecture"])
+        return blueprint(section)
+
+    def building(config):
+        built.append(config)
+        check(config)
+
+    monkeypatch.setattr(architectures, "blueprint", reading)
+    monkeypatch.setattr(ModelConfig, "__post_init__", building)
+    base = "".join(f"  {line}\n" for line in run_text().strip().splitlines())
+    file = tmp_path / "pair.yaml"
+    shared = "{model: {architecture: universal, depth: {group: 1, repeats: 2}}}"
+    variants = f"{{transformer: {{}}, universal: {shared}}}"
+    file.write_text(f"base:\n{base}variants: {variants}\nseeds: 3\n")
+    planned = expand(read_sweep(file), root=tmp_path)
+    described = check_runs(planned)
+    assert (len(planned), len(described)) == (6, 2)
+    assert read == ["transformer", "universal"]
+    assert built == [each.model_config for each in described.values()]
+
+    run = planned[-1]
+    files = RunDirectory(run.directory)
+    record = RunRecord(sweep="pair", variant=run.variant, seed=run.seed, hash=run.hash)
+    files.prepare(run.config, record)
+    read.clear()
+    built.clear()
+    in_worker = build(files.read_config())
+    assert read == ["universal"]
+    assert built == [in_worker.model_config] == [described[run.hash].model_config]

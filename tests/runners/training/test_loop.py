@@ -25,7 +25,11 @@ def make_loop(make_run):
     def make(*overrides, form="encoder_decoder", architecture="moeut", **changes):
         plain = ("model.dropout=0.0", "evaluate.interval=null", *overrides)
         if architecture == "moeut":
-            plain = ("model.expert_dropout=0.0", "model.balance_loss=0.5", *plain)
+            plain = (
+                "model.feed_forward.expert_dropout=0.0",
+                "model.feed_forward.balance_loss=0.5",
+                *plain,
+            )
         directory = make_run("loop", *plain, form=form, architecture=architecture)
         config = RunDirectory(directory).read_config()
         built = build(config)
@@ -118,7 +122,7 @@ def test_loss_falls(make_loop):
 @pytest.mark.parametrize(("form", "architecture"), FORMS)
 def test_activation_checkpointing_changes_no_bit(form, architecture, precision, make_loop):
     """With dropout on: what is computed again draws the same numbers again."""
-    dropout = ("model.dropout=0.2", "model.expert_dropout=0.2")
+    dropout = ("model.dropout=0.2", "model.feed_forward.expert_dropout=0.2")
     results = []
     for is_on in (False, True):
         loop = make_loop(*dropout, form=form, architecture=architecture, precision=precision,

@@ -7,6 +7,11 @@ The weights scored are those that the run's ``select`` names. Nothing is written
 
 from __future__ import annotations
 
+from runners.process.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # what follows takes seconds to import
+
 import argparse
 import json
 import sys
@@ -18,13 +23,14 @@ from rich.table import Table
 
 from runners.process import signals
 from runners.process.signals import Stopped
-from runners.process.terminal import bad_input_in_one_line, make_console
+from runners.process.terminal import make_console
 from runners.reporting import zero_shot as zero_shot_report
 from runners.reporting.run_result import Score, to_plain
 from runners.scoring import zero_shot
 from runners.scoring.finished_run import choose_rows, load_finished_run, score_finished_run
 from runners.scoring.language_model import add_tokenizer_argument
 from runners.scoring.likelihoods import BATCH_SIZE
+from tasks.base import exit_status
 from tasks.base.command_line import Parser
 from tasks.zero_shot import ZERO_SHOT
 
@@ -36,7 +42,7 @@ EXAMPLES = """examples:
 A .ckpt file is one of the paper's training code; its SentencePiece file *.model lies beside it."""
 
 
-@bad_input_in_one_line
+@exit_status.bad_input_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
@@ -53,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         except Stopped as error:
             print(error, file=sys.stderr)
             return stop.exit_status
-    return signals.DONE
+    return exit_status.DONE
 
 
 def _evaluate_splits(options: argparse.Namespace, check: Callable[[], None]) -> None:
@@ -200,4 +206,4 @@ def _numbers(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    signals.exit_with(main)
+    exit_status.exit_with(main)

@@ -6,18 +6,22 @@ Needs the extra ``[hf]``.
 
 from __future__ import annotations
 
+from runners.process.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # what follows takes seconds to import
+
 import argparse
 from pathlib import Path
 
 from runners.config.schema import ConfigError
-from runners.process import signals
-from runners.process.terminal import bad_input_in_one_line
 from runners.scoring.language_model import (
     LanguageModel,
     add_model_argument,
     add_tokenizer_argument,
     load_language_model,
 )
+from tasks.base import exit_status
 from tasks.base.command_line import Parser
 
 
@@ -48,7 +52,7 @@ def export(loaded: LanguageModel, folder: Path) -> None:
     loaded.tokenizer.save(folder)
 
 
-@bad_input_in_one_line
+@exit_status.bad_input_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = Parser(
@@ -76,8 +80,8 @@ read it back, where moeut is installed, with:
     export(loaded, options.output)
     written = ", ".join(sorted(file.name for file in options.output.iterdir()))
     print(f"{options.output}: {loaded.name}: {written}")
-    return signals.DONE
+    return exit_status.DONE
 
 
 if __name__ == "__main__":
-    signals.exit_with(main)
+    exit_status.exit_with(main)

@@ -6,6 +6,11 @@ Nothing is written. Text goes to standard output as it comes, speed to standard 
 
 from __future__ import annotations
 
+from runners.process.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # what follows takes seconds to import
+
 import argparse
 import json
 import re
@@ -16,8 +21,6 @@ from pathlib import Path
 import torch
 
 from runners.config.schema import ConfigError
-from runners.process import signals
-from runners.process.terminal import bad_input_in_one_line
 from runners.scoring.continuation import Continuation, Settings, Speed, continue_prompts
 from runners.scoring.language_model import (
     LanguageModel,
@@ -25,6 +28,7 @@ from runners.scoring.language_model import (
     add_tokenizer_argument,
     load_language_model,
 )
+from tasks.base import exit_status
 from tasks.base.command_line import Parser
 
 EXAMPLES = """examples:
@@ -36,7 +40,7 @@ EXAMPLES = """examples:
 A text ends after --max-tokens, or where the model ends the document by itself."""
 
 
-@bad_input_in_one_line
+@exit_status.bad_input_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
@@ -63,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{loaded.context_length} and may lose the thread after them",
             file=sys.stderr,
         )
-    return signals.DONE
+    return exit_status.DONE
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -243,4 +247,4 @@ def _add_model_options(parser: Parser) -> None:
 
 
 if __name__ == "__main__":
-    signals.exit_with(main)
+    exit_status.exit_with(main)

@@ -19,6 +19,11 @@ files.
 
 from __future__ import annotations
 
+from runners.process.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # what follows takes seconds to import
+
 import argparse
 import importlib
 import json
@@ -26,8 +31,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runners.process import signals
-from runners.process.terminal import bad_input_in_one_line
 from runners.scoring.continuation import Settings, continue_ids
 from runners.scoring.language_model import (
     LanguageModel,
@@ -35,6 +38,7 @@ from runners.scoring.language_model import (
     load_language_model,
 )
 from runners.scoring.likelihoods import BATCH_SIZE, Request, encode, score_requests
+from tasks.base import exit_status
 from tasks.base.command_line import Parser
 from tasks.zero_shot import Likelihood
 
@@ -194,7 +198,7 @@ def _continue_alike(
 # --- the command ------------------------------------------------------------------------
 
 
-@bad_input_in_one_line
+@exit_status.bad_input_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
@@ -217,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(make_table(results))
         if "groups" in results:
             print(make_table(results, "groups"))
-    return signals.DONE
+    return exit_status.DONE
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -263,4 +267,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    signals.exit_with(main)
+    exit_status.exit_with(main)

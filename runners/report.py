@@ -15,21 +15,25 @@ writes into the sweep's directory:
 
 from __future__ import annotations
 
+from runners.process.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # what follows takes seconds to import
+
 import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 
 from runners.config.yaml_nodes import ConfigError
-from runners.process import signals
-from runners.process.terminal import bad_input_in_one_line
 from runners.reporting.page import print_report, write_files
 from runners.reporting.results import SweepResults, load
+from tasks.base import exit_status
 from tasks.base.command_line import Parser
 from tasks.base.options import nearest
 
 
-@bad_input_in_one_line
+@exit_status.bad_input_in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``python -m runners.report`` and return its exit status."""
     parser = Parser(
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\nwritten to {results.directory}: results.csv, summary.md, summary.tex, summary.json")
     if trouble:
         print(trouble, file=sys.stderr)
-    return signals.DONE
+    return exit_status.DONE
 
 
 def _with_choices(results: SweepResults, options: argparse.Namespace) -> SweepResults:
@@ -78,4 +82,4 @@ def _with_choices(results: SweepResults, options: argparse.Namespace) -> SweepRe
 
 
 if __name__ == "__main__":
-    signals.exit_with(main)
+    exit_status.exit_with(main)

@@ -8,6 +8,11 @@ interrupted by the user.
 
 from __future__ import annotations
 
+from runners.process.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # what follows takes seconds to import
+
 import argparse
 import logging
 import os
@@ -31,6 +36,7 @@ from runners.sweeping.local import Job, LocalExecutor
 from runners.sweeping.progress import Display
 from runners.training.experiment import Built, build, data_hash, missing_data
 from runners.training.tensorboard import check_tensorboard
+from tasks.base import exit_status
 from tasks.base.command_line import Parser
 from tasks.base.options import nearest
 
@@ -150,13 +156,13 @@ def reconcile(
     return Counter(statuses.values())
 
 
-def exit_status(counts: Counter[str], stop: signals.Stop) -> int:
+def sweep_status(counts: Counter[str], stop: signals.Stop) -> int:
     """Return the exit status of a sweep whose runs have these statuses."""
     if stop.requested:
         return stop.exit_status
     if counts["failed"] or counts["refused"]:
-        return signals.FAILED
-    return signals.DONE if set(counts) <= {"done"} else signals.RESUMABLE
+        return exit_status.FAILED
+    return exit_status.DONE if set(counts) <= {"done"} else exit_status.RESUMABLE
 
 
 def select_variant(sweep: Sweep, planned: list[PlannedRun], only: str | None) -> list[PlannedRun]:
@@ -224,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
             sweep.check_headline(described.split_names, described.task.kind)
     except ValueError as error:
         print(error, file=sys.stderr)
-        return signals.BAD_INPUT
+        return exit_status.BAD_INPUT
     for notice in sweep.notices:
         print(notice, file=sys.stderr)
     if options.dry_run:
@@ -232,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         workers = options.workers or default_workers(chosen)[0]
         print_plan(chosen, built, ours=sweep.config.ours, workers=workers, console=console)
-        return signals.DONE
+        return exit_status.DONE
     directory = options.runs_dir / sweep.config.name
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -249,17 +255,17 @@ def main(arguments: list[str] | None = None) -> int:
             _report(directory, with_figures=not options.no_figures)
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return signals.BAD_INPUT
+        return exit_status.BAD_INPUT
     except Locked as error:
         print(error, file=sys.stderr)
-        return signals.RESUMABLE
+        return exit_status.RESUMABLE
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, or a place that may not be written to
         print(f"{directory}: {error}; the same command continues", file=sys.stderr)
-        return signals.FAILED
-    status = exit_status(counts, stop)
-    if status in (signals.RESUMABLE, signals.INTERRUPTED):
+        return exit_status.FAILED
+    status = sweep_status(counts, stop)
+    if status in (exit_status.RESUMABLE, exit_status.INTERRUPTED):
         print("stopped; the same command continues", file=sys.stderr)
     return status
 
@@ -277,4 +283,4 @@ def _report(directory: Path, *, with_figures: bool) -> None:
 
 
 if __name__ == "__main__":
-    signals.exit_with(main)
+    exit_status.exit_with(main)

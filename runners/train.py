@@ -19,6 +19,11 @@ another number of ranks, or with one process.
 
 from __future__ import annotations
 
+from runners.process.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # what follows takes seconds to import
+
 import argparse
 import contextlib
 import json
@@ -40,6 +45,7 @@ from runners.process.signals import Stopped
 from runners.run import run
 from runners.training.experiment import build, build_task
 from runners.training.tensorboard import check_tensorboard
+from tasks.base import exit_status
 from tasks.base.command_line import Parser
 
 
@@ -108,12 +114,12 @@ def _train(options: argparse.Namespace, world: World) -> int:
     problems = [text for text in world.gather(problem) if text is not None]
     if problems:
         say(problems[0], error=True)
-        return signals.BAD_INPUT
+        return exit_status.BAD_INPUT
     directory = files.path
     before = world.share(files.status())
     if before == "failed" and not options.retry_failed:
         say(f"{directory}: has failed: {files.failure()}; try again with --retry-failed")
-        return signals.FAILED
+        return exit_status.FAILED
     say(f"{directory}: {before}")
     if before != "done" and world.is_first:
         files.prepare(config, record)
@@ -126,16 +132,16 @@ def _train(options: argparse.Namespace, world: World) -> int:
             return stop.exit_status
         except Locked as error:
             say(error, error=True)
-            return signals.RESUMABLE
+            return exit_status.RESUMABLE
         except ConfigError as error:
             say(error, error=True)
-            return signals.BAD_INPUT
+            return exit_status.BAD_INPUT
     if status == "failed":
         say(files.failure(), error=True)
-        return signals.FAILED
+        return exit_status.FAILED
     if world.is_first:
         _print_result(files)
-    return signals.DONE
+    return exit_status.DONE
 
 
 def _prepare(
@@ -188,4 +194,4 @@ def _print_result(files: RunDirectory) -> None:
 
 
 if __name__ == "__main__":
-    signals.exit_with(main)
+    exit_status.exit_with(main)

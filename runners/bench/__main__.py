@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from runners.process.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # what follows takes seconds to import
+
 import argparse
 import os
 import sys
@@ -13,7 +18,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 from runners.bench import data, everything, experts, generate, kernels, model
 from runners.bench.command import DEVICE_FAILED
 from runners.bench.timing import DeviceFailedError
-from runners.process import signals
+from tasks.base import exit_status
 
 BENCHMARKS = {
     "all": everything,
@@ -42,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except ValueError as error:
         print(f"runners.bench: {error}", file=sys.stderr)
-        return 2
+        return exit_status.BAD_INPUT
     except DeviceFailedError as error:
         print(f"runners.bench: the device failed, {error}; --resume goes on", file=sys.stderr)
         return DEVICE_FAILED
 
 
 if __name__ == "__main__":
-    signals.exit_with(main)
+    exit_status.exit_with(main)

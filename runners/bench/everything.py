@@ -32,12 +32,10 @@ from runners.bench.command import (
 )
 from runners.bench.sizes import LAYERS, QUICK_SIZES, USES
 from runners.bench.targets import expert_targets, model_targets
+from tasks.base import exit_status
 
 SECTIONS = {"experts": experts.sections, "model": model.sections}
 TARGETS = {"experts": expert_targets, "model": model_targets}
-
-STOPPED = 75
-"""Exit status where something is left that the same command would do."""
 
 Job = tuple[str, list[str]]
 
@@ -85,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"runners.bench: {options.output / 'report.md'}")
     if left:
         print(f"runners.bench: left for the same command to go on with: {', '.join(left)}")
-    return STOPPED if left else 0
+    return exit_status.RESUMABLE if left else exit_status.DONE
 
 
 def is_done(file: Path, arguments: list[str]) -> bool:

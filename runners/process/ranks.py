@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from runners.config.schema import RunConfig
-from runners.process.signals import FAILED
+from tasks.base.exit_status import FAILED
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment that torchrun gives each of its processes."""

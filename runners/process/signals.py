@@ -1,48 +1,15 @@
-"""A polite stop: a signal asks, the run finishes its step, saves and ends with a telling status."""
+"""A stop by signal: the run finishes its step, saves, and ends with a status that says so."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 
-DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
-"""Exit statuses: 75 is EX_TEMPFAIL, on which batch systems try again; 130 is the user's Ctrl-C."""
+from tasks.base.exit_status import INTERRUPTED, RESUMABLE
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-
-def end_at_interrupt() -> None:
-    """Let a Ctrl-C end the process at once, in one line, until ``exit_with`` takes over.
-
-    For the seconds in which a command imports what it needs: there is nothing to save, and Python's
-    answer would be a traceback through somebody else's modules.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup
-        signal.signal(signal.SIGINT, _end)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"interrupted\n")
-    os._exit(INTERRUPTED)
-
-
-def exit_with(main: Callable[[], int]) -> None:
-    """Run a command line and exit with its status; a Ctrl-C before it listens is no traceback."""
-    try:
-        if signal.getsignal(signal.SIGINT) is _end:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (head, less) has gone. Python would complain again when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(RESUMABLE)
 
 
 class Stopped(Exception):

@@ -1,33 +1,10 @@
-"""What commands print with: a console, times in words, and bad input in one line."""
+"""What commands print with: a console, and times in words."""
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
-from typing import ParamSpec
 
 from rich.console import Console
-
-from runners.process.signals import BAD_INPUT
-
-Parameters = ParamSpec("Parameters")
-
-
-def bad_input_in_one_line(main: Callable[Parameters, int]) -> Callable[Parameters, int]:
-    """Make a command answer bad input (ValueError, OSError) with one line and exit status 2."""
-
-    @functools.wraps(main)
-    def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> int:
-        try:
-            return main(*arguments, **options)
-        except BrokenPipeError:  # an OSError that says nothing of the input: the reader has gone
-            raise
-        except (ValueError, OSError) as error:
-            print(" ".join(str(error).split()), file=sys.stderr)
-            return BAD_INPUT
-
-    return run
 
 
 def make_console() -> Console:

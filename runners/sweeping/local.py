@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 from runners.process import signals
 from runners.process.environment import thread_environment
 from runners.process.run_directory import RunDirectory
+from tasks.base import exit_status
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ class LocalExecutor:
         self._forget(worker)
         if job is None:
             return
-        if status == signals.RESUMABLE:
+        if status == exit_status.RESUMABLE:
             on_message(job.directory, {"event": "ended", "status": "stopped"})
             return
         reason = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
@@ -251,7 +252,7 @@ def work(orders: BinaryIO, messages: BinaryIO) -> int:
                 messages.write((json.dumps(message) + "\n").encode())
                 messages.flush()
             except BrokenPipeError:
-                os._exit(signals.RESUMABLE)  # the driver has died; no failure of the run
+                os._exit(exit_status.RESUMABLE)  # the driver has died; no failure of the run
 
         tell({"event": "ready"})
         while True:
@@ -259,10 +260,10 @@ def work(orders: BinaryIO, messages: BinaryIO) -> int:
                 directory = directories.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 if stop.signal is not None:
-                    return signals.RESUMABLE
+                    return exit_status.RESUMABLE
                 continue
             if directory is None:
-                return signals.DONE
+                return exit_status.DONE
             _log_to(RunDirectory(directory).log)
             ended: dict[str, Any] = {"event": "ended"}
             try:
@@ -294,7 +295,7 @@ def _listen(orders: BinaryIO, directories: queue.Queue[Path | None], stop: signa
         else:
             directories.put(Path(order["directory"]))
     # The driver has died. Whatever the main thread is doing, checkpoints are whole or not there.
-    os._exit(signals.RESUMABLE)
+    os._exit(exit_status.RESUMABLE)
 
 
 def _log_to(path: Path) -> None:

@@ -1,16 +1,13 @@
-"""What all commands share: errors of one line, and exit statuses."""
+"""What the command lines share: wrong arguments and wrong input are one line each."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
-BAD_INPUT = 2
-"""Exit status for input that is wrong, or data that is missing."""
-INTERRUPTED = 130
+from tasks.base.exit_status import BAD_INPUT, DONE, bad_input_in_one_line, exit_with
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,19 +18,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(BAD_INPUT)
 
 
-def run(main: Callable[[], Any]) -> NoReturn:
-    """Run a command and exit: 0 done, 2 bad input in one line on stderr, 130 interrupted."""
-    try:
-        main()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (head, less) has gone: not an error. Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except (ValueError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(BAD_INPUT)
-    sys.exit(0)
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a command of ``tasks`` and exit; a wrong value or file is one line and status 2."""
+    # A reader that has seen enough of a listing is no error.
+    exit_with(bad_input_in_one_line(main), reader_gone=DONE)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from runners import harness
-from runners.process import signals
 from runners.scoring import zero_shot
 from runners.scoring.likelihoods import Request, score_requests
+from tasks.base import exit_status
 from tasks.language.tokenizers import Bytes
 from tasks.zero_shot import blimp, get, piqa
 
@@ -231,7 +231,7 @@ def test_generation_is_greedy_and_ends_at_a_stop_string(lm_eval, tiny_language_m
 
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert harness.main([str(tmp_path), "--tasks", "blimp"]) == signals.BAD_INPUT
+    assert harness.main([str(tmp_path), "--tasks", "blimp"]) == exit_status.BAD_INPUT
     assert "pip install 'moeut-suite[eval]'" in capsys.readouterr().err
 
 
@@ -245,7 +245,7 @@ def test_without_the_harness_one_line_says_what_to_install(monkeypatch, capsys, 
     ],
 )
 def test_bad_input_is_one_line(lm_eval, tmp_path, capsys, words, message):
-    assert harness.main([str(tmp_path / "nothing"), *words]) == signals.BAD_INPUT
+    assert harness.main([str(tmp_path / "nothing"), *words]) == exit_status.BAD_INPUT
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1

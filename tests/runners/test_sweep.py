@@ -174,7 +174,7 @@ def test_exit_status(counts, number, status):
     stop = signals.Stop()
     if number is not None:
         stop._handle(number, None)
-    assert sweep.exit_status(Counter(counts), stop) == status
+    assert sweep.sweep_status(Counter(counts), stop) == status
 
 
 def test_default_workers_follow_cores_and_threads(command, monkeypatch):

@@ -1,0 +1,61 @@
+"""One line and a telling status, whatever ends a command."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tasks.base import exit_status
+
+
+def status_of(main, **options):
+    with pytest.raises(SystemExit) as caught:
+        exit_status.exit_with(main, **options)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1), (75, 75)])
+def test_status_is_what_the_command_returns(returned, status):
+    assert status_of(lambda: returned) == status
+
+
+def test_interrupt_is_one_line(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    assert status_of(main) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_interrupt_is_heard_though_the_imports_before_had_their_own_answer():
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        assert status_of(lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_bad_input_is_one_line_where_the_command_wants_it(capsys):
+    def main():
+        raise ValueError("a\n  b")
+
+    assert status_of(exit_status.bad_input_in_one_line(main)) == 2
+    assert capsys.readouterr().err == "a b\n"
+    with pytest.raises(ValueError, match="a"):  # elsewhere it is a fault of the program
+        exit_status.exit_with(main)
+
+
+@pytest.mark.parametrize("status", [75, 0])
+def test_reader_that_has_gone_is_no_traceback(status):
+    """What is still in the buffer at the end counts too."""
+    code = (
+        f"from tasks.base.exit_status import *; exit_with(lambda: print(7), reader_gone={status})"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    error = process.stderr.read()
+    assert (process.wait(timeout=30), error) == (status, b"")

@@ -1,8 +1,6 @@
-"""Times in words, and bad input in one line."""
+"""Times in words."""
 
-import pytest
-
-from runners.process.terminal import bad_input_in_one_line, duration
+from runners.process.terminal import duration
 
 
 def test_duration():
@@ -12,23 +10,3 @@ def test_duration():
         "3 min 20 s",
         "2 h 05 min",
     ]
-
-
-@pytest.mark.parametrize("kind", [ValueError, OSError])
-def test_bad_input_is_one_line(kind, capsys):
-    @bad_input_in_one_line
-    def main(arguments):
-        raise kind(f"{arguments}:\n  wrong")
-
-    assert main("x") == 2
-    assert capsys.readouterr().err == "x: wrong\n"
-
-
-@pytest.mark.parametrize("kind", [BrokenPipeError, RuntimeError])
-def test_other_errors_come_through(kind):
-    @bad_input_in_one_line
-    def main():
-        raise kind
-
-    with pytest.raises(kind):
-        main()

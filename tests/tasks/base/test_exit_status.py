@@ -37,14 +37,24 @@ def test_interrupt_is_heard_though_the_imports_before_had_their_own_answer():
         signal.signal(signal.SIGINT, before)
 
 
-def test_bad_input_is_one_line_where_the_command_wants_it(capsys):
-    def main():
-        raise ValueError("a\n  b")
+@pytest.mark.parametrize("kind", [ValueError, OSError])
+def test_bad_input_is_one_line(kind, capsys):
+    @exit_status.bad_input_in_one_line
+    def main(arguments):
+        raise kind(f"{arguments}:\n  wrong")
 
-    assert status_of(exit_status.bad_input_in_one_line(main)) == 2
-    assert capsys.readouterr().err == "a b\n"
-    with pytest.raises(ValueError, match="a"):  # elsewhere it is a fault of the program
-        exit_status.exit_with(main)
+    assert main("x") == 2
+    assert capsys.readouterr().err == "x: wrong\n"
+
+
+@pytest.mark.parametrize("kind", [BrokenPipeError, RuntimeError])
+def test_other_errors_come_through(kind):
+    @exit_status.bad_input_in_one_line
+    def main():
+        raise kind
+
+    with pytest.raises(kind):
+        main()
 
 
 @pytest.mark.parametrize("status", [75, 0])

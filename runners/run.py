@@ -7,24 +7,18 @@ weights. Where several ranks train, all of them come through here in step, and r
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from runners.config.identity import config_hash, difference, identity
-from runners.config.schema import ConfigError, RunConfig
-from runners.config.yaml_nodes import dump
-from runners.process import environment, ranks, signals
-from runners.process.checkpoint import Checkpoint, load_latest, save_checkpoint
+from runners.config.schema import ConfigError
+from runners.process import ranks, signals
 from runners.process.lease import Lease, Locked
 from runners.process.ranks import World
-from runners.process.run_directory import RunDirectory, RunRecord, json_line
+from runners.process.run_directory import RunDirectory, json_line
 from runners.process.signals import Stopped
 from runners.reporting.run_result import ModelSummary, RunResult, TaskSummary, from_plain
 from runners.scoring.scorer import Scorer
@@ -33,15 +27,15 @@ from runners.training import parallel
 from runners.training.agreement import Agreement
 from runners.training.cost import describe_model, macs_per_token
 from runners.training.experiment import (
-    Built,
-    build,
     build_model,
     train_columns,
 )
 from runners.training.journal import Clock, Journal, Lap, Progress
 from runners.training.loop import Loop, NonFinite, fit, seed_everything
-from runners.training.telemetry import expert_usage, peak_of, speed
-from tasks.base.metrics import perplexity, selection_score
+from runners.training.prepared import Prepared, prepare
+from runners.training.snapshots import find_snapshot, resume, save_snapshot
+from runners.training.telemetry import describe_row
+from tasks.base.metrics import selection_score
 from tasks.base.storage import write_atomically, write_json
 
 logger = logging.getLogger(__name__)
@@ -80,13 +74,13 @@ def run(
         if world.is_first:
             files.error.unlink(missing_ok=True)
         clock = Clock()
-        active: _Run | None = None
+        active: Training | None = None
         try:
-            prepared = _prepare(files, Agreement(world, stop, lease))
+            prepared = prepare(files, Agreement(world, stop, lease))
             with Journal(
                 files, clock, writes=world.is_first, on_progress=on_progress, lease=lease
             ) as journal:
-                active = _Run(prepared, journal)
+                active = Training(prepared, journal)
                 active.train()
                 active.score()
         except ConfigError:
@@ -157,54 +151,7 @@ def _fail(files: RunDirectory, error: Exception, *, step: int | None, world: Wor
         files.fail(message, step=step)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What a directory holds, checked, and the process made ready for it."""
-
-    files: RunDirectory
-    config: RunConfig
-    record: RunRecord
-    built: Built
-    data_hash: str
-    device: torch.device
-    agreement: Agreement
-
-    @property
-    def world(self) -> World:
-        return self.agreement.world
-
-
-def _prepare(files: RunDirectory, agreement: Agreement) -> _Prepared:
-    """Read a directory, choose the device, build the task, and write what the run needs beside it.
-
-    Raises:
-        ConfigError: config and data are not those of the run's hash.
-    """
-    world = agreement.world
-    config, record = files.read_config(), files.read_record()
-    device = environment.choose_device(
-        config.train, local_rank=world.local_rank if world.size > 1 else None
-    )
-    environment.prepare_process(config.train, device)
-    built = build(config)
-    data_hash = built.task.data_hash()
-    found = config_hash(config, data_hash)
-    if found != record.hash:
-        raise ConfigError(
-            f"{files.config}: its config and data have the hash {found}, but the run is "
-            f"{record.hash}: the file or the data was changed; plan the run anew"
-        )
-    if world.is_first:
-        write_json(
-            files.path / "env.json",
-            environment.describe_environment(config, device)
-            | ({"ranks": world.size} if world.size > 1 else {}),
-        )
-        built.task.save_files(files.path)
-    return _Prepared(files, config, record, built, data_hash, device, agreement)
-
-
-class _Run:
+class Training:
     """A model in training in this process, and what the loop asks of its surroundings
     (``loop.Host``).
 
@@ -217,7 +164,7 @@ class _Run:
         ValueError: every checkpoint is damaged, or the ranks do not see the same ones.
     """
 
-    def __init__(self, prepared: _Prepared, journal: Journal) -> None:
+    def __init__(self, prepared: Prepared, journal: Journal) -> None:
         self.prepared, self.journal = prepared, journal
         self.config, self.built = prepared.config, prepared.built
         self.world, self.agreement = prepared.world, prepared.agreement
@@ -229,7 +176,7 @@ class _Run:
             journal=journal,
         )
         self.best: dict[str, torch.Tensor] | None = None
-        checkpoint = _find_checkpoint(prepared, journal)
+        checkpoint = find_snapshot(prepared, warn=journal.notice)
         seed_everything(self.config.seed)
         self.model = build_model(self.built.model_config, prepared.device)
         self.loop = Loop(
@@ -243,7 +190,7 @@ class _Run:
             world=self.world,
         )
         if checkpoint is not None:
-            self._resume(checkpoint)
+            self.best = resume(checkpoint, self.loop)
         journal.open(
             size=0 if checkpoint is None else checkpoint.state["metrics_bytes"],
             step=self.loop.position.step,
@@ -253,12 +200,6 @@ class _Run:
         journal.start_training(tokens_seen)
         self._since_start = Lap(journal.clock, tokens_seen)
         self._since_row = Lap(journal.clock, tokens_seen)
-
-    def _resume(self, checkpoint: Checkpoint) -> None:
-        parallel.load_weights(self.model, checkpoint.weights())
-        if (checkpoint.path / "best.safetensors").is_file():
-            self.best = checkpoint.weights("best")
-        self.loop.load_state_dict(checkpoint.state["loop"], shards=checkpoint.shards)
 
     def train(self) -> None:
         """Train to the last step.
@@ -331,66 +272,16 @@ class _Run:
 
     def log(self, row: dict[str, Any]) -> None:
         if self.built.objective.logs_details:
-            row = row | self._details(row)
+            lap = self._since_row.restart(self.loop.position.tokens_seen)
+            row = row | describe_row(
+                row, self.loop, lap=lap, macs_per_token=macs_per_token(self.built)
+            )
         self.journal.append(row)
 
-    def _details(self, row: dict[str, Any]) -> dict[str, Any]:
-        device, precision = self.prepared.device, self.config.train.precision
-        value = perplexity(row["loss"])
-        # JSON has no infinity.
-        added: dict[str, Any] = {"perplexity": value if math.isfinite(value) else None}
-        # Where the model lies in pieces, all ranks have to run it.
-        if self.world.is_first or parallel.is_sharded(self.model):
-            usage = expert_usage(
-                self.model,
-                self.built.objective,
-                self.loop.columns,
-                self.loop.rows,
-                device=device,
-                precision=precision,
-            )
-            added |= {"routing": usage} if usage else {}
-        peak = peak_of(device, precision)
-        seconds, tokens = self._since_row.restart(self.loop.position.tokens_seen)
-        added["speed"] = speed(
-            seconds,
-            tokens,
-            macs_per_token=macs_per_token(self.built),
-            peak=None if peak is None else peak * self.world.size,
-            device=device,
-        )
-        return added
-
     def save(self) -> None:
-        prepared = self.prepared
-        self.agreement.confirm_lease()
-        weights = {"model": parallel.full_weights(self.model, keep=self.world.is_first)}
-        if self.best is not None:
-            weights["best"] = self.best
-        state = {
-            "loop": self.loop.state_dict(),
-            "metrics_bytes": self.journal.flush(),
-            "hash": prepared.record.hash,
-            "identity": identity(self.config, prepared.data_hash),
-        }
-        model_config = json.dumps(self.built.model_config.to_dict(), indent=1) + "\n"
-        save_checkpoint(
-            prepared.files.checkpoints,
-            step=self.loop.position.step,
-            state=state,
-            weights=weights,
-            files={"config.json": model_config.encode()},
-            write_shards=self._write_shards if parallel.is_sharded(self.model) else None,
-            world=self.world,
-            lease=self.agreement.lease,
-        )
+        save_snapshot(self.prepared, self.loop, best=self.best, metrics_bytes=self.journal.flush())
         self.journal.count_training(self.loop.position.tokens_seen)
         self.journal.write_timings()
-
-    def _write_shards(self, folder: Path) -> None:
-        from runners.training.sharding import save_shards
-
-        save_shards(folder, self.model, self.loop.optimizer, self.world)
 
     def progress(self, values: dict[str, float]) -> None:
         position = self.loop.position
@@ -402,29 +293,3 @@ class _Run:
             loss=values["loss"],
             tokens_per_second=tokens / seconds,
         )
-
-
-def _find_checkpoint(prepared: _Prepared, journal: Journal) -> Checkpoint | None:
-    """Return the last whole checkpoint of a run; None where it has not saved any.
-
-    Raises:
-        ConfigError: it was made under a config with another identity.
-        ValueError: every checkpoint is damaged, or the ranks do not see the same ones.
-    """
-    folder = prepared.files.checkpoints
-    checkpoint = load_latest(folder, warn=journal.notice)
-    if len(set(prepared.world.gather(None if checkpoint is None else checkpoint.step))) > 1:
-        raise ValueError(
-            f"{folder}: the ranks find different checkpoints there; runs have to be on a disk that "
-            "all of them share"
-        )
-    if checkpoint is not None and checkpoint.state["hash"] != prepared.record.hash:
-        changed = difference(
-            dump(checkpoint.state["identity"]),
-            dump(identity(prepared.config, prepared.data_hash)),
-        )
-        raise ConfigError(
-            f"{checkpoint.path}: was made under another config; resuming would mix the two: "
-            + changed
-        )
-    return checkpoint

@@ -7,6 +7,7 @@ that the rest of it is the same however often the run was resumed.
 from __future__ import annotations
 
 import functools
+import math
 import re
 import resource
 from typing import Any
@@ -15,9 +16,12 @@ import numpy as np
 import torch
 
 from moeut.decoding import evaluation_mode
+from runners.training import parallel
 from runners.training.batches import Columns
+from runners.training.loop import Loop
 from runners.training.objective import Objective
 from runners.training.precision import autocast
+from tasks.base.metrics import perplexity
 
 PEAK_FLOPS = {
     # name                 bfloat16   float32
@@ -38,6 +42,40 @@ bfloat16 on tensor cores, float32 without TF32. The first name that stands in th
 
 ROUTING_ROWS = 4
 """Rows of a batch that the use of experts is counted over, one at a time."""
+
+
+def describe_row(
+    row: dict[str, Any], loop: Loop, *, lap: tuple[float, int], macs_per_token: int
+) -> dict[str, Any]:
+    """Return what a row of the log says beside losses: perplexity, use of experts, speed.
+
+    Where the model lies in pieces, every rank has to call it; otherwise rank 0 alone counts the
+    use of experts. A perplexity too large for JSON is None.
+
+    Args:
+        row: the losses since the row before.
+        loop: what is trained.
+        lap: seconds of training and tokens since the row before.
+        macs_per_token: multiply-accumulates of a forward pass.
+    """
+    device, precision, world = loop.device, loop.config.precision, loop.world
+    value = perplexity(row["loss"])
+    described: dict[str, Any] = {"perplexity": value if math.isfinite(value) else None}
+    if world.is_first or parallel.is_sharded(loop.model):
+        usage = expert_usage(
+            loop.model, loop.objective, loop.columns, loop.rows, device=device, precision=precision
+        )
+        described |= {"routing": usage} if usage else {}
+    peak = peak_of(device, precision)
+    seconds, tokens = lap
+    described["speed"] = speed(
+        seconds,
+        tokens,
+        macs_per_token=macs_per_token,
+        peak=None if peak is None else peak * world.size,
+        device=device,
+    )
+    return described
 
 
 def peak_of(device: torch.device, precision: str) -> float | None:

@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 
-from runners import run as module
 from runners.config.schema import ConfigError
 from runners.process.checkpoint import list_checkpoints, load_checkpoint
 from runners.process.owner import Owner
 from runners.process.run_directory import RunDirectory
+from runners.training import snapshots
 from runners.training.loop import Loop, Position
 
 FORMS = {
@@ -122,7 +122,7 @@ def test_every_part_of_the_state_is_needed(drop, make_run, train, monkeypatch):
     whole, parts = make_run("whole"), make_run("parts")
     train(whole)
     train(parts, stop_at=7)
-    load = module.load_latest
+    load = snapshots.load_latest
 
     def load_without(folder, **options):
         checkpoint = load(folder, **options)
@@ -132,7 +132,7 @@ def test_every_part_of_the_state_is_needed(drop, make_run, train, monkeypatch):
             drop(checkpoint.state)
         return checkpoint
 
-    monkeypatch.setattr(module, "load_latest", load_without)
+    monkeypatch.setattr(snapshots, "load_latest", load_without)
     assert train(parts) == "done"
     assert differences(fingerprint(whole), fingerprint(parts)) != []
 

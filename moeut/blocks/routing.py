@@ -104,8 +104,9 @@ class Routes(NamedTuple):
 
 
 def router_logits(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x @ weightᵀ in at least float32, under autocast and for low-precision models too.
+    """Return x @ weightᵀ, (B, T, D) and (E, D) to (B, T, E), in at least float32.
 
+    That holds under autocast and for low-precision models too.
     Router logits decide which experts run, so rounding them changes the function.
     """
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -133,12 +134,13 @@ def choose_experts(
     candidates = logits
     if drop > 0.0:
         candidates = logits.masked_fill(torch.rand_like(logits) < drop, float("-inf"))
-    best, selection = candidates.topk(top_k, dim=-1, sorted=False)
+    best, selection = candidates.topk(top_k, dim=-1, sorted=False)  # (B, T, H, k) each
     if router == "softmax":
-        gates = logits.softmax(dim=-1).gather(-1, selection)
+        gates = logits.softmax(dim=-1).gather(-1, selection)  # over the dropped experts too
     else:
         gates = best.sigmoid()
     if drop > 0.0:
+        # Fewer than k may be left. A dropped expert's softmax gate is not 0: cut it off here.
         dropped = best == float("-inf")
         selection = selection.masked_fill(dropped, -1)
         gates = gates.masked_fill(dropped, 0.0)
@@ -152,12 +154,13 @@ def mean_probability(logits: Tensor, context: RoutingContext) -> Tensor:
     probability = logits.softmax(dim=-1)
     if context.share is None:
         return probability.mean(dim=1)
+    # (B, 1, T) @ (B, T, H·E): a row's mean as one product.
     share = context.share.to(probability.dtype)
     return (share @ probability.flatten(2)).view(logits.shape[0], *logits.shape[2:])
 
 
 def record(logits: Tensor, routes: Routes, context: RoutingContext) -> RouterRecord | None:
-    """Keep of a decision what ``context`` asks for; None if that is nothing."""
+    """Keep of a decision on logits (B, T, H, E) what ``context`` asks for; None for nothing."""
     if not context.balance and not context.trace:
         return None
     return RouterRecord(
@@ -175,10 +178,10 @@ def route(
     router: str = "sigmoid",
     drop: float = 0.0,
 ) -> tuple[Routes, RouterRecord | None]:
-    """Choose experts as ``choose_experts`` does, and ``record`` it, in one kernel where one serves.
+    """Choose experts by logits (B, T, H, E) as ``choose_experts`` does, and ``record`` the choice.
 
-    That is where Triton serves the experts, and nothing but the balance loss is to be recorded. The
-    kernel's gates are 0 where there is no expert; of equal logits it takes the first expert.
+    One kernel does both where Triton serves the experts and only the balance loss has to be
+    recorded. Its gates are 0 where there is no expert; of equal logits it takes the first expert.
     """
     num_experts = logits.shape[-1]
     plain = context.trace or logits.dtype != torch.float32
@@ -209,6 +212,8 @@ def balance_loss(
 
     (arXiv 2405.16039). Rows without a real token are left out. None without modules.
     """
+    # Over applications first: the entropy is that of the mean, not the mean of entropies, so a
+    # layer that is repeated may use other experts in other repeats.
     means = [
         torch.stack(list(applications)).mean(dim=0) if len(applications) > 1 else applications[0]
         for applications in modules
@@ -217,6 +222,7 @@ def balance_loss(
         return None
     p = torch.stack(means)  # (modules, B, H, E)
     # A probability may round to zero, where the gradient of p log p would be infinite.
+    # (modules, B): summed over experts, averaged over heads.
     entropy = -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(dim=-1).mean(dim=-1)
     if context.real is None:
         return -weight * entropy.mean(dim=1).sum()

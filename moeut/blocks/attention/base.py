@@ -97,11 +97,12 @@ class AttentionContext:
     is_causal: bool = False
     """Causal with queries and keys in the same columns, so that no bias is needed."""
 
-    scale: float | None = None
-    """Factor on the logits; None: 1/sqrt(head size)."""
-
     rotary: RotaryTables | None = None
+    """Angles of the positions of queries and new keys, which are the same tokens."""
+
     distances: Distances | None = None
+    """Distances between queries and keys, for a relative position."""
+
     routing: RoutingContext = field(default_factory=RoutingContext)
     """The routing context of the queries."""
 
@@ -119,23 +120,32 @@ class Source(NamedTuple):
     """What the value router decided."""
 
     def select(self, rows: Tensor) -> Source:
-        """Keep the given rows of the batch."""
+        """Keep the given rows of the batch, (N,) int64."""
         return Source(self.key.index_select(0, rows), self.value.index_select(0, rows))
 
 
 class AttentionOutput(NamedTuple):
-    """The result (B, T, D), the records of ``value`` and ``output``, and traced weights."""
+    """What an attention returns."""
 
     output: Tensor
+    """(B, T, D)"""
+
     routers: dict[str, RouterRecord]
+    """What its routers decided, by their names."""
+
     weights: Tensor | None
+    """(B, H, T, K) after the softmax, traced only."""
 
 
 class KeyValueStore(Protocol):
     """Keys and values of earlier tokens, which a pass adds to."""
 
     def store(self, application: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Take up new keys and values (B, H, T, d); return those of all tokens (B, H, K, d)."""
+        """Take up new keys and values (B, H, T, d); return those of all tokens (B, H, K, d).
+
+        ``application`` is the number of the layer's application in the pass: a layer that is
+        applied many times has as many keys of each token.
+        """
 
 
 Decision = TypeVar("Decision")
@@ -169,25 +179,28 @@ class Attention(nn.Module, Generic[Decision]):
     def decide(
         self, routed: Tensor, context: RoutingContext
     ) -> tuple[Decision, RouterRecord | None, Decision, RouterRecord | None]:
-        """Return the value and the output decision, each with its record, for the same tokens."""
+        """Return the value and the output decision for ``routed`` (B, T, D), each with its record.
+
+        Values and outputs are those of the same tokens; a kind may decide on both in one go.
+        """
         return *self.decide_values(routed, context), *self.decide_outputs(routed, context)
 
     def decide_values(
         self, routed: Tensor, context: RoutingContext
     ) -> tuple[Decision, RouterRecord | None]:
-        """Return what ``values`` needs to know of the source tokens, and its record."""
+        """Return what ``values`` needs to know of the source tokens (B, K, D), and its record."""
         raise NotImplementedError
 
     def decide_outputs(
         self, routed: Tensor, context: RoutingContext
     ) -> tuple[Decision, RouterRecord | None]:
-        """Return what ``outputs`` needs to know of the query tokens, and its record."""
+        """Return what ``outputs`` needs to know of the query tokens (B, T, D), and its record."""
         raise NotImplementedError
 
     def values(
         self, plain: Tensor, decision: Decision, context: RoutingContext
     ) -> Tensor:  # (B, H, K, d)
-        """Project the plain view of the source tokens to values."""
+        """Project the plain view (B, K, D) of the source tokens to values."""
         raise NotImplementedError
 
     def outputs(
@@ -201,7 +214,10 @@ class Attention(nn.Module, Generic[Decision]):
         return ()
 
     def project_source(self, routed: Tensor, plain: Tensor, context: RoutingContext) -> Source:
-        """Project the tokens that queries from elsewhere will attend to; no positions applied."""
+        """Project tokens (B, K, D), both views, that queries from elsewhere will attend to.
+
+        Positions are not applied yet: the pass that attends knows them.
+        """
         decision, record = self.decide_values(routed, context)
         key = self._split_heads(self.key(routed), self.num_heads)
         return Source(key, self.values(plain, decision, context), record)
@@ -216,12 +232,13 @@ class Attention(nn.Module, Generic[Decision]):
         cache: KeyValueStore | None = None,
         application: int = 0,
     ) -> AttentionOutput:
-        """Attend among the tokens themselves, or to ``source``.
+        """Attend among the tokens themselves, both views (B, T, D), or to ``source``.
 
         With ``cache``, new keys and values join those that application number ``application`` of
         the stack has stored, and all of them are attended to.
         """
         if source is None:
+            # One product for queries and keys: (B, T, 2·H·d) -> (B, 2·H, T, d), queries first.
             weight = torch.cat((self.query.weight, self.key.weight))
             both = self._split_heads(F.linear(routed, weight), 2 * self.num_heads)
             if context.rotary is not None:
@@ -234,44 +251,51 @@ class Attention(nn.Module, Generic[Decision]):
         else:
             query = self._split_heads(self.query(routed), self.num_heads)
             key, value, value_record = source
+            # Only self-attention with keys from elsewhere has positions here, and its source has
+            # the same columns as its queries. An encoder's output has none.
             if context.rotary is not None:
                 query, key = rotate(query, context.rotary), rotate(key, context.rotary)
             output_decision, output_record = self.decide_outputs(routed, context.routing)
-        if cache is not None:
-            key, value = cache.store(application, key, value)
-        attended, weights = self._attend(query, key, value, context)
+        if cache is not None:  # keys are stored rotated: their positions never change
+            key, value = cache.store(application, key, value)  # (B, H, T, d) -> (B, H, K, d)
+        attended, weights = self.attend(query, key, value, context)
         output = self.outputs(attended.transpose(1, 2), output_decision, context.routing)
         records = {"value": value_record, "output": output_record}
         routers = {name: record for name, record in records.items() if record is not None}
         return AttentionOutput(output, routers, weights)
 
-    def _attend(
+    def attend(
         self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext
     ) -> tuple[Tensor, Tensor | None]:
+        """Weigh values by softmax(query · key / sqrt(d)): (B, H, T, d), and traced weights.
+
+        ``query`` is (B, H, T, d), ``key`` and ``value`` (B, H, K, d). A kind that weighs otherwise
+        overrides this.
+        """
         dropout = self.dropout if self.training else 0.0
         explicit = context.distances is not None or context.routing.trace or _miscompiles(query)
         if not explicit:
             attended = F.scaled_dot_product_attention(
-                query, key, value, context.bias, dropout, context.is_causal, scale=context.scale
+                query, key, value, context.bias, dropout, context.is_causal
             )
             return attended, None
         if context.distances is not None:
             assert self.relative is not None
             logits = self.relative(query, key, context.distances)
         else:
-            scale = self.head_size**-0.5 if context.scale is None else context.scale
-            logits = query @ key.transpose(-1, -2) * scale
+            logits = query @ key.transpose(-1, -2) * self.head_size**-0.5  # (B, H, T, K)
         if context.bias is not None:
             logits = logits + context.bias
         elif context.is_causal:
             future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
             logits = logits.masked_fill(future, float("-inf"))
         weights = logits.softmax(dim=-1)
+        # Under autocast the softmax is float32 and the values are not.
         attended = F.dropout(weights, dropout, training=dropout > 0).to(value.dtype) @ value
         return attended, weights if context.routing.trace else None
 
     @staticmethod
-    def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    def _split_heads(x: Tensor, num_heads: int) -> Tensor:  # (B, T, H·d) -> (B, H, T, d)
         return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 

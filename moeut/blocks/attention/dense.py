@@ -70,26 +70,27 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
         return roles
 
     def decide_values(self, routed: Tensor, context: RoutingContext) -> tuple[Tensor | None, None]:
-        """Return the value gates (B, T, H)."""
+        """Return the value gates (B, K, H) of the routed view (B, K, D); None without."""
         return self._gates(routed, self.value_gate), None
 
     def decide_outputs(self, routed: Tensor, context: RoutingContext) -> tuple[Tensor | None, None]:
-        """Return the output gates (B, T, H)."""
+        """Return the output gates (B, T, H) of the routed view (B, T, D); None without."""
         return self._gates(routed, self.output_gate), None
 
     def values(self, plain: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
-        """Project, and gate each head."""
+        """Project the plain view (B, K, D) and gate each head: (B, H, K, d)."""
         value = self.value(plain).unflatten(-1, (self.num_heads, -1))
         return self._gated(value, decision).transpose(1, 2)
 
     def outputs(self, attended: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
-        """Gate each head, and merge."""
+        """Gate each head of (B, T, H, d), and merge them: (B, T, D)."""
         return self.output(self._gated(attended, decision).flatten(-2))
 
     @staticmethod
-    def _gates(routed: Tensor, weight: Tensor | None) -> Tensor | None:
+    def _gates(routed: Tensor, weight: Tensor | None) -> Tensor | None:  # (B, T, H)
         return None if weight is None else routing.router_logits(routed, weight).sigmoid()
 
     @staticmethod
     def _gated(x: Tensor, gates: Tensor | None) -> Tensor:
+        """Multiply heads (B, T, H, d) by their gates (B, T, H), which are float32 or more."""
         return x if gates is None else x * gates.unsqueeze(-1).to(x.dtype)

@@ -60,7 +60,10 @@ class Dispatched(NamedTuple):
     """A routing decision ready for the expert matmuls."""
 
     dispatch: Dispatch
+    """The B·T·H·k slots, sorted by expert."""
+
     gates: Tensor
+    """(B, T, H, k)"""
 
 
 class SwitchHeadAttention(Attention[Dispatched]):
@@ -98,7 +101,7 @@ class SwitchHeadAttention(Attention[Dispatched]):
     def decide(
         self, routed: Tensor, context: RoutingContext
     ) -> tuple[Dispatched, RouterRecord | None, Dispatched, RouterRecord | None]:
-        """Decide for values and outputs of the same tokens at once."""
+        """Decide for values and outputs of the same tokens (B, T, D) in one product."""
         weight = torch.cat((self.value_router, self.output_router))
         value, output = self._decide(routed, weight, context)
         return *value, *output
@@ -106,13 +109,13 @@ class SwitchHeadAttention(Attention[Dispatched]):
     def decide_values(
         self, routed: Tensor, context: RoutingContext
     ) -> tuple[Dispatched, RouterRecord | None]:
-        """Choose value experts for the source tokens."""
+        """Choose value experts for the source tokens (B, K, D)."""
         return self._decide(routed, self.value_router, context)[0]
 
     def decide_outputs(
         self, routed: Tensor, context: RoutingContext
     ) -> tuple[Dispatched, RouterRecord | None]:
-        """Choose output experts for the query tokens."""
+        """Choose output experts for the query tokens (B, T, D)."""
         return self._decide(routed, self.output_router, context)[0]
 
     def expert_weights(self) -> tuple[nn.Parameter, ...]:
@@ -120,7 +123,9 @@ class SwitchHeadAttention(Attention[Dispatched]):
         return self.value, self.output
 
     def values(self, plain: Tensor, decision: Dispatched, context: RoutingContext) -> Tensor:
-        """Mix each head's chosen value experts."""
+        """Mix each head's chosen value experts of the plain view (B, K, D): (B, H, K, d)."""
+        # Slot s is [row, token, head, choice]. Its input is a token, read by all H·k slots; its
+        # output is a token's head, which the k choices are summed into: (B·K, D) -> (B·K·H, d).
         values = expert_linear(
             plain.flatten(0, 1),
             context.weights[self.value],
@@ -133,7 +138,9 @@ class SwitchHeadAttention(Attention[Dispatched]):
         return values.view(batch, length, self.num_heads, self.head_size).transpose(1, 2)
 
     def outputs(self, attended: Tensor, decision: Dispatched, context: RoutingContext) -> Tensor:
-        """Mix each head's chosen output experts, and sum over heads."""
+        """Mix each head's chosen output experts, and sum over heads: (B, T, H, d) -> (B, T, D)."""
+        # The same slots; now the input is a token's head and the output the token, which all H·k
+        # slots are summed into: (B·T·H, d) -> (B·T, D).
         outputs = expert_linear(
             attended.reshape(-1, self.head_size),
             context.weights[self.output],
@@ -147,17 +154,22 @@ class SwitchHeadAttention(Attention[Dispatched]):
     def _decide(
         self, routed: Tensor, weight: Tensor, context: RoutingContext
     ) -> list[tuple[Dispatched, RouterRecord | None]]:
-        """Decide for each stretch of H·E rows of ``weight``: one or two routers."""
+        """Decide for tokens (B, T, D) and each stretch of H·E rows of ``weight``.
+
+        Returns the decisions of R routers, one or two, each with its record.
+        """
         heads, experts = self.num_heads, self.num_experts
         logits = routing.router_logits(routed, weight)
         logits = logits.unflatten(-1, (-1, experts))  # (B, T, R·H, E)
         drop = self.expert_dropout if self.training else 0.0
         chosen, record = routing.route(logits, self.top_k, context, drop=drop)
-        first = torch.arange(heads, device=routed.device).mul_(experts).unsqueeze(-1)
+        # Experts are numbered within their head; head h's are rows h·E … of the weights. Where no
+        # expert is chosen, -1 has to stay -1: adding h·E would make it the head before's last.
+        first = torch.arange(heads, device=routed.device).mul_(experts).unsqueeze(-1)  # (H, 1)
         decisions = []
         split = [kept.split(heads, dim=2) for kept in (chosen.selection, chosen.gates)]
         for part, (selection, gates) in enumerate(zip(*split, strict=True)):
-            rows = torch.where(selection < 0, -1, selection + first)
+            rows = torch.where(selection < 0, -1, selection + first)  # (B, T, H, k)
             dispatch = Dispatch.from_indices(rows, heads * experts)
             heads_of_part = slice(part * heads, (part + 1) * heads)
             one = None if record is None else record.select_heads(heads_of_part)

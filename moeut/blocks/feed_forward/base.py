@@ -67,5 +67,8 @@ class FeedForward(nn.Module):
     def forward(
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
-        """Map the plain view (B, T, D) to (B, T, D), and say what the router decided."""
+        """Map the plain view (B, T, D) to (B, T, D), and return what the router decided.
+
+        ``routed`` (B, T, D) is the view that a router reads.
+        """
         raise NotImplementedError

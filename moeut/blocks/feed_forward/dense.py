@@ -71,8 +71,8 @@ class DenseMLP(FeedForward):
     def forward(
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
-        """Map the plain view (B, T, D); there is no router and no record."""
-        hidden = F.relu(self.up(plain))
+        """Map the plain view (B, T, D) to (B, T, D); there is no router and no record."""
+        hidden = F.relu(self.up(plain))  # (B, T, F)
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
         return self.down(hidden), None

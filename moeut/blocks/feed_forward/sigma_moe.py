@@ -101,7 +101,7 @@ class SigmaMoEMLP(FeedForward):
     def forward(
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
-        """Route by the routed view, map the plain view (B, T, D)."""
+        """Route by the routed view (B, T, D), map the plain view (B, T, D) to (B, T, D)."""
         logits = routing.router_logits(routed, self.router).unsqueeze(2)  # (B, T, 1, E)
         routes, record = routing.route(
             logits,
@@ -111,6 +111,7 @@ class SigmaMoEMLP(FeedForward):
             drop=self.expert_dropout if self.training else 0.0,
         )
         dispatch = Dispatch.from_indices(routes.selection, self.num_experts)
+        # Slot s is [row, token, choice]: B·T·K of them, gates (B, T, 1, K) in the same order.
         up, down = context.weights[self.up], context.weights[self.down]
         mapped = expert_mlp(plain.flatten(0, 1), up, down, dispatch, gate=routes.gates)
         return mapped.view(plain.shape), record

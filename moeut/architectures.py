@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from moeut import flat_architectures
 from moeut.blocks.feed_forward import FEED_FORWARD
 from moeut.config import Blueprint, Form, ModelConfig
 from moeut.options import OptionError, Options, kinds_of, nearest, type_hints
@@ -133,10 +132,6 @@ def architecture(
     Raises:
         OptionError: as ``blueprint`` and ``configure``.
     """
-    if _is_flat(options):
-        sizes = {"source_vocabulary_size": source_vocabulary_size, "num_classes": num_classes}
-        options |= {"match_parameters": match_parameters, "vocabulary_size": vocabulary_size}
-        return flat_architectures.architecture(name, form=form, **sizes, **options)
     return configure(
         blueprint({"architecture": name, "match_parameters": match_parameters, **options}),
         form=form,
@@ -145,13 +140,6 @@ def architecture(
         num_classes=num_classes,
         match_parameters=match_parameters,
     )
-
-
-def _is_flat(options: Mapping[str, Any]) -> bool:
-    flat = {
-        f.name for c in flat_architectures.ARCHITECTURES.values() for f in dataclasses.fields(c)
-    }
-    return any(name in flat and name not in type_hints(Blueprint) for name in options)
 
 
 def preset(

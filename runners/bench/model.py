@@ -73,8 +73,6 @@ class Size:
             "form": "decoder_lm",
             "vocabulary_size": min(VOCABULARY_SIZE, 16 * self.d_model),
             "d_model": self.d_model,
-            "num_layers": 4,
-            "num_heads": 4,
         }
         sparse = moeut.architecture("moeut", **shared)
         dense = moeut.architecture("transformer", **shared)

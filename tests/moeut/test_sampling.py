@@ -19,8 +19,7 @@ def model(request):
         form="decoder_lm",
         vocabulary_size=VOCABULARY,
         d_model=16,
-        num_layers=4,
-        num_heads=2,
+        attention={"num_heads": 2},
     )
     return moeut.build(config).double().eval()
 

@@ -320,8 +320,11 @@ def language_run():
 
 
 TINY = {
-    "moeut": {"num_experts": 6, "expert_size": 8, "top_k": 2, "attention_experts": 3},
-    "transformer": {"feed_forward_size": 32},
+    "moeut": {
+        "attention": {"num_heads": 2, "num_experts": 3},
+        "feed_forward": {"num_experts": 6, "expert_size": 8, "top_k": 2},
+    },
+    "transformer": {"attention": {"num_heads": 2}, "feed_forward": {"hidden_size": 32}},
 }
 
 
@@ -334,8 +337,6 @@ def _tiny_language_model(architecture="moeut", *, tokenizer=None, context_length
         form="decoder_lm",
         vocabulary_size=tokenizer.vocabulary_size,
         d_model=16,
-        num_layers=4,
-        num_heads=2,
         **TINY[architecture],
     )
     return LanguageModel(

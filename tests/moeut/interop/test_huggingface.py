@@ -26,8 +26,7 @@ def model(request):
         form="decoder_lm",
         vocabulary_size=13,
         d_model=16,
-        num_layers=4,
-        num_heads=2,
+        attention={"num_heads": 2},
         tie_embeddings=request.param == "universal",
     )
     return moeut.build(config).eval()
@@ -176,8 +175,8 @@ def update(
         form="decoder_lm",
         vocabulary_size=50,
         d_model=16,
-        num_layers=2,
-        num_heads=2,
+        depth={"group": 2, "repeats": 1},
+        attention={"num_heads": 2},
         dropout=0.0,
         **options,
     )
@@ -207,7 +206,7 @@ def update(
     ("architecture", "lengths", "options"),
     [
         ("transformer", (12, 3), {}),
-        ("moeut", (12, 12), {"expert_dropout": 0.0, "balance_loss": 0.5}),
+        ("moeut", (12, 12), {"feed_forward": {"balance_loss": 0.5}}),
     ],
 )
 def test_accumulated_gradients_are_those_of_one_batch(
@@ -221,7 +220,7 @@ def test_accumulated_gradients_are_those_of_one_batch(
 
 def test_lost_auxiliary_loss_is_said_once(caplog) -> None:
     model = moeut.build(
-        moeut.architecture("moeut", form="decoder_lm", vocabulary_size=9, d_model=16, num_layers=2)
+        moeut.architecture("moeut", form="decoder_lm", vocabulary_size=9, d_model=16)
     )
     wrapped = hf.wrap(model.train())
     hf._warn_of_lost_loss.cache_clear()

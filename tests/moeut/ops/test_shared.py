@@ -196,8 +196,9 @@ def test_other_backends_take_the_parameter_behind_a_shared_weight():
 def small_model():
     torch.manual_seed(0)
     config = moeut.architecture(
-        "moeut", form="decoder_lm", vocabulary_size=11, d_model=8, num_layers=4, num_heads=1,
-        num_experts=3, top_k=2, expert_size=4, attention_experts=2,
+        "moeut", form="decoder_lm", vocabulary_size=11, d_model=8,
+        attention={"num_heads": 1, "num_experts": 2},
+        feed_forward={"num_experts": 3, "top_k": 2, "expert_size": 4},
     )  # fmt: skip
     return moeut.build(config).to(DEVICE).train()
 

@@ -64,9 +64,9 @@ def test_no_model_hands_attention_a_mask(monkeypatch):
     seen = []
     attention = torch.nn.functional.scaled_dot_product_attention
 
-    def spy(query, key, value, mask, dropout, is_causal, *, scale):
+    def spy(query, key, value, mask, dropout, is_causal):
         seen.append((mask, dropout, is_causal))
-        return attention(query, key, value, mask, dropout, is_causal, scale=scale)
+        return attention(query, key, value, mask, dropout, is_causal)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     for name in ("tiny", "small"):

@@ -219,8 +219,8 @@ def compiled_and_plain_gradients(device, dtype):
     What it fuses, other backends leave alone.
     """
     config = moeut.architecture(
-        "sigma_moe", form="decoder_lm", vocabulary_size=50, d_model=32, num_layers=1, num_heads=2,
-        num_experts=6, expert_size=16, top_k=2,
+        "sigma_moe", form="decoder_lm", vocabulary_size=50, d_model=32, depth={"group": 1},
+        attention={"num_heads": 2}, feed_forward={"num_experts": 6, "expert_size": 16, "top_k": 2},
     )  # fmt: skip
     seed_everything(0)
     model = moeut.build(config).to(device, dtype)

@@ -132,8 +132,8 @@ def test_macs_are_those_of_the_forward_pass():
     from torch.utils.flop_counter import FlopCounterMode
 
     config = moeut.architecture(
-        "transformer", form="decoder_lm", vocabulary_size=32, d_model=16, num_heads=2,
-        num_layers=3, feed_forward_size=24,
+        "transformer", form="decoder_lm", vocabulary_size=32, d_model=16,
+        depth={"group": 3}, attention={"num_heads": 2}, feed_forward={"hidden_size": 24},
     )  # fmt: skip
     model = moeut.build(config)
     tokens = torch.randint(0, 32, (2, 10))

@@ -14,12 +14,13 @@ one token. The answer is the value modulo ``modulus``:
 
 Depth counts nested operations, as the Neural Data Router paper does; its generator (ndr, commit
 da20530d, "simple arithmetic") counts the digits as a level of their own, so its 8 is a 7 here.
-What follows that generator: all expressions of depth 1 are in train, the other training rows are
+As in that generator, all expressions of depth 1 are in train, the other training rows are
 spread equally over their depths, an operand is an operation with probability ``branching``, and an
 expression that falls short of its depth becomes one operand of a new operation until it reaches it.
-What differs: no expression is in two splits (upstream removes none), each is grown to its own depth
-(upstream to the least of its split, and deeper ones are waited for), the grown one may stand on
-either side (``grow_left``; upstream means to swap, but never does), and labels can be balanced.
+Unlike there, no expression is in two splits (upstream removes none), each is grown to its own depth
+(upstream grows to the least depth of the split and waits for deeper ones by chance), the grown one
+may stand on either side (``grow_left``; upstream means to swap, but never does), and labels can be
+balanced.
 Without balancing 26-30 % of the answers modulo 10 are 0, since one zero factor is enough: the
 majority baseline shows that skew.
 """
@@ -43,7 +44,7 @@ OPERATORS: dict[str, Callable[[int, int], int]] = {
 }
 
 _MOST_MISSES = 10_000
-"""Draws in a row that were all taken, too long or of a label that is full: then none is left."""
+"""Useless draws in a row (taken, too long, or of a label that is full) after which none is left."""
 
 
 class Expression(NamedTuple):
@@ -58,7 +59,7 @@ def steps(text: str, *, modulus: int = 10) -> list[int]:
     """Return the value of every operation of ``text`` in the order in which brackets close.
 
     Raises:
-        ValueError: ``text`` is no bracketed expression.
+        ValueError: ``text`` is not a bracketed expression.
     """
     stack: list[str | int] = []
     values: list[int] = []
@@ -106,13 +107,13 @@ class Arithmetic(ExampleTask):
     operators: str = "+*"
     """Operators that occur, of + - *."""
     train_depths: tuple[int, int] = (1, 5)
-    """First and last depth in train and iid; depth 1 is in train alone, once each."""
+    """First and last depth in train and iid; of depth 1 every expression is in train, once."""
     valid_depths: tuple[int, int] = (6, 6)
     """Depths of valid_deeper."""
     test_depths: tuple[int, int] = (7, 8)
     """Depths of deeper."""
     train_rows: int = 100_000
-    """Training rows above depth 1; draws, so that a short expression may come twice."""
+    """Training rows above depth 1; they are drawn, so a short expression may come twice."""
     iid_rows: int = 1000
     """Rows of iid."""
     valid_rows: int = 1000
@@ -133,7 +134,7 @@ class Arithmetic(ExampleTask):
     """label: classification. answer: a sequence of that one token. steps: a sequence of every
     operation's value, in the order in which brackets close."""
     seed: int = 0
-    """Of the generated rows."""
+    """Seed of the generated rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 One character is one token. Numbers may be written with their least significant digit first
 (``reverse``), and padded with zeros to one width (``pad``): both operands to the digits of the
-longest in any split, the answer to the longest that those operands can have.
+longest in any split, the answer to the longest answer that those operands can have.
 
 >>> written(57, 68, sign="+", answer=125)
 ('57+68', '125')
@@ -16,8 +16,8 @@ longest in any split, the answer to the longest that those operands can have.
 Rows are spread equally over the pairs of operand lengths (i digits, j digits), as in the evaluation
 of Abacus embeddings (github.com/mcleish7/arithmetic, commit 86022a57), which trains on lengths up
 to 20 x 20 for addition and 15 x 15 for multiplication, with reversed digits and without padding.
-Difficulty is the length of the longer operand. No pair of operands is in two splits; (b, a) counts
-as another row than (a, b).
+Difficulty is the length of the longer operand. No pair of operands is in two splits; (a, b) and
+(b, a) are two pairs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def written(
 
 
 def first_number(digits: int) -> int:
-    """Return the smallest number with so many digits; 0 has one."""
+    """Return the smallest number of ``digits`` digits; 0 has one."""
     return 10 ** (digits - 1) if digits > 1 else 0
 
 
@@ -82,7 +82,7 @@ def distinct_pairs(
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(ExampleTask):
-    """What addition and multiplication share: splits by operand length."""
+    """Base of addition and multiplication, with splits by the length of the operands."""
 
     difficulty_name: ClassVar[str] = "digits of the longer operand"
     selection_splits: ClassVar[tuple[str, ...]] = ("valid_longer",)
@@ -93,9 +93,9 @@ class Digits(ExampleTask):
     train_digits: tuple[int, int]
     """Fewest and most digits of each operand in train and iid."""
     valid_digits: tuple[int, int]
-    """Digits of the longer operand in valid_longer; the other has from the fewest of train up."""
+    """Digits of the longer operand in valid_longer; the other has train's fewest or more."""
     test_digits: tuple[int, int]
-    """Digits of the longer operand in longer; the other has from the fewest of train up."""
+    """Digits of the longer operand in longer; the other has train's fewest or more."""
     train_rows: int = 100_000
     """Training rows, all distinct."""
     iid_rows: int = 1000
@@ -109,7 +109,7 @@ class Digits(ExampleTask):
     pad: bool = False
     """Pad operands and answers with zeros to the longest of all splits."""
     seed: int = 0
-    """Of the generated rows."""
+    """Seed of the generated rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,9 +217,9 @@ class Addition(Digits):
     train_digits: tuple[int, int] = (1, 10)
     """Fewest and most digits of each operand in train and iid."""
     valid_digits: tuple[int, int] = (11, 12)
-    """Digits of the longer operand in valid_longer; the other has from the fewest of train up."""
+    """Digits of the longer operand in valid_longer; the other has train's fewest or more."""
     test_digits: tuple[int, int] = (13, 20)
-    """Digits of the longer operand in longer; the other has from the fewest of train up."""
+    """Digits of the longer operand in longer; the other has train's fewest or more."""
 
     def answer(self, left: int, right: int) -> int:
         """Return the sum."""
@@ -236,9 +236,9 @@ class Multiplication(Digits):
     train_digits: tuple[int, int] = (1, 5)
     """Fewest and most digits of each operand in train and iid."""
     valid_digits: tuple[int, int] = (6, 6)
-    """Digits of the longer operand in valid_longer; the other has from the fewest of train up."""
+    """Digits of the longer operand in valid_longer; the other has train's fewest or more."""
     test_digits: tuple[int, int] = (7, 8)
-    """Digits of the longer operand in longer; the other has from the fewest of train up."""
+    """Digits of the longer operand in longer; the other has train's fewest or more."""
 
     def answer(self, left: int, right: int) -> int:
         """Return the product."""

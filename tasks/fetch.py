@@ -4,9 +4,9 @@
     python -m tasks.fetch scan/template_split                      one file, or a folder of files
     python -m tasks.fetch scan --from https://mirror.example/data  the same paths from elsewhere
 
-Every file comes from a pinned upstream commit and is kept only if its SHA-256 is the published one;
-a file out of a published archive, if the archive's is. What is there already is not fetched again,
-and an interrupted download goes on where it stopped.
+Every file comes from a pinned upstream commit and is kept only if its SHA-256, or that of the
+archive that it is taken out of, is the published one. Files that are there already are not fetched
+again, and an interrupted download goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def choose(names: Sequence[str]) -> list[DataFile]:
     file under that folder.
 
     Raises:
-        ValueError: a name that stands for no file.
+        ValueError: a name stands for no file.
     """
     chosen: dict[str, DataFile] = {}
     every = [file for files in COLLECTIONS.values() for file in files]
@@ -101,7 +101,7 @@ def fetch_file(
 ) -> Path:
     """Download one file into a folder, check it, and return where it lies.
 
-    Of a file that is part of an archive the archive is downloaded, and stays for its other files.
+    Where a file is part of an archive, the archive is downloaded, and stays for its other files.
     The bytes gather in ``<name>.part`` beside the goal, from which a later call goes on, and take
     the goal's name only when their checksum is right.
 
@@ -122,7 +122,7 @@ def fetch_file(
     resumed = _download(address, part, report)
     found = sha256_of_file(part)
     if found != file.sha256 and resumed:
-        # What was there before may have been the start of something else.
+        # The partial file of before may have been the start of another one.
         part.unlink()
         _download(address, part, report)
         found = sha256_of_file(part)
@@ -165,7 +165,7 @@ def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
 
 
 def _download(address: str, part: Path, report: Report) -> bool:
-    """Append what is missing to a partial file; return whether it was resumed.
+    """Append the missing bytes to a partial file; return whether it was resumed.
 
     An interrupted transfer leaves the partial file for the next call.
     """
@@ -205,7 +205,7 @@ def fetch(files: Sequence[DataFile], mirror: str | None, console: Console) -> in
     """Fetch every file that is not there yet, showing progress; return how many were fetched.
 
     Raises:
-        FetchError: of the first file that fails; those before it are kept.
+        FetchError: a file fails; those fetched before it are kept.
     """
     missing = [file for file in files if not is_present(file)]
     console.print(f"{len(files)} files, {len(files) - len(missing)} already there")
@@ -250,9 +250,9 @@ def main(words: Sequence[str] | None = None) -> None:
   python -m tasks.fetch scan --from https://mirror.example/data
 
 Every file comes from a pinned upstream commit and is kept only if its SHA-256 is the published
-one; of arc_easy (681 MB) and cbt (121 MB) it is that of an archive, which is fetched whole and
-removed in the end. What is there already is not fetched again, and an interrupted download goes
-on where it stopped.""",
+one. arc_easy (681 MB) and cbt (121 MB) come as an archive, whose SHA-256 is checked instead, and
+which is removed in the end. Files that are there already are not fetched again, and an
+interrupted download goes on where it stopped.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -37,7 +37,7 @@ class FileTask(ExampleTask):
     difficulty_name: ClassVar[str] = "length"
 
     train: str
-    """File of the training rows; vocabularies are built from it alone."""
+    """File of the training rows; only they decide the vocabularies."""
     dev: str | None = None
     """File of validation rows, by which weights may be selected."""
     test: str | None = None
@@ -86,6 +86,12 @@ class FileTask(ExampleTask):
         return {name: entry for name, entry in given.items() if entry[1] is not None}
 
     def build_splits(self) -> dict[str, list[Example]]:
+        """Read every file, train first.
+
+        Raises:
+            OptionError: no such file, or an empty one.
+            ValueError: a binary file or a malformed row; the message names file and line.
+        """
         return {
             split: [self._example(record, place) for place, record in read_records(path, option)]
             for split, (option, path) in self._paths().items()

@@ -1,4 +1,4 @@
-"""What the commands over tasks share: a task from words, and help that lists every option."""
+"""Shared by the commands over tasks: a task from words, and help that lists every option."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def task_from_words(name: str, words: Sequence[str]) -> Task:
 
 
 def describe_options(cls: type, indent: int) -> str:
-    """Return every option of a task with its type, its default and what it means."""
+    """Return every option of a task with its type, default and meaning, as ``--help`` prints it."""
     lines = []
     margin = " " * (indent + 4)
     for option in options.describe(cls).values():

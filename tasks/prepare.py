@@ -6,9 +6,9 @@
     python -m tasks.prepare corpus=c4 train_tokens=6000000000 --workers 16
 
 The options are those of the task ``language``; give the same to a run, which then finds the data.
-A corpus that lies on this machine is also packed by the first run that needs it. What is packed is
-kept in the cache (MOEUT_CACHE names another folder); stopped or killed, the same command goes on,
-and neither that nor the number of workers changes a byte. Look at it with ``python -m tasks.show
+A corpus that lies on this machine is also packed by the first run that needs it. Packed text stays
+in the cache (MOEUT_CACHE names another folder). After a stop the same command goes on; neither that
+nor the number of workers changes a byte. Look at it with ``python -m tasks.show
 language`` and the same options.
 """
 
@@ -31,7 +31,7 @@ from tasks.show import show_text
 
 
 def describe_corpora() -> str:
-    """Return what can be given as ``corpus``, and who decides what is held out there."""
+    """Return the values of ``corpus``, and who decides which documents each holds out."""
     return "\n".join(
         f"  {name}: {entry.summary}\n      divided by {entry.fixes_splits}"
         for name, entry in CORPORA.items()

@@ -15,18 +15,19 @@
 >>> len(commands())
 20910
 
-Experiments (``variant``); each pair of sets is that of the official files, as multisets:
+Experiments (``variant``); each pair of sets equals the official files, as multisets:
 
     simple                     random 80 / 20; official files
     length                     test has more than ``cutoff`` actions; 22 is the official experiment
-    add_prim_jump              train knows ``jump`` alone, a tenth of its rows, test composes it
+    add_prim_jump              train has ``jump`` only by itself, a tenth of its rows; test
+                               composes it
     add_prim_turn_left         likewise ``turn left``
     template_right, template_opposite_right, template_around_right
                                train never has the template with any verb; test has it with a verb
-                               that acts; what has it with ``turn`` is in neither
+                               that acts; commands with it and ``turn`` are in neither
     template_jump_around_right train never has ``jump around right``
     filler_num0 ... num3       test as template_jump_around_right; train has ``around right`` with
-                               so many verbs (none, look, walk, run)
+                               0 to 3 verbs (look, then walk, then run)
     few_shot                   filler_num0 and ``num`` commands with ``jump around right``, drawn
                                ``rep`` times; official files (Loula et al. 2018, arXiv 1807.07545)
     mcd1, mcd2, mcd3           maximum compound divergence (Keysers et al., ICLR 2020,
@@ -203,7 +204,7 @@ def format_line(example: Example) -> str:
 # --- the experiments --------------------------------------------------------------------
 
 Rule = Callable[[str], Literal["train", "test"] | None]
-"""Which set a command is in; None: in neither."""
+"""Gives the set that a command is in; None: in neither."""
 
 
 def _has(command: str, verbs: Iterable[str], template: str) -> bool:
@@ -275,7 +276,7 @@ def read_rows(path: str) -> list[Example]:
     """Return the rows of an official file, given by its path in the repository.
 
     Raises:
-        DataMissing, DataDamaged: see ``tasks.base.data_files``.
+        DataMissing, DataDamaged: as ``read_lines`` of ``tasks.base.data_files``.
     """
     file = DATA_FILES[path]
     rows = []
@@ -332,7 +333,7 @@ class Scan(ExampleTask):
     difficulty_name: ClassVar[str] = "actions"
 
     variant: Variant = "length"
-    """Experiment; the module's docstring says what each holds out."""
+    """Which experiment; the module's docstring says what each holds out."""
     cutoff: int = 22
     """Length only: most actions of a training row, 1 to 40; 22 is the official experiment."""
     resplit: bool = False
@@ -371,6 +372,12 @@ class Scan(ExampleTask):
         return "iid" if self.resplit or self.held_out else None
 
     def build_splits(self) -> dict[str, list[Example]]:
+        """Return train, iid (where there is one) and test.
+
+        Raises:
+            DataMissing, DataDamaged: of the experiments that read official files.
+            OptionError: ``held_out`` leaves no training command.
+        """
         if self.resplit:
             rows = read_rows(TASKS_FILE)
             parts = resplit_indices([len(row.target) for row in rows], self.cutoff)

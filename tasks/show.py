@@ -1,4 +1,4 @@
-"""Print what a task holds: examples, sizes, lengths, vocabularies, ceilings and overlaps.
+"""Print a task: examples, sizes, lengths, vocabularies, ceilings and overlaps.
 
     python -m tasks.show scan variant=length
     python -m tasks.show language corpus=files files=book.txt documents=paragraphs
@@ -40,10 +40,10 @@ def unseen_tokens(task: ExampleTask, split: str) -> tuple[list[str], list[str]]:
 
 
 def overlap(task: ExampleTask, split: str) -> dict[str, int]:
-    """Return how many rows of a split training shows too.
+    """Count the rows of a split that are in train, too.
 
     Returns:
-        ``same_source``: rows whose source is in train; ``same_row``: whose target is too.
+        ``same_source``: rows whose source is in train; ``same_row``: rows that are there whole.
     """
     train = task.splits()[task.train_split]
     sources = {row.source for row in train}
@@ -126,7 +126,7 @@ def count_table(
 
 
 def show(task: Task, console: Console, num_examples: int = 3) -> None:
-    """Print a task on a console: what is in its splits, and the first rows or windows of each.
+    """Print a task on a console: its splits, and the first rows or windows of each.
 
     Raises:
         DataMissing, DataDamaged: the data cannot be read; nothing is printed.
@@ -140,7 +140,7 @@ def show(task: Task, console: Console, num_examples: int = 3) -> None:
 
 
 def show_facts(task: Task, console: Console) -> None:
-    """Print what a task says of itself, one fact a line."""
+    """Print the facts of a task, one a line."""
     for what, value in task.facts().items():
         console.print(escape(f"{what}: {value}"), highlight=False, soft_wrap=True)
 

@@ -2,7 +2,8 @@
 
 Symbols are bit strings, functions are letters, and one symbol or letter is one token. With
 ``direction`` forward the argument comes first and the functions follow in the order of
-application; backward is the same row from right to left, so that what is applied first comes last.
+application; backward is the same row from right to left, so that the function applied first comes
+last.
 
 >>> tables = {"a": {"0": "1", "1": "0"}, "b": {"0": "1", "1": "1"}}
 >>> lookup("0 b a".split(), tables)
@@ -13,11 +14,11 @@ application; backward is the same row from right to left, so that what is applie
 The task of Liška et al. (arXiv 1802.06467) as the Neural Data Router paper uses it (ndr, commit
 da20530d): 8 symbols and 11 bijective tables, of which 9 are composed, chains of 2 to 5 in train and
 of 9 and 10 in the test. As upstream, every table is in train entry by entry, those of the reserved
-functions, which train never composes, 30 times more; and some chains are kept out of train whatever
-the argument, and form new_composition. Train and iid have distinct rows, equally many per depth as
-far as there are so many. What differs: the tables are drawn by this file's own generator, chains of
-one function are never reserved, and every random choice is seeded (upstream's division of train and
-iid is not).
+functions, which train never composes, 30 times more; and some chains are kept out of train with
+every argument, and form new_composition. Train and iid have distinct rows, equally many of each
+depth while a depth has that many. Three things differ: this file draws the tables with its own
+generator, it never reserves chains of one function, and it seeds every random choice (upstream does
+not seed the division of train and iid).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def lookup(tokens: Sequence[str], tables: Mapping[str, Mapping[str, str]]) -> li
     """Return the value after each function of a row, written forward or backward.
 
     Raises:
-        ValueError: neither the first nor the last token is the only one that is no function.
+        ValueError: not all tokens but the first, or all but the last, are functions.
     """
     chain = list(tokens)
     if chain and chain[0] in tables:
@@ -79,7 +80,7 @@ class TableLookup(ExampleTask):
     composed_functions: int = 9
     """Functions that train composes."""
     reserved_functions: int = 2
-    """Functions that train shows alone and new_primitive composes with the others."""
+    """Functions that train shows only uncomposed, and new_primitive composes with the others."""
     train_depths: tuple[int, int] = (2, 5)
     """Fewest and most functions of a chain in train and iid; single functions are all in train."""
     valid_depths: tuple[int, int] = (6, 8)
@@ -103,7 +104,7 @@ class TableLookup(ExampleTask):
     """label: classification. answer: a sequence of that one symbol. steps: a sequence of the
     values after each function, the answer last."""
     seed: int = 0
-    """Of the tables and the rows."""
+    """Seed of the tables and the rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

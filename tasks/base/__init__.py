@@ -1,1 +1,1 @@
-"""What every task stands on: examples, options, scoring, files and the command line."""
+"""The ground floor of all tasks: examples, options, scoring, files and the command line."""

@@ -1,4 +1,4 @@
-"""What the command lines share: wrong arguments and wrong input are one line each."""
+"""Shared by all command lines: one line for wrong arguments, and for wrong input."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class DataFile:
     sha256: str | None
     """SHA-256 of the file's bytes, in hexadecimal; None where only its archive's is published."""
     rows: int | None = None
-    """Lines of the file; None for what is not a list of rows."""
+    """Lines of the file; None where it is not a list of rows."""
     by_default: bool = True
     """Whether ``python -m tasks.fetch <collection>`` fetches it, or only a fetch by its path."""
     archive: DataFile | None = None
@@ -43,7 +43,7 @@ class DataFile:
 
     @property
     def collection(self) -> str:
-        """First part of the path: what ``python -m tasks.fetch`` is asked for."""
+        """First part of the path, the name that ``python -m tasks.fetch`` takes."""
         return self.path.split("/")[0]
 
     @property

@@ -1,4 +1,4 @@
-"""What generated tasks share: checks of their options, and rows spread equally over groups."""
+"""Shared by generated tasks: checks of their options, and rows spread equally over groups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_range(task: Any, field: str, *, minimum: int, above: str | None = None
             must not share a difficulty.
 
     Raises:
-        ValueError: in the wrong order, below ``minimum``, or overlapping.
+        OptionError: in the wrong order, below ``minimum``, or overlapping.
     """
     value = list(getattr(task, field))
     require(
@@ -33,7 +33,7 @@ def check_range(task: Any, field: str, *, minimum: int, above: str | None = None
 def equal_shares(total: int, capacities: Sequence[int]) -> list[int]:
     """Split ``total`` rows over groups as equally as their capacities allow.
 
-    A group that cannot hold an equal share is filled, and the others share what is left.
+    A group that cannot hold an equal share is filled, and the others share the rest.
 
     Raises:
         ValueError: the groups hold fewer than ``total`` rows together.
@@ -42,7 +42,7 @@ def equal_shares(total: int, capacities: Sequence[int]) -> list[int]:
     [10, 45, 45]
     """
     if total > sum(capacities):
-        raise ValueError(f"{total} rows wanted of {sum(capacities)} that there are")
+        raise ValueError(f"{total} rows wanted, and there are {sum(capacities)}")
     shares = [0] * len(capacities)
     left = total
     ascending = sorted(range(len(capacities)), key=lambda group: capacities[group])

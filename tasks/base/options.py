@@ -1,7 +1,7 @@
 """A task's options: described from its dataclass fields, read from ``option=value`` words, checked.
 
-Whatever is wrong with an option is an ``OptionError``, which carries the option, its value and what
-is allowed as data.
+Every complaint about an option is an ``OptionError``, which carries the option, its value and the
+allowed values as data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class OptionError(ValueError):
         self.value = value
         """``dataclasses.MISSING`` where a required option is left out."""
         self.expected = expected
-        """What is allowed instead, with the nearest match where there is one."""
+        """The sentence that says what is allowed, with the nearest match where there is one."""
 
     def __str__(self) -> str:
         is_missing = self.value is dataclasses.MISSING
@@ -99,7 +99,7 @@ def describe(cls: type) -> dict[str, Option]:
 
 
 def type_words(annotation: Any) -> str:
-    """Return what a value of a type looks like, in words, for help and for messages."""
+    """Return a type in words, for help and for messages: ``a list (a whole number)``."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return "one of " + ", ".join(str(argument) for argument in arguments)

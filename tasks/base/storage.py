@@ -1,9 +1,8 @@
 """Files and folders that appear only when whole, their checksums, and the lock on a data folder.
 
-What is written gathers under a hidden name beside its goal, ``.<name>.<process>``, and takes its
-name in one step: a reader sees the old content or the new, never a part. A write that fails leaves
-nothing behind; a process that is killed leaves its hidden file, which no other one mistakes for
-its own.
+Content gathers under a hidden name beside its goal, ``.<name>.<process>``, and takes its name in
+one step: a reader sees the old content or the new, never a part. A write that fails leaves nothing
+behind; a process that is killed leaves its hidden file, which no other one mistakes for its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a task is: options, named splits, and the examples and vocabularies of most tasks."""
+"""The base of all tasks: options, named splits, and the examples and vocabularies of most."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Example:
     target: tuple[str, ...]
     """Output tokens; for classification the one class label."""
     category: str = ""
-    """What kind of row it is, for per-category tables; empty where a task has none."""
+    """Kind of row, for tables per category; empty where a task has none."""
     difficulty: float = 0.0
-    """What results are plotted against: depth, length, number of digits."""
+    """Number that results are plotted against: depth, length, digits."""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -122,7 +122,7 @@ class Task(Generic[SplitT]):
         """Return one split.
 
         Raises:
-            OptionError: there is no such split; the message lists those there are.
+            OptionError: there is no such split; the message lists the splits.
         """
         splits = self.splits()
         if name not in splits:
@@ -145,7 +145,7 @@ class Task(Generic[SplitT]):
         return None
 
     def data_hash(self) -> str:
-        """Return the SHA-256 of all data: what a run's identity covers of it."""
+        """Return the SHA-256 of all data, which is part of a run's identity."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
@@ -162,7 +162,11 @@ class Task(Generic[SplitT]):
         return {"kind": self.kind, "data hash": self.data_hash()}
 
     def save_files(self, directory: Path) -> None:
-        """Write into a run's directory what its model is of no use without; here nothing."""
+        """Write the files that a model needs beside it into a run's directory; here none.
+
+        Raises:
+            OSError: the directory is not writable or the disk is full.
+        """
 
 
 class ExampleTask(Task[Sequence[Example]]):
@@ -249,10 +253,10 @@ def row_bytes(example: Example) -> bytes:
 
 
 def select_rows(examples: Sequence[Example], rows_per_category: int | None) -> list[Example]:
-    """Return at most so many rows of each category, chosen by the hash of the row.
+    """Return at most ``rows_per_category`` rows of each category, chosen by the hash of the row.
 
-    The choice depends on the rows alone, not on their order, on a seed or on the machine, and a
-    smaller selection is part of every larger one. Rows keep their order. ``None`` keeps them all.
+    The choice depends only on the rows, not on their order, a seed or the machine, and a smaller
+    selection is part of every larger one. Rows keep their order. ``None`` keeps them all.
 
     Raises:
         ValueError: ``rows_per_category`` is below 1.

@@ -1,4 +1,4 @@
-"""What a task over text is: a tokenizer, and splits that are windows of one stream of tokens."""
+"""The base of tasks over text: a tokenizer, and splits that are windows of a stream of tokens."""
 
 from __future__ import annotations
 

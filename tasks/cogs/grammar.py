@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from scipy.special import zeta
 
-from tasks.cogs import lexicon as lexicon
+from tasks.cogs import lexicon
 from tasks.cogs.logical_form import NAMES
 
 ZIPF_EXPONENT = 1.4

@@ -14,10 +14,11 @@ stand in one role only. ``gen`` asks for the same 21 generalisations as COGS:
 >>> " ".join(row.source), " ".join(row.target)[:35]
 ('The cake was squeezed by Liam .', '* cake ( x _ 1 ) ; squeeze . theme ')
 
-What differs from the official sample besides the draws: no word of dev, test or gen is missing
-from train, and in obj_pp_to_subj_pp every prepositional phrase that the grammar does not draw for
-an object belongs to the subject. As in COGS, positions beyond those of training have output tokens
-that training never shows; the ceiling printed beside a score says how many rows that costs.
+Besides the draws, two things differ from the official sample: no word of dev, test or gen is
+missing from train, and in obj_pp_to_subj_pp every prepositional phrase that the grammar does not
+draw for an object belongs to the subject. As in COGS, positions beyond those of training have
+output tokens that training never shows; the ceiling printed beside a score says how many rows that
+costs.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ EXPOSURES: dict[str, Slot] = {
 """Word of ``EXPOSED`` -> the one role in which train shows it in sentences."""
 
 PRIMITIVES = ("primitive_common", "primitive_proper", "primitive_verb")
-"""Words of ``EXPOSED`` that train shows alone, with their meaning."""
+"""Words of ``EXPOSED`` that train shows only by themselves, with their meaning."""
 
 GENERALISATIONS: dict[str, tuple[str, Slot]] = {
     "subj_to_obj_common": ("subject_common", _OBJECT),
@@ -130,7 +131,7 @@ class CogsLike(ExampleTask):
     gen_depths: tuple[int, int] = (3, 12)
     """First and last depth of cp_recursion and pp_recursion, equally often."""
     seed: int = 0
-    """Of the generated rows."""
+    """Seed of the generated rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,7 +146,7 @@ class CogsLike(ExampleTask):
         """Generate every split; no sentence is in two of them, or twice.
 
         Raises:
-            ValueError: more rows are asked for than a small lexicon gives.
+            OptionError: more rows are asked for than a small lexicon gives.
         """
         rows = _Rows(self)
         train = [

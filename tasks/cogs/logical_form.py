@@ -158,7 +158,7 @@ class _Reader:
         return Reading("".join(self.definites) + form, self.clause_depth, self.phrase_depth)
 
     def clause(self) -> int:
-        """Read subject, verb and what follows; return the verb's position."""
+        """Read subject, verb and the rest of the clause; return the verb's position."""
         subject = self.noun_phrase()
         return self.passive(subject) if self.skip("was") else self.active(subject)
 

@@ -1,4 +1,4 @@
-"""Corpora by name: where each comes from, what is fixed upstream, and what the paper did with it.
+"""Corpora by name: their sources, the splits that upstream fixes, and how the paper read them.
 
 The paper's code pins C4's commit alone and reads the others at ``main``. The commits below are ones
 under which public sources list the same file names and counts: that of peS2o in several public data
@@ -23,7 +23,7 @@ from tasks.language.stdlib import StandardLibrary
 
 @dataclass(frozen=True)
 class Choices:
-    """What a task says about its corpus, beside the name."""
+    """The options of a task that concern its corpus, beside the name."""
 
     files: Sequence[str] = ()
     hub: str | None = None
@@ -41,7 +41,7 @@ class Entry:
     fixes_splits: str
     """Who decides which documents are held out."""
     takes: tuple[str, ...]
-    """The `Choices` that mean something to it."""
+    """The `Choices` that it reads."""
     open: Callable[[Choices], Corpus]
 
 

@@ -1,13 +1,14 @@
 """Files on this machine as a corpus: plain text, JSON lines, Parquet; single, in folders, by glob.
 
-One line of JSON, or one row of Parquet, is one document. Of text, ``documents`` says what is one:
+One line of JSON, or one row of Parquet, is one document. Plain text becomes documents as
+``documents`` says:
 
-    files         a file, up to 1 MiB; what is longer is cut at line ends
+    files         each file is one, up to 1 MiB; a longer one is cut at line ends
     paragraphs    lines between blank lines, which are left out
-    a number      a piece of at most so many bytes, cut at line ends
+    a number      a piece of at most this many bytes, cut at line ends
 
-Where a file is cut into parts depends on the file alone: JSON lines and long text at the first line
-after each multiple of ``PART_BYTES``, Parquet between row groups. What is compressed is read from
+Where a file is cut into parts depends only on the file: JSON lines and long text at the first line
+after each multiple of ``PART_BYTES``, Parquet between row groups. A compressed file is read from
 its start and stays in one part.
 """
 
@@ -43,12 +44,12 @@ PART_BYTES = 32 << 20
 LEAST_DOCUMENT = 8
 """Fewest bytes of a piece: room for a character of any length."""
 DOCUMENT_BYTES = 1 << 20
-"""Longest text that is one document, where no number says it."""
+"""Longest text that is one document, unless a number says otherwise."""
 REMEMBERED_BYTES = 64 << 20
 """Size from which a file's SHA-256 is kept in the cache, for as long as the file is unchanged."""
 
 Documents = Literal["files", "paragraphs"] | int
-"""What of a text is one document; see above."""
+"""How plain text becomes documents; see above."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ class Slice:
     row_groups: tuple[int, ...] | None = None
 
     def documents(self, text_field: str, documents: Documents) -> Iterator[Document]:
-        """Yield the documents of the piece."""
+        """Yield the documents of the piece.
+
+        Raises:
+            ValueError: the file is damaged, or a document cannot be read.
+        """
         try:
             with open(self.path, "rb") as file:
                 if self.kind == PARQUET:
@@ -94,7 +99,7 @@ class FilePart(Part):
     slices: tuple[Slice, ...]
     text_field: str = "text"
     what: Documents = "files"
-    """What of a text is one document."""
+    """How plain text becomes documents."""
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents of each piece, in order."""
@@ -110,7 +115,7 @@ class Files(Corpus):
             whose last part ends with a suffix, as ``src/**/*.py``, reads what it matches as plain
             text where the suffix is not a known one.
         text_field: Field of JSON lines or column of Parquet that holds the text.
-        documents: What of a text is one document.
+        documents: How plain text becomes documents.
 
     Raises:
         OptionError: no entries, or pieces of too few bytes.

@@ -1,4 +1,4 @@
-"""What text is made of here: documents, parts that one worker reads alone, a corpus of parts."""
+"""Text as documents, in parts that a worker reads independently, in a corpus of parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 DOCUMENT_SEPARATOR = "<STORY_SEP>"
-"""What the paper's code appends to each document; ordinary text to its tokenizers, no symbol."""
+"""Text that the paper's code appends to each document; to its tokenizers it is ordinary text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Document:
 
 
 class Part(abc.ABC):
-    """A piece of a corpus that one worker reads alone; it can be pickled."""
+    """A piece of a corpus that a worker reads independently of the others; it can be pickled."""
 
     name: str
     """Unique in its corpus, and the same on every machine."""
@@ -49,8 +49,8 @@ class Corpus(abc.ABC):
     uses_network: bool = False
     """Whether reading a part needs the network."""
     paper_tokenizer_parts: int | None = None
-    """Of how many of the first training parts the paper's tokenizer is made; None: not the
-    paper's data."""
+    """Number of training parts, from the first, that the paper's tokenizer is trained on; None: not
+    the paper's data."""
 
     @abc.abstractmethod
     def parts(self) -> list[Part]:

@@ -1,4 +1,4 @@
-"""Packages that only language modelling needs, imported where they are used."""
+"""Packages that only tasks over text need, imported where they are used."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ COMPRESSIONS = (".gz", ".zst")
 READ_BYTES = 1 << 20
 BATCH_ROWS = 256
 BLANK_LINES = re.compile(rb"(?:(?<=\n)|\A)(?:[ \t\r\f\v]*\n)+")
-"""Lines of white space alone, each with its end: what lies between two paragraphs."""
+"""Runs of lines with nothing but white space, each with its end: they separate paragraphs."""
 
 
 def describe_formats() -> str:
@@ -64,9 +64,9 @@ def read_text(
 ) -> Iterator[Document]:
     """Yield a text in documents of at most ``document_bytes``, each cut after a line where it can.
 
-    A text that is no longer is one document, or, with ``paragraphs``, each run of lines between
-    blank ones is, which are left out. With ``start`` and ``end``, only the lines that begin between
-    these offsets are read.
+    A text up to that length is one document. With ``paragraphs``, each run of lines between blank
+    ones is a document, and the blank ones are left out. With ``start`` and ``end``, only the lines
+    that begin between these offsets are read.
 
     Raises:
         ValueError: bytes that are not UTF-8; the message has the offset of the first.
@@ -108,8 +108,10 @@ def _paragraphs(block: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _text_border(block: bytes, paragraphs: bool) -> int:
-    """Return where to cut: after the last blank line that is asked for, else after the last line
-    end, else before the last character.
+    """Return where to cut a text that is too long for one document.
+
+    With ``paragraphs`` after the last blank line, else after the last line end, else before the
+    last character.
     """
     if paragraphs:
         blank = max((match.end() for match in BLANK_LINES.finditer(block)), default=0)
@@ -145,7 +147,7 @@ def read_json_lines(
     for number, line in enumerate(stream, start=1):
         if end is not None and position >= end:
             return
-        # Offsets name a line where its number cannot be known without reading what lies before.
+        # Past the first part of a file, a line has an offset: its number would need a read from 0.
         place = f"{name}@{position}" if start else f"{name}:{number}"
         if line.strip():
             text = _text_of_line(decode_utf8(line, name, position), place, text_field)
@@ -263,7 +265,7 @@ def open_parquet(stream: BinaryIO, name: str) -> Any:
     """Return a ``pyarrow.parquet.ParquetFile``.
 
     Raises:
-        ValueError: the file is damaged, or no Parquet file.
+        ValueError: the file is damaged, or not a Parquet file.
     """
     pyarrow = need("pyarrow", "reading Parquet")
     try:
@@ -273,7 +275,7 @@ def open_parquet(stream: BinaryIO, name: str) -> Any:
 
 
 def decompressed(stream: BinaryIO, compression: str) -> BinaryIO:
-    """Return a stream of what a compressed stream holds; reading it raises as `damaged` says."""
+    """Return the decompressed content of a stream; reading damaged data raises one of `DAMAGES`."""
     if compression == ".gz":
         return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=stream), READ_BYTES))
     if compression == ".zst":
@@ -317,4 +319,4 @@ class _Zstandard(io.RawIOBase):
 
 
 DAMAGES = (EOFError, zlib.error, OSError)
-"""What reading a damaged compressed stream raises."""
+"""Exceptions that reading a damaged compressed stream raises."""

@@ -1,8 +1,8 @@
-"""Data sets of the Hugging Face hub, streamed: nothing is kept on disk but what is made of it.
+"""Data sets of the Hugging Face hub, streamed: only the packed text is kept on disk.
 
 Two kinds. `HubFiles` knows the files of a repository by name, at one commit, so that its parts and
 its fingerprint need no network; they are read with our own readers. `HubDataset` asks the
-``datasets`` library what a repository, or a folder that is laid out like one, holds.
+``datasets`` library for the content of a repository, or of a folder that is laid out like one.
 
 A file that already lies in the hub's cache (``hf download``) is read there, so that a machine
 without network (``HF_HUB_OFFLINE=1``) can work from it.
@@ -49,7 +49,7 @@ SPLITS = {
     "dev": "validation",
     "test": "test",
 }
-"""What a data set's own names of splits mean here; splits of other names are left out."""
+"""A data set's own name of a split → its name here; splits of other names are left out."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,11 @@ class HubFile(Part):
     split: str | None = None
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents of the file as it arrives."""
+        """Yield the documents of the file as it arrives.
+
+        Raises:
+            ValueError: it cannot be read, or access to it is missing.
+        """
         place = f"{self.repository}/{self.name}"
         kind, compression = format_of(self.name) or (TEXT, "")
         try:
@@ -110,9 +114,9 @@ class HubFiles(Corpus):
         revision: The commit's hash.
         files: ``(split, path)`` in the order that they are read in.
         text_field: Field or column that holds the text.
-        separator: What the paper's code puts after each document.
+        separator: Text that the paper's code puts after each document.
         is_gated: Whether reading needs a token.
-        paper_tokenizer_parts: Of how many training files the paper's tokenizer is made.
+        paper_tokenizer_parts: Number of training files that the paper's tokenizer is trained on.
     """
 
     uses_network = True
@@ -167,7 +171,11 @@ class HubDatasetPart(Part):
     split: str | None = None
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents of the piece as they arrive."""
+        """Yield the documents of the piece as they arrive.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
         place = f"{self.source[0]}/{self.name}"
         try:
             rows = _streamed(*self.source)[self.upstream_split]
@@ -222,7 +230,11 @@ class HubDataset(Corpus):
         return not self.is_folder
 
     def parts(self) -> list[Part]:
-        """Return each split's pieces, train first; asks the hub what there is."""
+        """Return each split's pieces, train first; asks the hub for them.
+
+        Raises:
+            ValueError: the hub cannot be reached, or several splits without one for training.
+        """
         source = (self.repository, self.config, self.revision)
         splits = _streamed(*source)
         known = [name for name in splits if name in SPLITS] if len(splits) > 1 else list(splits)
@@ -279,7 +291,7 @@ def _streamed(repository: str, config: str | None, revision: str | None) -> Any:
     """Return the streamed splits of a data set by name."""
     datasets = need("datasets", PURPOSE)
     datasets.disable_progress_bars()
-    # It says every attempt; what came of them is in the error.
+    # It logs every attempt; the error says how they ended.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     expected: tuple[type[BaseException], ...] = (ValueError, *_library_errors())
     try:
@@ -289,7 +301,7 @@ def _streamed(repository: str, config: str | None, revision: str | None) -> Any:
 
 
 def _network_errors() -> tuple[type[BaseException], ...]:
-    """Return what reading a file from the hub can raise, whatever the versions.
+    """Return the exceptions that reading a file from the hub can raise, in all versions.
 
     huggingface_hub has changed its HTTP library twice; its own error inherits from the base of
     that library's.
@@ -300,13 +312,13 @@ def _network_errors() -> tuple[type[BaseException], ...]:
 
 
 def _library_errors() -> tuple[type[BaseException], ...]:
-    """Return what ``datasets`` can raise beside these: its own base, and Arrow's."""
+    """Return these and the exceptions of ``datasets`` itself: its own base, and Arrow's."""
     library = need("datasets.exceptions", PURPOSE).DatasetsError
     return (*_network_errors(), library, need("pyarrow", PURPOSE).ArrowException)
 
 
 def _reason(error: BaseException) -> str:
-    """Return one line about what went wrong, with what to do where there is no network."""
+    """Return one line about the error, with advice where there is no network."""
     cause: BaseException | None = error
     names = set()
     while cause is not None:

@@ -1,4 +1,4 @@
-"""One part of a corpus, packed: what a worker makes of it, and what it leaves for the end.
+"""One part of a corpus, packed by one worker.
 
 Training text goes to a shard of the part's own. Held-out documents wait in a file until all parts
 are packed: they become one shard, each text once. A record says that both are whole.
@@ -24,7 +24,7 @@ from tasks.language.splitting import DIGEST_BYTES, DigestSet, SplitRule, digest
 from tasks.language.tokenizers import load_tokenizer
 
 PARTS = "parts"
-"""Folder, inside that of the packed corpus, of what only packing needs."""
+"""Folder, inside that of the packed corpus, of the files that only packing needs."""
 DIGESTS = "held_out.digests"
 BATCH_CHARACTERS = 1 << 20
 """Characters of the documents that are tokenised at once."""
@@ -34,19 +34,19 @@ Boundary = Literal["token", "paper", "none"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What, beside the corpus and the tokenizer, decides the bytes."""
+    """The choices that decide the bytes, beside the corpus and the tokenizer."""
 
     rule: SplitRule
     boundary: Boundary
     separator: str
     """Text that ``boundary: paper`` puts after each document."""
     train_tokens: int | None = None
-    """Pack the shortest run of parts, from the first, with so many training tokens; None: all."""
+    """Pack the shortest run of parts, from the first, with this many training tokens; None: all."""
 
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What became of one part."""
+    """The outcome of packing one part."""
 
     name: str
     tokenizer: str
@@ -60,7 +60,7 @@ class PartRecord:
 def read_record(
     folder: Path, number: int, part: Part, sha256: str, dtype: np.dtype[Any]
 ) -> PartRecord | None:
-    """Return what an earlier call recorded of a part, unless its files have gone since.
+    """Return the record that an earlier call made of a part, unless its files have gone since.
 
     Args:
         folder: the folder of the packed corpus.
@@ -91,7 +91,7 @@ def _record_path(folder: Path, number: int) -> Path:
 def encode_documents(
     texts: Sequence[str], tokenizer: Tokenizer, boundary: Boundary, separator: str
 ) -> list[list[int]]:
-    """Return the ids that each document adds to the stream, what follows it included.
+    """Return the ids that each document adds to the stream, its boundary or separator included.
 
     >>> from tasks.language.tokenizers import Bytes
     >>> encode_documents(["ab", "c"], Bytes(), "token", "")
@@ -123,7 +123,7 @@ class HeldOut:
 
     @classmethod
     def collect(cls, documents: dict[str, list[tuple[np.ndarray, int, bytes]]]) -> HeldOut:
-        """Return documents given for each split as ids, bytes of text and digest."""
+        """Return documents given for each split as ids (length,), bytes of text, and digest."""
         held = cls()
         for split, rows in documents.items():
             lengths = [len(ids) for ids, _, _ in rows]
@@ -140,7 +140,7 @@ class HeldOut:
         return self.tokens[split][begin : self.ends[split][index]]
 
     def write(self, folder: Path, number: int) -> None:
-        """Write what part ``number`` has to a file that appears only when whole.
+        """Write the documents of part ``number`` to a file that appears only when whole.
 
         Raises:
             OSError: the disk is full or not writable.
@@ -155,7 +155,7 @@ class HeldOut:
 
     @classmethod
     def read(cls, folder: Path, number: int) -> HeldOut:
-        """Read what ``write`` has written of part ``number``."""
+        """Read the documents that ``write`` has written of part ``number``."""
         held = cls()
         with np.load(held_out_path(folder, number), allow_pickle=False) as arrays:
             for name in arrays.files:
@@ -170,7 +170,7 @@ def held_out_path(folder: Path, number: int) -> Path:
 
 
 def write_digests(folder: Path, numbers: Sequence[int]) -> None:
-    """Write the digests of what some parts hold out: texts that train is then packed without.
+    """Write the digests of the texts that some parts hold out; train is then packed without them.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -183,7 +183,7 @@ def write_digests(folder: Path, numbers: Sequence[int]) -> None:
 def pack_part(
     folder: Path, number: int, part: Part, recipe: Recipe, sha256: str, first: Sequence[int]
 ) -> PartRecord:
-    """Pack one part and record it: what a worker does.
+    """Pack one part and record it, in a worker.
 
     Args:
         folder: the folder of the packed corpus, with the tokenizer.
@@ -192,6 +192,10 @@ def pack_part(
         recipe: how documents are divided and joined.
         sha256: of the tokenizer's file.
         first: ids that open the training stream, where it begins with this part.
+
+    Raises:
+        ValueError: a document cannot be read, or the tokenizer gives an id beyond its size.
+        OSError: the disk is full or not writable.
     """
     tokenizer = load_tokenizer_once(folder / TOKENIZER_FOLDER, sha256)
     excluded = _excluded(folder / PARTS / DIGESTS) if recipe.rule.fixed else None
@@ -211,7 +215,7 @@ def pack_part(
                 split = recipe.rule.split(part.split, key)
                 size = len(document.text.encode("utf-8"))
                 if split != "train":
-                    # A list of numbers takes nine times as much; upstream holds out whole files.
+                    # A list of numbers takes nine times the memory; upstream holds out whole files.
                     held.setdefault(split, []).append((np.array(ids, dtype="<u4"), size, key))
                 elif excluded is not None and key in excluded:
                     dropped += 1
@@ -255,7 +259,7 @@ def load_tokenizer_once(folder: Path, sha256: str) -> Tokenizer:
 
 
 def _excluded(path: Path) -> DigestSet | None:
-    """Return the digests of what upstream holds out, where that is packed already."""
+    """Return the digests of the texts that upstream holds out, where they are packed already."""
     return _read_digests(path, path.stat().st_size) if path.is_file() else None
 
 

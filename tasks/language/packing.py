@@ -1,8 +1,8 @@
 """From a corpus to token shards: in parallel, and the same bytes however often it is interrupted.
 
-A part of the corpus is the unit of work. What a worker makes of one depends on nothing but the part
-and the recipe, and is recorded in ``parts/00012.json`` when its files are whole; the next call goes
-on with the parts that have no record. ``prepared.json`` is written last: it means done.
+A part of the corpus is the unit of work. Its files depend on nothing but the part and the recipe,
+and when they are whole, ``parts/00012.json`` records them; the next call goes on with the parts
+that have no record. ``prepared.json`` is written last: it means done.
 
     prepared.json      splits, shards, checksums, counts
     tokenizer/         the tokenizer's file
@@ -206,7 +206,11 @@ class _Packer:
     def _merge(
         self, split: str, chosen: dict[int, PartRecord], seen: set[bytes]
     ) -> tuple[Shard, int]:
-        """Join what the parts have of a held-out split, each text once; return it and the rest."""
+        """Join the documents of a held-out split, each text once.
+
+        Returns:
+            Its shard, and the number of documents that were dropped as duplicates.
+        """
         dropped = 0
         with ShardWriter(self.folder, f"{split}/00000", self.dtype, self.first) as writer:
             for number, record in chosen.items():
@@ -222,7 +226,7 @@ class _Packer:
         return writer.shard, dropped
 
     def _tidy(self, used: set[str]) -> None:
-        """Remove what only packing needs, and shards of parts beyond ``train_tokens``."""
+        """Remove the files that only packing needs, and shards of parts beyond ``train_tokens``."""
         for path in (self.folder / "train").iterdir():
             if f"train/{path.stem}" not in used:
                 path.unlink()

@@ -77,8 +77,8 @@ def write_prepared(prepared: Prepared, further: Mapping[str, Any]) -> None:
     """Write the index of a packed corpus; from now on it counts as done.
 
     Args:
-        prepared: what the index describes.
-        further: what else a reader may want to know of it, as plain data.
+        prepared: the packed corpus.
+        further: facts for people who read the index, as plain data.
 
     Raises:
         OSError: the disk is full or not writable.

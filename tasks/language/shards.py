@@ -7,8 +7,8 @@ A split is a folder of shards, read as one stream in the order of the index:
 
 The index names each file with its SHA-256, and the tokens, documents and bytes of text of each
 shard. Opening compares every file's size with the index, and its checksum unless the file is known
-to be whole: what was hashed once is noted with size and time of change in ``verified.json``, so
-that the next process opens without reading. A file that was changed since is hashed again.
+to be whole: ``verified.json`` notes size and time of change of every file that was hashed, so that
+the next process opens without reading. A file that was changed since is hashed again.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class ShardWriter:
         self._tokens += len(ids)
 
     def add(self, ids: Sequence[int] | np.ndarray, num_bytes: int) -> None:
-        """Append the ids of one document and of what follows it."""
+        """Append the ids of one document with its boundary, (length,), and its bytes of text."""
         self._offsets_file.write(np.array(self._tokens, OFFSET_TYPE).tobytes())
         self._write(np.asarray(ids, dtype=self._dtype))
         self._documents += 1
@@ -156,7 +156,7 @@ def _files(shards: Sequence[Shard], dtype: np.dtype[Any]) -> dict[str, tuple[int
 def check_files(
     root: Path, shards: Sequence[Shard], dtype: np.dtype[Any], *, thorough: bool = False
 ) -> int:
-    """Compare the files of an index with what it says of them; return how many were read.
+    """Compare the files of an index with their sizes and checksums; return how many were read.
 
     A file that an earlier check found whole, and that has kept its size and time of change, is not
     read again unless the check is ``thorough``.
@@ -191,7 +191,7 @@ def check_files(
 
 
 def map_array(path: Path, dtype: np.dtype[Any], length: int) -> np.ndarray:
-    """Return a file as a read-only memory-mapped array; an empty one cannot be mapped."""
-    if not length:
+    """Return a file as a read-only memory-mapped array, (length,) of ``dtype``."""
+    if not length:  # an empty file cannot be mapped
         return np.empty(0, dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=(length,))

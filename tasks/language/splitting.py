@@ -1,6 +1,6 @@
 """Which split a document belongs to: by a hash of its text, or as upstream says.
 
-Where a corpus comes without splits, the hash of a document's text decides alone, so that neither
+Where a corpus comes without splits, only the hash of a document's text decides, so that neither
 the order of the documents nor how they are cut into files moves one, and two copies of a text can
 never lie on both sides:
 
@@ -8,10 +8,10 @@ never lie on both sides:
 >>> [rule.split(None, digest(text)) for text in ("one", "two", "three", "four", "five")]
 ['test', 'train', 'validation', 'train', 'validation']
 
-Where upstream fixes a validation split, it is used; the test split is cut from it by hash, unless
-upstream fixes that too; validation is cut from the training text where upstream fixes a test alone.
-There a text may be in several splits: it is kept in one of them alone, in
-test before validation before train, and every copy left out is counted.
+Where upstream fixes a validation split, it is used, and the test split is cut from it by hash
+unless upstream fixes that too. Where upstream fixes only a test split, validation is cut from the
+training text. There a text may be in several splits: it is kept in one of them, test before
+validation before train, and every copy left out is counted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DIGEST_BYTES = 16
 
 
 def digest(text: str) -> bytes:
-    """Return the first 16 bytes of the SHA-256 of a text: equal for equal texts alone."""
+    """Return the first 16 bytes of the SHA-256 of a text: equal only for equal texts."""
     return hashlib.sha256(text.encode("utf-8")).digest()[:DIGEST_BYTES]
 
 
@@ -89,7 +89,7 @@ class DigestSet:
 
 
 def first_occurrences(digests: Iterable[bytes], seen: set[bytes]) -> np.ndarray:
-    """Return for each digest whether it is new, and add it to those seen."""
+    """Return for each of D digests whether it is new, (D,) bool, and add it to those seen."""
     new = []
     for document in digests:
         new.append(document not in seen)

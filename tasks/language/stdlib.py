@@ -1,9 +1,9 @@
 """The running Python's standard library: a corpus of code that every machine has.
 
-Taken are the ``.py`` files below the library's folder. Left out are ``site-packages`` and its kin
+It takes the ``.py`` files below the library's folder. It leaves out ``site-packages`` and its kin
 (not the library), every folder of tests (``test``, ``tests``, ``idle_test``: over half of the bytes
-where they are there, and many distributions ship without them), and what the build writes anew on
-each machine (``_sysconfigdata…``, ``config-…``, ``sitecustomize``).
+where they are there, and many distributions ship without them), and the files that the build writes
+anew on each machine (``_sysconfigdata…``, ``config-…``, ``sitecustomize``).
 
 The text differs between Python versions, so the fingerprint names the version and the content.
 """
@@ -40,7 +40,11 @@ class SourcePart(Part):
     """Paths below the folder, with forward slashes."""
 
     def documents(self) -> Iterator[Document]:
-        """Yield each file's text, decoded as its first lines declare (PEP 263), else as UTF-8."""
+        """Yield each file's text, decoded as its first lines declare (PEP 263), else as UTF-8.
+
+        Raises:
+            ValueError: a file cannot be decoded.
+        """
         for file in self.files:
             data = (self.folder / file).read_bytes()
             try:
@@ -65,7 +69,7 @@ class StandardLibrary(Corpus):
         """Return the source files' paths below the folder, sorted, with forward slashes.
 
         Raises:
-            ValueError: there are none, as where the library is a zip file.
+            ValueError: there are none, for instance where the library is a zip file.
         """
         folder = self._folder()
         found = []

@@ -40,11 +40,11 @@ FORMAT = 1
 """Version of the packed files; another one is packed anew."""
 
 FRACTION, LARGEST_FRACTION, HELD_OUT_BYTES = 0.005, 0.1, 1 << 16
-"""Share of the documents that is held out for a split where none is given, the largest one, and the
-text that it is to make where the corpus has so much."""
+"""Share of the documents held out for each split by default, the largest share, and the bytes of
+text that it should reach where the corpus is large enough."""
 
 FEW_DOCUMENTS = 200
-"""Below it, a split without a window is put down to whole files being documents."""
+"""Below it, an error about a split without a window points at whole files being documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,30 +62,30 @@ class Language(TextTask):
     corpus: str = "stdlib"
     """Which text: ``stdlib`` (the running Python's standard library), ``files`` (your own), ``hub``
     (any data set of the Hugging Face hub), or ``c4``, ``pes2o``, ``slimpajama`` or ``the_stack``,
-    as the MoEUT paper has them. What is of the hub is packed by ``python -m tasks.prepare``."""
+    as the MoEUT paper has them. ``python -m tasks.prepare`` packs those of the hub."""
     files: str | list[str] = field(default_factory=list)
-    """Of ``corpus: files``: one or more files, folders or patterns; text (.txt, .md), JSON lines
+    """With ``corpus: files``, one or more files, folders or patterns; text (.txt, .md), JSON lines
     (.jsonl, .json) and both with .gz or .zst, Parquet."""
     documents: Documents = "files"
-    """Of ``corpus: files``: what is one document of a text file, and held out or not as a whole:
-    ``files`` (all of it, up to 1 MiB), ``paragraphs`` (lines between blank lines), or a piece of at
-    most so many bytes, cut at line ends. Of JSON lines and Parquet it is always a row."""
+    """With ``corpus: files``, how a text file becomes documents, each of them held out or not as a
+    whole: ``files`` (one document, up to 1 MiB), ``paragraphs`` (lines between blank lines), or
+    the most bytes of a piece, cut at line ends. A row of JSON lines or Parquet is always one."""
     hub: str | None = None
-    """Of ``corpus: hub``: a data set's name on the Hugging Face hub."""
+    """With ``corpus: hub``, the data set's name on the Hugging Face hub."""
     hub_config: str | None = None
-    """Of ``corpus: hub``: its configuration."""
+    """With ``corpus: hub``, its configuration."""
     hub_revision: str | None = None
-    """Of ``corpus: hub``: its revision, a commit for data that cannot change."""
+    """With ``corpus: hub``, its revision, a commit for data that cannot change."""
     text_field: str = "text"
     """Field with the text, in JSONL, Parquet and hub data sets."""
     tokenizer: str = "bpe"
     """``bpe`` (SentencePiece, trained on the corpus), ``bytes``, or the path of a
     ``tokenizer.model`` or ``tokenizer.json``."""
     vocabulary_size: int = 8000
-    """Ids of ``tokenizer: bpe``, special ones included."""
+    """Number of ids of ``tokenizer: bpe``, special ones included."""
     normalization: Literal["keep", "paper"] = "keep"
-    """Of ``tokenizer: bpe``: keep every character, or collapse newlines and runs of spaces as the
-    MoEUT paper's does."""
+    """With ``tokenizer: bpe``, keep every character, or collapse newlines and runs of spaces as the
+    MoEUT paper's tokenizer does."""
     tokenizer_documents: int = 100_000
     """First documents of the corpus, held-out ones left out, that ``tokenizer: bpe`` learns from;
     it stops earlier after 50 million characters."""
@@ -96,13 +96,13 @@ class Language(TextTask):
     attend_across_documents: bool = True
     """Whether a token sees the documents before its own in the window, as in the paper."""
     validation_fraction: float | None = None
-    """Share of the documents in ``validation``, where upstream fixes no split; null: 0.005, and in
-    a corpus of files smaller than 13 MB as much as makes 64 KiB, up to a tenth."""
+    """Share of the documents in ``validation``, where upstream fixes no split; null: 0.005, or in a
+    corpus of files smaller than 13 MB the share that makes 64 KiB, at most a tenth."""
     test_fraction: float | None = None
     """Share of the documents in ``test``, likewise."""
     train_tokens: int | None = None
-    """Pack only as many parts of the corpus (files of the hub, else pieces of 1 to 32 MiB), from
-    its first, as give train so many tokens; null: all."""
+    """Pack the corpus part by part (a file of the hub, else a piece of 1 to 32 MiB) until train has
+    this many tokens; null: all of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,7 +124,7 @@ class Language(TextTask):
         self._open_corpus()
 
     def _check_tokenizer_options(self) -> None:
-        """Refuse an option that has no effect with the tokenizer chosen."""
+        """Refuse options that have no effect with the tokenizer chosen."""
         described = options.describe(type(self))
         for name in ("vocabulary_size", "normalization", "tokenizer_documents"):
             value = getattr(self, name)
@@ -133,7 +133,7 @@ class Language(TextTask):
                     f"task.{name}", value, f"only with tokenizer: bpe, not {self.tokenizer}"
                 )
 
-    # --- what the runners ask of a task ---------------------------------------------------
+    # --- the interface of a task ----------------------------------------------------------
 
     def build_splits(self) -> dict[str, TokenSplit]:
         """Open the packed splits, packing the corpus first where it is local and not packed yet.
@@ -160,7 +160,7 @@ class Language(TextTask):
         }
 
     def _check_windows(self, prepared: Prepared) -> None:
-        """Refuse a corpus of which a split has no whole window."""
+        """Refuse a corpus if one of its splits has no whole window."""
         for name in SPLITS:
             shards = prepared.splits[name]
             tokens = sum(shard.tokens for shard in shards)
@@ -215,7 +215,7 @@ class Language(TextTask):
         return self.__dict__["_tokenizer"]
 
     def num_ids(self) -> int:
-        """Return the ids that a model needs: the tokenizer's, before packing those it will have."""
+        """Return the number of ids: the tokenizer's, or before packing the number it will have."""
         if self.missing() is None:
             return self.load_tokenizer().vocabulary_size
         if self.tokenizer == "bpe":
@@ -262,7 +262,7 @@ class Language(TextTask):
     # --- packing --------------------------------------------------------------------------
 
     def folder(self) -> Path:
-        """Return where the packed corpus lies, by a hash of all that decides its bytes."""
+        """Return the folder of the packed corpus, named by a hash of all that decides its bytes."""
         if "_folder" not in self.__dict__:
             decides = {
                 "format": FORMAT,
@@ -320,8 +320,8 @@ class Language(TextTask):
 
         Raises:
             ValueError: the corpus is empty, a document or the tokenizer cannot be read, or a split
-                has less than one window. What this call has written of files is removed; of the
-                hub, where the network may come back, it is kept.
+                has less than one window. The packed files of this call are removed, but for a
+                corpus of the hub, where the network may come back.
             OSError: the disk is full or not writable; what is packed is kept.
         """
         folder = self.folder()

@@ -1,7 +1,7 @@
 """Text to token ids and back: bytes, SentencePiece, and any ``tokenizer.json``.
 
-A tokenizer is one file. What it is saved as are the bytes it was read from, so its SHA-256 names
-it; a pickled one carries those bytes and is built from them again in the other process.
+A tokenizer is one file. It is saved as the bytes that it was read from, so its SHA-256 names it; a
+pickled one carries those bytes and is built from them again in the other process.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 ``keep`` gives back every text exactly. Nothing is normalised; a newline is a piece of its own,
 which no other piece contains; runs of spaces are merged like anything else; a character that is not
-in the vocabulary is spelt in UTF-8 bytes. ``paper`` is what the paper's code asks SentencePiece
-for: its defaults, which collapse newlines and runs of spaces into one space and lose rare
+in the vocabulary is spelt in UTF-8 bytes. ``paper`` is the setting of the paper's code,
+SentencePiece's defaults, which collapse newlines and runs of spaces into one space and lose rare
 characters, and whole documents as sentences, of which those over 4192 bytes are left out.
 """
 
@@ -19,12 +19,12 @@ from tasks.language.extras import need
 from tasks.language.tokenizers import BOUNDARY_PIECE, SentencePiece
 
 MAX_CHARACTERS = 50_000_000
-"""Text that is trained on unless more is asked for: about 15 seconds, and 1 GB of memory."""
+"""Characters that training reads by default: about 15 seconds, and 1 GB of memory."""
 MAX_LINE_BYTES = 1 << 16
-"""Lines beyond it are left out in ``keep``: data rather than text, and slow."""
+"""Longer lines are left out in ``keep``: they are data rather than text, and slow."""
 
-# SentencePiece counts with as many threads as it is told and writes their number into the model:
-# with one, every machine writes the same bytes.
+# SentencePiece writes its number of threads into the model: with one, every machine writes the same
+# bytes.
 _COMMON: dict[str, Any] = {
     "model_type": "bpe",
     "split_digits": True,
@@ -39,7 +39,7 @@ _KEEP: dict[str, Any] = {
     "byte_fallback": True,
     "user_defined_symbols": ["\n"],
     "max_sentence_length": MAX_LINE_BYTES,
-    # One unknown piece and the boundary are all the special ones there are.
+    # The unknown piece and the boundary are the only special ones.
     "bos_id": -1,
     "eos_id": -1,
 }
@@ -81,7 +81,7 @@ def train_tokenizer(
     except RuntimeError as error:
         if reader.error is not None:  # SentencePiece hides what its input raises
             raise reader.error from None
-        # What stands before the sentence is a place in SentencePiece's source.
+        # Before the sentence stands a place in SentencePiece's source.
         reason = (
             "the corpus is empty" if reader.characters == 0 else re.sub(r".*\] ", "", str(error))
         )

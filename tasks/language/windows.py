@@ -16,8 +16,8 @@ class TokenSplit:
 
     Window ``r`` is ``stream[r · C : (r + 1) · C + 1]`` of a context length C: C inputs, and the
     same shifted by one as targets. Consecutive windows share one token, as target of the first and
-    input of the second, so every token but the stream's first is predicted once; what is left at
-    the end and fills no window is not used.
+    input of the second, so every token but the stream's first is predicted once; a rest at the end
+    that fills no window is not used.
 
     Args:
         root: the prepared folder.
@@ -69,7 +69,7 @@ class TokenSplit:
         """Return the windows of some rows, (N, context_length + 1) int64.
 
         Raises:
-            IndexError: a row that there is not.
+            IndexError: a row outside 0 to ``len(self) - 1``.
         """
         rows = self._checked(rows)
         out = np.empty((len(rows), self.context_length + 1), dtype=np.int64)
@@ -78,7 +78,7 @@ class TokenSplit:
         return out
 
     def read(self, first: int, out: np.ndarray) -> None:
-        """Fill ``out`` with the stream from token ``first`` on."""
+        """Fill ``out``, (length,) of any integer type, with the stream from token ``first`` on."""
         done = 0
         shard = int(np.searchsorted(self._starts, first, side="right")) - 1
         while done < len(out):
@@ -98,7 +98,7 @@ class TokenSplit:
             (N, context_length) int32: 0, 0, 1, …
 
         Raises:
-            IndexError: a row that there is not.
+            IndexError: a row outside 0 to ``len(self) - 1``.
         """
         rows = self._checked(rows)
         begins = np.zeros((len(rows), self.context_length), dtype=np.int32)

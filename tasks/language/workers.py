@@ -1,4 +1,4 @@
-"""What packing needs of the machine: a pool of processes, a progress bar."""
+"""The processes that pack, and a progress bar."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINE_SECONDS = 30.0
 
 
 class _SameProcess(Executor):
-    """Run each call at once, in this process: what one worker needs."""
+    """Run each call at once, in this process: the pool of one worker."""
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -34,9 +34,9 @@ class _SameProcess(Executor):
 
 @contextlib.contextmanager
 def pool(workers: int) -> Iterator[Executor]:
-    """Give an executor of so many processes; one worker is this process itself.
+    """Give an executor of ``workers`` processes; one worker is this process itself.
 
-    When the context ends by an exception, the processes are ended and what they do is left
+    When the context ends by an exception, the processes are ended and their work is left
     unfinished. They end themselves when this process is killed.
     """
     if workers == 1:
@@ -73,9 +73,9 @@ class Bar:
     """A progress bar on a terminal's stderr; log lines, now and then, elsewhere.
 
     Args:
-        what: what is done, in a word.
-        unit: what is counted.
-        total: how many of them.
+        what: the work, in a word.
+        unit: the things counted.
+        total: their number.
     """
 
     def __init__(self, what: str, unit: str, total: int) -> None:
@@ -106,7 +106,7 @@ class Bar:
         self._progress.stop()
 
     def advance(self, count: int) -> None:
-        """Count what is done."""
+        """Count ``count`` more things as done."""
         self._done = min(self._done + count, self._total)
         self._progress.update(self._row, completed=self._done)
         if self._progress.disable and time.monotonic() - self._shown >= LINE_SECONDS:

@@ -1,7 +1,7 @@
-"""What a zero-shot benchmark is: questions with several continuations of one context.
+"""The base of zero-shot benchmarks: questions with several continuations of one context.
 
-A model reads no training data of the benchmark. It is asked how likely each continuation is after
-the context, and the numbers of ``scoring`` are functions of those log-likelihoods alone.
+A model reads no training data of the benchmark. It says how likely each continuation is after the
+context, and the numbers of ``scoring`` are functions of those log-likelihoods and nothing else.
 
 Text is formatted as lm-evaluation-harness does (EleutherAI, 0.4): the space between context and
 continuation is the continuation's first character.
@@ -29,9 +29,9 @@ class Question:
     answer: int
     """Index of the right continuation."""
     lengths: tuple[int, ...]
-    """Characters of each choice, without the space before it: what ``acc_norm`` divides by."""
+    """Characters of each choice, without the space before it; ``acc_norm`` divides by them."""
     groups: Mapping[str, str] = field(default_factory=dict)
-    """What the question counts under, by grouping: ``{"paradigm": "wh_island"}``."""
+    """Group of the question in each grouping: ``{"paradigm": "wh_island"}``."""
 
 
 def choices(
@@ -44,7 +44,7 @@ def choices(
     """Return the question whose continuations are texts with a delimiter before them.
 
     Raises:
-        ValueError: an answer that is none of the texts.
+        ValueError: the answer is none of the texts.
     """
     if not 0 <= answer < len(texts):
         raise ValueError(f"answer {answer} of {len(texts)} choices")
@@ -59,7 +59,7 @@ def choices(
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """What a model says of one continuation."""
+    """How likely a model finds one continuation."""
 
     log_likelihood: float
     """Sum over the continuation's tokens, in nats."""
@@ -87,7 +87,7 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def read(self, limit: int | None = None) -> list[Question]:
-        """Return the questions of the official files, of each the first ``limit``.
+        """Return the questions of the official files, the first ``limit`` of each.
 
         Raises:
             DataMissing, DataDamaged: see ``tasks.base.data_files``.
@@ -105,7 +105,8 @@ def read_json_lines(file: DataFile) -> list[dict[str, Any]]:
     """Return the objects of an official file with one JSON object a line, after checking it.
 
     Raises:
-        DataMissing, DataDamaged: see ``tasks.base.data_files``; also a line that is no JSON object.
+        DataMissing, DataDamaged: see ``tasks.base.data_files``; also for a line that is not a
+            JSON object.
     """
     return parse_json_lines(read_lines(file), str(locate(file)))
 
@@ -114,7 +115,7 @@ def parse_json_lines(lines: Iterable[str], name: str) -> list[dict[str, Any]]:
     """Return the objects of lines that are one JSON object each; ``name`` is for messages.
 
     Raises:
-        DataDamaged: a line is no JSON object; the message has its number.
+        DataDamaged: a line is not a JSON object; the message has its number.
     """
     rows = []
     for number, line in enumerate(lines, start=1):

@@ -10,17 +10,17 @@
 'mouse ran, and fell.'
 
 A file for each category of the missing word: named entities, common nouns, verbs, prepositions;
-2500 questions each. Twenty sentences and what stands before the gap are the context; a
+2500 questions each. The context is twenty sentences and the words before the gap; a
 continuation is a candidate **with the rest of the sentence**. The tokenisation of the Penn
 Treebank is undone first. The headline is the MoEUT paper's, ``acc_token`` averaged over the
-categories. Questions that do not name ten candidates, the right one among them, are left out, as
-there. The paper's code tokenizes context and continuation apart, which with its tokenizer is to
-put a space before the candidate, and never cuts a context that is longer than the model's. Here
+categories. Questions that do not name ten candidates with the right one among them are left out, as
+in the paper. The paper's code tokenizes context and continuation apart, which with its tokenizer
+puts a space before the candidate, and never cuts a context that is longer than the model's. Here
 they are tokenized as one text, which differs where the gap follows a quotation mark or a hyphen,
-and cut on the left.
+and a long context is cut on the left.
 
-Upstream publishes one archive of 121 MB, whose SHA-256 is checked when it is fetched; of the files
-taken out of it the number of questions is.
+Upstream publishes one archive of 121 MB, whose SHA-256 is checked when it is fetched; the files
+taken out of it are checked by their number of questions.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def parse(
     """Return the question of a block of numbered lines; None where it does not name ten candidates.
 
     Raises:
-        ValueError: the lines are no such block.
+        ValueError: the lines are not such a block.
     """
     sentences = []
     for line in lines:
@@ -131,7 +131,11 @@ class ChildrensBookTest(Benchmark):
     averaged_over = "category"
 
     def read(self, limit: int | None = None) -> list[Question]:
-        """Return the questions, of each category the first ``limit``."""
+        """Return the questions, the first ``limit`` of each category.
+
+        Raises:
+            DataMissing, DataDamaged: see ``tasks.base.data_files``; also for a malformed question.
+        """
         questions = []
         for file, category in zip(self.files, CATEGORIES.values(), strict=True):
             found = list(blocks(read_lines(file)))

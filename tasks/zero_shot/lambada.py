@@ -8,7 +8,7 @@ set.
 5153 passages. The word counts as right (``greedy_acc``) if each of its tokens is the most likely
 one after those before it; that is the number of the MoEUT paper and the ``acc`` of lm-evaluation-
 harness's ``lambada_openai``. ``perplexity`` is the harness's, of the whole last word;
-``token_perplexity`` is what the paper's code logs, of its tokens.
+``token_perplexity``, of its tokens, is the number that the paper's code logs.
 """
 
 from __future__ import annotations

@@ -60,7 +60,12 @@ class Piqa(Benchmark):
     headline = "acc_token"
 
     def read(self, limit: int | None = None) -> list[Question]:
-        """Return the questions of the validation set, or the first ``limit``."""
+        """Return the questions of the validation set, or the first ``limit``.
+
+        Raises:
+            DataMissing, DataDamaged: see ``tasks.base.data_files``; also if the labels are
+                not as many as the questions.
+        """
         questions, labels = self.files
         rows = read_json_lines(questions)
         answers = read_lines(labels)

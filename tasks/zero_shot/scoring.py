@@ -65,7 +65,7 @@ class Result:
     """Grouping → group → metric, groups in the order of the files."""
     averaged_over: str | None
     chance: dict[str, float]
-    """Metric → what a guess would have; only where there are continuations to guess among."""
+    """Metric → its value for a guess; only where there are continuations to guess among."""
     truncated: int = 0
     """Continuations whose context was cut on the left because the model's is shorter."""
 
@@ -89,7 +89,7 @@ def choice_values(question: Question, answers: Sequence[Likelihood]) -> dict[str
 
 
 def word_values(answer: Likelihood) -> dict[str, float]:
-    """Return ``greedy_acc`` and what the perplexities average, of one continuation.
+    """Return ``greedy_acc`` of one continuation, and the values that the perplexities average.
 
     >>> word_values(Likelihood(-3.0, 2, True))
     {'greedy_acc': 1.0, 'perplexity': -3.0, 'token_perplexity': -1.5}
@@ -164,7 +164,7 @@ def _chance(questions: Sequence[Question], values: Sequence[dict[str, float]]) -
 
 
 def _means(metrics: Sequence[str], rows: Sequence[dict[str, float]]) -> dict[str, Score]:
-    """Return the score of each metric over the questions that it counts, where there are any."""
+    """Return the score of each metric over the questions that it counts; without any, none."""
     counted = {name: [row[name] for row in rows if name in row] for name in metrics}
     return {name: _mean(name, values) for name, values in counted.items() if values}
 

@@ -28,7 +28,7 @@ def test_shares_add_up_and_are_equal_where_there_is_room(total):
 
 
 def test_more_rows_than_there_are():
-    with pytest.raises(ValueError, match="12 rows wanted of 11"):
+    with pytest.raises(ValueError, match="12 rows wanted, and there are 11"):
         equal_shares(12, [5, 6])
 
 

@@ -103,14 +103,3 @@ def test_interrupt_is_status_130(capsys):
     with pytest.raises(SystemExit) as end:
         command_line.run(interrupted)
     assert end.value.code == 130
-
-
-def test_help_lists_every_task_with_its_options(capsys):
-    with pytest.raises(SystemExit) as end:
-        export.main(["--help"])
-    assert end.value.code == 0
-    text = capsys.readouterr().out
-    for name in tasks.TASKS:
-        assert f"\n{name}: " in text
-    assert "cutoff: a whole number; default 22" in text
-    assert "train: text; required" in text

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
-import doctest
-import importlib
-import pickle
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import pytest
 
 import tasks
-from tasks.base import options, scoring
+from tasks.base import scoring
 from tasks.base.metrics import Answers, Prediction
-from tasks.base.options import OptionError
 from tasks.base.task import BOS, EOS, PAD, UNKNOWN, Example, ExampleTask, Vocabulary, select_rows
 
 # Small sizes, so that every generated task is quick; what needs official files is tested apart.
@@ -41,11 +34,6 @@ class Toy(ExampleTask):
 
     size: int = 3
     """How many rows."""
-    shade: Literal["red", "blue"] = "red"
-    """Which colour."""
-    scale: float = 1.0
-    limits: tuple[int, int] = (1, 2)
-    names: dict[str, str] | None = None
 
     def build_splits(self) -> dict[str, list[Example]]:
         rows = [Example((f"a{i}", "b"), (f"c{i}",) * (i + 1)) for i in range(self.size)]
@@ -57,90 +45,11 @@ def _toy(monkeypatch):
     monkeypatch.setitem(tasks.TASKS, "toy", Toy)
 
 
-def test_options_are_described_with_their_docstrings():
-    described = options.describe(Toy)
-    assert list(described) == ["size", "shade", "scale", "limits", "names"]
-    assert described["shade"].doc == "Which colour."
-    assert described["size"].default == 3
-
-
-@pytest.mark.parametrize(
-    ("given", "parts"),
-    [
-        ({"sise": 3}, ["task.sise", "unknown option", "size, shade", "did you mean 'size'?"]),
-        ({"size": "3"}, ["task.size='3'", "a whole number"]),
-        ({"size": 2.5}, ["task.size=2.5", "a whole number"]),
-        ({"size": True}, ["task.size=True", "a whole number"]),
-        ({"scale": "big"}, ["task.scale='big'", "a number"]),
-        ({"shade": "blu"}, ["task.shade='blu'", "red, blue", "did you mean 'blue'?"]),
-        ({"limits": [1]}, ["task.limits=[1]", "a list of 2"]),
-        ({"names": {"a": 1}}, ["task.names={'a': 1}", "a mapping or null"]),
-    ],
-)
-def test_wrong_options_name_the_option_its_value_and_what_is_allowed(given, parts):
-    with pytest.raises(ValueError, match="task") as error:
-        tasks.create("toy", **given)
-    for part in parts:
-        assert part in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("given", "option", "value", "expected"),
-    [
-        ({"shade": "blu"}, "task.shade", "blu", "expected one of red, blue; did you mean 'blue'?"),
-        ({"sise": 3}, "task.sise", 3, "unknown option; task 'toy' takes size, shade, scale"),
-    ],
-)
-def test_an_error_carries_option_value_and_what_is_expected(given, option, value, expected):
-    with pytest.raises(OptionError) as caught:
-        tasks.create("toy", **given)
-    # Workers of a pool send their errors pickled.
-    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
-        assert (error.option, error.value) == (option, value)
-        assert error.expected.startswith(expected)
-        assert str(error) == f"{option}={value!r}: {error.expected}"
-
-
-def test_an_error_about_a_missing_option_has_no_value():
-    with pytest.raises(OptionError, match=r"^task\.train: task 'file' needs it \(text\)$") as error:
-        tasks.create("file")
-    assert error.value.value is dataclasses.MISSING
-
-
-def test_whole_numbers_are_numbers_and_lists_are_tuples():
-    assert tasks.create("toy", scale=2, limits=[3, 4], names={"a": "b"}).scale == 2
-
-
 def test_unknown_task_and_split_give_the_nearest_match():
     with pytest.raises(ValueError, match=r"task.name='tyo': expected one of .*did you mean 'toy'"):
         tasks.create("tyo")
     with pytest.raises(ValueError, match=r"task.split='tets'.*train, test; did you mean 'test'"):
         tasks.create("toy").split("tets")
-
-
-def test_words_are_read_by_the_type_of_their_option():
-    words = ["size=4", "shade=blue", "task.scale=0.5", "limits=[1, 2]", "names.x=3"]
-    assert options.parse_words("toy", Toy, words) == {
-        "size": 4,
-        "shade": "blue",
-        "scale": 0.5,
-        "limits": [1, 2],
-        "names": {"x": "3"},
-    }
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["size"], "expected option=value"),
-        (["size=1", "size=2"], "given twice"),
-        (["sizes=1"], "did you mean 'size'"),
-    ],
-)
-def test_wrong_words_are_refused(words, message):
-    with pytest.raises(ValueError, match=message):
-        options.parse_words("toy", Toy, words)
 
 
 def test_vocabulary_is_built_from_train_only_and_ids_are_fixed():
@@ -193,14 +102,6 @@ def test_selected_rows_depend_on_the_rows_alone():
         select_rows(rows, 0)
 
 
-@pytest.mark.parametrize("name", [name for name in tasks.TASKS if name != "toy"])
-def test_docstring_examples_of_every_task_are_true(name):
-    module = importlib.import_module(tasks.task_class(name).__module__)
-    result = doctest.testmod(module)
-    assert result.attempted > 0, f"{module.__name__} has no worked example"
-    assert result.failed == 0
-
-
 class Counted(Sequence):
     """More rows than fit in memory: row i is made from i when it is asked for."""
 
@@ -247,33 +148,6 @@ def test_rows_may_be_made_when_they_are_asked_for():
     scores = scoring.score(task, answers)
     assert scores.metrics == {"accuracy": 0.5}
     assert (scores.ceiling, scores.chance, scores.majority) == (1.0, 0.5, 0.5)
-
-
-def test_every_entry_of_the_menu_leads_to_the_task_of_its_name():
-    assert {name: tasks.task_class(name).name for name in tasks.TASKS} == {
-        n: n for n in tasks.TASKS
-    }
-
-
-def test_a_task_is_imported_without_the_others():
-    code = "import sys, tasks; tasks.create('table_lookup'); print(*sorted(sys.modules))"
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    imported = {name for name in process.stdout.split() if name.startswith("tasks.")}
-    assert imported - {name for name in imported if name.startswith("tasks.base")} == {
-        "tasks.table_lookup"
-    }
-
-
-def test_docstring_example_of_the_package_is_true():
-    assert doctest.testmod(tasks).failed == 0
-
-
-@pytest.mark.parametrize("name", [name for name in tasks.TASKS if name != "toy"])
-def test_every_task_documents_its_options(name):
-    for option in options.describe(tasks.task_class(name)).values():
-        assert option.doc, f"{name}.{option.name} has no docstring"
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))

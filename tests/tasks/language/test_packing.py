@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import pytest
 from tasks.language import packing
 from tasks.language.corpus_files import FilePart, Slice
 from tasks.language.documents import Document, Part
-from tasks.language.packed_part import Recipe, encode_documents
+from tasks.language.packed_part import Recipe
 from tasks.language.packing import pack
 from tasks.language.prepared import read_prepared
 from tasks.language.shards import ShardWriter
@@ -184,41 +183,6 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path, parts, after):
     assert sorted(kept) == [f"{number:05d}.tokens" for number in range(1, after)]
 
 
-def test_workers_end_with_a_killed_parent(tmp_path):
-    code = (
-        "import os, time\nfrom tasks.language.workers import pool\n"
-        "if __name__ == '__main__':\n"
-        "    with pool(2) as executor:\n"
-        "        print(executor.submit(os.getpid).result(), flush=True)\n"
-        "        time.sleep(60)\n"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    root = Path(packing.__file__).parents[2]
-    child = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
-    assert child.stdout is not None
-    worker = int(child.stdout.readline())
-    child.kill()
-    child.wait()
-    child.stdout.close()
-    deadline = time.monotonic() + 20
-    while _is_running(worker):
-        assert time.monotonic() < deadline, "the worker outlived its parent"
-        time.sleep(0.05)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, parts, monkeypatch):
     folder = tmp_path / "packed"
     written = ShardWriter._write
@@ -304,13 +268,6 @@ def test_duplicates_where_the_hash_decides_are_dropped_from_held_out_splits(tmp_
     assert prepared.duplicates == {"train": 0, "validation": 0, "test": 2}
 
 
-def test_what_stands_between_documents():
-    texts = ["ab", "", "c"]
-    assert encode_documents(texts, Bytes(), "token", "|") == [[97, 98, 256], [256], [99, 256]]
-    assert encode_documents(texts, Bytes(), "paper", "|") == [[97, 98, 124], [124], [99, 124]]
-    assert encode_documents(texts, Bytes(), "none", "|") == [[97, 98], [], [99]]
-
-
 def test_another_tokenizer_packs_anew(tmp_path, parts):
     class Shifted(Bytes):
         def sha256(self) -> str:
@@ -339,10 +296,3 @@ def test_no_documents_is_an_error_and_nothing_counts_as_prepared(tmp_path):
     with pytest.raises(ValueError, match="the corpus is empty"):
         pack(tmp_path / "packed", [Texts("a", ())], Bytes(), RECIPE, workers=1)
     assert read_prepared(tmp_path / "packed") is None
-
-
-def test_a_damaged_index_is_named(tmp_path, parts):
-    pack(tmp_path / "packed", parts, Bytes(), RECIPE, workers=1)
-    (tmp_path / "packed/prepared.json").write_text('{"dtype": "<u2"}')
-    with pytest.raises(ValueError, match=r"prepared\.json: damaged; remove .* and prepare"):
-        read_prepared(tmp_path / "packed")

@@ -147,33 +147,10 @@ class Loop:
             sum(part.num_targets for part in counted), sum(part.num_tokens for part in counted)
         )
 
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        cross_entropy = torch.zeros((), device=self.device)
-        auxiliary = torch.zeros((), device=self.device)
-        for index, (part, count) in enumerate(share.parts):
-            is_last = index == len(share.parts) - 1
-            with parallel.gradients_sent(self._call, is_last):
-                with autocast(self.device, config.precision):
-                    loss = self.objective.loss(
-                        self._call, part, label_smoothing=config.label_smoothing
-                    )
-                part_cross_entropy = loss.cross_entropy_sum / num_targets
-                if not count:
-                    part_cross_entropy = part_cross_entropy * 0.0
-                part_auxiliary = loss.auxiliary * (count / len(rows))
-                # The ranks' gradients are averaged, and the loss is their sum.
-                ((part_cross_entropy + part_auxiliary) * world.size).backward()
-            cross_entropy += part_cross_entropy.detach()
-            auxiliary += part_auxiliary.detach()
-        cross_entropy, auxiliary = world.sum(torch.stack([cross_entropy, auxiliary]))
+        losses = self._accumulate_gradients(share, num_targets)
         norm = gradient_norm(self.parameters)
-
-        values = {
-            "loss": float(cross_entropy),
-            "auxiliary_loss": float(auxiliary),
-            "gradient_norm": float(norm),
-        }
+        names = ("loss", "auxiliary_loss", "gradient_norm")
+        values = dict(zip(names, [*losses.tolist(), float(norm)], strict=True))
         if not all(math.isfinite(value) for value in values.values()):
             raise NonFinite(_describe(values, step=position.step + 1, rate=rate, rows=rows))
         clip_gradients(self.parameters, norm=norm, largest=config.clip_norm)
@@ -187,6 +164,36 @@ class Loop:
         position.loss_sum += values["loss"]
         position.auxiliary_sum += values["auxiliary_loss"]
         return values | {"learning_rate": rate}
+
+    def _accumulate_gradients(self, share: _Share, num_targets: int) -> torch.Tensor:
+        """Compute the gradients of a step, part by part.
+
+        Args:
+            share: what this rank reads.
+            num_targets: targets of the whole batch, over which the cross entropy is averaged.
+
+        Returns:
+            (2,): the cross entropy and the auxiliary loss of the whole batch.
+        """
+        config = self.config
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = torch.zeros(2, device=self.device)
+        for index, (part, count) in enumerate(share.parts):
+            is_last = index == len(share.parts) - 1
+            with parallel.gradients_sent(self._call, is_last):
+                with autocast(self.device, config.precision):
+                    loss = self.objective.loss(
+                        self._call, part, label_smoothing=config.label_smoothing
+                    )
+                cross_entropy = loss.cross_entropy_sum / num_targets
+                if not count:  # a part that only stands in: it takes part, and changes nothing
+                    cross_entropy = cross_entropy * 0.0
+                auxiliary = loss.auxiliary * (count / len(share.rows))
+                # The ranks' gradients are averaged, and the loss is their sum.
+                ((cross_entropy + auxiliary) * self.world.size).backward()
+            losses += torch.stack([cross_entropy.detach(), auxiliary.detach()])
+        return self.world.sum(losses)
 
     def log_row(self, values: dict[str, float]) -> dict[str, Any]:
         """Return the row of the log that closes here: losses are means since the row before."""

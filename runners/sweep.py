@@ -38,6 +38,7 @@ from runners.training.experiment import Built, build, data_hash, missing_data
 from runners.training.tensorboard import check_tensorboard
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
+from tasks.base.cores import available_cores
 from tasks.base.options import nearest
 
 
@@ -79,13 +80,6 @@ def default_workers(planned: Sequence[PlannedRun]) -> tuple[int, list[str]]:
         return len(gpus), gpus
     threads = max(run.config.train.num_threads for run in planned)
     return max(1, available_cores() // threads), []
-
-
-def available_cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_label(run: PlannedRun) -> str:

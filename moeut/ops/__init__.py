@@ -8,7 +8,7 @@ its kernels and finds their block sizes ahead of time).
 
 from moeut.ops.backend import available_backends, resolve_backend
 from moeut.ops.dispatch import Dispatch
-from moeut.ops.experts import expert_linear, expert_mlp
+from moeut.ops.interface import expert_linear, expert_mlp
 from moeut.ops.shared import SharedWeight, SharedWeights
 
 __all__ = [

@@ -19,15 +19,16 @@ def expert_linear(
     slots_per_input: int,
     slots_per_output: int,
     gate: Tensor | None,
-    bias: Tensor | None,
 ) -> Tensor:
-    """Sum gated per-expert linear maps of the slots; see ``moeut.ops.expert_linear``."""
+    """Sum gated per-expert linear maps of the slots; see ``moeut.ops.expert_linear``.
+
+    Takes ``x`` (S / slots_per_input, D_in), ``weight`` (E, D_in, D_out) and ``gate`` (S,); returns
+    (S / slots_per_output, D_out).
+    """
     out = x.new_zeros(dispatch.num_slots // slots_per_output, weight.shape[2])
     for expert in range(dispatch.num_experts):
         slots = (dispatch.expert_index == expert).nonzero().squeeze(1)
         rows = x[slots // slots_per_input] @ weight[expert]
-        if bias is not None:
-            rows = rows + bias[expert]
         if gate is not None:
             rows = rows * gate[slots].unsqueeze(1)
         out = out.index_add(0, slots // slots_per_output, rows)
@@ -35,15 +36,12 @@ def expert_linear(
 
 
 def expert_mlp(
-    x: Tensor,
-    w_up: Tensor,
-    w_down: Tensor,
-    dispatch: Dispatch,
-    gate: Tensor | None,
-    bias_up: Tensor | None,
-    bias_down: Tensor | None,
+    x: Tensor, w_up: Tensor, w_down: Tensor, dispatch: Dispatch, gate: Tensor | None
 ) -> Tensor:
-    """Compose two expert linears with a ReLU between; see ``moeut.ops.expert_mlp``."""
+    """Compose two expert linears with a ReLU between; see ``moeut.ops.expert_mlp``.
+
+    Takes ``x`` (T, D), ``w_up`` (E, D, F), ``w_down`` (E, F, D) and ``gate`` (S,); returns (T, D).
+    """
     top_k = dispatch.num_slots // x.shape[0] if x.shape[0] else 1
-    hidden = expert_linear(x, w_up, dispatch, top_k, 1, None, bias_up)
-    return expert_linear(torch.relu(hidden), w_down, dispatch, 1, top_k, gate, bias_down)
+    hidden = expert_linear(x, w_up, dispatch, top_k, 1, None)
+    return expert_linear(torch.relu(hidden), w_down, dispatch, 1, top_k, gate)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from moeut.blocks import routing
 from moeut.ops import Dispatch, SharedWeight, expert_linear, expert_mlp
-from moeut.ops.matmul import ONEDNN, onednn_is_faster
+from moeut.ops.cpu_routine import ONEDNN, onednn_is_faster
 from runners.bench.peers import Peer
 from runners.bench.sizes import DispatchSize, HeadSize, MlpSize, RouterSize, Size
 from runners.bench.timing import Candidate

@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 
 from moeut.ops import resolve_backend
-from moeut.ops.matmul import onednn_is_faster
+from moeut.ops.cpu_routine import onednn_is_faster
 from moeut.ops.triton.device import has_triton
 from runners.bench.command import (
     Section,

@@ -99,8 +99,7 @@ def record_launches(
 
     ``changes`` replace some of the default block sizes of row products.
     """
-    from moeut.ops.triton import dispatch, router
-    from moeut.ops.triton import experts as triton_experts
+    from moeut.ops.triton import dispatch, operators, router
     from moeut.ops.triton import launch as triton_launch
     from moeut.ops.triton.tuning import default_blocks
 
@@ -127,7 +126,7 @@ def record_launches(
         routing = (slots, offsets, empty, tile_rows)
         gate = torch.zeros(size.slots_per_token, dtype=dtype)
         for name, arguments in _calls(size, routing, gate, dtype):
-            getattr(triton_experts, name)._init_fn(*arguments)
+            getattr(operators, name)._init_fn(*arguments)
     unique = {(one.name, *sorted(map(str, one.constants.items()))): one for one in launches}
     return list(unique.values())
 
@@ -157,10 +156,9 @@ def _calls(
         # Never written, so that they take no memory.
         up = torch.empty(size.num_experts, width, size.expert_size, dtype=dtype)
         weights = (up, torch.empty(size.num_experts, size.expert_size, width, dtype=dtype))
-        yield "_mlp", (x, *weights, *routing, gate, None, None, True)
+        yield "_mlp", (x, *weights, *routing, gate, True)
         hidden = torch.zeros(size.slots_per_token, size.expert_size, dtype=dtype)
-        needs = [True, True, True, True, False, False]
-        yield "_mlp_backward", (x, x, *weights, *routing, gate, None, None, hidden, needs)
+        yield "_mlp_backward", (x, x, *weights, *routing, gate, hidden, [True] * 4)
         return
     heads, top_k = size.num_heads, size.top_k
     is_value = size.kind == "value"
@@ -168,9 +166,8 @@ def _calls(
     x, out = (one, many) if is_value else (many, one)
     weight = torch.empty(size.total_experts, x.shape[1], out.shape[1], dtype=dtype)
     slots = (heads * top_k, top_k) if is_value else (top_k, heads * top_k)
-    yield "_linear", (x, weight, *routing, gate, None, *slots)
-    needs = [True, True, True, False]
-    yield "_linear_backward", (out, x, weight, *routing, gate, None, *slots, needs)
+    yield "_linear", (x, weight, *routing, gate, *slots)
+    yield "_linear_backward", (out, x, weight, *routing, gate, *slots, [True] * 3)
 
 
 def compile_launch(launch: Launch, capability: int) -> dict[str, object]:

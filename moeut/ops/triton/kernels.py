@@ -34,7 +34,6 @@ def row_product_kernel(
     gated_ptr,
     partner_ptr,
     gate_ptr,
-    bias_ptr,
     gate_gradient_ptr,
     order_ptr,
     offsets_ptr,
@@ -53,7 +52,6 @@ def row_product_kernel(
     BY_SLOT: tl.constexpr,
     EPILOGUE: tl.constexpr,
     HAS_GATE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     STORES_OUTPUT: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE_ROWS: tl.constexpr,
@@ -69,39 +67,43 @@ def row_product_kernel(
     Input and partner rows are gathered (slot // SLOTS_PER_*) or, where that is 0, in sorted order.
     The weight is (E, WIDTH_IN, WIDTH_OUT), or (E, WIDTH_OUT, WIDTH_IN) where TRANSPOSED; it is a
     pointer or, where DESCRIPTOR, a tensor descriptor, whose blocks the tensor-memory accelerator
-    copies. Output rows are stored by slot or in sorted order. EPILOGUE:
+    copies. Output rows are stored by slot or in sorted order. The gate is 1 unless HAS_GATE.
+    EPILOGUE:
 
-    * "linear": gate · (p + bias)
-    * "relu": relu(p + bias)
-    * "gate_gradient": gate · p, and gate_gradient = <p, partner> + <input, bias>
+    * "linear": gate · p
+    * "relu": relu(p)
+    * "gate_gradient": gate · p, and gate_gradient = <p, partner>
     * "relu_gradient": gate · p where partner > 0, gated = gate · partner, and gate_gradient
 
-    Gate gradients are partial sums, one row of S for each column tile. A program computes
-    BLOCK_ROWS of a tile in SPAN tiles of columns, for which it loads input rows that fit in
-    BLOCK_IN but once; or, where PERSISTENT, every so-manieth of all.
+    Gate gradients (column tiles, S) are partial sums, one for each tile of columns. An *item* is
+    BLOCK_ROWS rows of a tile in SPAN tiles of columns; input rows that fit in BLOCK_IN are loaded
+    once for all of them. Each program computes one item. Where PERSISTENT, there are only as many
+    programs as the GPU holds at once, and each goes on with the item num_programs further, until
+    none is left.
     """
+    # Items are counted along the columns first, so that neighbours read the same rows.
     num_spans = tl.cdiv(num_column_tiles, SPAN)
     if PERSISTENT:
         num_items = max_tiles * (TILE_ROWS // BLOCK_ROWS) * num_spans
         for item in tl.range(tl.program_id(0), num_items, tl.num_programs(0)):
             _row_product_tile(
                 item // num_spans, item % num_spans * SPAN, num_column_tiles,
-                input_ptr, weight, output_ptr, gated_ptr, partner_ptr, gate_ptr, bias_ptr,
+                input_ptr, weight, output_ptr, gated_ptr, partner_ptr, gate_ptr,
                 gate_gradient_ptr, order_ptr, offsets_ptr, tiles_ptr,
                 num_slots, num_experts, max_tiles, first_column_tile,
                 WIDTH_IN, WIDTH_OUT, OUTPUT_STRIDE, TRANSPOSED, SLOTS_PER_INPUT, SLOTS_PER_PARTNER,
-                BY_SLOT, EPILOGUE, HAS_GATE, HAS_BIAS, STORES_OUTPUT, PRECISION,
+                BY_SLOT, EPILOGUE, HAS_GATE, STORES_OUTPUT, PRECISION,
                 TILE_ROWS, BLOCK_ROWS, BLOCK_OUT, BLOCK_IN, SPAN, DESCRIPTOR,
             )  # fmt: skip
     else:
         item = tl.program_id(0)
         _row_product_tile(
             item // num_spans, item % num_spans * SPAN, num_column_tiles,
-            input_ptr, weight, output_ptr, gated_ptr, partner_ptr, gate_ptr, bias_ptr,
+            input_ptr, weight, output_ptr, gated_ptr, partner_ptr, gate_ptr,
             gate_gradient_ptr, order_ptr, offsets_ptr, tiles_ptr,
             num_slots, num_experts, max_tiles, first_column_tile,
             WIDTH_IN, WIDTH_OUT, OUTPUT_STRIDE, TRANSPOSED, SLOTS_PER_INPUT, SLOTS_PER_PARTNER,
-            BY_SLOT, EPILOGUE, HAS_GATE, HAS_BIAS, STORES_OUTPUT, PRECISION,
+            BY_SLOT, EPILOGUE, HAS_GATE, STORES_OUTPUT, PRECISION,
             TILE_ROWS, BLOCK_ROWS, BLOCK_OUT, BLOCK_IN, SPAN, DESCRIPTOR,
         )  # fmt: skip
 
@@ -117,7 +119,6 @@ def _row_product_tile(
     gated_ptr,
     partner_ptr,
     gate_ptr,
-    bias_ptr,
     gate_gradient_ptr,
     order_ptr,
     offsets_ptr,
@@ -135,7 +136,6 @@ def _row_product_tile(
     BY_SLOT: tl.constexpr,
     EPILOGUE: tl.constexpr,
     HAS_GATE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     STORES_OUTPUT: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE_ROWS: tl.constexpr,
@@ -145,18 +145,22 @@ def _row_product_tile(
     SPAN: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
 ):
-    """Compute one block of rows, in SPAN tiles of columns; see ``row_product_kernel``."""
+    """Compute one block of rows, in SPAN tiles of columns; see ``row_product_kernel``.
+
+    ``block`` counts blocks of rows over all tiles; ``first_of_span`` is the first tile of columns.
+    """
     tile = block // (TILE_ROWS // BLOCK_ROWS)
     expert = tl.load(tiles_ptr + tile)
     first_row = (
         tl.load(tiles_ptr + max_tiles + tile) + block % (TILE_ROWS // BLOCK_ROWS) * BLOCK_ROWS
     )
+    # Rows without an expert (E) end with the slots; behind the last tile (-1) there is nothing.
     has_end = (expert >= 0) & (expert < num_experts)
     end_row = tl.load(offsets_ptr + expert + 1, mask=has_end, other=num_slots)
     if (expert >= 0) & (first_row < end_row):
-        rows = first_row + tl.arange(0, BLOCK_ROWS)
+        rows = first_row + tl.arange(0, BLOCK_ROWS)  # (BLOCK_ROWS,) sorted rows
         in_tile = rows < end_row
-        rows = tl.where(in_tile, rows, first_row)
+        rows = tl.where(in_tile, rows, first_row)  # a row that exists: loads need no mask
         slots = tl.load(order_ptr + rows)
         output_rows = slots if BY_SLOT else rows
         # Output columns are counted from the first that this launch computes.
@@ -187,6 +191,7 @@ def _row_product_tile(
             is_narrow: tl.constexpr = WIDTH_IN <= BLOCK_IN
             input_rows = slots // SLOTS_PER_INPUT if SLOTS_PER_INPUT > 0 else rows
             inner = tl.arange(0, BLOCK_IN)
+            # (BLOCK_ROWS, BLOCK_IN)
             first_input_ptrs = input_ptr + input_rows[:, None] * WIDTH_IN + inner[None, :]
             if is_narrow:
                 if WIDTH_IN == BLOCK_IN:
@@ -199,14 +204,14 @@ def _row_product_tile(
                 in_width = columns < WIDTH_OUT
                 stored = in_tile[:, None] & in_width[None, :]
                 offsets = first_offsets + step * BLOCK_OUT
-                if not DESCRIPTOR:
+                if not DESCRIPTOR:  # (BLOCK_IN, BLOCK_OUT), whichever way the weight lies
                     first_weight = weight + expert * WIDTH_IN * WIDTH_OUT
                     if TRANSPOSED:
                         weight_ptrs = first_weight + (columns[None, :] * WIDTH_IN + inner[:, None])
                     else:
                         weight_ptrs = first_weight + (inner[:, None] * WIDTH_OUT + columns[None, :])
+                # Sums are float32 whatever the dtype, and rounded once, when they are stored.
                 product = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
-                gradient = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
                 input_ptrs = first_input_ptrs
                 for start in range(0, WIDTH_IN, BLOCK_IN):
                     in_inner = start + inner < WIDTH_IN
@@ -232,27 +237,17 @@ def _row_product_tile(
                             weights = tl.load(weight_ptrs, mask=in_weight, other=0.0)
                         weight_ptrs += BLOCK_IN if TRANSPOSED else BLOCK_IN * WIDTH_OUT
                     product = tl.dot(values, weights, product, input_precision=PRECISION)
-                    if HAS_BIAS and (EPILOGUE == "gate_gradient" or EPILOGUE == "relu_gradient"):
-                        # The bias of the product that this one is the gradient of.
-                        bias_ptrs = bias_ptr + expert * WIDTH_IN + start + inner
-                        bias = tl.load(bias_ptrs, mask=in_inner, other=0.0).to(tl.float32)
-                        gradient += tl.sum(values.to(tl.float32) * bias[None, :], 1)
 
                 if EPILOGUE == "relu_gradient" or EPILOGUE == "gate_gradient":
                     partner_rows = slots // SLOTS_PER_PARTNER if SLOTS_PER_PARTNER > 0 else rows
                     partner_ptrs = partner_ptr + partner_rows[:, None] * WIDTH_OUT + columns[None]
                     partner = tl.load(partner_ptrs, mask=in_width[None, :], other=0.0)
                     if HAS_GATE:
-                        # The bias belongs to every column: its part is counted in one tile alone.
-                        gradient = tl.where(column_tile == 0, gradient, 0.0)
-                        gradient += tl.sum(product * partner.to(tl.float32), 1)
+                        gradient = tl.sum(product * partner.to(tl.float32), 1)
                         gradient_ptrs = gate_gradient_ptr + column_tile.to(tl.int64) * num_slots
                         tl.store(gradient_ptrs + slots, gradient, mask=in_tile)
                     if EPILOGUE == "relu_gradient":
                         product = tl.where(partner > 0.0, product, 0.0)
-                elif HAS_BIAS:
-                    bias_ptrs = bias_ptr + expert * WIDTH_OUT + columns
-                    product += tl.load(bias_ptrs, mask=in_width, other=0.0).to(tl.float32)[None, :]
                 if EPILOGUE == "relu":
                     # A comparison and not a maximum, which would turn NaN into 0.
                     product = tl.where(product < 0.0, 0.0, product)
@@ -273,7 +268,6 @@ def weight_gradient_kernel(
     left_ptr,
     right_ptr,
     gradient_ptr,
-    bias_gradient_ptr,
     gate_ptr,
     order_ptr,
     offsets_ptr,
@@ -282,9 +276,7 @@ def weight_gradient_kernel(
     WIDTH_RIGHT: tl.constexpr,
     SLOTS_PER_LEFT: tl.constexpr,
     SLOTS_PER_RIGHT: tl.constexpr,
-    GATES_PRODUCT: tl.constexpr,
-    GATES_BIAS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    HAS_GATE: tl.constexpr,
     NUM_PARTS: tl.constexpr,
     ADDS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -295,9 +287,8 @@ def weight_gradient_kernel(
     """Sum outer products over the rows of each expert: Σ_r left[r]ᵀ (gate[r] · right[r]).
 
     The gradient is (NUM_PARTS, E, WIDTH_LEFT, WIDTH_RIGHT): with few experts their rows are cut in
-    parts that are added later. The bias gradient (NUM_PARTS, E, WIDTH_RIGHT) is Σ_r gate[r] ·
-    right[r]. Every element is written by one program, in a fixed order of rows. Where ADDS, the
-    weight's gradient is added to what is there.
+    parts that are added later. Every element is written by one program, in a fixed order of rows.
+    Where ADDS, it is added to what is there. The gate is 1 unless HAS_GATE.
     """
     left_tiles: tl.constexpr = (WIDTH_LEFT + BLOCK_LEFT - 1) // BLOCK_LEFT
     right_tiles: tl.constexpr = (WIDTH_RIGHT + BLOCK_RIGHT - 1) // BLOCK_RIGHT
@@ -313,18 +304,19 @@ def weight_gradient_kernel(
         blocks_per_part = tl.cdiv(end - start, NUM_PARTS * BLOCK_ROWS)
         start += part * blocks_per_part * BLOCK_ROWS
         end = tl.minimum(end, start + blocks_per_part * BLOCK_ROWS)
-    left_columns = left_tile * BLOCK_LEFT + tl.arange(0, BLOCK_LEFT)
+    left_columns = left_tile * BLOCK_LEFT + tl.arange(0, BLOCK_LEFT)  # (BLOCK_LEFT,)
     right_columns = right_tile * BLOCK_RIGHT + tl.arange(0, BLOCK_RIGHT)
     in_left = left_columns < WIDTH_LEFT
     in_right = right_columns < WIDTH_RIGHT
     total = tl.zeros((BLOCK_LEFT, BLOCK_RIGHT), dtype=tl.float32)
-    bias_total = tl.zeros((BLOCK_RIGHT,), dtype=tl.float32)
+    # A count of 32 bits, as the rows of one expert fit in it; their addresses may not.
     for first_row in range(0, (end - start).to(tl.int32), BLOCK_ROWS):
         rows = start + first_row + tl.arange(0, BLOCK_ROWS)
-        in_expert = rows < end
+        in_expert = rows < end  # (BLOCK_ROWS,): rows are summed over, so both factors are masked
         slots = tl.load(order_ptr + rows, mask=in_expert, other=0)
         left_rows = slots // SLOTS_PER_LEFT if SLOTS_PER_LEFT > 0 else rows
         right_rows = slots // SLOTS_PER_RIGHT if SLOTS_PER_RIGHT > 0 else rows
+        # (BLOCK_ROWS, BLOCK_LEFT) and (BLOCK_ROWS, BLOCK_RIGHT)
         left_ptrs = left_ptr + left_rows[:, None] * WIDTH_LEFT + left_columns[None, :]
         right_ptrs = right_ptr + right_rows[:, None] * WIDTH_RIGHT + right_columns[None, :]
         if WIDTH_LEFT % BLOCK_LEFT == 0:
@@ -335,12 +327,9 @@ def weight_gradient_kernel(
             right = tl.load(right_ptrs, mask=in_expert[:, None], other=0.0)
         else:
             right = tl.load(right_ptrs, mask=in_expert[:, None] & in_right[None, :], other=0.0)
-        if GATES_PRODUCT or GATES_BIAS:
+        if HAS_GATE:
             gate = tl.load(gate_ptr + slots, mask=in_expert, other=0.0).to(tl.float32)
             gated = right.to(tl.float32) * gate[:, None]
-        if HAS_BIAS:
-            bias_total += tl.sum(gated if GATES_BIAS else right.to(tl.float32), 0)
-        if GATES_PRODUCT:
             right = gated.to(right_ptr.dtype.element_ty)
         total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
     first_element = (part * num_experts + expert).to(tl.int64) * WIDTH_LEFT * WIDTH_RIGHT
@@ -353,11 +342,6 @@ def weight_gradient_kernel(
     if ADDS:
         total += tl.load(gradient_ptrs, mask=in_gradient, other=0.0)
     tl.store(gradient_ptrs, total.to(gradient_ptr.dtype.element_ty), mask=in_gradient)
-    if HAS_BIAS:  # noqa: SIM102, the outer condition is decided when compiling
-        if left_tile == 0:
-            bias_ptrs = bias_gradient_ptr + (part * num_experts + expert) * WIDTH_RIGHT
-            bias_total = bias_total.to(bias_gradient_ptr.dtype.element_ty)
-            tl.store(bias_ptrs + right_columns, bias_total, mask=in_right)
 
 
 @triton.jit(do_not_specialize=["num_rows", "first_column"])

@@ -23,22 +23,27 @@ MIN_WEIGHT_PROGRAMS = 512
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Say where a matrix's rows for each slot are: at slot // ``slots_per_row``.
+    """Say which row of a matrix belongs to each slot: row slot // ``slots_per_row``.
 
-    0 means that the rows are in sorted order.
+    0 means that the rows are in sorted order, one for each sorted row.
     """
 
     values: Tensor
+    """(rows, width), contiguous."""
     slots_per_row: int = 0
 
 
 class Routing(NamedTuple):
-    """Hold the sorted slots of one decision."""
+    """Hold the sorted slots of one routing decision; see ``moeut.ops.Dispatch``."""
 
     order: Tensor
+    """(S,) the slot of each sorted row."""
     offsets: Tensor
+    """(E + 1,) first sorted row of each expert."""
     tiles: Tensor
+    """(2, max_tiles) expert and first sorted row of each tile."""
     tile_rows: int
+    """Sorted rows of a full tile."""
 
     @property
     def num_slots(self) -> int:
@@ -55,27 +60,29 @@ class Product(NamedTuple):
     """Hold the results of a row product; those that were not asked for are empty."""
 
     output: Tensor
+    """(S, width_out), or (S / slots_per_output, width_out) where sums are taken."""
     gated: Tensor
+    """(S, width_out): gate · partner, of the epilogue ``relu_gradient``."""
     gate_gradient: Tensor
+    """(S,), by slot."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowProduct:
-    """Describe a product of routed rows with their experts' matrices; see ``row_product_kernel``.
-
-    Outputs are in sorted order where ``slots_per_output`` is 0, and otherwise summed over that many
-    consecutive slots.
-    """
+    """Describe a product of routed rows with their experts' matrices (``row_product_kernel``)."""
 
     routing: Routing
     inputs: Rows
     weight: Tensor
+    """(E, width_in, width_out), or (E, width_out, width_in) where ``transposed``; contiguous."""
     transposed: bool = False
     slots_per_output: int = 0
+    """Consecutive slots that are summed; 0: outputs of all slots, in sorted order."""
     epilogue: str = "linear"
     gate: Tensor | None = None
-    bias: Tensor | None = None
+    """(S,), by slot."""
     partner: Rows | None = None
+    """What the gradient of a gate or of a ReLU is taken with, ``width_out`` wide."""
     needs_output: bool = True
 
     def compute(self) -> Product:
@@ -103,7 +110,7 @@ class RowProduct:
     def _compute(self, blocks: Blocks) -> Product:
         x, num_slots = self.inputs.values, self.routing.num_slots
         num_tiles = triton.cdiv(self.width_out, blocks.columns)
-        gated = gradient = x.new_empty(0)
+        gated = gradient = x.new_empty(0)  # gradient: (column tiles, S) partial sums
         if self.gate is not None and self.epilogue.endswith("_gradient"):
             gradient = x.new_empty(num_tiles, num_slots, dtype=torch.float32)
             if self.epilogue == "relu_gradient":
@@ -122,7 +129,10 @@ class RowProduct:
         return Product(output, gated, gradient.to(x.dtype))
 
     def _sum_slabs(self, blocks: Blocks, output: Tensor, gradient: Tensor) -> None:
-        """Compute slabs of columns of every slot's output, and sum each over slots."""
+        """Compute slabs of columns of every slot's output, and sum each over slots.
+
+        ``output`` is (S / slots_per_output, width_out), ``gradient`` (column tiles, S) or empty.
+        """
         x, num_slots = self.inputs.values, self.routing.num_slots
         num_tiles = triton.cdiv(self.width_out, blocks.columns)
         fitting = max(1, MAX_SCRATCH_BYTES // (num_slots * blocks.columns * x.element_size()))
@@ -157,7 +167,6 @@ class RowProduct:
             *(x, weight, x if output is None else output, gated),
             x if self.partner is None else self.partner.values,
             x if self.gate is None else self.gate,
-            x if self.bias is None else self.bias,
             *(gradient, routing.order, routing.offsets, routing.tiles),
             *(routing.num_slots, routing.num_experts, max_tiles, first_column_tile),
             num_column_tiles,
@@ -170,7 +179,6 @@ class RowProduct:
             BY_SLOT=self.slots_per_output > 0,
             EPILOGUE=self.epilogue,
             HAS_GATE=self.gate is not None,
-            HAS_BIAS=self.bias is not None,
             STORES_OUTPUT=output is not None,
             PRECISION=float32_precision(),
             TILE_ROWS=routing.tile_rows,
@@ -196,7 +204,7 @@ class RowProduct:
 
 
 def resident_programs(device: torch.device, num_warps: int) -> int:
-    """Return how many programs of a persistent kernel are started: two a multiprocessor or more."""
+    """Return how many programs of a persistent kernel to start: two or more a multiprocessor."""
     if device.type != "cuda":
         return 3  # few, so that tests in the interpreter see programs with several tiles
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -204,7 +212,10 @@ def resident_programs(device: torch.device, num_warps: int) -> int:
 
 
 def sum_rows(rows: Tensor, output: Tensor, first_column: int, slots_per_output: int) -> None:
-    """Write sums of consecutive rows to some columns of the output."""
+    """Write sums of consecutive rows (S, width) to some columns of the output.
+
+    The columns are ``first_column:first_column + width`` of (S / slots_per_output, width_out).
+    """
     num_rows, width = output.shape[0], rows.shape[1]
     block_columns = min(256, max(16, triton.next_power_of_2(width)))
     block_rows = 2048 // block_columns
@@ -232,50 +243,38 @@ def weight_gradient(
     right: Rows,
     *,
     gate: Tensor | None = None,
-    gates_product: bool = True,
-    has_bias: bool = False,
     weight_sum: WeightSum | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Sum outer products over each expert's rows; see ``weight_gradient_kernel``.
 
-    Returns the gradients of a weight (E, left width, right width) and, where ``has_bias``, of a
-    bias (E, right width), in the dtype of the rows; with ``weight_sum`` the weight's is in float32
-    and includes the sum so far. The gate always counts in the bias's.
+    Returns the gradient of a weight (E, left width, right width) in the dtype of the rows; with
+    ``weight_sum`` in float32, and with the sum so far in it.
     """
     so_far = None if weight_sum is None else weight_sum.so_far
     x = right.values
-    num_experts, num_slots = routing.num_experts, routing.num_slots
-    width_left, width_right = left.values.shape[1], x.shape[1]
-    bias_width = width_right if has_bias else 0
-    weight_dtype = x.dtype if weight_sum is None else torch.float32
-    if num_slots == 0:
-        bias_zeros = x.new_zeros(num_experts, bias_width)
-        if so_far is not None:
-            return so_far, bias_zeros
-        zeros = x.new_zeros(num_experts, width_left, width_right, dtype=weight_dtype)
-        return zeros, bias_zeros
+    num_experts = routing.num_experts
+    shape = (num_experts, left.values.shape[1], x.shape[1])
+    dtype = x.dtype if weight_sum is None else torch.float32
+    if routing.num_slots == 0:
+        return x.new_zeros(shape, dtype=dtype) if so_far is None else so_far
 
-    def launch(blocks: Blocks, so_far: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        tiles = triton.cdiv(width_left, blocks.rows) * triton.cdiv(width_right, blocks.columns)
+    def launch(blocks: Blocks, so_far: Tensor | None = None) -> Tensor:
+        tiles = triton.cdiv(shape[1], blocks.rows) * triton.cdiv(shape[2], blocks.columns)
         num_parts = min(8, triton.cdiv(MIN_WEIGHT_PROGRAMS, num_experts * tiles))
         is_whole = num_parts == 1
-        dtype = weight_dtype if is_whole else torch.float32
         if is_whole and so_far is not None:
-            gradient = so_far.unsqueeze(0)
+            gradient = so_far.unsqueeze(0)  # (1, E, left width, right width), added to in place
         else:
-            gradient = x.new_empty(num_parts, num_experts, width_left, width_right, dtype=dtype)
-        bias_dtype = x.dtype if is_whole else torch.float32
-        bias_gradient = x.new_empty(num_parts, num_experts, bias_width, dtype=bias_dtype)
+            part_dtype = dtype if is_whole else torch.float32
+            gradient = x.new_empty(num_parts, *shape, dtype=part_dtype)
         weight_gradient_kernel[(num_parts * num_experts * tiles,)](
-            *(left.values, x, gradient, bias_gradient, x if gate is None else gate),
+            *(left.values, x, gradient, x if gate is None else gate),
             *(routing.order, routing.offsets, num_experts),
-            WIDTH_LEFT=width_left,
-            WIDTH_RIGHT=width_right,
+            WIDTH_LEFT=shape[1],
+            WIDTH_RIGHT=shape[2],
             SLOTS_PER_LEFT=left.slots_per_row,
             SLOTS_PER_RIGHT=right.slots_per_row,
-            GATES_PRODUCT=gate is not None and gates_product,
-            GATES_BIAS=gate is not None and has_bias,
-            HAS_BIAS=has_bias,
+            HAS_GATE=gate is not None,
             NUM_PARTS=num_parts,
             ADDS=is_whole and so_far is not None,
             PRECISION=float32_precision(),
@@ -286,18 +285,16 @@ def weight_gradient(
             num_stages=blocks.num_stages,
         )
         if is_whole:
-            return gradient[0], bias_gradient[0]
+            return gradient[0]
         total = gradient.sum(0)
-        if so_far is not None:
-            total = so_far.add_(total)
-        return total.to(weight_dtype), bias_gradient.sum(0).to(x.dtype)
+        return (total if so_far is None else so_far.add_(total)).to(dtype)
 
-    epilogue = "gated" if gate is not None and gates_product else "plain"
-    widths = (width_left, width_right)
-    shape = ShapeClass("weight_gradient", epilogue, x.dtype, routing.tile_rows, *widths)
+    epilogue = "plain" if gate is None else "gated"
+    shape_class = ShapeClass("weight_gradient", epilogue, x.dtype, routing.tile_rows, *shape[1:])
     with on_device(x):
-        # A search, which launches many times, must not add.
-        return launch(TUNER.choose(shape, x.device, launch), so_far)
+        # Without the sum so far: a search launches many times, and must add nothing to it.
+        blocks = TUNER.choose(shape_class, x.device, launch)
+        return launch(blocks, so_far)
 
 
 def float32_precision() -> str:

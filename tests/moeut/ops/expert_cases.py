@@ -77,7 +77,6 @@ def make_case(
     width=10,
     inner=7,
     gate=True,
-    bias=True,
     frozen=(),
     seed=0,
 ):
@@ -99,9 +98,6 @@ def make_case(
             "w_up": draw(num_experts, width, inner),
             "w_down": draw(num_experts, inner, width),
         }
-        if bias:
-            inputs["bias_up"] = draw(num_experts, inner)
-            inputs["bias_down"] = draw(num_experts, width)
     per_input, per_output = {
         "mlp": (1, 1),
         "up": (top_k, 1),
@@ -115,8 +111,6 @@ def make_case(
             "x": draw(slots // per_input, width_in),
             "weight": draw(num_experts, width_in, width_out),
         }
-        if bias:
-            inputs["bias"] = draw(num_experts, width_out)
     if gate:
         inputs["gate"] = draw(*index.shape)
     return Case(operation, dispatch, inputs, per_input, per_output, frozen)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from expert_cases import ROUTINGS, make_case
 
-from moeut.ops import Dispatch, expert_linear, expert_mlp, grouped, matmul
+from moeut.ops import Dispatch, blocks, cpu_routine, expert_linear, expert_mlp, grouped
 
 OPERATIONS = ("mlp", "up", "down", "value", "output")
 
@@ -25,8 +25,8 @@ def assert_same(got, expected, atol=1e-10):
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_output_and_gradients_equal_the_reference(operation, routing):
-    for extras in (True, False):
-        case = make_case(operation, 63, routing, gate=extras, bias=extras)
+    for gate in (True, False):
+        case = make_case(operation, 63, routing, gate=gate)
         assert_same(case.run("grouped"), case.run("reference"))
 
 
@@ -40,7 +40,7 @@ def test_sizes(operation, tokens):
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("routing", ["random", "one expert"])
 def test_experts_of_several_blocks(operation, routing, monkeypatch):
-    monkeypatch.setattr(grouped, "MAX_BLOCK_ROWS", 16)
+    monkeypatch.setattr(blocks, "MAX_BLOCK_ROWS", 16)
     case = make_case(operation, 63, routing)
     assert_same(case.run("grouped"), case.run("reference"))
 
@@ -83,11 +83,9 @@ def test_comparison_notices(operation, mutation):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("extras", [True, False])
-def test_gradcheck(operation, extras):
-    case = make_case(
-        operation, 4, "dropped", num_experts=4, top_k=2, width=3, inner=4, gate=extras, bias=extras
-    )
+@pytest.mark.parametrize("gate", [True, False])
+def test_gradcheck(operation, gate):
+    case = make_case(operation, 4, "dropped", num_experts=4, top_k=2, width=3, inner=4, gate=gate)
     names = list(case.inputs)
     leaves = [tensor.clone().requires_grad_() for tensor in case.inputs.values()]
     assert torch.autograd.gradcheck(
@@ -151,8 +149,8 @@ def test_a_slot_without_an_expert_is_not_looked_at(operation):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_uninitialised_memory_does_not_leak(operation, dtype, monkeypatch):
     """With fresh memory full of NaN, and rows padded, every number is the same as without."""
-    monkeypatch.setattr(matmul, "MIN_ONEDNN_WORK", 0)
-    monkeypatch.setattr(matmul, "onednn_is_faster", torch.backends.mkldnn.is_available)
+    monkeypatch.setattr(cpu_routine, "MIN_ONEDNN_WORK", 0)
+    monkeypatch.setattr(cpu_routine, "onednn_is_faster", torch.backends.mkldnn.is_available)
     case = make_case(operation, 63, "empty experts")
     expected = case.run("grouped", dtype)
     torch.use_deterministic_algorithms(True)  # fills empty tensors with NaN
@@ -170,8 +168,8 @@ def test_uninitialised_memory_does_not_leak(operation, dtype, monkeypatch):
 def test_low_precision_loses_no_more_than_the_reference(operation, dtype, onednn, monkeypatch):
     if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("PyTorch without oneDNN")
-    monkeypatch.setattr(matmul, "MIN_ONEDNN_WORK", 0)
-    monkeypatch.setattr(matmul, "onednn_is_faster", lambda: onednn)
+    monkeypatch.setattr(cpu_routine, "MIN_ONEDNN_WORK", 0)
+    monkeypatch.setattr(cpu_routine, "onednn_is_faster", lambda: onednn)
     case = make_case(operation, 100, width=34, inner=21)
     case.inputs = {name: tensor.to(dtype).double() for name, tensor in case.inputs.items()}
     exact = case.run("reference")
@@ -217,7 +215,7 @@ def test_hidden_activations_are_not_kept_for_inference():
     x, w_up, w_down = (case.inputs[name] for name in ("x", "w_up", "w_down"))
     order, offsets = case.dispatch.order, case.dispatch.offsets
     for keep in (True, False):
-        arguments = (x, w_up, w_down, order, offsets, None, None, None, keep)
+        arguments = (x, w_up, w_down, order, offsets, None, keep)
         assert grouped._mlp(*arguments)[1].shape[0] == (27 if keep else 0)
     with torch.no_grad():
         without = case.run("grouped")["out"]
@@ -231,11 +229,9 @@ def operation_arguments(operation, routing):
     order, offsets = case.dispatch.order, case.dispatch.offsets
     if operation == "mlp":
         first = (tensors["x"], tensors["w_up"], tensors["w_down"])
-        return grouped._mlp, (
-            *first, order, offsets, gate, tensors["bias_up"], tensors["bias_down"], True
-        )  # fmt: skip
+        return grouped._mlp, (*first, order, offsets, gate, True)
     return grouped._linear, (
-        *(tensors["x"], tensors["weight"], order, offsets, gate, tensors["bias"]),
+        *(tensors["x"], tensors["weight"], order, offsets, gate),
         *(case.slots_per_input, case.slots_per_output),
     )
 

@@ -14,8 +14,8 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no CUDA device, and no interpreter that works", allow_module_level=True)
 
 from moeut.ops.triton import dispatch as triton_dispatch
-from moeut.ops.triton import experts
 from moeut.ops.triton import launch as triton_launch
+from moeut.ops.triton import operators
 from moeut.ops.triton.launch import Routing, RowProduct, Rows, weight_gradient
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,10 +59,9 @@ def test_output_and_gradients_equal_the_reference(operation, routing):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_without_gate_and_bias(operation):
-    for gate, bias in ((False, False), (True, False), (False, True)):
-        case = make_case(operation, 13, "dropped", gate=gate, bias=bias)
-        assert_close(run(case), case)
+def test_without_gate(operation):
+    case = make_case(operation, 13, "dropped", gate=False)
+    assert_close(run(case), case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -104,7 +103,7 @@ def test_other_ways_to_walk_and_load_give_the_same_bits(operation, how, monkeypa
         pytest.skip("the GPU has no tensor-memory accelerator")
     case = make_case(operation, 9, "dropped", width=40, inner=20, num_experts=3, top_k=2)
     monkeypatch.setattr(triton_dispatch, "choose_tile_rows", lambda *_: 32)
-    monkeypatch.setattr(experts, "choose_tile_rows", lambda *_: 32)
+    monkeypatch.setattr(operators, "choose_tile_rows", lambda *_: 32)
     default, chosen, results = triton_launch.TUNER.choose, [], []
     same_sums = {name: how[name] for name in how if name == "depth"}
     for changes in (same_sums, how):
@@ -183,7 +182,7 @@ def one_more_slot(rows):
     return Rows(rows.values, rows.slots_per_row + 1)
 
 
-@pytest.mark.parametrize("mutation", ["other rows", "no bias", "other tiles", "no epilogue"])
+@pytest.mark.parametrize("mutation", ["other rows", "no gate", "other tiles", "no epilogue"])
 def test_comparison_notices_errors_of_the_kernels(mutation, monkeypatch):
     case = make_case("mlp", 17)
     launch = RowProduct._launch
@@ -191,8 +190,8 @@ def test_comparison_notices_errors_of_the_kernels(mutation, monkeypatch):
     def mutated(self, *arguments):
         if mutation == "other rows":
             self = dataclasses.replace(self, inputs=one_more_slot(self.inputs))
-        elif mutation == "no bias":
-            self = dataclasses.replace(self, bias=None)
+        elif mutation == "no gate":
+            self = dataclasses.replace(self, gate=None)
         elif mutation == "other tiles":
             tiles = self.routing.tiles.clone()
             tiles[1, 0] += 1
@@ -262,12 +261,12 @@ def test_rows_beyond_two_to_the_31_elements():
     product = RowProduct(routing=routing, inputs=Rows(big, 1), weight=weight).compute().output
     scale = torch.tensor([[1], [1], [2]], device=DEVICE)
     assert torch.equal(product, big[order] * scale)
-    d_weight, _ = weight_gradient(routing, Rows(big, 1), Rows(product))
+    d_weight = weight_gradient(routing, Rows(big, 1), Rows(product))
     expected = big[order[2:]].float().T @ product[2:].float()
     torch.testing.assert_close(d_weight[1].float(), expected, rtol=1e-3, atol=0)
 
 
-def kept_elements(**options):
+def kept_elements():
     """Return the largest number of elements among the tensors kept for backward."""
     case = make_case("mlp", 17, top_k=3, width=10, inner=7)
     x, w_up, w_down = (
@@ -281,22 +280,17 @@ def kept_elements(**options):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = expert_mlp(x, w_up, w_down, dispatch, backend="triton", **options)
+        out = expert_mlp(x, w_up, w_down, dispatch, backend="triton")
     out.square().sum().backward()
-    return sizes, (out.detach(), x.grad, w_up.grad, w_down.grad)
+    return sizes
 
 
 def test_kept_for_backward_is_nothing_as_wide_as_the_model_for_every_slot():
     slots, width, inner, weight = 51, 10, 7, 6 * 10 * 7
-    sizes, results = kept_elements()
+    sizes = kept_elements()
     assert slots * inner in sizes
     assert slots * width not in sizes
     assert max(sizes) == weight
-    again, other_results = kept_elements(recompute=True)
-    assert slots * inner not in again
-    assert sum(again) == sum(sizes) - slots * inner
-    for one, other in zip(results, other_results, strict=True):
-        assert torch.equal(one, other)
 
 
 # --- registration -----------------------------------------------------------------------
@@ -330,13 +324,12 @@ def test_registration_passes_opcheck(operation):
     routing = (order, offsets, tiles, 16)
     if operation == "mlp":
         tensors = (inputs["x"], inputs["w_up"], inputs["w_down"])
-        biases = (inputs["bias_up"], inputs["bias_down"])
-        operator, arguments = experts._mlp, (*tensors, *routing, gate, *biases, True)
+        operator, arguments = operators._mlp, (*tensors, *routing, gate, True)
     else:
         tensors = (inputs["x"], inputs["weight"])
         slots = (case.slots_per_input, case.slots_per_output)
-        operator = experts._linear
-        arguments = (*tensors, *routing, gate, inputs["bias"], *slots)
+        operator = operators._linear
+        arguments = (*tensors, *routing, gate, *slots)
     results = torch.library.opcheck(operator, arguments)
     assert set(results.values()) == {"SUCCESS"}
 

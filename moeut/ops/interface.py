@@ -6,14 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from moeut.ops import grouped, reference
 from moeut.ops.backend import compute_dtype, resolve_backend
 from moeut.ops.dispatch import Dispatch
 from moeut.ops.shared import SharedWeight, parameter_of
-
-ACTIVATIONS = ("relu",)
 
 
 def expert_linear(
@@ -24,22 +21,20 @@ def expert_linear(
     slots_per_input: int = 1,
     slots_per_output: int = 1,
     gate: Tensor | None = None,
-    bias: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Sum per-expert linear maps of routed rows.
 
-    ``x`` (S / slots_per_input, D_in), ``weight`` (E, D_in, D_out), ``bias`` (E, D_out), ``gate`` S
-    values of any shape; returns (S / slots_per_output, D_out):
+    ``x`` (S / slots_per_input, D_in), ``weight`` (E, D_in, D_out), ``gate`` S values of any shape;
+    returns (S / slots_per_output, D_out):
 
         out[o] = sum over slots s with s // slots_per_output == o of
-                 gate[s] * (x[s // slots_per_input] @ weight[expert[s]] + bias[expert[s]])
+                 gate[s] * (x[s // slots_per_input] @ weight[expert[s]])
 
     A slot without an expert contributes zero and gets zero gradient. Under autocast everything is
-    computed and returned in the autocast dtype; otherwise ``x``, ``weight`` and ``bias`` share a
-    dtype, to which the gate is cast. Low-precision sums over slots are carried in float32.
-    ``weight`` may be a ``SharedWeight``. Raises ValueError for shapes, dtypes or a backend that do
-    not fit.
+    computed and returned in the autocast dtype; otherwise ``x`` and ``weight`` share a dtype, to
+    which the gate is cast. Low-precision sums over slots are carried in float32. ``weight`` may be
+    a ``SharedWeight``. Raises ValueError for shapes, dtypes or a backend that do not fit.
     """
     _check_slots("slots_per_input", slots_per_input, dispatch)
     _check_slots("slots_per_output", slots_per_output, dispatch)
@@ -49,9 +44,8 @@ def expert_linear(
     experts, width_in, width_out = dispatch.num_experts, weight.shape[1], weight.shape[2]
     _check_shape("x", x, (dispatch.num_slots // slots_per_input, width_in))
     _check_shape("weight", weight, (experts, width_in, width_out))
-    _check_shape("bias", bias, (experts, width_out))
     gate = _flatten_gate(gate, dispatch)
-    dtype = _check_dtypes(x, dispatch, weight=weight, bias=bias, gate=gate)
+    dtype = _check_dtypes(x, dispatch, weight=weight, gate=gate)
     name = resolve_backend(backend, x.device, dtype)
     return _implementation(name).expert_linear(
         x.to(dtype),
@@ -59,8 +53,7 @@ def expert_linear(
         dispatch,
         slots_per_input,
         slots_per_output,
-        _to(gate, dtype),
-        _to(bias, dtype),
+        None if gate is None else gate.to(dtype),
     )
 
 
@@ -71,29 +64,25 @@ def expert_mlp(
     dispatch: Dispatch,
     *,
     gate: Tensor | None = None,
-    bias_up: Tensor | None = None,
-    bias_down: Tensor | None = None,
     backend: str = "auto",
-    activation: str = "relu",
-    recompute: bool = False,
 ) -> Tensor:
     """Apply the MLPs of each token's experts and sum them, as σ-MoE does (arXiv 2310.10837).
 
-    ``x`` (T, D), ``w_up`` (E, D, F), ``w_down`` (E, F, D), ``bias_up`` (E, F), ``bias_down``
-    (E, D), ``gate`` S values of any shape, where S = T · top_k and the slots s of token t are
-    t · top_k ≤ s < (t + 1) · top_k; returns (T, D):
+    ``x`` (T, D), ``w_up`` (E, D, F), ``w_down`` (E, F, D), ``gate`` S values of any shape, where
+    S = T · top_k and the slots s of token t are t · top_k ≤ s < (t + 1) · top_k; returns (T, D):
 
         out[t] = sum over slots s of token t, with e = expert[s], of
-                 gate[s] * (relu(x[t] @ w_up[e] + bias_up[e]) @ w_down[e] + bias_down[e])
+                 gate[s] * (relu(x[t] @ w_up[e]) @ w_down[e])
 
     One differentiable operation: kept for backward are the inputs and the hidden activations
-    (S, F), which ``recompute`` computes again instead of keeping them. Slots without an expert,
-    shared weights, dtypes and errors are as in ``expert_linear``; ``activation`` is ``relu``.
+    (S, F). Slots without an expert, shared weights, dtypes and errors are as in ``expert_linear``.
+
+    Experts with biases, as those of the Sparse Universal Transformer (arXiv 2310.07096), need no
+    operation of their own. They are two ``expert_linear`` with ``bias_up[expert]`` (S, F) added
+    between, and Σ_s gate[s] · bias_down[expert[s]], a product of the gates as (T, E), at the end.
     """
     shared = (w_up, w_down)
     w_up, w_down = map(parameter_of, shared)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     if x.dim() != 2:
         raise ValueError(f"x.shape={tuple(x.shape)}: expected (tokens, width)")
     if w_up.dim() != 3:
@@ -104,36 +93,21 @@ def expert_mlp(
     experts, width, hidden = dispatch.num_experts, x.shape[1], w_up.shape[2]
     _check_shape("w_up", w_up, (experts, width, hidden))
     _check_shape("w_down", w_down, (experts, hidden, width))
-    _check_shape("bias_up", bias_up, (experts, hidden))
-    _check_shape("bias_down", bias_down, (experts, width))
     gate = _flatten_gate(gate, dispatch)
-    dtype = _check_dtypes(
-        x, dispatch, w_up=w_up, w_down=w_down, bias_up=bias_up, bias_down=bias_down, gate=gate
-    )
+    dtype = _check_dtypes(x, dispatch, w_up=w_up, w_down=w_down, gate=gate)
     name = resolve_backend(backend, x.device, dtype)
     if not all(_is_served(weight, name, dtype) for weight in shared):
         shared = (w_up.to(dtype), w_down.to(dtype))
-    arguments = (
-        x.to(dtype),
-        *shared,
-        dispatch,
-        _to(gate, dtype),
-        _to(bias_up, dtype),
-        _to(bias_down, dtype),
+    return _implementation(name).expert_mlp(
+        x.to(dtype), *shared, dispatch, None if gate is None else gate.to(dtype)
     )
-    compute = _implementation(name).expert_mlp
-    if not recompute:
-        return compute(*arguments)
-    if name == "triton":
-        return compute(*arguments, recompute=True)
-    return checkpoint(compute, *arguments, use_reentrant=False)
 
 
 def _implementation(name: str) -> Any:
     if name == "triton":
-        from moeut.ops.triton import experts as triton_experts
+        from moeut.ops.triton import operators  # imports Triton, which a CPU does without
 
-        return triton_experts
+        return operators
     return {"reference": reference, "grouped": grouped}[name]
 
 
@@ -147,8 +121,8 @@ def _check_slots(name: str, value: int, dispatch: Dispatch) -> None:
         raise ValueError(f"{name}={value}: expected a divisor of the {dispatch.num_slots} slots")
 
 
-def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
-    if tensor is not None and tuple(tensor.shape) != shape:
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}.shape={tuple(tensor.shape)}: expected {shape}")
 
 
@@ -178,7 +152,3 @@ def _flatten_gate(gate: Tensor | None, dispatch: Dispatch) -> Tensor | None:
             f"gate.shape={tuple(gate.shape)}: expected {dispatch.num_slots} values, one a slot"
         )
     return None if gate is None else gate.reshape(-1)
-
-
-def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)

@@ -1,4 +1,4 @@
-"""Multiply the rows of one expert as fast as the processor allows.
+"""Choose the routine that multiplies matrices: ``torch.mm``, or on some CPUs oneDNN.
 
 ``torch.mm`` serves every device and dtype. On a CPU with AVX-512 that is not Intel's, MKL (which
 serves float32 ``torch.mm``) reaches half the rate of oneDNN, so float32 blocks of more than a few
@@ -32,10 +32,10 @@ class Routine(Protocol):
     """Whether the number of rows is to be rounded up to one of a few sizes."""
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a @ b."""
+        """Return a @ b, of (N, K) and (K, M)."""
 
     def row_sum_into(self, out: Tensor, left: Tensor, right: Tensor) -> None:
-        """Write leftᵀ @ right, a sum over rows, to ``out``."""
+        """Write leftᵀ @ right, of (N, A) and (N, B), a sum over rows, to ``out`` (A, B)."""
 
 
 class TorchRoutine:
@@ -45,11 +45,11 @@ class TorchRoutine:
         self.pads_rows = pads_rows
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a @ b."""
+        """Return a @ b, of (N, K) and (K, M)."""
         return torch.mm(a, b)
 
     def row_sum_into(self, out: Tensor, left: Tensor, right: Tensor) -> None:
-        """Write leftᵀ @ right, a sum over rows, to ``out``."""
+        """Write leftᵀ @ right, of (N, A) and (N, B), a sum over rows, to ``out`` (A, B)."""
         torch.mm(left.t(), right, out=out)
 
 
@@ -63,12 +63,12 @@ class OnednnRoutine:
     pads_rows = True
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a @ b."""
+        """Return a @ b, of (N, K) and (K, M)."""
         # The operation takes its weight as (N, K), of any strides.
         return torch.ops.mkldnn._linear_pointwise.default(a, b.t(), None, "none", [], "")
 
     def row_sum_into(self, out: Tensor, left: Tensor, right: Tensor) -> None:
-        """Write leftᵀ @ right, a sum over rows, to ``out``."""
+        """Write leftᵀ @ right, of (N, A) and (N, B), a sum over rows, to ``out`` (A, B)."""
         out.copy_(self.product(left.t(), right))
 
 
@@ -78,7 +78,10 @@ ONEDNN = OnednnRoutine()
 
 
 def choose_routine(num_rows: int, weight: Tensor) -> Routine:
-    """Return the routine that multiplies rows by one of the matrices of a weight (E, M, N)."""
+    """Return the routine that multiplies rows by one of the matrices of a weight (E, M, N).
+
+    It depends on the machine, the dtype and the size, so that it is the same after a resume.
+    """
     if weight.device.type != "cpu":
         return PLAIN
     if weight.dtype in (torch.bfloat16, torch.float16):

@@ -40,6 +40,8 @@ class Entry:
     summary: str
     fixes_splits: str
     """Who decides which documents are held out."""
+    by_hash: bool
+    """Whether that can be the hash of a document, with the shares that the task gives."""
     takes: tuple[str, ...]
     """The `Choices` that it reads."""
     open: Callable[[Choices], Corpus]
@@ -130,18 +132,21 @@ CORPORA: dict[str, Entry] = {
     "stdlib": Entry(
         summary="source files of the running Python's standard library, on every machine",
         fixes_splits="a hash of each document",
+        by_hash=True,
         takes=(),
         open=lambda choices: StandardLibrary(),
     ),
     "files": Entry(
         summary="your own files: plain text, JSON lines (.gz, .zst), Parquet; folders and globs",
         fixes_splits="a hash of each document",
+        by_hash=True,
         takes=("files", "text_field", "documents"),
         open=lambda choices: Files(choices.files, choices.text_field, choices.documents),
     ),
     "hub": Entry(
         summary="any data set that the datasets library streams, from the hub or from a folder",
         fixes_splits="upstream where it has several splits, else a hash of each document",
+        by_hash=True,
         takes=("hub", "hub_config", "hub_revision", "text_field"),
         open=lambda choices: HubDataset(
             choices.hub, choices.hub_config, choices.hub_revision, choices.text_field
@@ -150,6 +155,7 @@ CORPORA: dict[str, Entry] = {
     "c4": Entry(
         summary="C4 en, web pages (https://huggingface.co/datasets/allenai/c4)",
         fixes_splits="upstream: train, validation",
+        by_hash=False,
         takes=(),
         open=lambda choices: HubFiles(
             "c4",
@@ -162,6 +168,7 @@ CORPORA: dict[str, Entry] = {
     "pes2o": Entry(
         summary="peS2o v2, scientific papers (https://huggingface.co/datasets/allenai/peS2o)",
         fixes_splits="upstream: train, validation",
+        by_hash=False,
         takes=(),
         open=lambda choices: HubFiles(
             "pes2o",
@@ -174,6 +181,7 @@ CORPORA: dict[str, Entry] = {
     "slimpajama": Entry(
         summary="SlimPajama (https://huggingface.co/datasets/cerebras/SlimPajama-627B)",
         fixes_splits="upstream: train, validation, test",
+        by_hash=False,
         takes=(),
         open=lambda choices: HubFiles(
             "slimpajama",
@@ -186,6 +194,7 @@ CORPORA: dict[str, Entry] = {
     "the_stack": Entry(
         summary="The Stack, eight languages (https://huggingface.co/datasets/bigcode/the-stack)",
         fixes_splits="the paper: a tenth of each language's files",
+        by_hash=False,
         takes=(),
         open=lambda choices: HubFiles(
             "the_stack",

@@ -248,12 +248,12 @@ class Language(TextTask):
     def facts(self) -> dict[str, str]:
         """Return where the packed corpus lies and how it was made."""
         prepared, tokenizer = self.prepared(), self.load_tokenizer()
-        who = CORPORA[self.corpus].fixes_splits
+        corpus = CORPORA[self.corpus]
         shares = ", ".join(f"{name} {share:.3g}" for name, share in self.fractions().items())
         return {
             "folder": str(prepared.folder),
             "parts": f"{prepared.num_parts:,} of {prepared.of_parts:,}",
-            "divided by": f"{who} ({shares})" if "hash" in who else who,
+            "divided by": corpus.fixes_splits + (f" ({shares})" if corpus.by_hash else ""),
             "tokenizer": f"{self.tokenizer}, {tokenizer.vocabulary_size:,} ids, SHA-256 "
             f"{tokenizer.sha256()}",
             **super().facts(),

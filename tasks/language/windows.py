@@ -73,6 +73,7 @@ class TokenSplit:
         """
         rows = self._checked(rows)
         out = np.empty((len(rows), self.context_length + 1), dtype=np.int64)
+        # Row r begins at token r · C and has C + 1 of them: its last is the next row's first.
         for line, first in zip(out, (rows * self.context_length).tolist(), strict=True):
             self.read(first, line)
         return out
@@ -80,6 +81,8 @@ class TokenSplit:
     def read(self, first: int, out: np.ndarray) -> None:
         """Fill ``out``, (length,) of any integer type, with the stream from token ``first`` on."""
         done = 0
+        # side="right": the token at a shard's start is that shard's, not the one's before, and
+        # empty shards, which begin at the token of the next one, are passed over.
         shard = int(np.searchsorted(self._starts, first, side="right")) - 1
         while done < len(out):
             begin = first + done - int(self._starts[shard])
@@ -108,6 +111,9 @@ class TokenSplit:
 
     def _mark(self, line: np.ndarray, first: int) -> None:
         """Set 1 where a document begins in the inputs from ``first`` on, past their own first."""
+        # Offsets say where the text of a document begins; with a boundary token the document begins
+        # one token before, at offset - lead. So offsets first + 1 + lead to first + C - 1 + lead
+        # are of documents that begin at inputs 1 to C - 1; input 0 is of document 0 in any case.
         low, high = first + 1 + self._lead, first + len(line) + self._lead
         shard = int(np.searchsorted(self._starts, low, side="right")) - 1
         while shard < len(self._tokens) and self._starts[shard] < high:

@@ -4,19 +4,19 @@
 that differ from its defaults. Names end in the paper's size labels; the models of one label are
 matched in parameters to its MoEUT, at the paper's vocabulary of 8000.
 
-Sizes are those of the sweeps of RobertCsordas/moeut_training_code at a0f771a, but for those in
-``OURS``, which the paper does not have and which must not be reported as its:
+Sizes are those of the sweeps of RobertCsordas/moeut_training_code at a0f771a. Those in ``OURS``
+continue the series and are not in the paper; do not report them as the paper's:
 
-* ``sigma_moe-1b`` continues the series: the attention, depth and active experts of ``moeut-1b``,
-  and the number of experts that comes nearest to its parameters.
-* ``universal-*`` is the dense baseline of the label with one layer applied in all its depth, that
-  layer's feed-forward as wide as MoEUT's parameters make it. That costs 13 (44m) to 52 (1b) times
-  the multiply-accumulates of MoEUT, which is why the paper asks for sparse experts: at 244m a token
-  takes 4.1 G against 0.17 G. ``universal`` with the ``hidden_size`` of ``transformer`` has
-  its compute instead, and a fraction of the parameters.
+* ``sigma_moe-1b`` has the attention, depth and active experts of ``moeut-1b``, and the number of
+  experts that comes nearest to its parameters.
+* ``universal-*`` is the label's dense baseline with one layer repeated, whose feed-forward is so
+  wide that the parameters are MoEUT's. It costs 13 (44m) to 52 (1b) times the
+  multiply-accumulates of MoEUT, which is why the paper turns to sparse experts: at 244m a token
+  takes 4.1 G against 0.17 G. ``universal`` with the ``hidden_size`` of ``transformer`` has the
+  compute of ``transformer`` instead, and a fraction of its parameters.
 
-One thing of the paper's is not done: from 126m up its σ-MoE baselines start with the value and
-output weights renormalised over the heads, as MoEUT's are over experts.
+One detail of the paper is not reproduced: from 126m up its σ-MoE baselines start with the value
+and output weights renormalised over the heads, as MoEUT's are over experts.
 """
 
 from __future__ import annotations
@@ -131,4 +131,4 @@ PRESETS: Mapping[str, Tree] = {
 }
 
 OURS = frozenset({"sigma_moe-1b", *(name for name in PRESETS if name.startswith("universal-"))})
-"""Presets that continue the paper's series and are not in it."""
+"""Presets that continue the paper's series and are not in the paper."""

@@ -89,8 +89,11 @@ def to_ours(
 ) -> dict[str, Tensor]:
     """Return ``theirs`` under our names and layouts.
 
-    ``ignore`` are shell patterns of names that carry no weight (counters, tables). Raises
-    ``ValueError`` that lists every tensor that is missing, and every one that no map takes.
+    ``ignore`` are shell patterns of names that carry no weight (counters, tables).
+
+    Raises:
+        ValueError: tensors are missing, or no map takes them (all are listed); or one has a shape
+            that cannot be mapped.
     """
     maps = list(maps)
     wanted = {tensor_map.theirs for tensor_map in maps}
@@ -177,7 +180,11 @@ class RawOptions:
         return ValueError(f"{name}={value!r}: {allowed} (option of {self._source})")
 
     def raw(self, name: str, default: Any = ...) -> Any:
-        """Return the value (``None`` for the word "none"); without a default it must be there."""
+        """Return the value (``None`` for the word "none"); without a default it must be there.
+
+        Raises:
+            ValueError: it is not there, and there is no default.
+        """
         if name not in self._options:
             if default is ...:
                 hint = nearest(name, map(str, self._options))
@@ -189,7 +196,7 @@ class RawOptions:
         return value
 
     def integer(self, name: str, default: Any = ...) -> int:
-        """Return a whole number."""
+        """Return a whole number; raise ``ValueError`` for anything else."""
         value = self.raw(name, default)
         number = self._number(name, value)
         if number != int(number):
@@ -201,7 +208,7 @@ class RawOptions:
         return None if self.raw(name, default) is None else self.integer(name, default)
 
     def number(self, name: str, default: Any = ...) -> float:
-        """Return a number."""
+        """Return a number; raise ``ValueError`` for anything else."""
         return self._number(name, self.raw(name, default))
 
     def number_or_none(self, name: str, default: Any = None) -> float | None:
@@ -209,7 +216,11 @@ class RawOptions:
         return None if self.raw(name, default) is None else self.number(name, default)
 
     def boolean(self, name: str, default: Any = ...) -> bool:
-        """Return a truth value, written as such, as a number or as a word."""
+        """Return a truth value, written as such, as a number or as a word.
+
+        Raises:
+            ValueError: it is none of these.
+        """
         value = self.raw(name, default)
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if isinstance(value, bool | int) and value in (0, 1):
@@ -219,7 +230,7 @@ class RawOptions:
         raise self.error(name, value, "expected true or false")
 
     def word(self, name: str, allowed: Iterable[str], default: Any = ...) -> str:
-        """Return one of the ``allowed`` words."""
+        """Return one of the ``allowed`` words; raise ``ValueError`` for anything else."""
         value, allowed = self.raw(name, default), list(allowed)
         if value not in allowed:
             raise self.error(

@@ -38,8 +38,11 @@ def from_ndr(options: dict[str, Any], state_dict: dict[str, Tensor]) -> EncoderC
 
     ``options`` are that code's command-line arguments by their dotted names; vocabulary and classes
     are as many as the tensors have rows. Tokens keep their numbers: with n words, the encoder reads
-    end = n and start = n + 1. Raises ``ValueError`` naming option and value for what is not
-    supported, and for tensors that are missing, left over or of another shape.
+    end = n and start = n + 1.
+
+    Raises:
+        ValueError: what an option asks for is not supported, or tensors are missing, left over or
+            of another shape.
     """
     for name in ("embedding.weight", "output_map.weight"):
         if name not in state_dict:
@@ -54,7 +57,11 @@ def from_ndr(options: dict[str, Any], state_dict: dict[str, Tensor]) -> EncoderC
 
 
 def ndr_config(options: dict[str, Any], *, vocabulary_size: int, num_classes: int) -> ModelConfig:
-    """Return the model config of the code's options."""
+    """Return the model config of the code's options.
+
+    Raises:
+        ValueError: what an option asks for is not supported.
+    """
     read = RawOptions(options, source="ndr")
     variant = read.word("transformer.variant", _VARIANTS)
     position = _VARIANTS[variant]

@@ -38,9 +38,14 @@ def from_release(config: dict[str, Any], state_dict: dict[str, Tensor]) -> Decod
     """Return the model that the release's ``MoEUTLM(**config)`` with ``state_dict`` is.
 
     ``config`` holds constructor arguments; what is left out has the constructor's default. The
-    model has the dtype of ``state_dict`` and is in training mode, as a new module is. Raises
-    ``ValueError`` for an argument that is not known or not supported, and for tensors that are
-    missing, left over or of another shape.
+    model has the dtype of ``state_dict`` and is in training mode, as a new module is.
+
+    Computed in float64 it differs from the release in the eighth digit: the release keeps router
+    logits of attention, the balance loss and rotary frequencies in float32 even there.
+
+    Raises:
+        ValueError: an argument is not known or not supported, or tensors are missing, left over or
+            of another shape.
     """
     ours = release_config(config)
     return load(DecoderLM, ours, release_maps(ours), state_dict)
@@ -49,8 +54,11 @@ def from_release(config: dict[str, Any], state_dict: dict[str, Tensor]) -> Decod
 def release_config(config: dict[str, Any]) -> ModelConfig:
     """Return the model config of the release's constructor arguments.
 
-    The release runs ``n_layers // group_size`` repeats, so that layers beyond the last full group
-    do not exist; that is what is returned.
+    The release runs ``n_layers // group_size`` repeats: layers beyond the last full group do not
+    exist.
+
+    Raises:
+        ValueError: an argument is not known or not supported.
     """
     for name in config:
         if name not in _ARGUMENTS:

@@ -36,9 +36,11 @@ def from_training_code(options: dict[str, Any], state_dict: dict[str, Tensor]) -
     ``options`` are that code's command-line arguments by their dotted names, as its checkpoints
     hold them: values may be strings (``"14"``, ``"none"``). What is left out has that code's
     default; options that do not concern the model are not looked at. The vocabulary is as large as
-    the embedding. The model has the dtype of ``state_dict``. Raises ``ValueError`` naming option
-    and value for what is not supported, and for tensors that are missing, left over or of another
-    shape.
+    the embedding. The model has the dtype of ``state_dict``.
+
+    Raises:
+        ValueError: what an option asks for is not supported, or tensors are missing, left over or
+            of another shape.
     """
     embedding = state_dict.get("embedding.weight")
     if embedding is None:
@@ -48,7 +50,11 @@ def from_training_code(options: dict[str, Any], state_dict: dict[str, Tensor]) -
 
 
 def training_code_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConfig:
-    """Return the model config of the training code's options."""
+    """Return the model config of the training code's options.
+
+    Raises:
+        ValueError: what an option asks for is not supported.
+    """
     read = RawOptions(options, source="the MoEUT training code")
     variant = read.word("transformer.variant", _DENSE_VARIANTS + _EXPERT_VARIANTS)
     has_experts = variant in _EXPERT_VARIANTS

@@ -51,9 +51,11 @@ def from_transformer_generalization(
 
     ``options`` are that code's command-line arguments by their dotted names; the vocabularies are
     as large as the embeddings. Tokens keep their numbers: with n input and m output words, the
-    encoder reads end = n and start = n + 1, the decoder has m for both. Raises ``ValueError``
-    naming option and value for what is not supported, and for tensors that are missing, left over
-    or of another shape.
+    encoder reads end = n and start = n + 1, the decoder has m for both.
+
+    Raises:
+        ValueError: what an option asks for is not supported, or tensors are missing, left over or
+            of another shape.
     """
     for name in ("input_embedding.weight", "output_embedding.weight"):
         if name not in state_dict:
@@ -76,6 +78,9 @@ def transformer_generalization_config(
 
     The code reads an option ``dropout`` and passes it to no layer: dropout is 0.1 everywhere, and
     that is what the config says.
+
+    Raises:
+        ValueError: what an option asks for is not supported.
     """
     read = RawOptions(options, source="transformer_generalization")
     variant = read.word("transformer.variant", _VARIANTS)

@@ -87,17 +87,17 @@ class Layer(nn.Module):
 
         An encoder's output is projected once, however often the layer is applied.
         """
-        of_memory = (
-            self.cross_attention.expert_weights()[1:] if self.cross_attention is not None else ()
-        )
-        return (
-            *self.attention.expert_weights(),
-            *of_memory,
-            *self.feed_forward.expert_weights(),
-        )
+        of_queries: tuple[nn.Parameter, ...] = ()
+        if self.cross_attention is not None:
+            of_queries = self.cross_attention.expert_weights(source=False)
+        own = self.attention.expert_weights()
+        return (*own, *of_queries, *self.feed_forward.expert_weights())
 
     def project_memory(self, states: Tensor, routing: RoutingContext) -> Source:
-        """Return keys and values of an encoder's output, which no repeat of this layer changes."""
+        """Return keys and values of an encoder's output ``states`` (B, S, D).
+
+        No repeat of this layer changes them.
+        """
         assert self.cross_attention is not None
         assert self.cross_attention_norm is not None
         routed = self.cross_attention_norm(states) if self.norm == "peri" else states

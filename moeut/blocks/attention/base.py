@@ -209,8 +209,11 @@ class Attention(nn.Module, Generic[Decision]):
         """Merge the heads' results (B, T, H, d)."""
         raise NotImplementedError
 
-    def expert_weights(self) -> tuple[nn.Parameter, ...]:
-        """Return the weights that the expert operations multiply by; none without experts."""
+    def expert_weights(self, *, source: bool = True) -> tuple[nn.Parameter, ...]:
+        """Return the weights that the expert operations multiply by; none without experts.
+
+        ``source=False``: only those of the query side, without those that ``project_source`` uses.
+        """
         return ()
 
     def project_source(self, routed: Tensor, plain: Tensor, context: RoutingContext) -> Source:

@@ -118,9 +118,9 @@ class SwitchHeadAttention(Attention[Dispatched]):
         """Choose output experts for the query tokens (B, T, D)."""
         return self._decide(routed, self.output_router, context)[0]
 
-    def expert_weights(self) -> tuple[nn.Parameter, ...]:
-        """Return the value and the output experts."""
-        return self.value, self.output
+    def expert_weights(self, *, source: bool = True) -> tuple[nn.Parameter, ...]:
+        """Return the value and the output experts, or only the latter."""
+        return (self.value, self.output) if source else (self.output,)
 
     def values(self, plain: Tensor, decision: Dispatched, context: RoutingContext) -> Tensor:
         """Mix each head's chosen value experts of the plain view (B, K, D): (B, H, K, d)."""

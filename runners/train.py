@@ -34,8 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.config.help import run_help
-from runners.config.identity import config_hash, difference
-from runners.config.run_file import read_run, to_yaml
+from runners.config.run_file import difference, read_run, to_yaml
 from runners.config.schema import ConfigError, RunConfig
 from runners.process import environment, ranks, signals
 from runners.process.lease import Locked
@@ -51,7 +50,7 @@ from tasks.base.command_line import Parser
 
 def plan_single(config: RunConfig, *, name: str, root: Path) -> tuple[Path, RunRecord]:
     """Return the directory of a run outside of a sweep, and its record."""
-    digest = config_hash(config, build_task(config.task).data_hash())
+    digest = config.hash(build_task(config.task).data_hash())
     variant = config.model.architecture
     record = RunRecord(sweep=name, variant=variant, seed=config.seed, hash=digest)
     return root / name / f"{variant}-{digest}" / f"seed{config.seed}", record

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runners.config.identity import config_hash
-from runners.config.merging import merge, override
-from runners.config.run_file import build_run
+from runners.config.run_file import SectionChecker, build_run
 from runners.config.schema import RunConfig
-from runners.config.sections import SectionChecker
 from runners.config.sweep_file import Sweep, read_sweep
-from runners.config.yaml_nodes import ConfigError, Node, show
+from runners.config.yaml_nodes import ConfigError, Node, merge, override, show
 
 __all__ = ["PlannedRun", "Sweep", "expand", "plan_record", "read_sweep", "write_plan"]
 
@@ -83,7 +80,7 @@ def expand(
             key = json.dumps(config.task, sort_keys=True)
             if key not in hashes:
                 hashes[key] = _hash_data(hash_of, config)
-            digest = config_hash(config, hashes[key])
+            digest = config.hash(hashes[key])
             other = owners.setdefault(digest, (variant, parameters))
             if other != (variant, parameters):
                 raise _same_run(sweep, change, (variant, parameters), other)

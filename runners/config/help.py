@@ -7,8 +7,8 @@ import textwrap
 import typing
 from typing import TYPE_CHECKING, Any
 
+from runners.config.run_file import FORMS
 from runners.config.schema import EvaluateConfig, ModelSection, RunConfig, SweepConfig, TrainConfig
-from runners.config.sections import FORMS
 from runners.config.yaml_nodes import dump_inline
 from tasks.base.options import Option, describe, field_docstrings, type_words
 

@@ -8,18 +8,26 @@ checked there.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
-from runners.config import typed
 from runners.config.yaml_nodes import ConfigError, Node
 from tasks.base.options import OptionError, nearest
 
 if TYPE_CHECKING:
     from moeut.config import Blueprint, Form
 
+NOT_IDENTITY = {"identity": False}
+"""Marks a field that is left out of a run's identity: the seed, which has a directory of its own
+below the hash, a name, or what only decides how often and where is logged and saved and over how
+many processes a batch is spread. A run may go on with more or fewer, and is then the same within
+rounding."""
+
 __all__ = [
+    "NOT_IDENTITY",
     "ConfigError",
     "EvaluateConfig",
     "ModelSection",
@@ -73,21 +81,21 @@ class TrainConfig:
     """Recompute layers in the backward pass instead of keeping their activations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=NOT_IDENTITY)
     """How several ranks under torchrun share the work: ddp keeps weights and optimiser on each,
     fsdp (FSDP2) a part of them; one process is neither."""
     num_threads: int = 1
     """CPU threads of one run; part of its identity, since it decides the last bits."""
     deterministic: bool = True
     """Only deterministic GPU kernels, so that a resumed run is bitwise the same."""
-    log_interval: int = 50
+    log_interval: int = field(default=50, metadata=NOT_IDENTITY)
     """Updates between rows of metrics.jsonl: loss (in nats), gradient norm and learning rate; of
     language models also perplexity, tokens/s, model FLOPs utilisation (null where the device's peak
     is unknown, as of every CPU), peak memory in bytes, and each router's dead experts and
     entropy."""
-    checkpoint_interval: int = 200
+    checkpoint_interval: int = field(default=200, metadata=NOT_IDENTITY)
     """Updates between checkpoints, of which the last two are kept."""
-    tensorboard: bool = False
+    tensorboard: bool = field(default=False, metadata=NOT_IDENTITY)
     """Write the rows of metrics.jsonl for TensorBoard too, into the run's directory."""
 
     def __post_init__(self) -> None:
@@ -156,7 +164,7 @@ class EvaluateConfig:
 class ModelSection:
     """A model without the sizes that its task decides, defaults filled in."""
 
-    architecture: str
+    architecture: str = field(metadata=NOT_IDENTITY)
     """Whose defaults were taken; a label, since ``blueprint`` says all of the model."""
     form: Form
     """How the model reads and answers."""
@@ -186,7 +194,7 @@ class RunConfig:
     """What is measured."""
     select: str = "final"
     """Which weights are scored: ``final``, or ``best:<split>`` on a validation split."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=NOT_IDENTITY)
     """Initialisation, data order and dropout."""
     source: Node = field(default=Node({}, ""), compare=False, repr=False)
     """What the config was read from, where an error's line is looked up; no part of the config."""
@@ -211,8 +219,8 @@ class RunConfig:
         return ConfigError(expected, path=path, value=value, place=place)
 
     def located(self, error: ValueError, section: str) -> ConfigError:
-        """Return what ``task`` or ``model`` say of their options, with the line of the option."""
-        return typed.located(error, self.source.find(section), section)
+        """Return what a section's owner says of its options, with the line of the option."""
+        return located(error, self.source.find(section), section)
 
     def check_splits(self, splits: Sequence[str], selection_splits: Sequence[str]) -> None:
         """Check the names of splits that the run gives.
@@ -262,6 +270,36 @@ class RunConfig:
             "seed": self.seed,
         }
 
+    def identity(self, data_hash: str) -> dict[str, Any]:
+        """Return what makes two runs the same run, as plain data.
+
+        Covered is everything that changes the result, with defaults filled in, so that writing a
+        default out changes nothing and changing a default in the code does: the task with the hash
+        of its data, the model, ``train``, ``evaluate`` and ``select``. Left out are the fields
+        marked ``NOT_IDENTITY``, names and paths.
+
+        ``train.device`` is covered as written: ``auto`` is one identity on every machine, so that a
+        sweep planned on a login node finds its directories on the compute nodes, while ``cpu`` and
+        ``cuda`` asked for by name are two, since their last bits differ. ``train.num_threads`` is
+        covered for the same reason.
+        """
+        data = self.to_dict()
+        owners = ((self, data), (self.model, data["model"]), (self.train, data["train"]))
+        for owner, section in owners:
+            for entry in dataclasses.fields(owner):
+                if entry.metadata == NOT_IDENTITY:
+                    del section[entry.name]
+        return data | {"data_hash": data_hash}
+
+    def hash(self, data_hash: str) -> str:
+        """Return the 8 hexadecimal digits that name a run's directory.
+
+        Args:
+            data_hash: ``Task.data_hash()``.
+        """
+        text = json.dumps(self.identity(data_hash), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
@@ -300,6 +338,27 @@ class SweepConfig:
     def seed_list(self) -> list[int]:
         """The seeds, counted out."""
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+
+def located(error: ValueError, node: Node, path: str) -> ConfigError:
+    """Return what a class says of its options as the error of the node that it is about.
+
+    Args:
+        error: With the data ``option`` (dotted, from ``path`` or from the top), ``value`` and
+            ``expected``; any other is about all of the mapping.
+        node: The mapping that the class was built from.
+        path: Dotted path of the mapping.
+    """
+    option = getattr(error, "option", None)
+    if option is None:
+        return ConfigError(str(error), path=path, place=node.place)
+    option = option.removeprefix(f"{path}.")
+    return ConfigError(
+        error.expected,  # type: ignore[attr-defined]
+        path=f"{path}.{option}" if path else option,
+        value=error.value,  # type: ignore[attr-defined]
+        place=node.find(option).place,
+    )
 
 
 # --- checks -----------------------------------------------------------------------------

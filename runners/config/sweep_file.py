@@ -13,17 +13,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runners.config import typed, yaml_nodes
-from runners.config.merging import merge, nest, override
-from runners.config.run_file import include
+from runners.config import yaml_nodes
+from runners.config.run_file import build, hints, include, unknown_key, wrong_value
 from runners.config.schema import RunConfig, SweepConfig
-from runners.config.typed import unknown_key, wrong_value
-from runners.config.yaml_nodes import COMMAND_LINE, ConfigError, Node, given_twice
+from runners.config.yaml_nodes import (
+    COMMAND_LINE,
+    ConfigError,
+    Node,
+    given_twice,
+    merge,
+    nest,
+    override,
+)
 from tasks.base.metrics import METRICS, metrics_of
 
 WANDB_KEYS = ("program", "command", "method", "metric", "description", "project", "entity")
-_RUN_KEYS = tuple(typed.hints(RunConfig))
-_SWEEP_KEYS = tuple(typed.hints(SweepConfig))
+_RUN_KEYS = tuple(hints(RunConfig))
+_SWEEP_KEYS = tuple(hints(SweepConfig))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
 
 
@@ -135,7 +141,7 @@ def _assemble(
         root.place,
     )
     plain_top["exclude"] = Node(list(exclude), root.place)
-    config = typed.build(SweepConfig, Node(plain_top, root.place), "", owner="a sweep")
+    config = build(SweepConfig, Node(plain_top, root.place), "", owner="a sweep")
     if not _NAME.fullmatch(config.name):
         raise wrong_value(top["name"], "name", "letters, digits and . _ - = + (a directory's name)")
     _check_choices(config, top, variants)
@@ -235,14 +241,14 @@ def _check_run_paths(node: Node, prefix: str) -> None:
     """Raise if a change names a section or a fixed field that a run does not have."""
     if not isinstance(node.value, dict):
         raise wrong_value(node, prefix.rstrip("."), "a mapping")
-    hints = typed.hints(RunConfig)
+    types = hints(RunConfig)
     for key, child in node.value.items():
         if key not in _RUN_KEYS:
             raise unknown_key(child, prefix + key, _RUN_KEYS, "a run takes")
         if key == "seed" and prefix.startswith("variants."):
             raise _refused(child, f"{prefix}seed", "a sweep takes seeds instead")
         if key in ("train", "evaluate") and isinstance(child.value, dict):
-            known = typed.hints(hints[key])
+            known = hints(types[key])
             for inner, value in child.value.items():
                 if inner not in known:
                     raise unknown_key(value, f"{prefix}{key}.{inner}", known, f"{key} takes")

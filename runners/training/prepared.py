@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from runners.config.identity import config_hash
 from runners.config.schema import ConfigError, RunConfig
 from runners.process import environment
 from runners.process.ranks import World
@@ -50,7 +49,7 @@ def prepare(files: RunDirectory, agreement: Agreement) -> Prepared:
     environment.prepare_process(config.train, device)
     built = build(config)
     data_hash = built.task.data_hash()
-    found = config_hash(config, data_hash)
+    found = config.hash(data_hash)
     if found != record.hash:
         raise ConfigError(
             f"{files.config}: its config and data have the hash {found}, but the run is "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from runners.config.identity import difference, identity
+from runners.config.run_file import difference
 from runners.config.schema import ConfigError
 from runners.config.yaml_nodes import dump
 from runners.process.checkpoint import Checkpoint, load_latest, save_checkpoint
@@ -40,7 +40,7 @@ def find_snapshot(prepared: Prepared, *, warn: Callable[[str], None]) -> Checkpo
     if checkpoint is not None and checkpoint.state["hash"] != prepared.record.hash:
         changed = difference(
             dump(checkpoint.state["identity"]),
-            dump(identity(prepared.config, prepared.data_hash)),
+            dump(prepared.config.identity(prepared.data_hash)),
         )
         raise ConfigError(
             f"{checkpoint.path}: was made under another config; resuming would mix the two: "
@@ -81,7 +81,7 @@ def save_snapshot(
         "loop": loop.state_dict(),
         "metrics_bytes": metrics_bytes,
         "hash": prepared.record.hash,
-        "identity": identity(prepared.config, prepared.data_hash),
+        "identity": prepared.config.identity(prepared.data_hash),
     }
 
     def write_shards(folder: Path) -> None:

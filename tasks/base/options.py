@@ -123,6 +123,8 @@ def type_words(annotation: Any) -> str:
 
 def is_of_type(value: Any, annotation: Any) -> bool:
     """Return whether a value has an option's type; true and false are not numbers."""
+    if annotation is Any:
+        return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return any(type(value) is type(argument) and value == argument for argument in arguments)

@@ -229,7 +229,6 @@ def make_run(tmp_path, run_text) -> Callable[..., Path]:
         form: str = "encoder_decoder",
         architecture: str = "transformer",
     ) -> Path:
-        from runners.config.identity import config_hash
         from runners.config.run_file import read_run
         from runners.process.run_directory import RunDirectory, RunRecord
         from runners.training.experiment import data_hash
@@ -237,7 +236,7 @@ def make_run(tmp_path, run_text) -> Callable[..., Path]:
         file = tmp_path / f"{name}.yaml"
         file.write_text(run_text(form, architecture))
         config = read_run(file, overrides)
-        digest = config_hash(config, data_hash(config.task))
+        digest = config.hash(data_hash(config.task))
         record = RunRecord(sweep="s", variant=architecture, seed=config.seed, hash=digest)
         directory = tmp_path / name
         RunDirectory(directory).prepare(config, record)

@@ -11,7 +11,6 @@ import torch
 
 import tasks
 from runners import evaluate, sweep
-from runners.config.identity import config_hash
 from runners.config.run_file import read_run
 from runners.config.schema import ConfigError, EvaluateConfig
 from runners.process.checkpoint import list_checkpoints
@@ -60,7 +59,7 @@ def make_directory(tmp_path, text_run):
     def make(*overrides, name="run"):
         config = text_run(*overrides, name=name)
         built = build(config)
-        digest = config_hash(config, built.task.data_hash())
+        digest = config.hash(built.task.data_hash())
         directory = tmp_path / name
         record = RunRecord(sweep="s", variant="universal", seed=0, hash=digest)
         RunDirectory(directory).prepare(config, record)

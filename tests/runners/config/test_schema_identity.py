@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from runners.config.identity import config_hash, identity
 from runners.config.run_file import read_run
 
 RUN = "task: {name: toy}\nmodel: {architecture: moeut}\n"
@@ -16,7 +15,7 @@ def base(toy, write):
 
 
 def digest(path, *overrides, data="d"):
-    return config_hash(read_run(path, list(overrides)), data)
+    return read_run(path, list(overrides)).hash(data)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +99,8 @@ def test_it_is_short_and_stable(base):
     assert len(value) == 8
     assert int(value, 16) >= 0
     config = read_run(base)
-    assert config_hash(dataclasses.replace(config, seed=3), "d") == value
-    assert set(identity(config, "d")) == {
+    assert dataclasses.replace(config, seed=3).hash("d") == value
+    assert set(config.identity("d")) == {
         "task",
         "model",
         "train",

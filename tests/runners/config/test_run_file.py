@@ -6,7 +6,8 @@ from typing import Any, Literal
 import pytest
 
 from moeut.options import OptionError
-from runners.config.typed import build, convert, located
+from runners.config.run_file import build, convert
+from runners.config.schema import located
 from runners.config.yaml_nodes import ConfigError, Node, parse
 
 
@@ -23,7 +24,7 @@ def node(text: str) -> Node:
         ("0.5", int | float, 0.5),
         ("3", int | tuple[int, int], 3),
         ("[3, 4]", int | tuple[int, int], (3, 4)),
-        ("[1, 2, 3]", tuple[int, ...], (1, 2, 3)),
+        ("[3, 4]", tuple[float, float], (3.0, 4.0)),
         ("[1, a]", list[Any], [1, "a"]),
         ("null", int | None, None),
         ("{a: 1}", dict[str, int], {"a": 1}),
@@ -47,6 +48,8 @@ def test_values_of_a_type(text, hint, value):
         ("true", Literal[1, 2], "x=true: expected one of 1, 2"),
         ("a", int | tuple[int, int], "expected a whole number or a list of 2 (a whole number)"),
         ("{a: b}", dict[str, int], "x.a='b': expected a whole number"),
+        ("[1, b]", list[int] | None, "x[1]='b': expected a whole number"),
+        ("[1, b]", tuple[int, int], "x[1]='b': expected a whole number"),
         ("[1]", dict[str, int], "expected a mapping"),
         ("null", int, "x=null: expected a whole number"),
         ("w", Literal["a", "b"] | None, "expected one of a, b or null"),

@@ -4,6 +4,7 @@ Documents become one stream of tokens for each split, with a boundary before and
 the stream is cut into windows, of which each shares its last token with the next:
 
 >>> from tasks.language.packed_part import encode_documents
+>>> from tasks.language.tokenizers import Bytes
 >>> stream = [256, *sum(encode_documents(["ab", "c"], Bytes(), "token", ""), [])]
 >>> stream
 [256, 97, 98, 256, 99, 256]
@@ -17,7 +18,6 @@ import hashlib
 import json
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,12 +28,13 @@ from tasks.base.storage import lock_folder
 from tasks.base.text import TOKENIZER_FOLDER, TextTask, Tokenizer
 from tasks.language.corpora import CORPORA, open_corpus
 from tasks.language.corpus_files import Documents
-from tasks.language.documents import Corpus, Part
+from tasks.language.documents import Corpus
 from tasks.language.packed_part import Recipe
 from tasks.language.packing import pack
 from tasks.language.prepared import Prepared, read_prepared
-from tasks.language.splitting import SPLITS, SplitRule, digest
-from tasks.language.tokenizers import Bytes, load_tokenizer
+from tasks.language.splitting import SPLITS, SplitRule
+from tasks.language.tokenizer_choice import TokenizerChoice
+from tasks.language.tokenizers import load_tokenizer
 from tasks.language.windows import TokenSplit
 
 FORMAT = 1
@@ -218,9 +219,7 @@ class Language(TextTask):
         """Return the number of ids: the tokenizer's, or before packing the number it will have."""
         if self.missing() is None:
             return self.load_tokenizer().vocabulary_size
-        if self.tokenizer == "bpe":
-            return self.vocabulary_size
-        return (Bytes() if self.tokenizer == "bytes" else self._given_tokenizer()).vocabulary_size
+        return self._tokenizer_choice().num_ids()
 
     def missing(self) -> str | None:
         """Return why there is no packed corpus, with the command that makes one, or None.
@@ -267,7 +266,7 @@ class Language(TextTask):
             decides = {
                 "format": FORMAT,
                 "corpus": self._fingerprint(),
-                "tokenizer": self._tokenizer_recipe(),
+                "tokenizer": self._tokenizer_choice().recipe(),
                 "boundary": self.boundary,
                 **self.fractions(),
                 "train_tokens": self.train_tokens,
@@ -343,7 +342,7 @@ class Language(TextTask):
         folder, parts = self.folder(), corpus.parts()
         fixed = frozenset(part.split for part in parts if part.split)
         rule = SplitRule(**self.fractions(), fixed=fixed)
-        tokenizer = self._make_tokenizer(folder / TOKENIZER_FOLDER, parts, rule)
+        tokenizer = self._tokenizer_choice().make(folder / TOKENIZER_FOLDER, parts, rule)
         recipe = Recipe(rule, self.boundary, corpus.separator, self.train_tokens)
         return pack(folder, parts, tokenizer, recipe, workers=workers)
 
@@ -372,60 +371,16 @@ class Language(TextTask):
             documents=self.documents,
         )
 
+    def _tokenizer_choice(self) -> TokenizerChoice:
+        return TokenizerChoice(
+            self.tokenizer,
+            self.vocabulary_size,
+            self.normalization,
+            self.tokenizer_documents,
+            self.boundary,
+        )
+
     def _fingerprint(self) -> dict[str, Any]:
         if "_identity" not in self.__dict__:
             object.__setattr__(self, "_identity", self._open_corpus().fingerprint())
         return self.__dict__["_identity"]
-
-    def _tokenizer_recipe(self) -> dict[str, Any]:
-        if self.tokenizer == "bytes":
-            return {"bytes": True}
-        if self.tokenizer != "bpe":
-            return {"sha256": self._given_tokenizer().sha256()}
-        return {
-            "bpe": self.vocabulary_size,
-            "normalization": self.normalization,
-            "documents": self.tokenizer_documents,
-        }
-
-    def _given_tokenizer(self) -> Tokenizer:
-        try:
-            tokenizer = load_tokenizer(Path(self.tokenizer).expanduser())
-        except ValueError as error:
-            raise options.OptionError("task.tokenizer", self.tokenizer, str(error)) from None
-        if self.boundary == "token" and tokenizer.boundary_id is None:
-            raise options.OptionError(
-                "task.boundary",
-                self.boundary,
-                f"{self.tokenizer} has no boundary token; expected boundary: paper or none",
-            )
-        return tokenizer
-
-    def _make_tokenizer(self, folder: Path, parts: list[Part], rule: SplitRule) -> Tokenizer:
-        if self.tokenizer == "bytes":
-            return Bytes()
-        if self.tokenizer != "bpe":
-            return self._given_tokenizer()
-        if folder.is_dir() and any(folder.iterdir()):
-            return load_tokenizer(folder)  # of a packing that was interrupted
-        from tasks.language.train_tokenizer import train_tokenizer
-
-        return train_tokenizer(
-            train_texts(parts, rule, self.tokenizer_documents),
-            vocabulary_size=self.vocabulary_size,
-            normalization=self.normalization,
-            boundary=self.boundary == "token",
-        )
-
-
-def train_texts(parts: Iterable[Part], rule: SplitRule, count: int) -> Iterator[str]:
-    """Yield the first ``count`` documents that are not held out."""
-    for part in parts:
-        if "train" not in rule.may_reach(part.split):
-            continue
-        for document in part.documents():
-            if rule.split(part.split, digest(document.text)) == "train":
-                yield document.text
-                count -= 1
-                if not count:
-                    return

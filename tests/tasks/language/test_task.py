@@ -19,7 +19,6 @@ from tasks.base.options import parse_words
 from tasks.base.task import ExampleTask
 from tasks.base.text import TextTask
 from tasks.language.splitting import SplitRule, digest
-from tasks.language.task import train_texts
 from tasks.language.tokenizers import Bytes
 
 TEXTS = [f"document {i}\n" + "  indented\n" * (i % 5) for i in range(400)]
@@ -108,20 +107,13 @@ def test_the_same_text_elsewhere_is_the_same_data(options, tmp_path, monkeypatch
     assert second.folder().name == first.folder().name
 
 
-def test_bpe_is_trained_on_training_documents_alone(options):
+def test_bpe_is_trained_on_the_corpus(options):
     pytest.importorskip("sentencepiece")
     task = tasks.create("language", **{**options, "tokenizer": "bpe", "vocabulary_size": 300})
     tokenizer = task.load_tokenizer()
     assert (tokenizer.vocabulary_size, task.prepared().dtype) == (300, np.dtype("<u2"))
     window = task.splits()["train"].windows(np.array([1]))[0]
     assert tokenizer.decode(window.tolist()) in "".join(TEXTS)
-    rule = SplitRule(0.1, 0.1)
-    from tasks.language.corpora import open_corpus
-
-    parts = open_corpus("files", files=options["files"]).parts()
-    expected = [text for text in TEXTS if rule.split(None, digest(text)) == "train"]
-    assert list(train_texts(parts, rule, 10_000)) == expected
-    assert list(train_texts(parts, rule, 3)) == expected[:3]
 
 
 def test_a_given_tokenizer_is_read_from_its_file(options, tmp_path):

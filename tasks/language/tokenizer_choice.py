@@ -1,0 +1,110 @@
+"""The tokenizer that the options of a task ask for: bytes, trained on the corpus, or read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tasks.base.options import OptionError
+from tasks.base.text import Tokenizer
+from tasks.language.documents import Part
+from tasks.language.packed_part import Boundary
+from tasks.language.splitting import SplitRule, digest
+from tasks.language.tokenizers import Bytes, load_tokenizer
+from tasks.language.train_tokenizer import train_tokenizer
+
+
+@dataclass(frozen=True)
+class TokenizerChoice:
+    """The options of ``Language`` that decide its tokenizer, under their names there."""
+
+    tokenizer: str
+    vocabulary_size: int
+    normalization: Literal["keep", "paper"]
+    tokenizer_documents: int
+    boundary: Boundary
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what decides the tokenizer, beside the corpus, as plain data.
+
+        Raises:
+            OptionError: as ``read``.
+        """
+        if self.tokenizer == "bytes":
+            return {"bytes": True}
+        if self.tokenizer != "bpe":
+            return {"sha256": self.read().sha256()}
+        return {
+            "bpe": self.vocabulary_size,
+            "normalization": self.normalization,
+            "documents": self.tokenizer_documents,
+        }
+
+    def num_ids(self) -> int:
+        """Return the number of ids that the tokenizer has, or will have when it is trained.
+
+        Raises:
+            OptionError: as ``read``.
+        """
+        if self.tokenizer == "bpe":
+            return self.vocabulary_size
+        return (Bytes() if self.tokenizer == "bytes" else self.read()).vocabulary_size
+
+    def read(self) -> Tokenizer:
+        """Read the tokenizer from the file that the option names.
+
+        Raises:
+            OptionError: the file cannot be read, or its tokenizer has no boundary token, which
+                ``boundary: token`` needs.
+        """
+        try:
+            tokenizer = load_tokenizer(Path(self.tokenizer).expanduser())
+        except ValueError as error:
+            raise OptionError("task.tokenizer", self.tokenizer, str(error)) from None
+        if self.boundary == "token" and tokenizer.boundary_id is None:
+            raise OptionError(
+                "task.boundary",
+                self.boundary,
+                f"{self.tokenizer} has no boundary token; expected boundary: paper or none",
+            )
+        return tokenizer
+
+    def make(self, folder: Path, parts: list[Part], rule: SplitRule) -> Tokenizer:
+        """Return the tokenizer, trained on the corpus if it has to be.
+
+        Args:
+            folder: where an interrupted packing may have left the trained one.
+            parts: the corpus.
+            rule: how its documents are divided; only training text is trained on.
+
+        Raises:
+            OptionError: as ``read``, or too little text for so large a vocabulary.
+            ValueError: a document cannot be read.
+        """
+        if self.tokenizer == "bytes":
+            return Bytes()
+        if self.tokenizer != "bpe":
+            return self.read()
+        if folder.is_dir() and any(folder.iterdir()):
+            return load_tokenizer(folder)
+        return train_tokenizer(
+            train_texts(parts, rule, self.tokenizer_documents),
+            vocabulary_size=self.vocabulary_size,
+            normalization=self.normalization,
+            boundary=self.boundary == "token",
+        )
+
+
+def train_texts(parts: Iterable[Part], rule: SplitRule, count: int) -> Iterator[str]:
+    """Yield the first ``count`` documents that are not held out."""
+    for part in parts:
+        if "train" not in rule.may_reach(part.split):
+            continue
+        for document in part.documents():
+            if rule.split(part.split, digest(document.text)) == "train":
+                yield document.text
+                count -= 1
+                if not count:
+                    return

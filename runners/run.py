@@ -1,7 +1,7 @@
-"""One run in this process, from wherever its directory stands to its result.
+"""Train and score one run in this process, from wherever its directory stands to its result.
 
-What the loop asks of its surroundings is joined here: checkpoints, the journal, scoring, selected
-weights. Where several ranks train, all of them come through here in step, and rank 0 alone writes.
+This file joins what the training loop needs: checkpoints, the journal, scoring, the selected
+weights. Where several ranks train, all of them run this code in step, and rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -127,10 +127,13 @@ def _hold(
 
 
 def _fail(files: RunDirectory, error: Exception, *, step: int | None, world: World) -> None:
-    """Record why the run has failed, or raise Stopped if another rank has just gone.
+    """Record why the run has failed, or raise Stopped if another rank was lost.
 
-    What a rank raises because the connection to another one broke is not the reason: that is what
-    the other one has left in the store, if it could.
+    A rank whose connection to another one breaks does not know the reason; the other rank leaves it
+    in the store, unless it was killed.
+
+    Raises:
+        Stopped: another rank was lost without a reason.
     """
     message = str(error) or repr(error)
     if world.size > 1:
@@ -152,12 +155,11 @@ def _fail(files: RunDirectory, error: Exception, *, step: int | None, world: Wor
 
 
 class Training:
-    """A model in training in this process, and what the loop asks of its surroundings
-    (``loop.Host``).
+    """Trains and scores the model of a run: the ``Host`` of its loop.
 
     Args:
         prepared: the run.
-        journal: where it writes what happens.
+        journal: gets what happens.
 
     Raises:
         ConfigError: the directory's checkpoints are of another config.

@@ -109,7 +109,7 @@ def model_flops_utilization(
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes held: by a GPU since the last call, by a CPU process since its start."""
+    """Return the most bytes held, by a GPU since the last call, by a CPU process ever."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

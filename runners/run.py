@@ -20,7 +20,7 @@ from runners.process.lease import Lease, Locked
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, json_line
 from runners.process.signals import Stopped
-from runners.reporting.run_result import ModelSummary, RunResult, TaskSummary, from_plain
+from runners.reporting.run_result import RunResult, TaskSummary, from_plain
 from runners.scoring.scorer import Scorer
 from runners.scoring.splits import Evaluation
 from runners.training import parallel
@@ -242,7 +242,7 @@ class Training:
             select=config.select,
             step=step,
             task=self._describe_task(),
-            model=from_plain(ModelSummary, describe_model(self.built)),
+            model=describe_model(self.built),
             tokens_seen=position.tokens_seen,
             notes=[note for each in own if (note := each.note())],
             scores=[each.score for each in evaluations],

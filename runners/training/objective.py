@@ -72,6 +72,13 @@ class Objective(abc.ABC):
     def longest(self) -> dict[str, int]:
         """Return the most tokens that each stack may have to read, over all splits, by stack."""
 
+    def known_lengths(self) -> tuple[int, ...] | None:
+        """Return the length of each sequence that the model reads, where all rows have the same.
+
+        None: only the encoded rows tell. It is known before the data is there.
+        """
+        return None
+
     def loss(self, model: Any, batch: Batch, *, label_smoothing: float = 0.0) -> Loss:
         """Return the loss of a batch.
 
@@ -265,6 +272,9 @@ class LanguageObjective(Objective):
 
     def longest(self) -> dict[str, int]:
         return {"decoder": self.task.context_length}
+
+    def known_lengths(self) -> tuple[int, ...] | None:
+        return (self.task.context_length,)
 
     def columns(self, split: Windows) -> WindowColumns:
         return WindowColumns(split, separate_documents=not self.task.attend_across_documents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import random
+import statistics
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
@@ -75,7 +76,9 @@ class Reverse(ExampleTask):
         words: dict[str, None] = {}  # keeps the order, which a set does not
         while len(words) < count:
             words["".join(generator.choices(LETTERS, k=generator.choice(lengths)))] = None
-        return [Example(tuple(word), tuple(word[::-1]), difficulty=len(word)) for word in words]
+        drawn = list(words)
+        generator.shuffle(drawn)  # short words run out first: valid would have too many of them
+        return [Example(tuple(word), tuple(word[::-1]), difficulty=len(word)) for word in drawn]
 
 
 # --- what it gets for that --------------------------------------------------------------
@@ -107,6 +110,9 @@ def test_data_is_that_of_its_seed_and_no_word_is_in_two_splits():
     assert task.data_hash() != tasks.create("reverse", seed=1).data_hash()
     words = [row.source for rows in task.splits().values() for row in rows]
     assert len(words) == len(set(words)) == 1200
+    lengths = [statistics.mean(len(row.source) for row in rows) for rows in task.splits().values()]
+    assert lengths[0] == pytest.approx(lengths[1], abs=0.4)
+    assert lengths[2] > 7
 
 
 def test_a_run_trains_and_scores_it(tmp_path):

@@ -28,6 +28,9 @@ from moeut.options import (
     require_positive,
     require_probability,
 )
+from moeut.recurrence.controller import ControllerOptions
+from moeut.recurrence.halting import HALTING, NoHalting
+from moeut.recurrence.injection import NoInjection, State
 from moeut.recurrence.schedule import Depth
 
 Form = Literal["decoder_lm", "encoder_decoder", "encoder_classifier"]
@@ -40,6 +43,8 @@ class StackConfig:
 
     d_model: int
     depth: Depth
+    state: State
+    halting: ControllerOptions
     attention: AttentionOptions
     feed_forward: FeedForwardOptions
     position: PositionOptions
@@ -53,6 +58,16 @@ class StackConfig:
     """Whether tokens look at earlier tokens only."""
     cross_attention: bool
     """Whether each layer reads an encoder's output too."""
+
+    def refuses_truncation(self) -> str | None:
+        """Return why gradients cannot flow through the last repeats alone; None: they can."""
+        if not self.depth.is_shared:
+            return "no layer is repeated (depth.repeats=1)"
+        if self.depth.order == "sequence":
+            return "depth.order=sequence has no last repeat of the whole group"
+        if isinstance(self.state.injection, NoInjection):
+            return "needs state.injection, by which gradients still reach the embedding"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +84,10 @@ class Blueprint(Options):
     """How many layers there are, and how often they are applied."""
     encoder_depth: Depth | None = None
     """Depth of the encoder of an encoder_decoder, where it differs from ``depth``."""
+    state: State = dataclasses.field(default_factory=State)
+    """What the recurrence begins from, and how the input enters each repeat."""
+    halting: ControllerOptions = one_of(HALTING, NoHalting)
+    """Which tokens later repeats still work on."""
     attention: AttentionOptions = one_of(ATTENTION)
     """Attention of every layer."""
     feed_forward: FeedForwardOptions = one_of(FEED_FORWARD)
@@ -112,6 +131,7 @@ class Blueprint(Options):
             self.position.check(attention.head_size)
         except OptionError as error:
             raise error.under("position") from None
+        self._check_recurrence()
         feed_forward = self.feed_forward.within(dropout=self.dropout)
         final_norm: bool | None = self.final_norm
         self._fill_in(
@@ -120,6 +140,17 @@ class Blueprint(Options):
             final_norm=self.norm != "post" if final_norm is None else final_norm,
             encoder_depth=None if self.encoder_depth == self.depth else self.encoder_depth,
         )
+
+    def _check_recurrence(self) -> None:
+        """Refuse what decides at each repeat where a repeat is no whole pass through the group."""
+        decided = {"state": self.state.is_plain, "halting": isinstance(self.halting, NoHalting)}
+        for name in ("depth", "encoder_depth"):
+            depth = getattr(self, name)
+            if depth is None or depth.order == "cycle" or depth.group == 1:
+                continue
+            for option, is_off in decided.items():
+                said = f"{option} decides at each pass through the group, so it needs cycle"
+                require(is_off, f"{name}.order", depth.order, said)
 
     def _fill_in(self, **values: Any) -> None:
         """Set options of this object, which is still under construction."""

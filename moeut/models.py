@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,11 @@ from moeut.blocks.routing import RoutingRecord
 from moeut.config import Form, ModelConfig
 from moeut.initialization import initialize
 from moeut.recurrence.cache import StackCache
-from moeut.recurrence.stack import DepthStack, Memory, StackOutput
+from moeut.recurrence.stack import DepthStack, Inputs, Memory, StackOutput
 from moeut.saving import save
+
+Repeats = int | tuple[int | None, int | None] | None
+"""Passes through the group: of every stack, or of encoder and decoder; None: as configured."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class ModelOutput:
     hidden: dict[str, list[Tensor]] | None = None
     """By stack: the embedded input, then the state after each application, if traced."""
 
+    decisions: dict[str, dict[str, Tensor]] | None = None
+    """By stack: what the controllers recorded (``halting.repeats``: (B, T) repeats of each token);
+    None without any."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -53,7 +60,7 @@ class Encoded:
         real = self.memory.real
         return Encoded(
             Memory(states, None if real is None else real.index_select(0, rows)),
-            StackOutput(states, self.output.auxiliary_loss, None, None),
+            StackOutput(states, self.output.auxiliary_loss),
         )
 
 
@@ -108,6 +115,7 @@ class DecoderLM(Model):
         prefix_length: Tensor | None = None,
         document_numbers: Tensor | None = None,
         num_repeats: int | None = None,
+        backprop_repeats: int | None = None,
         cache: StackCache | None = None,
         trace: bool = False,
     ) -> ModelOutput:
@@ -121,6 +129,8 @@ class DecoderLM(Model):
         balanced over a row's tokens, whatever documents they are of. Not with a prefix or a cache.
         With ``cache``, ``tokens`` continue what it holds; rows may have prompts of different
         length, whose padding is then overwritten; a prefix has to come in one call, the first.
+        ``num_repeats``: passes through the group, as configured if left out; gradients flow through
+        the last ``backprop_repeats`` of them, or through all.
         """
         mask = masks.check_mask(padding_mask, tokens, "padding_mask")
         masks.check_right_padded(mask, "padding_mask")
@@ -130,21 +140,18 @@ class DecoderLM(Model):
             raise ValueError("document_numbers: cannot be given with prefix_length or cache")
         out = self.decoder(
             self._embed(self.embedding, tokens, "tokens"),
-            real=mask,
-            prefix_length=prefix_length,
-            document_numbers=document_numbers,
-            num_repeats=num_repeats,
-            cache=cache,
-            trace=trace,
-            activation_checkpointing=self.activation_checkpointing,
+            Inputs(
+                real=mask,
+                prefix_length=prefix_length,
+                document_numbers=document_numbers,
+                num_repeats=num_repeats,
+                backprop_repeats=backprop_repeats,
+                cache=cache,
+                trace=trace,
+                activation_checkpointing=self.activation_checkpointing,
+            ),
         )
-        return ModelOutput(
-            self.head(out.states, self.embedding.weight),
-            out.auxiliary_loss,
-            cache,
-            {"decoder": out.trace} if trace else None,
-            {"decoder": out.hidden} if trace else None,
-        )
+        return _output(self.head(out.states, self.embedding.weight), cache, decoder=out)
 
 
 class EncoderDecoder(Model):
@@ -164,9 +171,7 @@ class EncoderDecoder(Model):
             bias=config.head_bias,
         )
 
-    def new_cache(
-        self, num_repeats: int | tuple[int | None, int | None] | None = None
-    ) -> StackCache:
+    def new_cache(self, num_repeats: Repeats = None) -> StackCache:
         """Return an empty cache for decoding at this depth."""
         return self.decoder.new_cache(_pair(num_repeats)[1])
 
@@ -177,17 +182,30 @@ class EncoderDecoder(Model):
         *,
         source_mask: Tensor | None = None,
         target_mask: Tensor | None = None,
-        num_repeats: int | tuple[int | None, int | None] | None = None,
+        num_repeats: Repeats = None,
+        backprop_repeats: int | None = None,
         trace: bool = False,
     ) -> ModelOutput:
         """Predict the token after each of ``target`` (B, T), having read ``source`` (B, S).
 
         Masks are bool, True at real tokens; the target's padding is on the right.
-        ``num_repeats``: one number for both stacks, or a pair (encoder, decoder).
+        ``num_repeats``: one number for both stacks, or a pair (encoder, decoder); gradients flow
+        through the last ``backprop_repeats`` of each, or through all.
         """
-        encoded = self.encode(source, source_mask=source_mask, num_repeats=num_repeats, trace=trace)
+        encoded = self.encode(
+            source,
+            source_mask=source_mask,
+            num_repeats=num_repeats,
+            backprop_repeats=backprop_repeats,
+            trace=trace,
+        )
         return self.decode(
-            target, encoded, target_mask=target_mask, num_repeats=num_repeats, trace=trace
+            target,
+            encoded,
+            target_mask=target_mask,
+            num_repeats=num_repeats,
+            backprop_repeats=backprop_repeats,
+            trace=trace,
         )
 
     def encode(
@@ -195,17 +213,21 @@ class EncoderDecoder(Model):
         source: Tensor,
         *,
         source_mask: Tensor | None = None,
-        num_repeats: int | tuple[int | None, int | None] | None = None,
+        num_repeats: Repeats = None,
+        backprop_repeats: int | None = None,
         trace: bool = False,
     ) -> Encoded:
         """Read ``source`` (B, S)."""
         mask = masks.check_mask(source_mask, source, "source_mask")
         out = self.encoder(
             self._embed(self.source_embedding, source, "source"),
-            real=mask,
-            num_repeats=_pair(num_repeats)[0],
-            trace=trace,
-            activation_checkpointing=self.activation_checkpointing,
+            Inputs(
+                real=mask,
+                num_repeats=_pair(num_repeats)[0],
+                backprop_repeats=backprop_repeats,
+                trace=trace,
+                activation_checkpointing=self.activation_checkpointing,
+            ),
         )
         return Encoded(Memory(out.states, mask), out)
 
@@ -215,7 +237,8 @@ class EncoderDecoder(Model):
         memory: Encoded,
         *,
         target_mask: Tensor | None = None,
-        num_repeats: int | tuple[int | None, int | None] | None = None,
+        num_repeats: Repeats = None,
+        backprop_repeats: int | None = None,
         cache: StackCache | None = None,
         trace: bool = False,
     ) -> ModelOutput:
@@ -228,21 +251,18 @@ class EncoderDecoder(Model):
         masks.check_right_padded(mask, "target_mask")
         out = self.decoder(
             self._embed(self.embedding, target, "target"),
-            real=mask,
-            memory=memory.memory,
-            num_repeats=_pair(num_repeats)[1],
-            cache=cache,
-            trace=trace,
-            activation_checkpointing=self.activation_checkpointing,
+            Inputs(
+                real=mask,
+                memory=memory.memory,
+                num_repeats=_pair(num_repeats)[1],
+                backprop_repeats=backprop_repeats,
+                cache=cache,
+                trace=trace,
+                activation_checkpointing=self.activation_checkpointing,
+            ),
         )
-        encoder = memory.output
-        return ModelOutput(
-            self.head(out.states, self.embedding.weight),
-            encoder.auxiliary_loss + out.auxiliary_loss,
-            cache,
-            _by_stack(trace, encoder=encoder.trace, decoder=out.trace),
-            _by_stack(trace, encoder=encoder.hidden, decoder=out.hidden),
-        )
+        logits = self.head(out.states, self.embedding.weight)
+        return _output(logits, cache, encoder=memory.output, decoder=out)
 
 
 class EncoderClassifier(Model):
@@ -260,27 +280,28 @@ class EncoderClassifier(Model):
         *,
         source_mask: Tensor | None = None,
         num_repeats: int | None = None,
+        backprop_repeats: int | None = None,
         trace: bool = False,
     ) -> ModelOutput:
         """Return logits (B, classes) of ``source`` (B, S), read off the first or last real column.
 
-        ``source_mask`` (B, S) bool: True at real tokens.
+        ``source_mask`` (B, S) bool: True at real tokens. ``num_repeats``: passes through the group,
+        as configured if left out; gradients flow through the last ``backprop_repeats`` of them, or
+        through all.
         """
         mask = masks.check_mask(source_mask, source, "source_mask")
         out = self.encoder(
             self._embed(self.embedding, source, "source"),
-            real=mask,
-            num_repeats=num_repeats,
-            trace=trace,
-            activation_checkpointing=self.activation_checkpointing,
+            Inputs(
+                real=mask,
+                num_repeats=num_repeats,
+                backprop_repeats=backprop_repeats,
+                trace=trace,
+                activation_checkpointing=self.activation_checkpointing,
+            ),
         )
-        return ModelOutput(
-            self.head(self._pool(out.states, mask), self.embedding.weight),
-            out.auxiliary_loss,
-            None,
-            {"encoder": out.trace} if trace else None,
-            {"encoder": out.hidden} if trace else None,
-        )
+        logits = self.head(self._pool(out.states, mask), self.embedding.weight)
+        return _output(logits, encoder=out)
 
     def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
         is_last = self.config.pooling == "last"
@@ -315,9 +336,7 @@ def build(config: ModelConfig) -> Model:
     return model
 
 
-def _pair(
-    num_repeats: int | tuple[int | None, int | None] | None,
-) -> tuple[int | None, int | None]:
+def _pair(num_repeats: Repeats) -> tuple[int | None, int | None]:
     """Return the repeats of the encoder and of the decoder."""
     if isinstance(num_repeats, (tuple, list)):
         if len(num_repeats) != 2:
@@ -326,5 +345,10 @@ def _pair(
     return num_repeats, num_repeats
 
 
-def _by_stack(trace: bool, **stacks: Any) -> dict[str, Any] | None:
-    return stacks if trace else None
+def _output(logits: Tensor, cache: StackCache | None = None, **stacks: StackOutput) -> ModelOutput:
+    """Return what a model returns, given what its stacks have, encoder first."""
+    loss = functools.reduce(torch.add, [out.auxiliary_loss for out in stacks.values()])
+    traces = {name: out.trace for name, out in stacks.items() if out.trace is not None}
+    hidden = {name: out.hidden for name, out in stacks.items() if out.hidden is not None}
+    decisions = {name: out.decisions for name, out in stacks.items() if out.decisions is not None}
+    return ModelOutput(logits, loss, cache, traces or None, hidden or None, decisions or None)

@@ -75,7 +75,8 @@ def _stack_macs(stack: StackConfig, length: int) -> int:
     macs = sum(attention.projection_macs(stack.d_model)) + 2 * width * length
     macs += stack.position.logit_macs(width, length)
     macs += stack.feed_forward.macs(stack.d_model) + stack.update.macs(stack.d_model)
-    return length * macs * stack.depth.num_applications
+    decided = stack.state.macs(stack.d_model) + stack.halting.macs(stack.d_model)
+    return length * (macs * stack.depth.num_applications + decided * stack.depth.repeats)
 
 
 def _memory_macs(stack: StackConfig, source_length: int, target_length: int) -> int:

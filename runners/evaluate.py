@@ -1,8 +1,8 @@
-"""Score a finished run on any split and depth: ``python -m runners.evaluate RUN [--split gen]``.
+"""A finished run on any split and depth: ``python -m runners.evaluate RUN [--split gen]``.
 
-``--task blimp`` scores a language model, of a run or a ``.ckpt`` file, on zero-shot benchmarks.
+A language model, of a run or a ``.ckpt`` file, on zero-shot benchmarks too: ``--task blimp``.
 
-The weights are those that the run's ``select`` names. Nothing is written.
+The weights scored are those that the run's ``select`` names. Nothing is written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Train and score one run in this process, from wherever its directory stands to its result.
+"""One run in this process, from wherever its directory stands to its result.
 
-This file joins what the training loop needs: checkpoints, the journal, scoring, the selected
-weights. Where several ranks train, all of them run this code in step, and rank 0 alone writes.
+What the loop asks of its surroundings is joined here: checkpoints, the journal, scoring, selected
+weights. Where several ranks train, all of them come through here in step, and rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runners.process.lease import Lease, Locked
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, json_line
 from runners.process.signals import Stopped
-from runners.reporting.run_result import RunResult, TaskSummary, from_plain
+from runners.reporting.run_result import ModelSummary, RunResult, TaskSummary, from_plain
 from runners.scoring.scorer import Scorer
 from runners.scoring.splits import Evaluation
 from runners.training import parallel
@@ -127,13 +127,10 @@ def _hold(
 
 
 def _fail(files: RunDirectory, error: Exception, *, step: int | None, world: World) -> None:
-    """Record why the run has failed, or raise Stopped if another rank was lost.
+    """Record why the run has failed, or raise Stopped if another rank has just gone.
 
-    A rank whose connection to another one breaks does not know the reason; the other rank leaves it
-    in the store, unless it was killed.
-
-    Raises:
-        Stopped: another rank was lost without a reason.
+    What a rank raises because the connection to another one broke is not the reason: that is what
+    the other one has left in the store, if it could.
     """
     message = str(error) or repr(error)
     if world.size > 1:
@@ -155,11 +152,12 @@ def _fail(files: RunDirectory, error: Exception, *, step: int | None, world: Wor
 
 
 class Training:
-    """Trains and scores the model of a run: the ``Host`` of its loop.
+    """A model in training in this process, and what the loop asks of its surroundings
+    (``loop.Host``).
 
     Args:
         prepared: the run.
-        journal: gets what happens.
+        journal: where it writes what happens.
 
     Raises:
         ConfigError: the directory's checkpoints are of another config.
@@ -242,7 +240,7 @@ class Training:
             select=config.select,
             step=step,
             task=self._describe_task(),
-            model=describe_model(self.built),
+            model=from_plain(ModelSummary, describe_model(self.built)),
             tokens_seen=position.tokens_seen,
             notes=[note for each in own if (note := each.note())],
             scores=[each.score for each in evaluations],

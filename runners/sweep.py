@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 
 from runners.config.grid import PlannedRun, Sweep, expand, read_sweep, write_plan
+from runners.config.help import sweep_help
 from runners.config.schema import ConfigError
 from runners.process import environment, signals
 from runners.process.lease import Lease, Locked
@@ -174,17 +175,11 @@ def select_variant(sweep: Sweep, planned: list[PlannedRun], only: str | None) ->
     return [run for run in planned if run.variant == only]
 
 
-def _reference() -> str:
-    from runners.config.help import sweep_help  # imports every task and every kind of block
-
-    return sweep_help()
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m runners.sweep",
         description=__doc__,
-        reference=_reference,
+        epilog=sweep_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file of a sweep")

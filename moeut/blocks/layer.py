@@ -7,13 +7,34 @@ feed-forward without a router has no norm with ``peri``.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeut.blocks.attention import AttentionContext, AttentionOutput, KeyValueStore, Source
+from moeut.blocks.attention import (
+    AttentionContext,
+    AttentionOutput,
+    KeyValueStore,
+    Participation,
+    Source,
+)
 from moeut.blocks.norms import Norm, views
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
 from moeut.config import StackConfig
+
+
+class LayerOutput(NamedTuple):
+    """What one application of a layer returns."""
+
+    x: Tensor
+    """(B, T, D) the next state."""
+
+    record: RoutingRecord
+    """What was decided on the way."""
+
+    kept: Source | None = None
+    """Keys and values of self-attention, for tokens that sit out the next application."""
 
 
 class Layer(nn.Module):
@@ -45,12 +66,14 @@ class Layer(nn.Module):
         memory: Source | None = None,
         cache: KeyValueStore | None = None,
         application: int = 0,
-    ) -> tuple[Tensor, RoutingRecord]:
+        participation: Participation | None = None,
+    ) -> LayerOutput:
         """Return the next state (B, T, D) and what was decided on the way.
 
         ``key_value_source`` (B, T, D), if given, is the state that self-attention reads keys and
         values from, in place of ``x``. ``memory`` is the result of ``project_memory``. ``cache``
-        is updated in place, at ``application``.
+        is updated in place, at ``application``. ``participation`` says which tokens take part;
+        what becomes of the state of the others is the stack's to decide.
         """
         start = x
         routed, plain = views(x, self.attention_norm, self.norm)
@@ -59,8 +82,15 @@ class Layer(nn.Module):
             both = views(key_value_source, self.attention_norm, self.norm)
             source = self.attention.project_source(*both, context.routing)
         attended = self.attention(
-            routed, plain, context, source=source, cache=cache, application=application
+            routed,
+            plain,
+            context,
+            source=source,
+            cache=cache,
+            application=application,
+            participation=participation,
         )
+        kept = attended.kept
         x = self._between(x, attended.output, self.attention_norm)
         routers: dict[str, RouterRecord] = {}
         weights: dict[str, Tensor] = {}
@@ -80,7 +110,7 @@ class Layer(nn.Module):
         x = self.update.last(start, x, self._drop(mapped), self._behind(self.feed_forward_norm))
         if record is not None:
             routers["feed_forward"] = record
-        return x, RoutingRecord(routers, weights)
+        return LayerOutput(x, RoutingRecord(routers, weights), kept)
 
     def expert_weights(self) -> tuple[nn.Parameter, ...]:
         """Return the weights that the layer's expert operations multiply by, but those of memory.

@@ -8,7 +8,7 @@ Nothing here, nor in the modules that use it, keeps state: a routing decision co
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,9 @@ class RoutingContext:
     weights: SharedWeights = field(default_factory=SharedWeights)
     """The expert weights that this pass uses many times."""
 
+    mass: Tensor | None = None
+    """(B,) part of each row's real tokens that take part in this application; None: all do."""
+
     @classmethod
     def create(
         cls,
@@ -55,6 +58,20 @@ class RoutingContext:
             share = (share / share.sum(dim=1, keepdim=True).clamp_min(1)).unsqueeze(1)
         return cls(real, share, balance, trace, weights or SharedWeights())
 
+    def among(self, active: Tensor) -> RoutingContext:
+        """Return the context of an application in which the ``active`` (B, T) tokens take part.
+
+        The others get no expert. Shares stay parts of the whole row, so that the applications of a
+        pass weigh as much as tokens took part in them.
+        """
+        real = active if self.real is None else active & self.real
+        if not self.balance:
+            return replace(self, real=real)
+        count = active.shape[1] if self.real is None else self.real.sum(dim=1, keepdim=True)
+        exact = torch.float32 if self.share is None else self.share.dtype
+        share = real.to(exact) / torch.as_tensor(count, device=real.device).clamp_min(1)
+        return replace(self, real=real, share=share.unsqueeze(1), mass=share.sum(dim=1))
+
 
 @dataclass(frozen=True)
 class RouterRecord:
@@ -72,14 +89,16 @@ class RouterRecord:
     gates: Tensor | None = None
     """(B, T, H, k) weights of the chosen experts."""
 
+    mass: Tensor | None = None
+    """(B,) part of each row's real tokens that the average is over; None: all of them."""
+
     def select_heads(self, heads: slice) -> RouterRecord:
         """Return the record of some of the heads, where several routers decided in one go."""
+        traced = {"logits": self.logits, "selection": self.selection, "gates": self.gates}
         return RouterRecord(
             None if self.probability is None else self.probability[:, heads],
-            *(
-                None if kept is None else kept[:, :, heads]
-                for kept in (self.logits, self.selection, self.gates)
-            ),
+            mass=self.mass,
+            **{name: None if kept is None else kept[:, :, heads] for name, kept in traced.items()},
         )
 
 
@@ -166,7 +185,9 @@ def record(logits: Tensor, routes: Routes, context: RoutingContext) -> RouterRec
     return RouterRecord(
         mean_probability(logits, context) if context.balance else None,
         logits if context.trace else None,
-        *((routes.selection, routes.gates) if context.trace else ()),
+        routes.selection if context.trace else None,
+        routes.gates if context.trace else None,
+        context.mass,
     )
 
 
@@ -194,19 +215,19 @@ def route(
             gates, probability, _, selection = triton_router.route(
                 logits, dropped, context.real, share, top_k, router == "softmax", context.balance
             )
-            kept = RouterRecord(probability) if context.balance else None
+            kept = RouterRecord(probability, mass=context.mass) if context.balance else None
             return Routes(selection, gates), kept
     routes = choose_experts(logits, top_k, router=router, drop=drop, real=context.real)
     return routes, record(logits, routes, context)
 
 
 def balance_loss(
-    modules: Iterable[Sequence[Tensor]], context: RoutingContext, weight: float
+    modules: Iterable[Sequence[RouterRecord]], context: RoutingContext, weight: float
 ) -> Tensor | None:
     """Return -weight · Σ over modules of the mean entropy of what their router chooses.
 
-    Each module is the sequence of the mean probabilities (B, H, E) of its applications. With p the
-    mean over applications and real tokens of softmax(logits), in one row and head:
+    Each module is the sequence of the records of its applications. With p the mean over
+    applications and the tokens that took part in them of softmax(logits), in one row and head:
 
         loss = -weight · Σ over modules of mean over rows and heads of H(p),  H(p) = -Σ_e p log p
 
@@ -214,10 +235,7 @@ def balance_loss(
     """
     # Over applications first: the entropy is that of the mean, not the mean of entropies, so a
     # layer that is repeated may use other experts in other repeats.
-    means = [
-        torch.stack(list(applications)).mean(dim=0) if len(applications) > 1 else applications[0]
-        for applications in modules
-    ]
+    means = [_mean_over_applications(applications) for applications in modules]
     if not means:
         return None
     p = torch.stack(means)  # (modules, B, H, E)
@@ -228,3 +246,19 @@ def balance_loss(
         return -weight * entropy.mean(dim=1).sum()
     used = context.real.any(dim=1).to(p.dtype)
     return -weight * (entropy * used).sum() / used.sum().clamp_min(1)
+
+
+def _mean_over_applications(applications: Sequence[RouterRecord]) -> Tensor:
+    """Return the mean probability (B, H, E) of a router over all tokens of its applications."""
+    probabilities = [r.probability for r in applications if r.probability is not None]
+    masses = [record.mass for record in applications]
+    if all(mass is None for mass in masses):
+        if len(probabilities) == 1:
+            return probabilities[0]
+        return torch.stack(probabilities).mean(dim=0)
+    like = probabilities[0]
+    # Where tokens were left out, an application weighs as much as tokens took part in it.
+    whole = like.new_ones(like.shape[0])
+    mass = torch.stack([whole if m is None else m.to(like.dtype) for m in masses]).sum(dim=0)
+    tiny = torch.finfo(like.dtype).tiny
+    return torch.stack(probabilities).sum(dim=0) / mass.clamp_min(tiny)[:, None, None]

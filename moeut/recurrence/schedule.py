@@ -7,11 +7,33 @@ A stack has ``prelude`` layers that run once, a ``group`` of layers that runs ``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from moeut.options import OptionError, Options, require, require_positive
 
 Order = Literal["cycle", "sequence"]
+
+
+class Place(NamedTuple):
+    """Where in its schedule a pass is."""
+
+    application: int
+    """Number of the application in the pass, from 0."""
+
+    layer: int
+    """Index of the layer in the stack."""
+
+    repeat: int | None
+    """Number of the pass through the group, from 0; None in prelude and coda."""
+
+    num_repeats: int
+    """Passes through the group in this forward pass."""
+
+    is_first: bool
+    """Whether a repeat begins here."""
+
+    is_last: bool
+    """Whether a repeat ends here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +79,28 @@ class Depth(Options):
         Raises:
             OptionError: ``num_repeats`` is no whole number of at least 1.
         """
+        return [place.layer for place in self.places(num_repeats)]
+
+    def places(self, num_repeats: int | None = None) -> list[Place]:
+        """Return each application of a pass, for the configured repeats or others, in order.
+
+        Raises:
+            OptionError: ``num_repeats`` is no whole number of at least 1.
+        """
         repeats = self.repeats if num_repeats is None else num_repeats
         if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
             raise OptionError("num_repeats", repeats, "must be a whole number of at least 1")
-        group = range(self.prelude, self.prelude + self.group)
+        once = (None, False, False)
+        group, last = range(self.group), self.group - 1
         if self.order == "cycle":
-            repeated = [layer for _ in range(repeats) for layer in group]
+            order = [(repeat, index) for repeat in range(repeats) for index in group]
         else:
-            repeated = [layer for layer in group for _ in range(repeats)]
-        coda = range(self.prelude + self.group, self.num_distinct)
-        return [*range(self.prelude), *repeated, *coda]
+            order = [(repeat, index) for index in group for repeat in range(repeats)]
+        layers: list[tuple[int, tuple[int | None, bool, bool]]]
+        layers = [(layer, once) for layer in range(self.prelude)]
+        layers += [(self.prelude + i, (repeat, i == 0, i == last)) for repeat, i in order]
+        layers += [(layer, once) for layer in range(self.prelude + self.group, self.num_distinct)]
+        return [
+            Place(application, layer, repeat, repeats, is_first, is_last)
+            for application, (layer, (repeat, is_first, is_last)) in enumerate(layers)
+        ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,62 +14,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from moeut.blocks import masks, routing
-from moeut.blocks.attention import AttentionContext, Source
-from moeut.blocks.layer import Layer
+from moeut.blocks.attention import AttentionContext, Participation, Source
+from moeut.blocks.layer import Layer, LayerOutput
 from moeut.blocks.norms import Norm
-from moeut.blocks.routing import RoutingContext, RoutingRecord
+from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
 from moeut.config import StackConfig
 from moeut.ops import SharedWeights
 from moeut.recurrence.cache import StackCache, Window, whole_sequence
-
-
-class LayerInput(NamedTuple):
-    """What an application of a layer reads."""
-
-    x: Tensor
-    key_value_source: Tensor | None = None
-    """(B, T, D) state that self-attention takes keys and values from, if not ``x``."""
-
-
-class ControllerRun(Protocol):
-    """What decides while one forward pass runs; it owns the state of that pass."""
-
-    def before(self, application: int, x: Tensor) -> LayerInput | None:
-        """Return what the application reads, or None to end the pass here."""
-
-    def after(self, application: int, x: Tensor) -> Tensor:
-        """Return the state that the next application starts from."""
-
-    def finish(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the result of the stack and an auxiliary loss, if there is one."""
-
-
-class Controller(Protocol):
-    """Starts a run for each forward pass: adaptive computation time, input injection, …
-
-    The stack knows of no particular one. A controller with parameters is an ``nn.Module``; it
-    keeps no state of a pass, its runs do.
-    """
-
-    def start(self, x: Tensor, real: Tensor | None) -> ControllerRun:
-        """Return the run of a pass over the embedded input ``x`` (B, T, D)."""
-
-
-@dataclass(frozen=True)
-class StackOutput:
-    """What a stack returns."""
-
-    states: Tensor
-    """(B, T, D)"""
-
-    auxiliary_loss: Tensor
-    """Weighted balance losses and the controller's loss; zero outside training."""
-
-    trace: list[RoutingRecord] | None
-    """The decisions of each application, if traced."""
-
-    hidden: list[Tensor] | None
-    """The embedded input and the state after each application, if traced."""
+from moeut.recurrence.controller import Controller, Pass, Run, Step
+from moeut.recurrence.schedule import Place
 
 
 class Memory(NamedTuple):
@@ -81,28 +35,73 @@ class Memory(NamedTuple):
     """(B, S), True at real tokens; None: all are."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a form hands to a stack besides the embedded tokens (B, T, D)."""
+
+    real: Tensor | None = None
+    """(B, T) True at tokens that are no padding; None: all are."""
+
+    prefix_length: Tensor | None = None
+    """(B,) tokens before it are seen by all."""
+
+    document_numbers: Tensor | None = None
+    """(B, T) tokens see those of their own number alone, and absolute positions begin anew."""
+
+    memory: Memory | None = None
+    """What cross-attention reads."""
+
+    num_repeats: int | None = None
+    """Passes through the group; None: as configured."""
+
+    backprop_repeats: int | None = None
+    """Last repeats that gradients flow through; None: all of them."""
+
+    cache: StackCache | None = None
+    """Made by ``new_cache`` for the same depth: holds earlier tokens and takes up these."""
+
+    trace: bool = False
+    """Whether to keep decisions and states of every application."""
+
+    activation_checkpointing: bool = False
+    """Whether to compute layers anew in the backward pass instead of keeping activations."""
+
+
+@dataclass(frozen=True)
+class StackOutput:
+    """What a stack returns."""
+
+    states: Tensor
+    """(B, T, D)"""
+
+    auxiliary_loss: Tensor
+    """Weighted balance losses and the controllers' losses; zero outside training."""
+
+    trace: list[RoutingRecord] | None = None
+    """The decisions of each application, if traced."""
+
+    hidden: list[Tensor] | None = None
+    """The embedded input and the state after each application, if traced."""
+
+    decisions: dict[str, Tensor] | None = None
+    """What the controllers recorded, such as ``halting.repeats`` (B, T); None without any."""
+
+
 class DepthStack(nn.Module):
     """Distinct layers, applied in the schedule of ``options.depth``.
 
     A *repeat* is one pass through the group of shared layers. ``causal`` stacks look at earlier
     tokens only and can decode with a cache; ``cross_attention`` adds a block that reads an
-    encoder's output.
+    encoder's output. What decides while a pass runs is in ``controllers``.
     """
 
     def __init__(
-        self,
-        options: StackConfig,
-        d_model: int,
-        *,
-        causal: bool,
-        cross_attention: bool = False,
-        controller: Controller | None = None,
+        self, options: StackConfig, d_model: int, *, causal: bool, cross_attention: bool = False
     ) -> None:
         super().__init__()
         self.options = options
         self.d_model = d_model
         self.causal = causal
-        self.controller = controller
         self.position = options.position.build_absolute(d_model)
         self.layers = nn.ModuleList(
             Layer(options, d_model, cross_attention=cross_attention)
@@ -111,13 +110,22 @@ class DepthStack(nn.Module):
         self.final_norm = None
         if options.final_norm:
             self.final_norm = Norm(d_model, options.norm_epsilon)
+        # Halting reads the state itself, so it comes before the injection changes what is read.
+        built = {
+            "halting": options.halting.build(d_model),
+            "injection": options.state.build(d_model),
+        }
+        self.controllers = nn.ModuleDict({k: v for k, v in built.items() if v is not None})
         self._balance_weights = _balance_weights(options)
+
+    # --- depth --------------------------------------------------------------------------
 
     def resolve_repeats(self, num_repeats: int | None) -> int:
         """Return the number of repeats to run, the configured one for None.
 
-        Raises ValueError if it is not a whole number of at least 1, or differs from the configured
-        one in a stack that shares nothing.
+        Raises:
+            ValueError: it is not a whole number of at least 1, or differs from the configured one
+                in a stack that shares nothing.
         """
         if num_repeats is None:
             return self.options.depth.repeats
@@ -130,110 +138,136 @@ class DepthStack(nn.Module):
             )
         return num_repeats
 
+    def repeats_without_gradient(self, repeats: int, backprop_repeats: int | None) -> int:
+        """Return how many first repeats run without gradient.
+
+        Raises:
+            ValueError: ``backprop_repeats`` is no whole number of at least 1, or cuts off the only
+                way of gradients to the embedding.
+        """
+        if backprop_repeats is None:
+            return 0
+        if isinstance(backprop_repeats, bool) or backprop_repeats < 1:
+            raise ValueError(
+                f"backprop_repeats={backprop_repeats!r}: must be a whole number of at least 1"
+            )
+        reason = self.options.refuses_truncation()
+        if reason is not None:
+            raise ValueError(f"backprop_repeats={backprop_repeats}: {reason}")
+        return max(repeats - backprop_repeats, 0)
+
     def schedule(self, num_repeats: int | None = None) -> list[int]:
         """Return the index of the layer of each application."""
         return self.options.depth.schedule(self.resolve_repeats(num_repeats))
 
     def new_cache(self, num_repeats: int | None = None) -> StackCache:
-        """Return an empty cache for decoding at this depth."""
+        """Return an empty cache for decoding at this depth.
+
+        Raises:
+            ValueError: the stack is not causal, or a controller cannot decode with a cache.
+        """
         if not self.causal:
             raise ValueError("only a causal stack decodes with a cache")
+        for name, controller in self._controllers():
+            if controller.refuses_cache is not None:
+                raise ValueError(f"{name}: cannot decode with a cache: {controller.refuses_cache}")
         return StackCache(
             num_repeats=self.resolve_repeats(num_repeats),
             num_applications=len(self.schedule(num_repeats)),
             group_size=len(self.layers),
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        real: Tensor | None = None,
-        prefix_length: Tensor | None = None,
-        document_numbers: Tensor | None = None,
-        memory: Memory | None = None,
-        num_repeats: int | None = None,
-        cache: StackCache | None = None,
-        trace: bool = False,
-        activation_checkpointing: bool = False,
-    ) -> StackOutput:
+    # --- a pass -------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, inputs: Inputs | None = None) -> StackOutput:
         """Transform embedded tokens x (B, T, D).
 
-        ``real`` (B, T): True at tokens that are no padding. ``prefix_length`` (B,): tokens before
-        it are seen by all. ``document_numbers`` (B, T): tokens see those of their own number alone,
-        and absolute positions begin anew with each. ``cache``, made by ``new_cache`` for the same
-        depth, holds the earlier tokens of each row and takes up these.
+        Raises:
+            ValueError: a depth that the stack cannot have, or a cache of another depth.
         """
-        schedule = self.schedule(num_repeats)
-        window = self._window(x, real, num_repeats, cache, prefix_length)
+        inputs = inputs or Inputs()
+        repeats = self.resolve_repeats(inputs.num_repeats)
+        without = self.repeats_without_gradient(repeats, inputs.backprop_repeats)
+        places = self.options.depth.places(repeats)
+        window = self._window(x, inputs, repeats)
         positions = window.positions
-        if document_numbers is not None:
-            positions = masks.positions_in_documents(document_numbers)
+        if inputs.document_numbers is not None:
+            positions = masks.positions_in_documents(inputs.document_numbers)
         x = self._enter(x, positions, window.num_keys)
-        weights = self._share_weights(x, schedule)
-        context = self._context(x, real, prefix_length, document_numbers, window, trace, weights)
-        cross_context, sources, source_routing = self._read_memory(x, memory, context, cache)
-        recompute = activation_checkpointing and cache is None and torch.is_grad_enabled()
-        run = None if self.controller is None else self.controller.start(x, real)
+        passing = _Passing(self, x, inputs, window, places)
 
-        records: list[tuple[int, RoutingRecord]] = []
-        hidden = [x]
-        for application, index in enumerate(schedule):
-            read = LayerInput(x) if run is None else run.before(application, x)
-            if read is None:
-                break
-            layer = functools.partial(
-                self.layers[index],
-                context=context,
-                key_value_source=read.key_value_source,
-                cross_context=cross_context,
-                memory=sources[index],
-                cache=cache,
-                application=application,
-            )
-            if recompute:
-                x, record = checkpoint(layer, read.x, use_reentrant=False)
-            else:
-                x, record = layer(read.x)
-            if run is not None:
-                x = run.after(application, x)
-            records.append((index, record))
-            if trace:
-                hidden.append(x)
+        prelude, coda = self.options.depth.prelude, self.options.depth.coda
+        end = len(places) - coda
+        for place in places[:prelude]:
+            x = passing.apply(place, Step(x))
+        # Later tokens look at what every application has stored, so a cache needs all of them; and
+        # asking whether anyone still runs would break a compiled graph or stall a GPU in training.
+        is_free = x.device.type == "cpu" or not self.training
+        may_end = inputs.cache is None and is_free and not torch.compiler.is_compiling()
+        about = Pass(x, positions, inputs.real, repeats, may_end)
+        runs = {name: controller.begin(about) for name, controller in self._controllers()}
+        x = self._repeat(x, places[prelude:end], list(runs.values()), passing, without)
+        decisions: dict[str, Tensor] = {}
+        losses = []
+        for name, run in reversed(runs.items()):
+            verdict = run.finish(x)
+            x = verdict.x
+            decisions |= {f"{name}.{key}": value for key, value in verdict.record.items()}
+            losses += [] if verdict.loss is None or not self.training else [verdict.loss]
+        for place in places[end:]:
+            x = passing.apply(place, Step(x))
 
-        losses = self._balance_losses(records, context.routing, source_routing)
-        if run is not None:
-            x, controller_loss = run.finish(x)
-            losses += [] if controller_loss is None else [controller_loss]
+        losses = [*passing.balance_losses(), *losses]
         if self.final_norm is not None:
             x = self.final_norm(x)
-        if cache is not None:
-            cache.finish()
+        if inputs.cache is not None:
+            inputs.cache.finish()
         return StackOutput(
             x,
             torch.stack(losses).sum() if losses else x.new_zeros(()),
-            [record for _, record in records] if trace else None,
-            hidden if trace else None,
+            [record for _, record in passing.records] if inputs.trace else None,
+            passing.hidden if inputs.trace else None,
+            decisions if runs else None,
         )
 
-    def _window(
-        self,
-        x: Tensor,
-        real: Tensor | None,
-        num_repeats: int | None,
-        cache: StackCache | None,
-        prefix_length: Tensor | None,
-    ) -> Window:
+    def _repeat(
+        self, x: Tensor, places: list[Place], runs: list[Run], passing: _Passing, without: int
+    ) -> Tensor:
+        """Return the state after all repeats, the first ``without`` of them without gradient."""
+        for run in runs:
+            x = run.start(x)
+        for place in places:
+            assert place.repeat is not None
+            cut = place.repeat < without
+            with torch.no_grad() if cut else contextlib.nullcontext():
+                step: Step | None = Step(x)
+                for run in runs:
+                    if step is not None:
+                        step = run.before(place, step)
+                if step is None:
+                    break
+                result = passing.apply(place, step, without_gradient=cut, keep=bool(runs))
+                if step.active is not None:  # the others stay as they were before any injection
+                    result = torch.where(step.active.unsqueeze(-1), result, x)
+                for run in reversed(runs):
+                    result = run.after(place, step, result)
+                x = result
+        return x
+
+    def _controllers(self) -> list[tuple[str, Controller]]:
+        return [(name, cast(Controller, module)) for name, module in self.controllers.items()]
+
+    def _window(self, x: Tensor, inputs: Inputs, repeats: int) -> Window:
+        cache = inputs.cache
         if cache is None:
             return whole_sequence(x.shape[1], x.device)
-        repeats = self.resolve_repeats(num_repeats)
         if cache.num_repeats != repeats:
             raise ValueError(
                 f"num_repeats={repeats}: the cache was made for num_repeats={cache.num_repeats}"
             )
-        if prefix_length is not None and not cache.is_empty:
+        if inputs.prefix_length is not None and not cache.is_empty:
             raise ValueError("prefix_length: give it with the first tokens of a cache only")
-        return cache.begin(real, x.shape[0], x.shape[1], x.device)
+        return cache.begin(inputs.real, x.shape[0], x.shape[1], x.device)
 
     def _enter(self, x: Tensor, positions: Tensor, length: int) -> Tensor:
         """Add absolute positions (T,) or (B, T) to the embedded tokens, norm and drop out.
@@ -249,103 +283,143 @@ class DepthStack(nn.Module):
             x = F.dropout(x, self.options.dropout)
         return x
 
-    def _context(
-        self,
-        x: Tensor,
-        real: Tensor | None,
-        prefix_length: Tensor | None,
-        document_numbers: Tensor | None,
-        window: Window,
-        trace: bool,
-        weights: SharedWeights,
-    ) -> AttentionContext:
-        """Build what all applications share."""
+
+class _Passing:
+    """What all applications of one pass share, and what they leave behind."""
+
+    def __init__(
+        self, stack: DepthStack, x: Tensor, inputs: Inputs, window: Window, places: list[Place]
+    ) -> None:
+        self.stack, self.inputs = stack, inputs
+        self.is_repeated = len(places) > len(stack.layers)
+        self.records: list[tuple[int, RoutingRecord]] = []
+        self.hidden = [x]
+        self._held: dict[int, Source] = {}
+        self._layers = [cast(Layer, layer) for layer in stack.layers]
+        self.context = self._self_attention(x, window)
+        self.cross_context, self.sources, self.source_routing = self._read_memory(x)
+
+    @functools.cached_property
+    def _weights_without_gradient(self) -> SharedWeights:
+        return self._share_weights(self.hidden[0])
+
+    def apply(
+        self, place: Place, step: Step, *, without_gradient: bool = False, keep: bool = False
+    ) -> Tensor:
+        """Return the state (B, T, D) after one application, and record what it decided."""
+        context, cross_context = self.context, self.cross_context
+        routed = context.routing
+        if without_gradient:
+            routed = replace(routed, weights=self._weights_without_gradient)
+        if step.active is not None:
+            routed = routed.among(step.active)
+        if routed is not context.routing:
+            context = replace(context, routing=routed)
+            cross_context = cross_context and replace(cross_context, routing=routed)
+        participation = None
+        if keep:
+            participation = Participation(step.active, self._held.get(place.layer))
+        layer = functools.partial(
+            self._layers[place.layer],
+            context=context,
+            key_value_source=step.key_value_source,
+            cross_context=cross_context,
+            memory=self.sources[place.layer],
+            cache=self.inputs.cache,
+            application=place.application,
+            participation=participation,
+        )
+        recompute = self.inputs.activation_checkpointing and self.inputs.cache is None
+        output: LayerOutput
+        if recompute and torch.is_grad_enabled():
+            output = checkpoint(layer, step.x, use_reentrant=False)
+        else:
+            output = layer(step.x)
+        if output.kept is not None:
+            self._held[place.layer] = output.kept
+        self.records.append((place.layer, output.record))
+        if self.inputs.trace:
+            self.hidden.append(output.x)
+        return output.x
+
+    def balance_losses(self) -> list[Tensor]:
+        """Return the balance loss of each router, summed over the distinct layers."""
+        context = self.context.routing
+        losses = []
+        for name, weight in self.stack._balance_weights.items() if context.balance else ():
+            modules: dict[int, list[RouterRecord]] = {}
+            for index, record in self.records:
+                router = record.routers.get(name)
+                if router is not None and router.probability is not None:
+                    modules.setdefault(index, []).append(router)
+            owner = self.source_routing if name == "cross_attention.value" else context
+            loss = routing.balance_loss(modules.values(), owner, weight)
+            losses += [] if loss is None else [loss]
+        return losses
+
+    def _self_attention(self, x: Tensor, window: Window) -> AttentionContext:
+        """Return masks, positions and routing of self-attention."""
+        stack, inputs = self.stack, self.inputs
         num_tokens = x.shape[1]
         is_causal, allowed = False, None
-        if not self.causal:
-            allowed = None if real is None else masks.real_keys(real)
-        elif document_numbers is not None:
+        if not stack.causal:
+            allowed = None if inputs.real is None else masks.real_keys(inputs.real)
+        elif inputs.document_numbers is not None:
             allowed = masks.causal(window.positions, window.num_keys)
-            allowed = allowed & masks.same_document(document_numbers)
-        elif window.num_keys == num_tokens and prefix_length is None:
+            allowed = allowed & masks.same_document(inputs.document_numbers)
+        elif window.num_keys == num_tokens and inputs.prefix_length is None:
             is_causal = True  # padding is on the right, so no real token sees it
         elif window.offset is None or num_tokens > 1:
-            allowed = masks.causal(window.positions, window.num_keys, prefix_length)
+            allowed = masks.causal(window.positions, window.num_keys, inputs.prefix_length)
 
-        rotary, distances = self.options.position.tables(
+        rotary, distances = stack.options.position.tables(
             window.positions,
             window.offset,
             window.num_keys,
-            head_size=self.options.attention.head_size,
-            d_model=self.d_model,
+            head_size=stack.options.attention.head_size,
+            d_model=stack.d_model,
             like=x,
         )
-        balance = self.training and bool(self._balance_weights)
         return AttentionContext(
             bias=masks.additive(allowed, x),
             is_causal=is_causal,
             rotary=rotary,
             distances=distances,
             routing=RoutingContext.create(
-                real,
-                balance=balance,
-                trace=trace,
+                inputs.real,
+                balance=stack.training and bool(stack._balance_weights),
+                trace=inputs.trace,
                 dtype=x.dtype,
-                weights=weights,
+                weights=self._share_weights(x),
             ),
         )
 
-    def _share_weights(self, x: Tensor, schedule: list[int]) -> SharedWeights:
+    def _share_weights(self, x: Tensor) -> SharedWeights:
         """Prepare the expert weights of layers that are applied more than once."""
-        if len(schedule) == len(self.layers):
+        if not self.is_repeated:
             return SharedWeights()
-        layers = (layer for layer in self.layers if isinstance(layer, Layer))
-        return SharedWeights.for_pass(
-            itertools.chain.from_iterable(layer.expert_weights() for layer in layers), x
-        )
+        weights = (layer.expert_weights() for layer in self._layers)
+        return SharedWeights.for_pass(itertools.chain.from_iterable(weights), x)
 
     def _read_memory(
-        self,
-        x: Tensor,
-        memory: Memory | None,
-        context: AttentionContext,
-        cache: StackCache | None,
+        self, x: Tensor
     ) -> tuple[AttentionContext | None, list[Source | None], RoutingContext]:
         """Project the encoder's output, once per distinct layer."""
+        memory, cache, context = self.inputs.memory, self.inputs.cache, self.context.routing
         if memory is None:
-            return None, [None] * len(self.layers), context.routing
+            return None, [None] * len(self._layers), context
         allowed = None if memory.real is None else masks.real_keys(memory.real)
-        cross_context = AttentionContext(masks.additive(allowed, x), routing=context.routing)
+        cross_context = AttentionContext(masks.additive(allowed, x), routing=context)
         routing_of_source = RoutingContext.create(
-            memory.real, balance=context.routing.balance, trace=context.routing.trace, dtype=x.dtype
+            memory.real, balance=context.balance, trace=context.trace, dtype=x.dtype
         )
-        sources: list[Source | None] = [None] * len(self.layers)
+        sources: list[Source | None] = [None] * len(self._layers)
         if cache is not None:
             sources = cache.sources
         if sources[0] is None:
-            for index, layer in enumerate(self.layers):
-                assert isinstance(layer, Layer)
+            for index, layer in enumerate(self._layers):
                 sources[index] = layer.project_memory(memory.states, routing_of_source)
         return cross_context, sources, routing_of_source
-
-    def _balance_losses(
-        self,
-        records: list[tuple[int, RoutingRecord]],
-        context: RoutingContext,
-        source_context: RoutingContext,
-    ) -> list[Tensor]:
-        """Return the balance loss of each router, summed over the distinct layers."""
-        losses = []
-        for name, weight in self._balance_weights.items() if context.balance else ():
-            modules: dict[int, list[Tensor]] = {}
-            for index, record in records:
-                router = record.routers.get(name)
-                if router is not None and router.probability is not None:
-                    modules.setdefault(index, []).append(router.probability)
-            owner = source_context if name == "cross_attention.value" else context
-            loss = routing.balance_loss(modules.values(), owner, weight)
-            losses += [] if loss is None else [loss]
-        return losses
 
 
 def _balance_weights(options: StackConfig) -> dict[str, float]:

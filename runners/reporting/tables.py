@@ -1,4 +1,4 @@
-"""Tables of text, as Markdown, as LaTeX or on a terminal, and numbers as their text."""
+"""A table of text, rendered as Markdown, as LaTeX or on a terminal, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Return text with the characters escaped that mean something in LaTeX."""
+    """Return text that LaTeX sets as it stands."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
@@ -159,7 +159,7 @@ def interval(summary: Summary | None, metric: str = "") -> str:
 
 
 def p_value(comparison: Comparison | None) -> str:
-    """Return the corrected p-value, or ``TOO_SMALL`` where there is none."""
+    """Return the corrected p-value, or that n is too small for one."""
     if comparison is None:
         return MISSING
     if comparison.adjusted is None:
@@ -168,6 +168,6 @@ def p_value(comparison: Comparison | None) -> str:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are not None; None where there are none."""
+    """Return the mean of what is there, or None."""
     there = [value for value in values if value is not None]
     return math.fsum(there) / len(there) if there else None

@@ -29,8 +29,8 @@ class Agreement:
         status = self.world.largest(self.stop.exit_status if self.stop.requested else 0)
         if status:
             self.stop.adopt(status)
-        # Not stop.requested: a signal that has reached this rank alone since the exchange must wait
-        # for the next one, or the others would go on without this rank.
+        # Not stop.requested: a signal may have come to this rank alone since the exchange, and the
+        # others would go on without it.
         return status > 0
 
     def confirm_lease(self) -> None:
@@ -44,7 +44,7 @@ class Agreement:
     def on_first(self, work: Callable[[], Result]) -> Result:
         """Let rank 0 do ``work`` while the others wait; return its value on every rank.
 
-        The value is pickled and sent, so it should be small.
+        The value is pickled, so that it has to be small.
 
         Raises:
             Stopped: on every rank, if rank 0 was stopped in the middle of it.

@@ -1,7 +1,7 @@
-"""Batches made in a thread, one step ahead.
+"""Batches made in the background, one step ahead of the one that needs them.
 
-A step's batch is a function of the step's number. So the thread has no state to save, and does not
-change the result of a run.
+What a step reads is a function of its number, so the thread has no state to save, and the bits of a
+run are those without it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ Made = TypeVar("Made")
 
 
 class Prefetch(Generic[Made]):
-    """Calls ``make(step)`` in a thread, one step before it is asked for.
+    """Calls ``make(step)`` in a thread, and already for the step after the one asked for.
 
-    There is never more than one call at a time. An error in ``make`` is raised by ``get``.
+    ``make`` is never called twice at a time. What it raises comes out of the ``get`` of its step.
     """
 
     def __init__(self, make: Callable[[int], Made], *, num_steps: int) -> None:
@@ -26,7 +26,7 @@ class Prefetch(Generic[Made]):
         self._ahead: tuple[int, Future[Made]] | None = None
 
     def get(self, step: int) -> Made:
-        """Return ``make(step)``."""
+        """Return what belongs to ``step``."""
         future = None
         if self._ahead is not None and self._ahead[0] == step:
             future = self._ahead[1]

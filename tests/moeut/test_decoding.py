@@ -116,7 +116,7 @@ def test_one_evaluation_per_token_on_fewer_and_fewer_rows(make_model, form, monk
     monkeypatch.setattr(
         model.decoder,
         "forward",
-        lambda x, **k: (seen.append(tuple(x.shape[:2])), forward(x, **k))[1],
+        lambda x, inputs: (seen.append(tuple(x.shape[:2])), forward(x, inputs))[1],
     )
     decoded = greedy_decode(model, source, mask, **TOKENS, max_length=9)
     assert len(seen) == 9

@@ -7,6 +7,7 @@ import torch
 
 from moeut.blocks.layer import Layer
 from moeut.models import build
+from moeut.recurrence.stack import Inputs
 
 FORMS = ["decoder_lm", "encoder_decoder", "encoder_classifier"]
 
@@ -196,7 +197,7 @@ def test_auxiliary_loss_is_for_training(make_model, form):
         memory = model.train().encode(source, source_mask=source_mask)
         encoder = memory.output.auxiliary_loss
         decoder = model.decoder(
-            model.embedding(target), real=target_mask, memory=memory.memory
+            model.embedding(target), Inputs(real=target_mask, memory=memory.memory)
         ).auxiliary_loss
         assert training.item() == pytest.approx((encoder + decoder).item(), abs=1e-13)
         assert min(-encoder.item(), -decoder.item()) > 0.1

@@ -8,6 +8,7 @@ from moeut.blocks.attention.base import (
     AttentionOptions,
     AttentionOutput,
     KeyValueStore,
+    Participation,
     Source,
 )
 from moeut.blocks.attention.dense import DenseAttention
@@ -26,6 +27,7 @@ __all__ = [
     "AttentionOutput",
     "DenseAttention",
     "KeyValueStore",
+    "Participation",
     "Source",
     "SwitchHead",
 ]

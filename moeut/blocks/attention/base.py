@@ -136,6 +136,28 @@ class AttentionOutput(NamedTuple):
     weights: Tensor | None
     """(B, H, T, K) after the softmax, traced only."""
 
+    kept: Source | None = None
+    """Keys and values that later applications carry forward, if asked for."""
+
+
+class Participation(NamedTuple):
+    """Which tokens take part in an application, and what the others have left behind."""
+
+    active: Tensor | None = None
+    """(B, T) True at tokens that take part; None: all do."""
+
+    held: Source | None = None
+    """Keys and values of the last application of the same layer, for tokens that do not."""
+
+    def merge(self, key: Tensor, value: Tensor) -> Source:
+        """Return new keys and values (B, H, T, d) of active tokens beside the held of others."""
+        if self.active is None or self.held is None:
+            return Source(key, value)
+        here = self.active[:, None, :, None]
+        return Source(
+            torch.where(here, key, self.held.key), torch.where(here, value, self.held.value)
+        )
+
 
 class KeyValueStore(Protocol):
     """Keys and values of earlier tokens, which a pass adds to."""
@@ -234,11 +256,14 @@ class Attention(nn.Module, Generic[Decision]):
         source: Source | None = None,
         cache: KeyValueStore | None = None,
         application: int = 0,
+        participation: Participation | None = None,
     ) -> AttentionOutput:
         """Attend among the tokens themselves, both views (B, T, D), or to ``source``.
 
         With ``cache``, new keys and values join those that application number ``application`` of
-        the stack has stored, and all of them are attended to.
+        the stack has stored, and all of them are attended to. With ``participation``, tokens that
+        take no part keep the keys and values that they held, and the output has them all in
+        ``kept``.
         """
         if source is None:
             # One product for queries and keys: (B, T, 2·H·d) -> (B, 2·H, T, d), queries first.
@@ -259,13 +284,17 @@ class Attention(nn.Module, Generic[Decision]):
             if context.rotary is not None:
                 query, key = rotate(query, context.rotary), rotate(key, context.rotary)
             output_decision, output_record = self.decide_outputs(routed, context.routing)
+        kept = None
+        if participation is not None:
+            kept = participation.merge(key, value)
+            key, value = kept.key, kept.value
         if cache is not None:  # keys are stored rotated: their positions never change
             key, value = cache.store(application, key, value)  # (B, H, T, d) -> (B, H, K, d)
         attended, weights = self.attend(query, key, value, context)
         output = self.outputs(attended.transpose(1, 2), output_decision, context.routing)
         records = {"value": value_record, "output": output_record}
         routers = {name: record for name, record in records.items() if record is not None}
-        return AttentionOutput(output, routers, weights)
+        return AttentionOutput(output, routers, weights, kept)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext

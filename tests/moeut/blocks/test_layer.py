@@ -57,7 +57,7 @@ def test_norm_placement(make_config, norm, attention, cross):
             "memory": layer.project_memory(memory, RoutingContext()),
             "cross_context": AttentionContext(),
         }
-    output, _ = layer(x, CONTEXT, **options)
+    output = layer(x, CONTEXT, **options).x
     for placement in ("pre", "post", "peri"):
         difference = (output - _formula(layer, x, memory if cross else None, placement)).abs().max()
         if placement == norm:
@@ -73,16 +73,16 @@ def test_dense_feed_forward_with_peri_norms_has_no_norm(make_config):
     routed = layer.attention_norm(x)
     x1 = x + layer.attention(routed, x, CONTEXT).output
     wanted = x1 + layer.feed_forward(x1, x1, RoutingContext())[0]
-    assert torch.allclose(layer(x, CONTEXT)[0], wanted, atol=1e-13)
+    assert torch.allclose(layer(x, CONTEXT).x, wanted, atol=1e-13)
 
 
 @pytest.mark.parametrize("norm", ["pre", "post", "peri"])
 def test_keys_and_values_may_come_from_another_state(make_config, norm):
     layer = _layer(make_config, norm=norm)
     x, other = _states()
-    same, _ = layer(x, CONTEXT, key_value_source=x)
-    assert torch.allclose(same, layer(x, CONTEXT)[0], atol=1e-12)
-    moved, _ = layer(x, CONTEXT, key_value_source=other)
+    same = layer(x, CONTEXT, key_value_source=x).x
+    assert torch.allclose(same, layer(x, CONTEXT).x, atol=1e-12)
+    moved = layer(x, CONTEXT, key_value_source=other).x
     assert (moved - same).abs().max() > 0.1
 
 
@@ -99,7 +99,9 @@ def test_records_are_named_by_block(make_config):
     routing = RoutingContext(trace=True)
     context = AttentionContext(is_causal=True, routing=routing)
     source = layer.project_memory(memory, routing)
-    _, record = layer(x, context, memory=source, cross_context=AttentionContext(routing=routing))
+    record = layer(
+        x, context, memory=source, cross_context=AttentionContext(routing=routing)
+    ).record
     assert set(record.routers) == {
         "attention.value",
         "attention.output",

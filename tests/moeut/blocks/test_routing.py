@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moeut.blocks.routing import (
+    RouterRecord,
     RoutingContext,
     balance_loss,
     choose_experts,
@@ -73,6 +74,10 @@ def test_router_logits_have_float32_at_least(dtype):
         assert (logits - exact).abs().max() < 1e-5  # bfloat16 would lose 1e-2
 
 
+def _record(logits: torch.Tensor, context: RoutingContext) -> RouterRecord:
+    return RouterRecord(mean_probability(logits, context))
+
+
 def _published_balance_loss(logits: list[torch.Tensor]) -> torch.Tensor:
     """The published formula: log-mean over repeats and time, of each sequence."""
     stacked = torch.stack(logits, dim=1).log_softmax(-1)  # (B, repeats, T, H, E)
@@ -85,7 +90,7 @@ def _published_balance_loss(logits: list[torch.Tensor]) -> torch.Tensor:
 def test_balance_loss_is_the_published_formula():
     modules = [[_logits(3, 5, 2, 4, seed=10 * m + r) for r in range(3)] for m in range(2)]
     context = _context()
-    means = [[mean_probability(logits, context) for logits in module] for module in modules]
+    means = [[_record(logits, context) for logits in module] for module in modules]
     wanted = 0.01 * sum(_published_balance_loss(module) for module in modules)
     assert balance_loss(means, context, 0.01).item() == pytest.approx(wanted.item(), abs=1e-15)
     separately = 0.01 * sum(_published_balance_loss([one]) for module in modules for one in module)
@@ -94,7 +99,7 @@ def test_balance_loss_is_the_published_formula():
 
 def test_padding_changes_neither_the_loss_nor_its_gradient():
     alone = [_logits(1, n, 2, 4, seed=n).requires_grad_() for n in (5, 3)]
-    losses = [balance_loss([[mean_probability(one, _context())]], _context(), 0.1) for one in alone]
+    losses = [balance_loss([[_record(one, _context())]], _context(), 0.1) for one in alone]
     wanted = sum(losses) / 2
     wanted.backward()
 
@@ -103,25 +108,25 @@ def test_padding_changes_neither_the_loss_nor_its_gradient():
     padded.requires_grad_()
     real = torch.arange(7) < torch.tensor([5, 3, 0])[:, None]
     context = _context(real)
-    loss = balance_loss([[mean_probability(padded, context)]], context, 0.1)
+    loss = balance_loss([[_record(padded, context)]], context, 0.1)
     loss.backward()
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-15)
     assert torch.allclose(padded.grad[0, :5], alone[0].grad[0], atol=1e-16)
     assert torch.allclose(padded.grad[1, :3], alone[1].grad[0], atol=1e-16)
     assert (padded.grad[~real] == 0).all()
 
-    ignoring = balance_loss([[mean_probability(padded, _context())]], _context(), 0.1)
+    ignoring = balance_loss([[_record(padded, _context())]], _context(), 0.1)
     assert abs(ignoring - wanted) > 1e-3
 
 
 def test_balance_loss_survives_probabilities_of_zero_and_batches_without_tokens():
     logits = torch.tensor([0.0, -2000.0]).view(1, 1, 1, 2).requires_grad_()
     context = _context()
-    balance_loss([[mean_probability(logits, context)]], context, 1.0).backward()
+    balance_loss([[_record(logits, context)]], context, 1.0).backward()
     assert logits.grad.isfinite().all()
 
     nothing = _context(torch.zeros(1, 1, dtype=torch.bool))
-    loss = balance_loss([[mean_probability(logits, nothing)]], nothing, 1.0)
+    loss = balance_loss([[_record(logits, nothing)]], nothing, 1.0)
     assert loss.item() == 0.0
     assert balance_loss([], context, 1.0) is None
 

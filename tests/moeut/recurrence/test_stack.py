@@ -3,15 +3,14 @@ import torch
 
 from moeut.blocks.attention import AttentionContext
 from moeut.blocks.routing import RoutingContext
-from moeut.recurrence.stack import DepthStack, LayerInput, Memory
+from moeut.recurrence.controller import Controller, Run, Verdict
+from moeut.recurrence.stack import DepthStack, Inputs, Memory
 
 
-def _stack(make_config, *, causal=True, cross_attention=False, controller=None, **options):
+def _stack(make_config, *, causal=True, cross_attention=False, **options):
     torch.manual_seed(0)
     config = make_config(**{"position": "none", **options}).stacks["decoder"]
-    stack = DepthStack(
-        config, 16, causal=causal, cross_attention=cross_attention, controller=controller
-    ).double()
+    stack = DepthStack(config, 16, causal=causal, cross_attention=cross_attention).double()
     for parameter in stack.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return stack
@@ -55,11 +54,11 @@ def test_repeats_are_an_unrolled_loop_with_its_gradients(make_config, schedule, 
     def unrolled(order):
         state = x
         for index in order:
-            state, _ = stack.layers[index](state, context)
+            state = stack.layers[index](state, context).x
         return stack.final_norm(state)
 
     wanted = unrolled(stack.schedule(repeats))
-    states = stack(x, num_repeats=repeats).states
+    states = stack(x, Inputs(num_repeats=repeats)).states
     assert (states - wanted).abs().max() < 1e-13
     weight = torch.randn_like(wanted)
     ours = _gradients(stack, (states * weight).sum())
@@ -77,10 +76,10 @@ def test_an_unshared_stack_is_a_plain_one_of_fixed_depth(make_config):
     stack = _stack(make_config, group=4, repeats=1).eval()
     state = _x()
     for layer in stack.layers:
-        state, _ = layer(state, AttentionContext(is_causal=True))
+        state = layer(state, AttentionContext(is_causal=True)).x
     assert torch.equal(stack(_x()).states, stack.final_norm(state))
     with pytest.raises(ValueError, match=r"num_repeats=2: this stack shares no layers"):
-        stack(_x(), num_repeats=2)
+        stack(_x(), Inputs(num_repeats=2))
 
 
 @pytest.mark.parametrize("repeats", [0, -1, 1.5, True, "2"])
@@ -92,7 +91,7 @@ def test_repeats_are_whole_numbers(make_config, repeats):
 @pytest.mark.parametrize("schedule", ["cycle", "sequence"])
 def test_balance_loss_joins_the_repeats_of_each_layer(make_config, schedule):
     stack = _stack(make_config, order=schedule).train()
-    out = stack(_x(), trace=True)
+    out = stack(_x(), Inputs(trace=True))
     wanted = 0.0
     for name, weight in (
         ("attention.value", 0.1),
@@ -116,7 +115,7 @@ def test_cross_attention_weighs_value_routers_by_the_source(make_config):
     stack = _stack(make_config, cross_attention=True).train()
     memory = _x(seed=2, length=4)
     real = torch.arange(4) < torch.tensor([4, 2, 1])[:, None]
-    out = stack(_x(), memory=Memory(memory, real), trace=True)
+    out = stack(_x(), Inputs(memory=Memory(memory, real), trace=True))
     rows = [
         out.trace[layer].routers["cross_attention.value"].logits.softmax(-1)[b, : real[b].sum()]
         for layer in range(2)
@@ -126,7 +125,7 @@ def test_cross_attention_weighs_value_routers_by_the_source(make_config):
     wanted = 0.1 * sum((p * p.log()).sum(-1).mean() for p in means) / 3
     # Without the cross-attention's value router the loss is smaller by exactly its share.
     del stack._balance_weights["cross_attention.value"]
-    without = stack(_x(), memory=Memory(memory, real)).auxiliary_loss
+    without = stack(_x(), Inputs(memory=Memory(memory, real))).auxiliary_loss
     assert (out.auxiliary_loss - without).item() == pytest.approx(wanted.item(), abs=1e-13)
 
 
@@ -148,7 +147,7 @@ def test_padding_changes_neither_states_nor_loss_nor_gradients(make_config, caus
     real = torch.arange(8) < torch.tensor([6, 3, 0])[:, None]
     for row, x in enumerate(alone):
         padded[row, : x.shape[1]] = x[0]
-    out = stack(padded, real=real)
+    out = stack(padded, Inputs(real=real))
     total = out.auxiliary_loss
     for row, weight in enumerate(weights):
         total = total + (out.states[row, : weight.shape[1]] * weight[0]).sum()
@@ -179,7 +178,7 @@ def test_activation_checkpointing_changes_no_bit(make_config, options):
         torch.manual_seed(3)
         started.clear()
         for _ in range(2):  # a second step shows what a first one may have left behind
-            out = stack(_x(), activation_checkpointing=recompute)
+            out = stack(_x(), Inputs(activation_checkpointing=recompute))
             loss = out.states.square().sum() + out.auxiliary_loss
             gradients = _gradients(stack, loss)
         # Two passes of two repeats; recomputing runs each of them once more.
@@ -196,7 +195,7 @@ def test_activation_checkpointing_changes_no_bit(make_config, options):
 def test_modules_hold_no_state_after_a_pass(make_config):
     stack = _stack(make_config).train()
     before = {name: set(vars(module)) for name, module in stack.named_modules()}
-    stack(_x(), trace=True).auxiliary_loss.backward()
+    stack(_x(), Inputs(trace=True)).auxiliary_loss.backward()
     assert before == {name: set(vars(module)) for name, module in stack.named_modules()}
     assert not list(stack.buffers())
     for module in stack.modules():
@@ -204,7 +203,7 @@ def test_modules_hold_no_state_after_a_pass(make_config):
         assert not held
 
 
-class _Injection(torch.nn.Module):
+class _Toy(Controller):
     """Adds the input again at each application, reads keys from it, and stops after ``limit``."""
 
     def __init__(self, limit):
@@ -212,46 +211,75 @@ class _Injection(torch.nn.Module):
         self.limit = limit
         self.weight = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
 
-    def start(self, x, real):
-        return _InjectionRun(self, x)
+    def begin(self, about):
+        return _ToyRun(self, about)
 
 
-class _InjectionRun:
-    def __init__(self, controller, x):
-        self.controller, self.first, self.log = controller, x, []
+class _ToyRun(Run):
+    def __init__(self, controller, about):
+        self.controller, self.about, self.log = controller, about, []
 
-    def before(self, application, x):
-        if application == self.controller.limit:
+    def before(self, place, step):
+        if place.application == self.controller.limit and self.about.may_end:
             return None
-        self.log.append(application)
-        return LayerInput(x + self.controller.weight * self.first, self.first)
+        self.log.append(place.application)
+        first = self.about.embedded
+        return step._replace(x=step.x + self.controller.weight * first, key_value_source=first)
 
-    def after(self, application, x):
+    def after(self, place, step, x):
         return 0.9 * x
 
     def finish(self, x):
-        return x + 1.0, self.controller.weight * len(self.log)
+        loss = self.controller.weight * len(self.log)
+        return Verdict(x + 1.0, loss, {"applications": torch.tensor(len(self.log))})
 
 
 def test_a_controller_decides_what_is_read_and_when_to_stop(make_config):
-    stack = _stack(make_config, controller=_Injection(limit=3)).eval()
-    assert "controller.weight" in dict(stack.named_parameters())
-    weight = stack.controller.weight
+    stack = _stack(make_config).train()
+    stack.controllers["toy"] = _Toy(limit=3)
+    weight = stack.controllers["toy"].weight
     x = state = _x()
     for index in (0, 1, 0):
-        state, _ = stack.layers[index](
+        state = stack.layers[index](
             state + weight * x, AttentionContext(is_causal=True), key_value_source=x
-        )
+        ).x
         state = 0.9 * state
-    out = stack(x, trace=True)
+    out = stack(x, Inputs(trace=True))
     assert (out.states - stack.final_norm(state + 1.0)).abs().max() < 1e-12
-    assert out.auxiliary_loss.item() == pytest.approx(3 * weight.item())
     assert len(out.trace) == 3
+    assert out.decisions["toy.applications"] == 3
+    balance = stack(x).auxiliary_loss
+    del stack.controllers["toy"]
+    # Its own loss is added to the balance losses, of the applications that it let happen.
+    assert (balance - 3 * weight).item() == pytest.approx(_balance_of(stack, out.trace), abs=1e-12)
+
+
+def _balance_of(stack, trace):
+    total = 0.0
+    for name, weight in stack._balance_weights.items():
+        for layer in range(2):
+            logits = [
+                record.routers[name].logits
+                for index, record in zip(stack.schedule(), trace, strict=False)
+                if index == layer and name in record.routers
+            ]
+            if logits:
+                p = torch.stack(logits, 1).softmax(-1).mean((1, 2))
+                total += weight * (p * p.log()).sum(-1).mean().item()
+    return total
+
+
+def test_a_controller_that_cannot_decode_with_a_cache_says_why(make_config):
+    stack = _stack(make_config)
+    stack.controllers["toy"] = _Toy(limit=3)
+    stack.controllers["toy"].refuses_cache = "it looks at later tokens"
+    with pytest.raises(ValueError, match="toy: cannot decode with a cache: it looks at later"):
+        stack.new_cache()
 
 
 def test_trace_holds_every_application(make_config):
     stack = _stack(make_config).eval()
-    out = stack(_x(), trace=True, num_repeats=3)
+    out = stack(_x(), Inputs(trace=True, num_repeats=3))
     assert len(out.trace) == 6
     assert len(out.hidden) == 7
     assert torch.equal(out.hidden[0], _x())
@@ -264,7 +292,7 @@ def test_trace_holds_every_application(make_config):
 def test_norm_input_norms_the_embedded_input(make_config):
     stack = _stack(make_config, norm_input=True).eval()
     x = 5 * _x() + 2
-    first = stack(x, trace=True).hidden[0]
+    first = stack(x, Inputs(trace=True)).hidden[0]
     assert first.mean(-1).abs().max() < 1e-12
     wanted = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     assert torch.allclose(first, wanted, atol=1e-12)
@@ -275,12 +303,12 @@ def test_positions_are_added_to_the_embedded_input(make_config):
 
     table = sinusoids(torch.arange(6), 16, torch.float64)
     plain = _stack(make_config, position="sinusoidal").eval()
-    assert torch.allclose(plain(_x(), trace=True).hidden[0], _x() + table, atol=1e-14)
+    assert torch.allclose(plain(_x(), Inputs(trace=True)).hidden[0], _x() + table, atol=1e-14)
     scaled = _stack(make_config, position="scaled_sinusoidal").eval()
-    assert torch.allclose(scaled(_x(), trace=True).hidden[0], _x() + table / 4, atol=1e-14)
+    assert torch.allclose(scaled(_x(), Inputs(trace=True)).hidden[0], _x() + table / 4, atol=1e-14)
     learned = _stack(make_config, position="learned").eval()
     wanted = _x() + learned.position.weight[:6]
-    assert torch.equal(learned(_x(), trace=True).hidden[0], wanted)
+    assert torch.equal(learned(_x(), Inputs(trace=True)).hidden[0], wanted)
 
 
 def test_only_causal_stacks_decode(make_config):

@@ -1,0 +1,122 @@
+"""What decides while a pass runs: the seam between a stack and its controllers.
+
+A stack applies its layers in a fixed schedule. A *controller* steers a pass through it: it may
+change what an application reads (input injection), leave tokens out of it (halting), and add a loss
+of its own. The stack knows of no particular one. For each pass it asks every controller for a
+``Run``, which owns the state of that pass, and then calls
+
+====================  ==========================================================================
+``start(x)``          once, with the state that the first repeat begins from
+``before(place, …)``  before each application of the repeated group: what it reads, who takes part
+``after(place, …)``   after it: the state that the next application starts from
+``finish(x)``         once, after the last repeat: the result, a loss, and what to record
+====================  ==========================================================================
+
+Prelude and coda layers are applied outside these calls, to every token. Several controllers nest:
+``before`` goes through them in order, ``after`` and ``finish`` in the opposite order.
+
+*Tokens that take no part* (``Step.active``): they get expert -1 from every router and no share in a
+balance loss, their state stays as it is, and other tokens go on seeing the keys and values of the
+last application of that layer in which they took part. So they cost no expert rows, and a cache
+holds the same columns as a whole pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from moeut.options import Options
+from moeut.recurrence.schedule import Place
+
+
+class Step(NamedTuple):
+    """What an application reads."""
+
+    x: Tensor
+    """(B, T, D)"""
+
+    active: Tensor | None = None
+    """(B, T) True at tokens that take part; None: all do."""
+
+    key_value_source: Tensor | None = None
+    """(B, T, D) state that self-attention takes keys and values from, if not ``x``."""
+
+
+class Verdict(NamedTuple):
+    """What a run has come to."""
+
+    x: Tensor
+    """(B, T, D) result of the repeated part."""
+
+    loss: Tensor | None = None
+    """Scalar to add to the training loss, already weighted."""
+
+    record: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
+    """What is of interest besides, by name, for traces."""
+
+
+class Pass(NamedTuple):
+    """What a controller may know of the pass that begins."""
+
+    embedded: Tensor
+    """(B, T, D) the input after the prelude."""
+
+    positions: Tensor
+    """(T,) or (B, T) position of each token in its row."""
+
+    real: Tensor | None
+    """(B, T) True at tokens that are no padding; None: all are."""
+
+    num_repeats: int
+    """Passes through the group in this forward pass."""
+
+    may_end: bool
+    """Whether ``before`` may end the pass early: not while a cache is filled, since later tokens
+    look at what every application has stored, nor while the pass is compiled."""
+
+
+class Run:
+    """One pass of a controller; what a kind does not override changes nothing."""
+
+    def start(self, x: Tensor) -> Tensor:
+        """Return the state (B, T, D) that the first repeat begins from."""
+        return x
+
+    def before(self, place: Place, step: Step) -> Step | None:
+        """Return what the application reads; None ends the repeats here, if ``Pass.may_end``."""
+        return step
+
+    def after(self, place: Place, step: Step, x: Tensor) -> Tensor:
+        """Return the next state, given what the application read and its result x (B, T, D)."""
+        return x
+
+    def finish(self, x: Tensor) -> Verdict:
+        """Return the result of the repeated part, whose last state is x (B, T, D)."""
+        return Verdict(x)
+
+
+class Controller(nn.Module):
+    """Begins a run for each forward pass; it keeps parameters, and no state of a pass."""
+
+    refuses_cache: str | None = None
+    """Why a stack with it cannot decode with a cache; None: it can."""
+
+    def begin(self, about: Pass) -> Run:
+        """Return the run of a pass."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerOptions(Options):
+    """Options of every kind of controller."""
+
+    def build(self, d_model: int) -> Controller | None:
+        """Return the module, for states of width ``d_model``; None: there is nothing to decide."""
+        return None
+
+    def macs(self, d_model: int) -> int:
+        """Return the multiply-accumulates of one repeat for one token."""
+        return 0

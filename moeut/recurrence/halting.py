@@ -1,0 +1,182 @@
+"""Halting: which tokens later repeats still work on.
+
+``act`` is adaptive computation time (arXiv 1603.08983) per token, as the Universal Transformer
+(arXiv 1807.03819) and the Neural Data Router's code (arXiv 2110.07732) have it. With h the state
+before repeat i, p = σ(w·h + b) and H the probability spent so far,
+
+    the token halts at i      if H + p > threshold, and at the last repeat
+    its weight at i is        p while it goes on, 1 - H where it halts, 0 after that
+    the result is             Σ_i weight_i · h_{i+1}
+
+so the weights of a token sum to 1. The remainder 1 - H where it halts is the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from moeut.blocks.roles import Roles, constant, linear
+from moeut.blocks.routing import router_logits
+from moeut.options import OptionError, require_finite
+from moeut.recurrence.controller import (
+    Controller,
+    ControllerOptions,
+    Pass,
+    Run,
+    Step,
+    Verdict,
+)
+from moeut.recurrence.schedule import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoHalting(ControllerOptions):
+    """Every token goes through every repeat."""
+
+    kind: ClassVar[str] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveComputationTime(ControllerOptions):
+    """Each token halts when the probabilities that it gave to halting come near 1."""
+
+    kind: ClassVar[str] = "act"
+    threshold: float = 0.99
+    """Probability spent at which a token halts."""
+    loss_weight: float = 0.01
+    """Weight of the mean remainder, the price of going on."""
+    halted: Literal["freeze", "update"] = "freeze"
+    """What becomes of a halted token's state: ``freeze`` leaves it out of later repeats; ``update``
+    goes on changing it, which other tokens see, as the Neural Data Router's code does."""
+    average: Literal["sum", "running"] = "sum"
+    """``running`` multiplies the result by 1 - weight before each addition and halts no token at
+    the last repeat, as the Universal Transformer's code does; ``sum`` is the formula above."""
+    loss_over: Literal["real", "all"] = "real"
+    """Tokens that the mean of the loss is over; ``all`` counts padding, as published code does, so
+    that the loss of a row depends on the batch it is in."""
+    accumulator: Literal["exact", "float32"] = "exact"
+    """Precision of the sums of probability; ``exact``: float64 in a float64 model, else float32."""
+    initial_bias: float = 0.0
+    """Initial bias of the halting logit; below 0, tokens begin by going on for longer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_finite(self, "loss_weight")
+        if not 0.0 < self.threshold <= 1.0:
+            raise OptionError("threshold", self.threshold, "must be above 0 and at most 1")
+
+    def build(self, d_model: int) -> Controller:
+        """Return the controller with its halting unit."""
+        return ActController(self, d_model)
+
+    def macs(self, d_model: int) -> int:
+        """Return the multiply-accumulates of the halting unit for one token."""
+        return d_model
+
+
+HALTING: Mapping[str, type[ControllerOptions]] = {
+    "none": NoHalting,
+    "act": AdaptiveComputationTime,
+}
+
+
+class ActController(Controller):
+    """The halting unit: ``weight`` (1, D) and ``bias`` (1,)."""
+
+    def __init__(self, options: AdaptiveComputationTime, d_model: int) -> None:
+        super().__init__()
+        self.options = options
+        self.weight = nn.Parameter(torch.empty(1, d_model))
+        self.bias = nn.Parameter(torch.empty(1))
+
+    def roles(self) -> Roles:
+        """Return the roles of weight and bias."""
+        return {
+            "weight": linear(self.weight.shape[1], 1),
+            "bias": constant(self.options.initial_bias),
+        }
+
+    def probability(self, x: Tensor) -> Tensor:
+        """Return the probability (B, T) of halting, in float32 or, of float64 states, float64."""
+        return (router_logits(x, self.weight) + self.bias).sigmoid().squeeze(-1)
+
+    def begin(self, about: Pass) -> Run:
+        """Return the run of a pass."""
+        return ActRun(self, about)
+
+
+class ActRun(Run):
+    """One pass of adaptive computation time; all sums are (B, T)."""
+
+    def __init__(self, controller: ActController, about: Pass) -> None:
+        self.controller, self.options, self.about = controller, controller.options, about
+        x = about.embedded
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.dtype = exact if self.options.accumulator == "exact" else torch.float32
+        # Padding has halted before it begins: it has no weight in the result, and no remainder.
+        zeros = x.new_zeros(x.shape[:2], dtype=self.dtype)
+        self.spent = zeros if about.real is None else (~about.real).to(self.dtype)
+        self.remainder = self.repeats = zeros
+        self.weight: Tensor = zeros
+        self.result: Tensor | None = None
+        self.running: Tensor | None = None
+
+    def before(self, place: Place, step: Step) -> Step | None:
+        """Decide, where a repeat begins, who takes part in it and what it will weigh."""
+        if place.is_first:
+            running = self.spent < 1.0
+            if self.about.may_end and place.repeat and not bool(running.any()):
+                return None
+            self._decide(step.x, running, place)
+        if self.options.halted == "update":
+            return step
+        assert self.running is not None
+        active = self.running if step.active is None else step.active & self.running
+        return step._replace(active=active)
+
+    def _decide(self, x: Tensor, running: Tensor, place: Place) -> None:
+        p = self.controller.probability(x)
+        # No gradient flows through who halts, only through the probabilities.
+        going = running.to(self.dtype)
+        stops = self.spent + p * going > self.options.threshold
+        is_final = place.repeat == place.num_repeats - 1
+        if is_final and self.options.average == "sum":
+            stops = torch.ones_like(stops)
+        halts = stops.to(self.dtype) * going
+        going = (~stops).to(self.dtype) * going
+        self.spent = (self.spent + p * going).to(self.dtype)
+        self.remainder = self.remainder + halts * (1 - self.spent)
+        self.spent = self.spent + halts * self.remainder
+        self.weight = p * going + halts * self.remainder
+        self.repeats = self.repeats + running.to(self.dtype)
+        self.running = running
+
+    def after(self, place: Place, step: Step, x: Tensor) -> Tensor:
+        """Add the state, where a repeat ends, to the result by its weight."""
+        if place.is_last:
+            weight = self.weight.unsqueeze(-1)
+            result = self.result
+            if result is not None and self.options.average == "running":
+                result = result * (1 - weight)
+            self.result = weight * x if result is None else result + weight * x
+        return x
+
+    def finish(self, x: Tensor) -> Verdict:
+        """Return the weighted sum of states, the loss, and the repeats each token took (B, T)."""
+        assert self.result is not None
+        real = None if self.options.loss_over == "all" else self.about.real
+        if real is None:
+            remainder = self.remainder.mean()
+        else:
+            used = real.to(self.dtype)
+            remainder = (self.remainder * used).sum() / used.sum().clamp_min(1)
+        return Verdict(
+            self.result.to(x.dtype),
+            remainder * self.options.loss_weight,
+            {"repeats": self.repeats, "remainder": self.remainder},
+        )

@@ -200,12 +200,13 @@ class _SharedLinear(torch.autograd.Function):
         if grad is None:  # the output was not used
             return None, None, so_far, None, None, None
         x, gate, weight, order, offsets, tiles = ctx.saved_tensors
-        tile_rows, slots = ctx.options
+        tile_rows, (slots_per_input, slots_per_output) = ctx.options
         routing = Routing(order, offsets, tiles, tile_rows)
         need_x, need_gate, need_weight = ctx.needs_input_grad[:3]
         needs = [need_x, need_weight, need_gate]
         gradients = linear_gradients(
-            grad, x, weight, routing, gate, *slots, needs, WeightSum(so_far)
+            *(grad, x, weight, routing, gate, slots_per_input, slots_per_output, needs),
+            WeightSum(so_far),
         )
         d_x, d_weight, d_gate = drop_unneeded(gradients, needs)
         return d_x, d_gate, d_weight, None, None, None

@@ -1,72 +1,27 @@
-"""What the benchmark commands share: checked counts, tables, and results that survive a stop."""
+"""What the benchmark commands share: their options, and how a result is shown and written."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
-from rich.table import Table
+
+from runners.bench.results import write_result
+from runners.reporting.tables import Table, to_rich
 
 DEVICE_FAILED = 3
 """Exit status after an error that leaves the device unusable for this process."""
 
-Printer = Callable[[dict[str, Any], Console], None]
 
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """Hold a table as text, for a terminal and for Markdown alike."""
-
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    """A row that starts with an empty cell goes on about the one before."""
-
-    notes: Sequence[str] = ()
-    num_names: int = 2
-    """How many columns are names, and not numbers."""
-
-    def show(self, console: Console) -> None:
-        """Print it."""
-        table = Table(title=self.title)
-        for position, heading in enumerate(self.headings):
-            table.add_column(heading, justify="left" if position < self.num_names else "right")
-        is_grouped = any(not row[0] for row in self.rows)
-        for position, row in enumerate(self.rows):
-            if is_grouped and position and row[0]:
-                table.add_section()
-            table.add_row(*row)
-        console.print(table)
-        for note in self.notes:
-            console.print(note, markup=False)
-
-    def markdown(self) -> str:
-        """Return it as a Markdown table under a heading."""
-        rule = ["---"] * self.num_names + ["---:"] * (len(self.headings) - self.num_names)
-        table = [_markdown_row(row) for row in (self.headings, rule, *self.rows)]
-        notes = [f"* {note}" for note in self.notes]
-        return "\n".join([f"## {self.title}", "", *table, *([""] if notes else []), *notes, ""])
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def ditto(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Empty the first cell of rows that repeat that of the row before."""
-    firsts = [None, *(row[0] for row in rows)]
-    return [
-        ["" if row[0] == before else row[0], *row[1:]]
-        for row, before in zip(rows, firsts, strict=False)
-    ]
+def command_line(options: argparse.Namespace) -> str:
+    """Return the command that was given."""
+    return shlex.join(["python", "-m", "runners.bench", *options.command])
 
 
 def check_counts(options: argparse.Namespace, *names: str) -> None:
@@ -77,88 +32,43 @@ def check_counts(options: argparse.Namespace, *names: str) -> None:
             raise ValueError(f"--{name} {value}: expected at least 1")
 
 
-def command_line(options: argparse.Namespace) -> str:
-    """Return the command that was given."""
-    return shlex.join(["python", "-m", "runners.bench", *options.command])
+def choose_device(options: argparse.Namespace) -> bool:
+    """Fill in ``--device`` where it was not given, and return whether it is a CUDA device.
+
+    Raises:
+        ValueError: a CUDA device was asked for and there is none.
+    """
+    if options.device is None:
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_gpu = torch.device(options.device).type == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}: no CUDA device is available")
+    return on_gpu
 
 
 def deliver(
     result: dict[str, Any],
     options: argparse.Namespace,
-    print_table: Printer,
+    heading: str,
+    tables: Sequence[Table],
     *,
     width: int = 110,
 ) -> None:
-    """Print a result as a table, ``width`` columns wide off a terminal, and write ``--json``."""
-    print_table(result, Console(width=None if sys.stdout.isatty() else width))
-    save(result, options)
-
-
-def save(result: dict[str, Any], options: argparse.Namespace) -> None:
-    """Write a result, or what there is of it, to ``--json`` where that is given."""
+    """Print a heading and tables, ``width`` columns wide off a terminal, and write ``--json``."""
+    console = Console(width=None if sys.stdout.isatty() else width)
+    console.print(heading, markup=False)
+    for table in tables:
+        console.print(to_rich(table))
+        for note in table.notes:
+            console.print(note, markup=False)
     if options.json is not None:
-        write(options.json, json.dumps(result, indent=2) + "\n")
+        write_result(options.json, result)
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file in one go, so that a stop never leaves half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def fresh_result(
-    benchmark: str, options: argparse.Namespace, machine: dict[str, Any], **conditions: Any
-) -> dict[str, Any]:
-    """Return a result without rows: what it depends on, and where it stands."""
-    versions = (machine.get(key) for key in ("torch", "triton"))
-    hardware = [machine.get("gpu", machine["cpu"]), *versions]
-    return {
-        "benchmark": benchmark,
-        "command": command_line(options),
-        "conditions": ", ".join(str(one) for one in hardware),
-        "machine": machine,
-        **conditions,
-        "rows": [],
-        "failures": {},
-        "done": [],
-        "trying": None,
-    }
-
-
-def resumed(options: argparse.Namespace, fresh: dict[str, Any], *same: str) -> dict[str, Any]:
-    """Return the result in the file of ``--json`` to go on with, or ``fresh`` without --resume.
-
-    ``rows``, ``failures`` and ``done`` come from the file.
-
-    Raises:
-        ValueError: the file is of another benchmark or of other conditions (``same``).
-    """
-    if not options.resume:
-        return fresh
-    if options.json is None:
-        raise ValueError("--resume: expected --json FILE too")
-    if not options.json.exists():
-        return fresh
-    before = json.loads(options.json.read_text())
-    for key in ("benchmark", "conditions", *same):
-        if before.get(key) != fresh[key]:
-            raise ValueError(
-                f"--resume: {options.json} has {key} {before.get(key)!r}: expected {fresh[key]!r}"
-            )
-    return fresh | {key: before[key] for key in ("rows", "failures", "done")}
-
-
-def blame(result: dict[str, Any], problem: str) -> None:
-    """Count what was being tried, a size or one competitor in it, as failed, and not to be tried
-    again."""
-    trying = result["trying"]
-    size, is_competitor, _ = trying.partition(", ")
-    result["failures"][trying] = problem
-    if not is_competitor:
-        result["done"].append(size)
-    result["trying"] = None
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what to run on."""
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads within an operation")
+    parser.add_argument("--device", default=None, help="cpu or cuda (timed by events)")
 
 
 def add_peer_option(parser: argparse.ArgumentParser) -> None:
@@ -179,8 +89,13 @@ def add_tune_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where a result goes."""
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write here")
+
+
 def add_result_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where a result goes."""
+    """Add the options of a result that is written size by size, and can go on after a stop."""
     parser.add_argument(
         "--json", type=Path, default=None, metavar="FILE", help="write here, after every size"
     )

@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from runners.bench.command import check_counts, deliver
+from runners.bench.command import add_json_option, check_counts, command_line, deliver
 from runners.bench.timing import describe_machine
+from runners.reporting.tables import Table
 from tasks.base.options import nearest
 from tasks.language.documents import Part
 from tasks.language.packed_part import Recipe
@@ -174,7 +172,7 @@ def time_loading(
     return [
         {
             "what": name,
-            "milliseconds_per_batch": round(1e3 * statistics.median(times) / num_batches, 4),
+            "milliseconds_per_batch": round(1e3 * statistics.median(times) / num_batches, 6),
             "tokens_per_second": round(tokens / statistics.median(times)),
         }
         for name, times in samples.items()
@@ -198,7 +196,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tokenizers = {name: make_tokenizer(name, texts) for name in options.tokenizers}
     return {
         "benchmark": "data",
-        "command": shlex.join(["python", "-m", "runners.bench", *options.command]),
+        "command": command_line(options),
         "repeats": options.repeats,
         "machine": describe_machine(torch.device("cpu")),
         "corpus": {
@@ -229,48 +227,51 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def print_table(result: dict[str, Any], console: Console) -> None:
-    """Print one table for each of tokenising and packing, and one for loading."""
-    machine = result["machine"]
-    console.print(
-        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']} at the end"
-    )
-    table = Table(title="text to tokens, medians")
-    for heading in ("what", "tokenizer", "workers"):
-        table.add_column(heading)
-    for heading in ("MB/s", "tokens/s", "bytes/token"):
-        table.add_column(heading, justify="right")
-    for what, row in _text_rows(result):
-        table.add_row(
-            what,
-            row["tokenizer"],
-            str(row.get("workers", "")),
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Return a table of tokenising and packing, and one of loading."""
+    text = [
+        [
+            *(what, row["tokenizer"], str(row.get("workers", ""))),
             f"{row['megabytes_per_second']:.2f}",
             f"{row['tokens_per_second']:,}",
             f"{row['bytes_per_token']:.3f}",
-        )
-    console.print(table)
-    table = Table(
-        title=f"loading batches of {result['batch']} x {result['context']} tokens, at random from "
-        f"{result['stored_megabytes']} MiB, medians"
-    )
-    table.add_column("what")
-    for heading in ("ms a batch", "tokens/s"):
-        table.add_column(heading, justify="right")
-    for row in result["loading"]:
-        rate = f"{row['tokens_per_second']:,}"
-        table.add_row(row["what"], f"{row['milliseconds_per_batch']:.3f}", rate)
-    console.print(table)
+        ]
+        for what in ("tokenising", "packing")
+        for row in result[what]
+    ]
+    loading = [
+        [row["what"], f"{row['milliseconds_per_batch']:.3f}", f"{row['tokens_per_second']:,}"]
+        for row in result["loading"]
+    ]
+    return [
+        Table(
+            name="text",
+            title="text to tokens, medians",
+            columns=["what", "tokenizer", "workers", "MB/s", "tokens/s", "bytes/token"],
+            rows=text,
+            num_names=3,
+        ),
+        Table(
+            name="loading",
+            title=f"loading batches of {result['batch']} x {result['context']} tokens, at random "
+            f"from {result['stored_megabytes']} MiB, medians",
+            columns=["what", "ms a batch", "tokens/s"],
+            rows=loading,
+        ),
+    ]
 
 
-def _text_rows(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for what in ("tokenising", "packing"):
-        for row in result[what]:
-            yield what, row
+def _heading(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']} at the end"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print and, where asked, write the result."""
+    """Measure, print and, where asked, write the result.
+
+    Raises:
+        ValueError: an option has a value that does not fit.
+    """
     check_counts(options, "megabytes", "stored", "context", "batch", "batches", "repeats")
     if min(options.workers) < 1:
         raise ValueError(f"--workers {min(options.workers)}: expected at least 1")
@@ -280,7 +281,8 @@ def run(options: argparse.Namespace) -> int:
     for name in options.tokenizers:
         if name not in TOKENIZERS:
             make_tokenizer(name, [])
-    deliver(measure(options), options, print_table)
+    result = measure(options)
+    deliver(result, options, _heading(result), tables(result))
     return 0
 
 
@@ -307,5 +309,5 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     parser.add_argument("--batch", type=int, default=64, help="windows of a batch")
     parser.add_argument("--batches", type=int, default=32, help="batches that are timed together")
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds; medians are shown")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write here")
+    add_json_option(parser)
     parser.set_defaults(run=run)

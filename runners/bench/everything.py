@@ -3,13 +3,12 @@
 Each benchmark runs in a process of its own, a group of sizes at a time, and writes its JSON after
 every size: one that dies, is stopped or runs out of memory costs nothing of the others. The same
 command goes on where it was stopped. At the end, and after every job, `report.md` is written from
-all JSON there is: machine, versions, commands, tables, and which targets are reached.
+all JSON there is: machine, versions, commands and tables.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import signal
@@ -23,25 +22,20 @@ from typing import Any
 import torch
 
 from runners.bench import experts, model
-from runners.bench.command import (
-    DEVICE_FAILED,
-    add_peer_option,
-    add_tune_option,
-    blame,
-    write,
-)
-from runners.bench.sizes import LAYERS, QUICK_SIZES, USES
-from runners.bench.targets import expert_targets, model_targets
+from runners.bench.command import DEVICE_FAILED, add_peer_option, add_tune_option
+from runners.bench.layers import LAYERS, QUICK_SIZES, USES
+from runners.bench.results import record_failure, write_result
+from runners.reporting.tables import to_markdown
 from tasks.base import exit_status
+from tasks.base.storage import write_atomically
 
-SECTIONS = {"experts": experts.sections, "model": model.sections}
-TARGETS = {"experts": expert_targets, "model": model_targets}
+TABLES = {"experts": experts.table, "model": model.table}
 
 Job = tuple[str, list[str]]
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
-    """Return names of files and arguments of all benchmarks, what the targets need first."""
+    """Return names of files and arguments of all benchmarks, the most important first."""
     peers = [text for peer in options.peer for text in ("--peer", peer)]
     tune = ["--tune"] if options.tune else []
     if options.quick:
@@ -69,7 +63,11 @@ def _importance(layer: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run what is left to run, and return whether all is done."""
+    """Run what is left to run, and return the exit status: 0 if all is done, 75 if not.
+
+    Raises:
+        ValueError: there is no CUDA device, and it is not a quick try.
+    """
     if not options.quick and not torch.cuda.is_available():
         raise ValueError("all: no CUDA device is available; --quick tries it without one")
     started = time.monotonic()
@@ -116,8 +114,8 @@ def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
         if status < 0 and file.exists():
             result = json.loads(file.read_text())
             if result["trying"] is not None:
-                blame(result, f"the process ended by signal {-status} in it")
-                write(file, json.dumps(result, indent=2) + "\n")
+                record_failure(result, f"the process ended by signal {-status} in it")
+                write_result(file, result)
         # After what killed a process, or its device, another goes on with what is left.
         can_go_on = status == DEVICE_FAILED or status < 0
         changed = file.exists() and file.read_text() != before
@@ -128,41 +126,29 @@ def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
 
 def report(folder: Path) -> None:
     """Write ``report.md`` from the JSON files of a folder."""
-    by_kind = {
-        kind: [json.loads(file.read_text()) for file in sorted(folder.glob(f"{kind}-*.json"))]
-        for kind in SECTIONS
-    }
-    found = [one for kind in SECTIONS for one in by_kind[kind]]
+    found = [
+        (kind, json.loads(file.read_text()))
+        for kind in TABLES
+        for file in sorted(folder.glob(f"{kind}-*.json"))
+    ]
     if found:
-        write(folder / "report.md", "\n".join(_report(by_kind, found)))
+        write_atomically(folder / "report.md", "\n".join(_report(found)))
 
 
-def _report(by_kind: dict[str, list[dict[str, Any]]], found: list[dict[str, Any]]) -> Iterator[str]:
-    machine = found[0]["machine"]
+def _report(found: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    machine = found[0][1]["machine"]
     yield f"# Expert kernels on {machine.get('gpu', machine['cpu'])}\n"
     for key, value in machine.items():
         yield f"* {key}: {value}"
-    for one in found:
+    for _kind, one in found:
         limits = one["limits"]
         yield (
             f"* `{one['command']}`: a large product reaches {limits['tflop_per_second']:.0f} "
             f"TFLOP/s, a large copy {limits['terabytes_per_second']:.2f} TB/s"
         )
     yield ""
-    for kind, several in by_kind.items():
-        if several and "gpu" in machine:
-            targets = TARGETS[kind](_merged(several))
-            yield dataclasses.replace(targets, title=f"Targets of {kind}").markdown()
-    for kind, several in by_kind.items():
-        for one in several:
-            yield SECTIONS[kind](one)[0].markdown()
-
-
-def _merged(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one result with the rows of several."""
-    rows = [row for one in results for row in one["rows"]]
-    peers = {name: kind for one in results for name, kind in one.get("peers", {}).items()}
-    return results[0] | {"rows": rows, "peers": peers}
+    for kind, one in found:
+        yield to_markdown(TABLES[kind](one))
 
 
 def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:

@@ -25,28 +25,22 @@ import os
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from moeut.ops import resolve_backend
 from moeut.ops.cpu_routine import onednn_is_faster
 from moeut.ops.triton.device import has_triton
 from runners.bench.command import (
-    Section,
+    add_device_options,
     add_peer_option,
     add_result_options,
     add_tune_option,
-    blame,
     check_counts,
+    choose_device,
+    command_line,
     deliver,
-    ditto,
-    fresh_result,
-    resumed,
-    save,
 )
 from runners.bench.competitors import candidates_for
-from runners.bench.limits import Limits, measure_limits
-from runners.bench.peers import Peer, load_peers
-from runners.bench.sizes import (
+from runners.bench.layers import (
     CPU_SIZES,
     DTYPES,
     GPU_SIZES,
@@ -61,10 +55,11 @@ from runners.bench.sizes import (
     forward_bytes,
     unfused_bytes,
 )
-from runners.bench.targets import expert_targets
+from runners.bench.limits import Limits, measure_limits
+from runners.bench.peers import Peer, load_peers
+from runners.bench.results import fresh_result, measure_sizes, notes_of, resumed, save
 from runners.bench.timing import (
     Candidate,
-    DeviceFailedError,
     Timing,
     attempt,
     compare,
@@ -73,6 +68,7 @@ from runners.bench.timing import (
     retain_memory,
 )
 from runners.process.environment import set_float32_products
+from runners.reporting.tables import Table
 
 SLOW = ("loop", "all experts")
 """Competitors that get fewer rounds, and none on a GPU, where they wait for the device."""
@@ -97,7 +93,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     peers, unavailable = load_peers(options.peer)
     fresh = fresh_result(
         "experts",
-        options,
+        command_line(options),
         describe_machine(device),
         backend=resolve_backend(options.backend, device.type, dtype),
         dtype=options.dtype,
@@ -112,23 +108,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     result["failures"] |= unavailable
     limits = measure_limits(device, dtype, quick=options.quick)
     result["limits"] = dataclasses.asdict(limits)
-    for name in options.sizes:
-        if name in result["done"]:
-            continue
-        result["trying"] = name
+
+    def measure_size(name: str) -> list[dict[str, Any]]:
         run = _SizeRun(name, options, device, dtype, peers, limits, result)
-        try:
-            rows, problem = attempt(run.measure, device)
-        except DeviceFailedError as error:
-            blame(result, str(error))
-            save(result, options)
-            raise
+        rows, problem = attempt(run.measure, device)
         if problem is not None:
             result["failures"][name] = problem
-        result["rows"] += rows or []
-        result["done"].append(name)
-        result["trying"] = None
-        save(result, options)
+        return rows or []
+
+    measure_sizes(result, options, measure_size)
     return result
 
 
@@ -149,20 +137,15 @@ class _SizeRun:
         """Return whether weights are float32 and what is computed is not."""
         return self.options.dtype == "autocast"
 
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Return the dtype of weights and gates."""
+        return torch.float32 if self.mixed else self.dtype
+
     def measure(self) -> list[dict[str, Any]]:
         """Return a row for every competitor that takes the size."""
         size, options = SIZES[self.name], self.options
-        weight_dtype = torch.float32 if self.mixed else self.dtype
-        candidates = candidates_for(
-            size, options.backend, self.device, self.dtype, self.peers, weight_dtype=weight_dtype
-        )
-        on_gpu = self.device.type == "cuda"
-        skip = {*options.skip, *(SLOW if self.mixed or on_gpu else ())}
-        if self.mixed:
-            skip.add("dense, oneDNN")  # float32 alone
-        candidates = {key: value for key, value in candidates.items() if key not in skip}
-        if self.mixed:
-            candidates = {key: _autocast(one, self.device) for key, one in candidates.items()}
+        candidates = self._candidates()
         self._warm_up(candidates["ours"])
         candidates, differences = self._working(candidates)
         # Ours, its floor and peers are timed in the same rounds.
@@ -173,12 +156,27 @@ class _SizeRun:
         return [
             {
                 **_row(self.name, size, key, timing, timings.get("dense")),
-                **_roofline(size, timing, self.limits, self.dtype, weight_dtype),
+                **_roofline(size, timing, self.limits, self.dtype, self.weight_dtype),
                 "difference": differences.get(key),
                 "peak_memory_bytes": peaks[key],
             }
             for key, timing in timings.items()
         ]
+
+    def _candidates(self) -> dict[str, Candidate]:
+        """Return the competitors to try, those left out that were asked to be or are too slow."""
+        candidates = candidates_for(
+            *(SIZES[self.name], self.options.backend, self.device, self.dtype, self.peers),
+            weight_dtype=self.weight_dtype,
+        )
+        on_gpu = self.device.type == "cuda"
+        skip = {*self.options.skip, *(SLOW if self.mixed or on_gpu else ())}
+        if self.mixed:
+            skip.add("dense, oneDNN")  # float32 alone
+        candidates = {key: value for key, value in candidates.items() if key not in skip}
+        if self.mixed:
+            return {key: _autocast(one, self.device) for key, one in candidates.items()}
+        return candidates
 
     def _warm_up(self, ours: Candidate) -> None:
         """Compile our kernels, and search for their block sizes where asked."""
@@ -294,9 +292,9 @@ def _row(
     }
 
 
-def sections(result: dict[str, Any]) -> list[Section]:
-    """Return the times as a table, and on a GPU the targets as another."""
-    headings = (
+def table(result: dict[str, Any]) -> Table:
+    """Return the times, a line for every size and competitor."""
+    columns = (
         *("size", "what", "f ms", "f+b ms", "f ×", "f+b ×", "GFLOP/s", "compute ms", "bytes ms"),
         *("roofline f ms", "%", "f+b ms", "%", "peak MiB"),
     )
@@ -316,37 +314,37 @@ def sections(result: dict[str, Any]) -> list[Section]:
         ]
         for row in result["rows"]
     ]
-    notes = [f"{where}: left out, {problem}" for where, problem in result["failures"].items()]
     title = "forward (f) and forward + backward (f+b), medians; × = ratio to dense"
-    found = [Section(title, headings, ditto(rows), notes)]
-    if "gpu" in result["machine"]:
-        found.append(expert_targets(result))
-    return found
+    return Table(
+        name="experts",
+        title=title,
+        columns=list(columns),
+        rows=rows,
+        num_names=2,
+        notes=notes_of(result),
+    )
 
 
 def _text(value: float | None, form: str, factor: float = 1.0) -> str:
     return "" if value is None else format(factor * value, form)
 
 
-def print_table(result: dict[str, Any], console: Console) -> None:
-    """Print one line for every size and competitor."""
+def _heading(result: dict[str, Any]) -> str:
     machine = result["machine"]
-    console.print(
+    return (
         f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} CPU thread(s), torch "
         f"{machine['torch']}, {result['dtype']}, backend {result['backend']}, load average "
         f"{machine['load_average']}"
     )
-    for section in sections(result):
-        section.show(console)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print and, where asked, write the result."""
-    if options.device is None:
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_gpu = torch.device(options.device).type == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: no CUDA device is available")
+    """Measure, print and, where asked, write the result.
+
+    Raises:
+        ValueError: an option has a value that does not fit.
+    """
+    on_gpu = choose_device(options)
     if options.dtype is None:
         options.dtype = "autocast" if on_gpu else "float32"
     if options.sizes is None:
@@ -358,7 +356,8 @@ def run(options: argparse.Namespace) -> int:
     check_sizes(options.sizes)
     check_counts(options, "threads", "repeats")
     resolve_backend(options.backend, options.device)
-    deliver(measure(options), options, print_table, width=180)
+    result = measure(options)
+    deliver(result, options, _heading(result), [table(result)], width=180)
     return 0
 
 
@@ -372,7 +371,6 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     )
     parser.add_argument("--sizes", nargs="+", default=None, help=f"some of {', '.join(SIZES)}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads within an operation")
     parser.add_argument(
         "--repeats",
         type=int,
@@ -386,7 +384,7 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
         default=None,
         help="of every tensor; autocast: bfloat16 with float32 weights, the default on a GPU",
     )
-    parser.add_argument("--device", default=None, help="cpu or cuda (timed by events)")
+    add_device_options(parser)
     parser.add_argument("--skip", nargs="*", default=[], choices=SLOW, help="leave these out")
     add_peer_option(parser)
     add_tune_option(parser)

@@ -12,24 +12,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import moeut
 from moeut.models import DecoderLM
 from moeut.sampling import generate
 from moeut.sizing import count_parameters
-from runners.bench.command import check_counts, deliver
-from runners.bench.model import SIZES
-from runners.bench.sizes import check_sizes
+from runners.bench.command import (
+    add_device_options,
+    add_json_option,
+    check_counts,
+    choose_device,
+    command_line,
+    deliver,
+)
+from runners.bench.layers import check_sizes
 from runners.bench.timing import describe_machine
+from runners.bench.trainee import SIZES
+from runners.reporting.tables import Table
 
 WAYS = {"cache": True, "reread": False}
 
@@ -100,7 +104,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     rows[-1]["parameters"] = count_parameters(config)
     return {
         "benchmark": "generate",
-        "command": shlex.join(["python", "-m", "runners.bench", *options.command]),
+        "command": command_line(options),
         "repeats": options.repeats,
         "batch": options.batch,
         "tokens": options.tokens,
@@ -140,61 +144,58 @@ def _compare(
     return rows
 
 
-def print_table(result: dict[str, Any], console: Console) -> None:
-    """Print one line for every size, model, prompt length and way."""
-    machine = result["machine"]
-    console.print(
-        f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} of {machine['cores']} cores, "
-        f"load {machine['load_average']} at the end, torch {machine['torch']}"
-    )
-    table = Table(
-        title=f"{result['tokens']} tokens after each of {result['batch']} prompts, medians"
-    )
-    for heading in ("size", "model"):
-        table.add_column(heading)
-    table.add_column("prompt", justify="right")
-    table.add_column("way")
-    for heading in ("first ms", "next ms", "tokens/s", "evaluations", "read", "faster"):
-        table.add_column(heading, justify="right")
-    previous = None
+def table(result: dict[str, Any]) -> Table:
+    """Return a line for every size, model, prompt length and way."""
     reread = {_place(row): row["next_ms"] for row in result["rows"] if row["way"] == "reread"}
-    for row in result["rows"]:
-        place = _place(row)
-        if previous is not None and place != previous:
-            table.add_section()
-        shown = ("", "", "") if place == previous else (row["size"], row["model"], row["prompt"])
-        ratio = f"{reread[place] / row['next_ms']:.1f}" if row["way"] == "cache" else ""
-        table.add_row(
-            *map(str, shown),
-            row["way"],
+    rows = [
+        [
+            *(row["size"], row["model"], row["way"], str(row["prompt"])),
             f"{row['first_ms']:.1f}",
             f"{row['next_ms']:.2f}",
             f"{row['tokens_per_second']:,.1f}",
             str(row["evaluations"]),
             f"{row['read']:,}",
-            ratio,
-        )
-        previous = place
-    console.print(table)
+            f"{reread[_place(row)] / row['next_ms']:.1f}" if row["way"] == "cache" else "",
+        ]
+        for row in result["rows"]
+    ]
+    columns = ("size", "model", "way", "prompt", "first ms", "next ms", "tokens/s")
+    return Table(
+        name="generate",
+        title=f"{result['tokens']} tokens after each of {result['batch']} prompts, medians",
+        columns=[*columns, "evaluations", "read", "faster"],
+        rows=rows,
+        num_names=3,
+    )
 
 
 def _place(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["size"], row["model"], row["prompt"]
 
 
+def _heading(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    return (
+        f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} of {machine['cores']} cores, "
+        f"load {machine['load_average']} at the end, torch {machine['torch']}"
+    )
+
+
 def run(options: argparse.Namespace) -> int:
-    """Measure, print and, where asked, write the result."""
-    if options.device is None:
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: no CUDA device is available")
+    """Measure, print and, where asked, write the result.
+
+    Raises:
+        ValueError: an option has a value that does not fit.
+    """
+    choose_device(options)
     check_sizes(options.sizes, SIZES)
     check_counts(options, "batch", "repeats", "threads")
     if options.tokens < 2:
         raise ValueError(f"--tokens {options.tokens}: expected at least 2, a first and a next")
     if min(options.prompts) < 1:
         raise ValueError(f"--prompts {min(options.prompts)}: expected at least 1")
-    deliver(measure(options), options, print_table)
+    result = measure(options)
+    deliver(result, options, _heading(result), [table(result)])
     return 0
 
 
@@ -212,8 +213,7 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     )
     parser.add_argument("--tokens", type=int, default=9, help="tokens that are written")
     parser.add_argument("--batch", type=int, default=1, help="prompts at once")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads within an operation")
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds; medians are shown")
-    parser.add_argument("--device", default=None, help="cpu or cuda")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write here")
+    add_device_options(parser)
+    add_json_option(parser)
     parser.set_defaults(run=run)

@@ -34,10 +34,6 @@ class Limits:
         """Return the milliseconds of moving the bytes."""
         return moved_bytes / self.terabytes_per_second / 1e9
 
-    def milliseconds(self, flop: float, moved_bytes: float) -> float:
-        """Return the roofline time: of the operations or of the bytes, whichever takes longer."""
-        return max(self.compute_ms(flop), self.bytes_ms(moved_bytes))
-
 
 def measure_limits(device: torch.device, dtype: torch.dtype, *, quick: bool = False) -> Limits:
     """Measure the rates of a device by a large product and a large copy."""

@@ -22,158 +22,29 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rich.console import Console
-from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import moeut
 from moeut.config import ModelConfig
 from moeut.ops.triton.device import has_triton
-from moeut.sizing import count_parameters, macs_per_token, match_parameters
+from moeut.sizing import count_parameters, macs_per_token
 from runners.bench.command import (
-    Section,
+    add_device_options,
     add_result_options,
     add_tune_option,
-    blame,
     check_counts,
+    choose_device,
+    command_line,
     deliver,
-    ditto,
-    fresh_result,
-    resumed,
-    save,
 )
+from runners.bench.layers import DTYPES, check_sizes
 from runners.bench.limits import Limits, measure_limits
-from runners.bench.sizes import DTYPES, check_sizes
-from runners.bench.targets import model_targets
-from runners.bench.timing import DeviceFailedError, attempt, describe_machine
+from runners.bench.results import fresh_result, measure_sizes, notes_of, resumed
+from runners.bench.timing import attempt, describe_machine
+from runners.bench.trainee import CPU_SIZES, GPU_SIZES, SIZES, Size, Trainee
 from runners.process.environment import set_float32_products
+from runners.reporting.tables import Table
 
-VOCABULARY_SIZE = 8000
 MODES = ("eager", "compiled", "graph", "compiled-graph")
 MAX_PARTS = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Name the models that are compared and the tokens of a step."""
-
-    batch: int
-    length: int
-    d_model: int = 0
-    preset: str = ""
-    """Ending of the presets' names; without one, small models of width ``d_model``."""
-
-    def configs(self) -> dict[str, ModelConfig]:
-        """Return MoEUT and the dense Transformer with as many parameters."""
-        if self.preset:
-            return {
-                name: moeut.preset(f"{name}-{self.preset}") for name in ("moeut", "transformer")
-            }
-        shared: dict[str, Any] = {
-            "form": "decoder_lm",
-            "vocabulary_size": min(VOCABULARY_SIZE, 16 * self.d_model),
-            "d_model": self.d_model,
-        }
-        sparse = moeut.architecture("moeut", **shared)
-        dense = moeut.architecture("transformer", **shared)
-        budget = count_parameters(sparse)
-        return {"moeut": sparse, "transformer": match_parameters(dense, budget)}
-
-
-SIZES = {
-    "tiny": Size(batch=2, length=32, d_model=32),
-    "small": Size(batch=8, length=128, d_model=128),
-    "44m": Size(batch=64, length=1024, preset="44m"),
-    "244m": Size(batch=64, length=1024, preset="244m"),
-    "1b": Size(batch=64, length=1024, preset="1b"),
-}
-CPU_SIZES = ("tiny",)
-GPU_SIZES = ("small", "44m", "244m", "1b")
-
-
-class Trainee:
-    """One model with its optimiser, and the ways to run its step."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        size: Size,
-        device: torch.device,
-        *,
-        weights_dtype: torch.dtype = torch.float32,
-        compute_dtype: torch.dtype = torch.float32,
-        parts: int = 1,
-    ) -> None:
-        torch.manual_seed(0)
-        self.config = config
-        self.model = moeut.build(config).to(device, weights_dtype).train()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=1e-4, fused=True, capturable=device.type == "cuda"
-        )
-        shape = (size.batch, size.length + 1)
-        tokens = torch.randint(config.vocabulary_size, shape, device=device)
-        self.parts = tokens.chunk(parts)
-        self.device, self.compute_dtype = device, compute_dtype
-        self.is_mixed = compute_dtype != weights_dtype
-
-    def step(self, call: Callable[..., Any]) -> torch.Tensor:
-        """Train once and return the loss."""
-        losses = []
-        for tokens in self.parts:
-            output = self.forward(call, tokens[:, :-1])
-            logits, targets = output.logits.flatten(0, 1).float(), tokens[:, 1:].flatten()
-            loss = functional.cross_entropy(logits, targets)
-            ((loss + output.auxiliary_loss) / len(self.parts)).backward()
-            losses.append(loss.detach())
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return torch.stack(losses).mean()
-
-    def forward(self, call: Callable[..., Any], tokens: torch.Tensor) -> Any:
-        """Call the model in the dtype to compute in."""
-        with torch.autocast(self.device.type, self.compute_dtype, enabled=self.is_mixed):
-            return call(tokens)
-
-    def attention_kernels(self) -> list[str]:
-        """Return the kernels that attention takes in a forward pass."""
-        with _AttentionKernels() as seen:
-            self.forward(self.model, self.parts[0][:1, :-1])
-        return sorted(seen.names)
-
-    def state_bytes(self) -> int:
-        """Return the bytes of weights and moments."""
-        return 3 * sum(p.numel() * p.element_size() for p in self.model.parameters())
-
-    def runner(self, mode: str) -> Callable[[], object]:
-        """Return a function that runs one step in a mode, after what the mode has to prepare."""
-        call = torch.compile(self.model) if mode.startswith("compiled") else self.model
-        if not mode.endswith("graph"):
-            return functools.partial(self.step, call)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.step(call)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step(call)
-        return graph.replay
-
-
-class _AttentionKernels(TorchDispatchMode):
-    """Note the names of the attention operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name().removeprefix("aten::").partition(".")[0]
-        if "scaled_dot_product" in name:
-            name = name.removeprefix("_scaled_dot_product_")
-            self.names.add(name.removesuffix("_for_cpu").removesuffix("_attention"))
-        return func(*args, **(kwargs or {}))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -185,7 +56,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     limits = measure_limits(device, DTYPES[options.compute_dtype], quick=device.type == "cpu")
     fresh = fresh_result(
         "model",
-        options,
+        command_line(options),
         describe_machine(device),
         weights_dtype=options.weights_dtype,
         compute_dtype=options.compute_dtype,
@@ -196,20 +67,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         limits=dataclasses.asdict(limits),
     )
     result = resumed(options, fresh, "weights_dtype", "compute_dtype", "modes", "batch")
-    for name in options.sizes:
-        if name in result["done"]:
-            continue
-        result["trying"] = name
-        save(result, options)
-        try:
-            result["rows"] += _measure_size(name, options, device, limits, result["failures"])
-        except DeviceFailedError as error:
-            blame(result, str(error))
-            save(result, options)
-            raise
-        result["done"].append(name)
-        result["trying"] = None
-        save(result, options)
+    failures = result["failures"]
+    measure_sizes(
+        *(result, options),
+        lambda name: _measure_size(name, options, device, limits, failures),
+    )
     return result
 
 
@@ -268,42 +130,51 @@ class _Comparison:
 
     def measure(self) -> list[dict[str, Any]]:
         """Return a row for each model and mode."""
-        trainees: dict[str, Trainee] = {}
-        attention: dict[str, list[str]] = {}
+        trainees = {name: self._trainee(config) for name, config in self.size.configs().items()}
+        attention = {name: trainee.attention_kernels() for name, trainee in trainees.items()}
         runners: dict[tuple[str, str], Callable[[], object]] = {}
         peaks: dict[tuple[str, str], int | None] = {}
-        for model, config in self.size.configs().items():
-            trainee = trainees[model] = Trainee(
-                *(config, self.size, self.device),
-                weights_dtype=DTYPES[self.options.weights_dtype],
-                compute_dtype=DTYPES[self.options.compute_dtype],
-                parts=self.parts,
-            )
-            attention[model] = trainee.attention_kernels()
-            if self.device.type == "cuda" and has_triton():
-                from moeut.ops.triton.tuning import warmup
-
-                warmup(trainee.runner("eager"), search=self.options.tune)
+        for model, trainee in trainees.items():
             for mode in self.modes:
-                prepared, problem = attempt(
-                    functools.partial(self._prepare, trainee, mode), self.device
-                )
+                prepare = functools.partial(self._prepare, trainee, mode)
+                prepared, problem = attempt(prepare, self.device)
                 if prepared is None:
                     self.failures[f"{self.name}, {model}, {mode}"] = problem or ""
                     trainee.optimizer.zero_grad(set_to_none=True)
                 else:
                     runners[model, mode], peaks[model, mode] = prepared
+        samples = self._time(runners)
+        return [
+            self._row(model, mode, trainees[model].config, samples[model, mode])
+            | {"attention": attention[model], "peak_memory_bytes": peaks[model, mode]}
+            for model, mode in runners
+        ]
+
+    def _trainee(self, config: ModelConfig) -> Trainee:
+        """Return a model that is ready to train, its kernels compiled."""
+        trainee = Trainee(
+            *(config, self.size, self.device),
+            weights_dtype=DTYPES[self.options.weights_dtype],
+            compute_dtype=DTYPES[self.options.compute_dtype],
+            parts=self.parts,
+        )
+        if self.device.type == "cuda" and has_triton():
+            from moeut.ops.triton.tuning import warmup
+
+            warmup(trainee.runner("eager"), search=self.options.tune)
+        return trainee
+
+    def _time(
+        self, runners: dict[tuple[str, str], Callable[[], object]]
+    ) -> dict[tuple[str, str], list[float]]:
+        """Return the milliseconds of each, all in turn in every round; two rounds warm up."""
         samples: dict[tuple[str, str], list[float]] = {key: [] for key in runners}
         for round_index in range(self.options.repeats + 2):
             for key, run in runners.items():
                 elapsed = _milliseconds(run, self.device)
                 if round_index >= 2:
                     samples[key].append(elapsed)
-        return [
-            self._row(model, mode, trainees[model].config, samples[model, mode])
-            | {"attention": attention[model], "peak_memory_bytes": peaks[model, mode]}
-            for model, mode in runners
-        ]
+        return samples
 
     def _prepare(self, trainee: Trainee, mode: str) -> tuple[Callable[[], object], int | None]:
         run = trainee.runner(mode)
@@ -354,12 +225,10 @@ def _peak(run: Callable[[], object], trainee: Trainee) -> int | None:
     return trainee.state_bytes() + torch.cuda.max_memory_allocated(trainee.device) - before
 
 
-def sections(result: dict[str, Any]) -> list[Section]:
-    """Return the steps as a table, and on a GPU the targets as another."""
-    headings = (
-        *("size", "model", "mode", "attention"),
-        *("parts", "step ms", "tokens/s", "utilisation %", "peak MiB"),
-    )
+def table(result: dict[str, Any]) -> Table:
+    """Return the steps, a line for every size, model and mode."""
+    columns = ("size", "model", "mode", "attention")
+    numbers = ("parts", "step ms", "tokens/s", "utilisation %", "peak MiB")
     rows = [
         [
             *(row["size"], row["model"], row["mode"], ", ".join(row["attention"])),
@@ -371,32 +240,27 @@ def sections(result: dict[str, Any]) -> list[Section]:
         ]
         for row in result["rows"]
     ]
-    notes = [f"{where}: left out, {problem}" for where, problem in result["failures"].items()]
     title = (
         f"training steps, medians; weights {result['weights_dtype']}, computed in "
         f"{result['compute_dtype']}"
     )
-    found = [Section(title, headings, ditto(rows), notes, num_names=4)]
-    if "gpu" in result["machine"]:
-        found.append(model_targets(result))
-    return found
-
-
-def print_table(result: dict[str, Any], console: Console) -> None:
-    """Print one line for every size, model and mode."""
-    machine = result["machine"]
-    console.print(f"{machine.get('gpu', machine['cpu'])}, torch {machine['torch']}")
-    for section in sections(result):
-        section.show(console)
+    return Table(
+        name="model",
+        title=title,
+        columns=[*columns, *numbers],
+        rows=rows,
+        num_names=len(columns),
+        notes=notes_of(result),
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print and, where asked, write the result."""
-    if options.device is None:
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_gpu = torch.device(options.device).type == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: no CUDA device is available")
+    """Measure, print and, where asked, write the result.
+
+    Raises:
+        ValueError: an option has a value that does not fit.
+    """
+    on_gpu = choose_device(options)
     if options.sizes is None:
         options.sizes = list(GPU_SIZES if on_gpu else CPU_SIZES)
     if options.compute_dtype is None:
@@ -408,7 +272,10 @@ def run(options: argparse.Namespace) -> int:
     if "float16" in (options.weights_dtype, options.compute_dtype):
         raise ValueError("float16 needs loss scaling, which a step here has not: try bfloat16")
     check_counts(options, "threads", "repeats", "batch", "parts")
-    deliver(measure(options), options, print_table, width=130)
+    result = measure(options)
+    machine = result["machine"]
+    heading = f"{machine.get('gpu', machine['cpu'])}, torch {machine['torch']}"
+    deliver(result, options, heading, [table(result)], width=130)
     return 0
 
 
@@ -433,9 +300,8 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
         default=None,
         help="of products; autocast if weights have another; bfloat16 on a GPU if not given",
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads within an operation")
     parser.add_argument("--repeats", type=int, default=10, help="timed rounds; medians are shown")
-    parser.add_argument("--device", default=None, help="cpu or cuda (timed by events)")
+    add_device_options(parser)
     add_tune_option(parser)
     add_result_options(parser)
     parser.set_defaults(run=run)

@@ -44,7 +44,7 @@ class Candidate:
         return self.inputs[0].device
 
     def clear(self) -> None:
-        """Forget gradients, so that none is added to."""
+        """Drop all gradients, so that a pass writes its own and adds to none."""
         for tensor in self.inputs:
             tensor.grad = None
 

@@ -23,6 +23,8 @@ class Table:
     title: str
     columns: list[str]
     rows: list[list[str]]
+    num_names: int = 1
+    """How many columns, from the first, are names, set left; the others are numbers."""
     bold: frozenset[tuple[int, int]] = frozenset()
     """(row, column) of the best and of those not distinguishable from it."""
     notes: list[str] = field(default_factory=list)
@@ -85,11 +87,12 @@ def to_latex(table: Table) -> str:
         cells[row][column] = rf"\textbf{{{cells[row][column]}}}"
     caption = ". ".join([table.title, *(note.rstrip(".") for note in table.notes)]) + "."
     body = [" & ".join(row) + r" \\" for row in cells]
+    alignment = "l" * table.num_names + "r" * (len(table.columns) - table.num_names)
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering\small",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
             " & ".join(map(escape_latex, table.columns)) + r" \\",
             r"\midrule",
@@ -110,7 +113,9 @@ def to_rich(table: Table) -> Any:
 
     shown = rich.table.Table(title=table.title, title_justify="left")
     for index, column in enumerate(table.columns):
-        shown.add_column(rich.markup.escape(column), justify="left" if index == 0 else "right")
+        shown.add_column(
+            rich.markup.escape(column), justify="left" if index < table.num_names else "right"
+        )
     for r, row in enumerate(table.rows):
         cells = [rich.markup.escape(cell) for cell in row]
         shown.add_row(

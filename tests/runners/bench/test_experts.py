@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from runners.bench import __main__ as command
-from runners.bench import competitors, experts
-from runners.bench.command import blame
-from runners.bench.competitors import candidates_for
-from runners.bench.sizes import CPU_SIZES, QUICK_SIZES, SIZES
+from runners.bench import experts
+from runners.bench.competitors import candidates_for, floors
+from runners.bench.layers import CPU_SIZES, QUICK_SIZES, SIZES
+from runners.bench.results import record_failure
 from runners.bench.timing import DeviceFailedError
 
 
@@ -35,7 +35,7 @@ def test_floor_does_as_many_multiplications(name):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 def test_floor_by_onednn_equals_the_floor(monkeypatch):
-    monkeypatch.setattr("runners.bench.competitors.onednn_is_faster", lambda: True)
+    monkeypatch.setattr(floors, "onednn_is_faster", lambda: True)
     candidates = candidates_for(SIZES["mlp-tiny"], "auto", torch.device("cpu"), torch.float32)
     gradients = []
     for name in ("dense", "dense, oneDNN"):
@@ -76,7 +76,7 @@ def test_bad_option_ends_with_status_2(options, message, capsys):
 
 @pytest.mark.parametrize("name", ["mlp-tiny", "value-tiny", "output-tiny"])
 def test_grouped_product_of_pytorch_computes_the_same(name, monkeypatch):
-    monkeypatch.setattr(competitors, "takes_grouped_mm", lambda *_: True)
+    monkeypatch.setattr(floors, "takes_grouped_mm", lambda *_: True)
     candidates = candidates_for(SIZES[name], "auto", torch.device("cpu"), torch.bfloat16)
     expected, got = (candidates[one].forward() for one in ("ours", "torch grouped_mm"))
     assert (got - expected).abs().max() < 0.03 * expected.abs().max()
@@ -101,7 +101,7 @@ def test_grouped_product_of_pytorch_is_timed_where_it_is_one(
     monkeypatch, dtype, widths, capability, takes
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert competitors.takes_grouped_mm(torch.device("cuda"), dtype, *widths) == takes
+    assert floors.takes_grouped_mm(torch.device("cuda"), dtype, *widths) == takes
 
 
 def test_autocast_computes_in_bfloat16_from_float32(tmp_path, capsys):
@@ -198,7 +198,7 @@ def test_a_stopped_run_keeps_its_sizes_and_goes_on(tmp_path, monkeypatch):
     before = json.loads(file.read_text())
     assert before["done"] == ["mlp-tiny"]
     before["trying"] = "value-tiny, loop"
-    blame(before, "the process ended in it")
+    record_failure(before, "the process ended in it")
     file.write_text(json.dumps(before))
     assert quick("--json", file, "--resume") == 0
     after = json.loads(file.read_text())

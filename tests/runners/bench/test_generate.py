@@ -10,7 +10,7 @@ import torch
 import moeut
 from runners.bench import __main__ as command
 from runners.bench.generate import continue_once
-from runners.bench.model import SIZES
+from runners.bench.trainee import SIZES
 
 SMALL = ["generate", "--sizes", "tiny", "--prompts", "3", "7", "--tokens", "4", "--batch", "2"]
 

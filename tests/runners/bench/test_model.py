@@ -8,7 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from moeut.sizing import count_parameters
 from runners.bench import __main__ as command
-from runners.bench.model import SIZES, Trainee, default_modes
+from runners.bench.model import default_modes
+from runners.bench.trainee import SIZES, Trainee
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -1,5 +1,6 @@
 """Rendering of tables, and numbers as text."""
 
+import dataclasses
 import io
 
 from runners.reporting.statistics import Comparison, summarize
@@ -35,6 +36,13 @@ def test_markdown():
         "| σ-MoE | **1 – 2** |\n\n"
         "- Two rows.\n"
     )
+
+
+def test_columns_of_names_are_set_left():
+    table = dataclasses.replace(TABLE, num_names=2)
+    assert r"\begin{tabular}{ll}" in to_latex(table)
+    assert [column.justify for column in to_rich(table).columns] == ["left", "left"]
+    assert [column.justify for column in to_rich(TABLE).columns] == ["left", "right"]
 
 
 def test_latex():

@@ -1,7 +1,6 @@
 import pytest
 
-from runners.bench.limits import Limits
-from runners.bench.sizes import (
+from runners.bench.layers import (
     GPU_SIZES,
     LAYERS,
     SIZES,
@@ -12,6 +11,7 @@ from runners.bench.sizes import (
     forward_bytes,
     unfused_bytes,
 )
+from runners.bench.limits import Limits
 
 H200 = Limits(tflop_per_second=790.0, terabytes_per_second=4.3)
 
@@ -86,12 +86,6 @@ def test_gradients_of_float32_weights_are_float32():
 def test_a_dispatch_reads_indices_and_writes_their_order():
     assert forward_bytes(SIZES["dispatch-244m-64k"], 2) == 2 * 8 * 65536 * 16 + 8 * 387
     assert backward_bytes(SIZES["dispatch-244m-64k"], 2) == 0
-
-
-def test_roofline_takes_the_longer_of_operations_and_bytes():
-    limits = Limits(tflop_per_second=2.0, terabytes_per_second=0.5)
-    assert limits.milliseconds(2e12, 0.1e12) == pytest.approx(1000)
-    assert limits.milliseconds(2e10, 1e12) == pytest.approx(2000)
 
 
 def test_unknown_size_is_refused():

@@ -1,4 +1,4 @@
-"""Sizes of the expert layers that are measured, and the least work that each takes."""
+"""The menu of expert layers to measure, and the least work that each takes."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ QUICK_SIZES = tuple(f"{use}-tiny" for use in USES)
 
 
 def check_sizes(names: Iterable[str], menu: Iterable[str] = SIZES) -> None:
-    """Raise ValueError for a name that no size of the menu has."""
+    """Raise ValueError for a name that is not on the menu."""
     allowed = list(menu)
     for name in names:
         if name not in allowed:

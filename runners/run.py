@@ -1,22 +1,33 @@
-"""One run in this process, from wherever its directory stands to its result.
+"""One run that is laid out in its directory: ``python -m runners.run DIRECTORY``.
 
-What the loop asks of its surroundings is joined here: checkpoints, the journal, scoring, selected
-weights. Where several ranks train, all of them come through here in step, and rank 0 alone writes.
+From wherever the directory stands to its result: begun, continued from the last whole checkpoint,
+or found done. What says which run it is (``config.yaml``, ``run.json``) is read and never written,
+so that this is the command of whatever executes the runs of a sweep elsewhere. Under ``torchrun``
+it runs on several devices, as ``runners.train`` describes. Exit status: 0 done, 1 failed, 2 bad
+input, 75 stopped but resumable or another process at work, 130 interrupted by the user.
 """
 
 from __future__ import annotations
 
-import contextlib
+from runners.process.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # what follows takes seconds to import
+
+import argparse
+import json
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 
-from runners.config.schema import ConfigError
-from runners.process import ranks, signals
-from runners.process.lease import Lease, Locked
+from runners.config.schema import ConfigError, RunConfig
+from runners.process import environment, ranks, signals
+from runners.process.lease import Locked
+from runners.process.messages import Notice, OnProgress, Progress, TrainingProgress
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, json_line
 from runners.process.signals import Stopped
@@ -24,41 +35,38 @@ from runners.reporting.run_result import ModelSummary, RunResult, TaskSummary, f
 from runners.scoring.scorer import Scorer
 from runners.scoring.splits import Evaluation
 from runners.training import parallel
-from runners.training.agreement import Agreement
+from runners.training.agreement import hold
 from runners.training.cost import describe_model, macs_per_token
-from runners.training.experiment import (
-    build_model,
-    train_columns,
-)
-from runners.training.journal import Clock, Journal, Lap, Progress
+from runners.training.experiment import build_model, train_columns
+from runners.training.journal import Clock, Journal, Lap
 from runners.training.loop import Loop, NonFinite, fit, seed_everything
 from runners.training.prepared import Prepared, prepare
 from runners.training.snapshots import find_snapshot, resume, save_snapshot
 from runners.training.telemetry import describe_row
+from runners.training.tensorboard import check_tensorboard
+from tasks.base import exit_status
+from tasks.base.command_line import Parser
 from tasks.base.metrics import selection_score
 from tasks.base.storage import write_atomically, write_json
 
-logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
-WAIT_SECONDS = 10.0
-"""Time that a run waits for a process that works on its directory and may be just ending."""
+logger = logging.getLogger(__name__)
 
 
 def run(
     directory: Path,
     *,
     stop: signals.Stop,
-    on_progress: Progress = lambda message: None,
+    on_progress: OnProgress = lambda message: None,
     world: World = World(),  # noqa: B008 - frozen
-) -> str:
-    """Train and score the run of a directory, from wherever it stands; return ``done`` or
-    ``failed``.
+) -> Literal["done", "failed"]:
+    """Train and score the run of a directory, from wherever it stands, and return how it ended.
 
     Args:
         directory: has a ``config.yaml`` and a ``run.json``; on a disk that all ranks share.
         stop: asked before every step and every batch of an evaluation.
-        on_progress: gets a message now and then: phase, step, steps, loss, tokens per second; or
-            ``{"event": "notice", "message": …}`` about a damaged checkpoint.
+        on_progress: gets a message now and then.
         world: this process's place among the ranks.
 
     Raises:
@@ -68,15 +76,20 @@ def run(
         ConfigError: the directory's config is unreadable, or not the one its checkpoints are of.
     """
     files = RunDirectory(directory)
-    with _hold(directory, stop, on_progress, world) as lease:
+
+    def say(text: str) -> None:
+        logger.info(text)
+        on_progress(Notice(text))
+
+    with hold(directory, stop, world, say=say) as agreement:
         if world.share(files.result.is_file()):
             return "done"
         if world.is_first:
             files.error.unlink(missing_ok=True)
-        clock = Clock()
+        clock, lease = Clock(), agreement.lease
         active: Training | None = None
         try:
-            prepared = prepare(files, Agreement(world, stop, lease))
+            prepared = prepare(files, agreement)
             with Journal(
                 files, clock, writes=world.is_first, on_progress=on_progress, lease=lease
             ) as journal:
@@ -87,68 +100,142 @@ def run(
             raise
         except (NonFinite, OSError, RuntimeError, ValueError) as error:
             step = None if active is None else active.loop.position.step
-            if lease is not None:
-                lease.confirm()  # if it is lost, that is why, and the directory another one's
-            _fail(files, error, step=step, world=world)
+            agreement.record_failure(files, error, step=step)
             return "failed"
     return "done"
 
 
-@contextlib.contextmanager
-def _hold(
-    directory: Path, stop: signals.Stop, on_progress: Progress, world: World
-) -> Iterator[Lease | None]:
-    """Hold the lease of a directory on rank 0; raise what stands in the way on every rank."""
-
-    def say(text: str) -> None:
-        logger.info(text)
-        on_progress({"event": "notice", "message": text})
-
-    with contextlib.ExitStack() as stack:
-        lease: Lease | None = None
-        problem: Locked | Stopped | None = None
-        if world.is_first:
-            lease = Lease(
-                directory,
-                wait=WAIT_SECONDS,
-                say=say,
-                should_stop=lambda: stop.requested,
-                on_lost=stop.request,
-            )
-            try:
-                stack.enter_context(lease)
-            except (Locked, Stopped) as error:
-                problem = error
-        told = world.share(None if problem is None else (type(problem), str(problem)))
-        if told is not None:
-            kind, text = told
-            raise problem or kind(text)
-        yield lease
+# --- the command ------------------------------------------------------------------------
 
 
-def _fail(files: RunDirectory, error: Exception, *, step: int | None, world: World) -> None:
-    """Record why the run has failed, or raise Stopped if another rank has just gone.
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    with ranks.silent_but_first():
+        parser = Parser(
+            prog="python -m runners.run",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("directory", type=Path, help="directory of a run that was planned")
+        parser.add_argument(
+            "--retry-failed", action="store_true", help="try again if it has failed"
+        )
+        options = parser.parse_args(arguments)
 
-    What a rank raises because the connection to another one broke is not the reason: that is what
-    the other one has left in the store, if it could.
+    def work(world: World) -> int:
+        files = check_together(world, lambda: _check_directory(options.directory, world))
+        if files is None:
+            return exit_status.BAD_INPUT
+        return execute(files, world, retry_failed=options.retry_failed)
+
+    return ranks.run_together(work)
+
+
+def _check_directory(directory: Path, world: World) -> RunDirectory:
+    files = RunDirectory(directory)
+    check_start(files.read_config(), world)
+    files.read_record()
+    return files
+
+
+def check_start(config: RunConfig, world: World) -> None:
+    """Check what a run needs of this machine and of its ranks before anything is written.
+
+    Raises:
+        ValueError: a batch that the ranks cannot share, or a device or package that is not there.
     """
-    message = str(error) or repr(error)
-    if world.size > 1:
-        reported = world.reported()
-        if ranks.is_lost(error) and reported is None:
-            raise Stopped(
-                "lost another rank, which was killed or whose machine is gone; the run continues "
-                "from its last checkpoint"
-            ) from error
-        if reported is not None:
-            message = reported
-        else:
-            logger.exception("rank %d has failed", world.rank)
-            world.report(message)
-    else:
-        logger.exception("the run has failed")
+    ranks.check_batch(config, world.size)
+    check_tensorboard(config)
+    environment.check_device(config, local_rank=world.local_rank if world.size > 1 else None)
+
+
+def check_together(world: World, check: Callable[[], Result]) -> Result | None:
+    """Return what ``check`` does, or None on every rank if it raised ValueError on any of them.
+
+    Rank 0 prints the error, the first one of several.
+    """
+    value, problem = None, None
+    try:
+        value = check()
+    except ValueError as error:
+        problem = str(error)
+    problems = [text for text in world.gather(problem) if text is not None]
+    if problems and world.is_first:
+        print(problems[0], file=sys.stderr)
+    return None if problems else value
+
+
+def execute(
+    files: RunDirectory,
+    world: World,
+    *,
+    retry_failed: bool,
+    lay_out: Callable[[], None] = lambda: None,
+) -> int:
+    """Execute a run, print how far it is and its result, and return the exit status.
+
+    The status is the same on every rank. What is said is said by rank 0 alone.
+
+    Args:
+        files: the directory, checked.
+        world: this process's place among the ranks.
+        retry_failed: whether to try again what has failed.
+        lay_out: writes what the directory lacks before the run begins.
+    """
+
+    def say(text: object, *, error: bool = False) -> None:
+        if world.is_first:
+            print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+    before = world.share(files.status())
+    if before == "failed" and not retry_failed:
+        say(f"{files.path}: has failed: {files.failure()}; try again with --retry-failed")
+        return exit_status.FAILED
+    say(f"{files.path}: {before}")
+    if before != "done" and world.is_first:
+        lay_out()
+    world.wait()
+    with signals.Stop(announce=world.is_first, restore=world.size == 1) as stop:
+        try:
+            status = run(files.path, stop=stop, on_progress=_print_progress, world=world)
+        except Stopped as stopped:
+            say(f"{stopped}; the same command continues", error=True)
+            return stop.exit_status
+        except Locked as error:
+            say(error, error=True)
+            return exit_status.RESUMABLE
+        except ConfigError as error:
+            say(error, error=True)
+            return exit_status.BAD_INPUT
+    if status == "failed":
+        say(files.failure(), error=True)
+        return exit_status.FAILED
     if world.is_first:
-        files.fail(message, step=step)
+        _print_result(files)
+    return exit_status.DONE
+
+
+def _print_progress(message: Progress) -> None:
+    if isinstance(message, Notice):
+        print(message.text, file=sys.stderr, flush=True)
+        return
+    if isinstance(message, TrainingProgress):
+        text = f"loss {message.loss:.4f}  {message.tokens_per_second:,.0f} tokens/s"
+    else:
+        text = f"score {message.split} {message.rows}/{message.of_rows}"
+    print(f"step {message.step}/{message.steps}  {text}", flush=True)
+
+
+def _print_result(files: RunDirectory) -> None:
+    result = RunResult.from_json(json.loads(files.result.read_text(encoding="utf-8")))
+    for note in result.notes:
+        print(note)
+    for score in result.scores:
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in score.metrics.items())
+        print(f"{score.split} (depth {score.repeats}, {score.rows} rows): {metrics}")
+
+
+# --- from the first step to the result --------------------------------------------------
 
 
 class Training:
@@ -287,9 +374,14 @@ class Training:
         position = self.loop.position
         seconds, tokens = self._since_start.read(position.tokens_seen)
         self.journal.progress(
-            phase="train",
-            step=position.step,
-            steps=self.config.train.steps,
-            loss=values["loss"],
-            tokens_per_second=tokens / seconds,
+            TrainingProgress(
+                step=position.step,
+                steps=self.config.train.steps,
+                loss=values["loss"],
+                tokens_per_second=tokens / seconds,
+            )
         )
+
+
+if __name__ == "__main__":
+    exit_status.exit_with(main)

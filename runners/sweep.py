@@ -15,31 +15,30 @@ if __name__ == "__main__":
 
 import argparse
 import logging
-import os
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from rich.console import Console
 
 from runners.config.grid import PlannedRun, Sweep, expand, read_sweep, write_plan
 from runners.config.help import sweep_help
 from runners.config.schema import ConfigError
 from runners.process import environment, signals
 from runners.process.lease import Lease, Locked
-from runners.process.run_directory import RunDirectory, RunRecord
 from runners.process.terminal import make_console
-from runners.sweeping.local import Job, LocalExecutor
-from runners.sweeping.progress import Display
+from runners.sweeping.executor import Executor, Job
+from runners.sweeping.local import LocalExecutor, default_workers
+from runners.sweeping.reconcile import job_of, reconcile, sweep_status
 from runners.training.experiment import Built, build, data_hash, missing_data
 from runners.training.tensorboard import check_tensorboard
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
-from tasks.base.cores import available_cores
 from tasks.base.options import nearest
+
+EXECUTORS: dict[str, Callable[[Sequence[Job], int | None], Executor]] = {
+    "local": LocalExecutor.for_jobs,
+}
+"""Name → what makes the executor of some jobs, given ``--workers``."""
 
 
 def check(planned: Sequence[PlannedRun], *, needs_data: bool = True) -> dict[str, Built]:
@@ -64,99 +63,6 @@ def check(planned: Sequence[PlannedRun], *, needs_data: bool = True) -> dict[str
 def planning_hash(section: dict[str, Any]) -> str:
     """Return the hash of the data of a ``task`` section, or nothing where a text is not packed."""
     return "" if missing_data(section) else data_hash(section)
-
-
-def default_workers(planned: Sequence[PlannedRun]) -> tuple[int, list[str]]:
-    """Return how many runs to execute at a time, and the GPUs to deal out to them.
-
-    On a GPU machine one run a GPU; otherwise the cores of this process over the most threads that a
-    run has.
-    """
-    devices = {environment.choose_device(run.config.train).type for run in planned}
-    if devices == {"cuda"}:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
-        gpus = [name for name in names if name]
-        return len(gpus), gpus
-    threads = max(run.config.train.num_threads for run in planned)
-    return max(1, available_cores() // threads), []
-
-
-def run_label(run: PlannedRun) -> str:
-    """Return a run's name in progress lines: variant, grid point, seed."""
-    values = [f"{key.rpartition('.')[2]}={value}" for key, value in run.parameters.items()]
-    return " ".join([run.variant, *values, f"seed {run.seed}"])
-
-
-def reconcile(
-    planned: Sequence[PlannedRun],
-    *,
-    name: str,
-    workers: int | None,
-    retry_failed: bool,
-    stop: signals.Stop,
-    console: Console,
-) -> Counter[str]:
-    """Execute what is not done yet and return how many runs have which status.
-
-    Statuses are those of ``RunDirectory.status`` and of the executor's last message. The caller
-    holds the lock of the sweep's directory.
-    """
-    statuses: dict[Path, str] = {}
-    jobs = []
-    for run in planned:
-        files = RunDirectory(run.directory)
-        status = files.status()
-        if status == "failed" and retry_failed:
-            files.error.unlink()
-            status = files.status()
-        statuses[run.directory] = status
-        if status in ("done", "failed"):
-            continue
-        record = RunRecord(
-            sweep=name,
-            variant=run.variant,
-            seed=run.seed,
-            hash=run.hash,
-            parameters=run.parameters,
-        )
-        files.prepare(run.config, record)
-        jobs.append(Job(run.directory, run.config.train.num_threads))
-    counts = Counter(statuses.values())
-    words = [f"{count} {status}" for status, count in sorted(counts.items())]
-    console.print(f"{len(planned)} runs: {', '.join(words)}", highlight=False)
-    labels = {run.directory: run_label(run) for run in planned}
-    for run in planned:
-        if statuses[run.directory] == "failed":
-            message = RunDirectory(run.directory).failure()
-            console.print(
-                f"{labels[run.directory]}: has failed: {message}; --retry-failed tries again",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-    if jobs:
-        default, devices = default_workers(planned)
-        executor = LocalExecutor(min(workers or default, len(jobs)), devices=devices)
-        own = {job.directory: labels[job.directory] for job in jobs}
-        with Display(own, console, executor.num_workers) as display:
-
-            def on_message(directory: Path, message: dict[str, object]) -> None:
-                if message["event"] == "ended":
-                    statuses[directory] = str(message["status"])
-                display.on_message(directory, message)
-
-            executor.run(jobs, stop=stop, on_message=on_message)
-    return Counter(statuses.values())
-
-
-def sweep_status(counts: Counter[str], stop: signals.Stop) -> int:
-    """Return the exit status of a sweep whose runs have these statuses."""
-    if stop.requested:
-        return stop.exit_status
-    if counts["failed"] or counts["refused"]:
-        return exit_status.FAILED
-    return exit_status.DONE if set(counts) <= {"done"} else exit_status.RESUMABLE
 
 
 def select_variant(sweep: Sweep, planned: list[PlannedRun], only: str | None) -> list[PlannedRun]:
@@ -189,6 +95,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workers", metavar="N", type=int,
         help="runs at a time (default: one a GPU; on a CPU its cores / train.num_threads)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor", choices=EXECUTORS, default="local",
+        help="where runs are executed: local, worker processes of this machine (the default)",
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true",
@@ -230,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry_run:
         from runners.sweeping.dry_run import print_plan
 
-        workers = options.workers or default_workers(chosen)[0]
+        workers = options.workers or default_workers([job_of(run) for run in chosen])[0]
         print_plan(chosen, built, ours=sweep.config.ours, workers=workers, console=console)
         return exit_status.DONE
     directory = options.runs_dir / sweep.config.name
@@ -241,8 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
             counts = reconcile(
                 chosen,
                 name=sweep.config.name,
-                workers=options.workers,
                 retry_failed=options.retry_failed,
+                make_executor=lambda jobs: EXECUTORS[options.executor](jobs, options.workers),
                 stop=stop,
                 console=console,
             )

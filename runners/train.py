@@ -25,25 +25,17 @@ if __name__ == "__main__":
     end_at_interrupt()  # what follows takes seconds to import
 
 import argparse
-import contextlib
-import json
-import logging
-import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from runners.config.help import run_help
 from runners.config.run_file import difference, read_run, to_yaml
 from runners.config.schema import ConfigError, RunConfig
-from runners.process import environment, ranks, signals
-from runners.process.lease import Locked
+from runners.process import ranks
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, RunRecord
-from runners.process.signals import Stopped
-from runners.run import run
+from runners.run import check_start, check_together, execute
 from runners.training.experiment import build, build_task
-from runners.training.tensorboard import check_tensorboard
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
 
@@ -83,113 +75,52 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    first = int(os.environ["RANK"]) == 0 if ranks.is_launched() else True
-    with contextlib.ExitStack() as stack:
-        if not first:  # what every rank has to say is said once
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
+    with ranks.silent_but_first():
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-    level = logging.INFO if first else logging.WARNING  # what holds for all ranks is said once
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=level, stream=sys.stderr)
-    world = ranks.join()
-    status = _train(options, world)
-    ranks.leave(world)
-    return status
 
-
-def _train(options: argparse.Namespace, world: World) -> int:
-    """Do what the command line says on this rank; return the exit status, the same on every."""
-
-    def say(text: object, *, error: bool = False) -> None:
-        if world.is_first:
-            print(text, file=sys.stderr if error else sys.stdout, flush=True)
-
-    problem = None
-    try:
-        config, record, files = _prepare(options, world)
-    except ValueError as error:
-        problem = str(error)
-    problems = [text for text in world.gather(problem) if text is not None]
-    if problems:
-        say(problems[0], error=True)
-        return exit_status.BAD_INPUT
-    directory = files.path
-    before = world.share(files.status())
-    if before == "failed" and not options.retry_failed:
-        say(f"{directory}: has failed: {files.failure()}; try again with --retry-failed")
-        return exit_status.FAILED
-    say(f"{directory}: {before}")
-    if before != "done" and world.is_first:
-        files.prepare(config, record)
-    world.wait()
-    with signals.Stop(announce=world.is_first, restore=world.size == 1) as stop:
-        try:
-            status = run(directory, stop=stop, on_progress=_print_progress, world=world)
-        except Stopped as stopped:
-            say(f"{stopped}; the same command continues", error=True)
-            return stop.exit_status
-        except Locked as error:
-            say(error, error=True)
-            return exit_status.RESUMABLE
-        except ConfigError as error:
-            say(error, error=True)
+    def work(world: World) -> int:
+        checked = check_together(world, lambda: _check(options, world))
+        if checked is None:
             return exit_status.BAD_INPUT
-    if status == "failed":
-        say(files.failure(), error=True)
-        return exit_status.FAILED
-    if world.is_first:
-        _print_result(files)
-    return exit_status.DONE
+        config, record, files = checked
+        return execute(
+            files,
+            world,
+            retry_failed=options.retry_failed,
+            lay_out=lambda: files.prepare(config, record),
+        )
+
+    return ranks.run_together(work)
 
 
-def _prepare(
-    options: argparse.Namespace, world: World
-) -> tuple[RunConfig, RunRecord, RunDirectory]:
+def _check(options: argparse.Namespace, world: World) -> tuple[RunConfig, RunRecord, RunDirectory]:
     """Check all that can be checked before anything is written."""
     config = read_run(options.config, options.overrides)
-    ranks.check_batch(config, world.size)
-    check_tensorboard(config)
+    check_start(config, world)
     build(config)
-    environment.check_device(config, local_rank=world.local_rank if world.size > 1 else None)
     directory, record = plan_single(config, name=Path(options.config).stem, root=options.runs_dir)
-    if options.run_directory is not None:
-        directory = options.run_directory
-    files = RunDirectory(directory)
-    _check_directory(files, config, record)
-    return config, record, files
+    files = RunDirectory(options.run_directory or directory)
+    return config, _check_directory(files, config, record), files
 
 
-def _check_directory(files: RunDirectory, config: RunConfig, record: RunRecord) -> None:
-    """Raise ConfigError if a directory holds a run with another config, and show the difference."""
+def _check_directory(files: RunDirectory, config: RunConfig, record: RunRecord) -> RunRecord:
+    """Return what the directory says of its run, or the record of a run that begins there.
+
+    A run that a sweep has planned stays the sweep's.
+
+    Raises:
+        ConfigError: it holds a run with another config; the message shows the difference.
+    """
     if not files.config.is_file():
-        return
-    if (files.path / "run.json").is_file() and files.read_record().hash == record.hash:
-        return
-    changed = difference(files.config.read_text(), to_yaml(config))
+        return record
+    if (files.path / "run.json").is_file():
+        found = files.read_record()
+        if (found.hash, found.seed) == (record.hash, record.seed):
+            return found
+    changed = difference(files.config.read_text(encoding="utf-8"), to_yaml(config))
     raise ConfigError(
         f"{files.path}: holds a run with another config: {changed or 'its data was changed'}"
     )
-
-
-def _print_progress(message: dict[str, Any]) -> None:
-    if message.get("event") == "notice":
-        print(message["message"], file=sys.stderr)
-        return
-    if message["phase"] == "train":
-        text = f"loss {message['loss']:.4f}  {message['tokens_per_second']:,.0f} tokens/s"
-    else:
-        text = f"{message['phase']} {message['rows']}/{message['of_rows']}"
-    print(f"step {message['step']}/{message['steps']}  {text}", flush=True)
-
-
-def _print_result(files: RunDirectory) -> None:
-    content = json.loads(files.result.read_text())
-    for note in content["notes"]:
-        print(note)
-    for entry in content["scores"]:
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in entry["metrics"].items())
-        print(f"{entry['split']} (depth {entry['repeats']}, {entry['rows']} rows): {metrics}")
 
 
 if __name__ == "__main__":

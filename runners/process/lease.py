@@ -85,7 +85,6 @@ class Lease:
             of life is waited for until it counts as gone.
         say: gets a sentence if there is something to wait for, or was to take over.
         should_stop: asked while waiting.
-        on_lost: called once, from the thread that renews, if another process has taken over.
         heartbeat: seconds between two renewals.
         stale: seconds without a renewal after which a holder counts as gone.
 
@@ -102,14 +101,13 @@ class Lease:
         wait: float = 0.0,
         say: Callable[[str], None] = logger.info,
         should_stop: Callable[[], bool] = lambda: False,
-        on_lost: Callable[[], None] = lambda: None,
         heartbeat: float = HEARTBEAT_SECONDS,
         stale: float = STALE_SECONDS,
     ) -> None:
         self.directory = directory
         self.folder = directory / FOLDER
         self._wait, self._heartbeat, self._stale = wait, heartbeat, stale
-        self._say, self._should_stop, self._on_lost = say, should_stop, on_lost
+        self._say, self._should_stop = say, should_stop
         self._owner = Owner.here()
         self._number = 0
         self._beats = 0
@@ -230,7 +228,6 @@ class Lease:
         while not self._ended.wait(self._heartbeat):
             try:
                 if not self._look():
-                    self._on_lost()
                     return
                 self._write(is_released=False)
                 has_failed = False

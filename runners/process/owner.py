@@ -29,7 +29,15 @@ class Owner:
     @classmethod
     def here(cls) -> Owner:
         """Return the running process under a new random id."""
-        return cls(id=secrets.token_hex(8), pid=os.getpid(), started=_started(), **_machine())
+        host, boot, namespace = _machine()
+        return cls(
+            id=secrets.token_hex(8),
+            host=host,
+            boot=boot,
+            namespace=namespace,
+            pid=os.getpid(),
+            started=_started(),
+        )
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -37,8 +45,7 @@ class Owner:
     @property
     def is_local(self) -> bool:
         """Whether the process is, or was, one whose number means something here."""
-        machine = _machine()
-        return all(getattr(self, name) == value for name, value in machine.items())
+        return (self.host, self.boot, self.namespace) == _machine()
 
     @property
     def is_dead(self) -> bool:
@@ -74,13 +81,13 @@ class Owner:
 
 
 @functools.cache
-def _machine() -> dict[str, str | None]:
+def _machine() -> tuple[str, str | None, str | None]:
+    host = socket.gethostname()
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
+        return host, boot, os.readlink("/proc/self/ns/pid")
     except OSError:
-        boot = namespace = None
-    return {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
+        return host, None, None
 
 
 def _started() -> int | None:

@@ -12,12 +12,14 @@ machine is gone. A rank that hangs in a GPU collective, which notices nothing, i
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +177,31 @@ def leave(world: World) -> None:
         except RuntimeError as error:
             if not is_lost(error):
                 raise
+
+
+@contextlib.contextmanager
+def silent_but_first() -> Iterator[None]:
+    """Let rank 0 alone print, so that what every rank has to say is said once."""
+    if not is_launched() or int(os.environ["RANK"]) == 0:
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
+def run_together(work: Callable[[World], int]) -> int:
+    """Do a command's work on every rank, from joining the others to leaving them."""
+    first = not is_launched() or int(os.environ["RANK"]) == 0
+    level = logging.INFO if first else logging.WARNING  # what holds for all ranks is said once
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level, stream=sys.stderr)
+    world = join()
+    status = work(world)
+    leave(world)
+    return status
 
 
 def _connect() -> Any:

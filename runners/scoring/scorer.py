@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from runners.config.schema import RunConfig
+from runners.process.messages import ScoringProgress
 from runners.process.ranks import World
 from runners.process.signals import Stopped
 from runners.scoring.splits import Evaluation, split_scorer
@@ -114,15 +115,12 @@ class Scorer:
         agreement = self.agreement
 
         def on_batch(done: int, total: int) -> None:
-            stopped = agreement.stop_requested() if self._together else agreement.stop.requested
+            stopped = agreement.stop_requested() if self._together else agreement.is_asked
             if stopped:
                 raise Stopped(f"stopped while scoring {split} at step {step}")
+            steps = self.config.train.steps
             self.journal.progress(
-                phase=f"score {split}",
-                step=step,
-                steps=self.config.train.steps,
-                rows=done,
-                of_rows=total,
+                ScoringProgress(split=split, step=step, steps=steps, rows=done, of_rows=total)
             )
 
         with self.journal.clock.scoring():

@@ -1,1 +1,1 @@
-"""Many runs: who executes them, their progress, and the plan of a dry run."""
+"""Many runs: who executes them, how that is shown, and the plan of a dry run."""

@@ -1,10 +1,7 @@
-"""Where runs are executed: here, in a few worker processes on this machine.
+"""The executor of one machine: a few worker processes, each of which serves run after run.
 
-Every executor has one seam: a run is a directory, and all state is on disk, so that losing the
-launcher loses nothing. A worker (``python -m runners.sweeping.local``) serves one run after
-another, which saves the seconds that importing torch takes. It reads orders from its standard
-input and writes messages to its standard output, one JSON object a line. When that input ends
-without an order to quit, the driver has died, and the worker ends at once.
+A worker is ``python -m runners.sweeping.worker``. It takes orders from its standard input and
+answers with messages. One that dies takes only its own run with it.
 """
 
 from __future__ import annotations
@@ -12,42 +9,42 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
 import selectors
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from runners.process import signals
+import torch
+
 from runners.process.environment import thread_environment
+from runners.process.messages import Ended, Message, Ready, Started, decode
 from runners.process.run_directory import RunDirectory
+from runners.process.signals import Stop
+from runners.sweeping.executor import Job, OnMessage
 from tasks.base import exit_status
+from tasks.base.cores import available_cores
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run to execute."""
+def default_workers(jobs: Sequence[Job]) -> tuple[int, list[str]]:
+    """Return how many runs to execute at a time on this machine, and the GPUs to deal out to them.
 
-    directory: Path
-    num_threads: int
-
-
-OnMessage = Callable[[Path, dict[str, Any]], None]
-"""Gets a run's directory and a message: ``event`` is started, progress or ended."""
-
-
-# --- the driver's side ------------------------------------------------------------------
+    Where every run uses a GPU, one run a GPU; otherwise the cores of this process over the most
+    threads that a run has.
+    """
+    if all(job.uses_gpu for job in jobs):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+        gpus = [name for name in names if name]
+        return len(gpus), gpus
+    return max(1, available_cores() // max(job.num_threads for job in jobs)), []
 
 
 @dataclass
@@ -86,24 +83,24 @@ class LocalExecutor:
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
 
-    def run(self, jobs: Sequence[Job], *, stop: signals.Stop, on_message: OnMessage) -> None:
+    @classmethod
+    def for_jobs(cls, jobs: Sequence[Job], workers: int | None) -> LocalExecutor:
+        """Return an executor for these jobs, of as many workers as asked for or as suit them."""
+        default, devices = default_workers(jobs)
+        return cls(min(workers or default, len(jobs)), devices=devices)
+
+    def run(self, jobs: Sequence[Job], *, stop: Stop, on_message: OnMessage) -> None:
         """Execute every job, in order, and return when all have ended.
 
-        A worker that dies takes only its run with it: that run is marked as failed. After
-        ``stop.requested`` no job is started, and those under way save and end.
-
-        Args:
-            jobs: what to run.
-            stop: asked all the time.
-            on_message: called with each message; ``{"event": "tick"}`` comes several times a
-                second.
+        After ``stop.requested`` no job is started, and those under way save and end. The run of a
+        worker that dies is marked as failed.
         """
         pending = deque(jobs)
-        told = False
+        is_stopping = False
         try:
             while True:
-                if stop.requested and not told:
-                    told = True
+                if stop.requested and not is_stopping:
+                    is_stopping = True
                     pending.clear()
                     for worker in list(self._workers):
                         self._stop(worker, on_message)
@@ -111,7 +108,6 @@ class LocalExecutor:
                 if not any(worker.job for worker in self._workers):
                     break
                 self._read(on_message)
-                on_message(Path(), {"event": "tick"})
         finally:
             self._end_workers()
 
@@ -130,7 +126,7 @@ class LocalExecutor:
                 return
             worker.job = pending.popleft()
             worker.send({"order": "run", "directory": str(worker.job.directory)})
-            on_message(worker.job.directory, {"event": "started"})
+            on_message(worker.job.directory, Started())
 
     def _start(self, num_threads: int) -> _Worker:
         taken = {worker.slot for worker in self._workers}
@@ -141,7 +137,7 @@ class LocalExecutor:
         # A session of its own: Ctrl-C in the terminal reaches the driver alone, which tells its
         # workers; they would otherwise be interrupted twice.
         process = subprocess.Popen(
-            [sys.executable, "-m", "runners.sweeping.local"],
+            [sys.executable, "-m", "runners.sweeping.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=variables,
@@ -164,7 +160,7 @@ class LocalExecutor:
         worker.process.wait()
         self._forget(worker)
         if job is not None:
-            on_message(job.directory, {"event": "ended", "status": "stopped"})
+            on_message(job.directory, Ended("stopped"))
 
     def _read(self, on_message: OnMessage) -> None:
         for key, _ in self._selector.select(timeout=POLL_SECONDS):
@@ -172,36 +168,36 @@ class LocalExecutor:
             assert worker.process.stdout is not None
             content = os.read(worker.process.stdout.fileno(), 1 << 16)
             if not content:
-                self._bury(worker, on_message)
+                self._note_death(worker, on_message)
                 continue
             *lines, worker.buffer = (worker.buffer + content).split(b"\n")
             for line in lines:
-                self._handle(worker, json.loads(line), on_message)
+                self._handle(worker, decode(line), on_message)
 
-    def _handle(self, worker: _Worker, message: dict[str, Any], on_message: OnMessage) -> None:
+    def _handle(self, worker: _Worker, message: Message, on_message: OnMessage) -> None:
         worker.is_ready = True
-        if worker.job is None or message["event"] == "ready":
+        if worker.job is None or isinstance(message, Ready):
             return
         directory = worker.job.directory
-        if message["event"] == "ended":
+        if isinstance(message, Ended):
             worker.job = None
         on_message(directory, message)
 
-    def _bury(self, worker: _Worker, on_message: OnMessage) -> None:
-        """Take leave of a worker that has ended by itself, and mark its run as failed."""
+    def _note_death(self, worker: _Worker, on_message: OnMessage) -> None:
+        """Forget a worker that has ended by itself, and mark its run as failed."""
         status = worker.process.wait()
         job = worker.job
         self._forget(worker)
         if job is None:
             return
         if status == exit_status.RESUMABLE:
-            on_message(job.directory, {"event": "ended", "status": "stopped"})
+            on_message(job.directory, Ended("stopped"))
             return
         reason = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         files = RunDirectory(job.directory)
         text = f"the process ended with {reason}; see {files.log}"
         files.fail(text, step=None)
-        on_message(job.directory, {"event": "ended", "status": "failed", "message": text})
+        on_message(job.directory, Ended("failed", text))
 
     def _quit(self, worker: _Worker) -> None:
         worker.send({"order": "quit"})
@@ -229,93 +225,3 @@ class LocalExecutor:
                 worker.process.kill()
             self._quit(worker)
         self._selector.close()
-
-
-# --- the worker's side ------------------------------------------------------------------
-
-
-def work(orders: BinaryIO, messages: BinaryIO) -> int:
-    """Serve orders until told to quit, and return the exit status."""
-    # Imported here: the driver's side has no use for training.
-    from runners.config.schema import ConfigError
-    from runners.process.lease import Locked
-    from runners.process.signals import Stopped
-    from runners.run import run
-
-    with signals.Stop() as stop:
-        directories: queue.Queue[Path | None] = queue.Queue()
-        reader = threading.Thread(target=_listen, args=(orders, directories, stop), daemon=True)
-        reader.start()
-
-        def tell(message: dict[str, Any]) -> None:
-            try:
-                messages.write((json.dumps(message) + "\n").encode())
-                messages.flush()
-            except BrokenPipeError:
-                os._exit(exit_status.RESUMABLE)  # the driver has died; no failure of the run
-
-        tell({"event": "ready"})
-        while True:
-            try:
-                directory = directories.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                if stop.signal is not None:
-                    return exit_status.RESUMABLE
-                continue
-            if directory is None:
-                return exit_status.DONE
-            _log_to(RunDirectory(directory).log)
-            ended: dict[str, Any] = {"event": "ended"}
-            try:
-                status = run(
-                    directory,
-                    stop=stop,
-                    on_progress=lambda message: tell({"event": "progress", **message}),
-                )
-                ended["status"] = status
-                if status == "failed":
-                    ended["message"] = RunDirectory(directory).failure()
-            except Stopped as stopped:
-                ended |= {"status": "stopped", "message": str(stopped)}
-            except Locked as error:
-                ended |= {"status": "busy", "message": str(error)}
-            except ConfigError as error:
-                ended |= {"status": "refused", "message": str(error)}
-            tell(ended)
-
-
-def _listen(orders: BinaryIO, directories: queue.Queue[Path | None], stop: signals.Stop) -> None:
-    for line in orders:
-        order = json.loads(line)
-        if order["order"] == "quit":
-            directories.put(None)
-            return
-        if order["order"] == "stop":
-            stop.request()
-        else:
-            directories.put(Path(order["directory"]))
-    # The driver has died. Whatever the main thread is doing, checkpoints are whole or not there.
-    os._exit(exit_status.RESUMABLE)
-
-
-def _log_to(path: Path) -> None:
-    """Send what this process and its libraries print into the run's log."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    sys.stderr.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()}\n")
-    sys.stderr.flush()
-
-
-def main() -> int:
-    """Serve a driver over the standard input and output."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    # A private copy of the pipe: a library that prints must not write into the messages.
-    messages = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return work(sys.stdin.buffer, messages)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,6 +14,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from runners.process.messages import (
+    Ended,
+    Message,
+    Notice,
+    ScoringProgress,
+    Started,
+    TrainingProgress,
+)
 from runners.process.terminal import duration
 
 LINE_SECONDS = 30.0
@@ -27,41 +34,41 @@ class _Row:
     began: float
     first_step: int | None = None
     first_time: float = 0.0
-    message: dict[str, Any] | None = None
+    message: TrainingProgress | ScoringProgress | None = None
     shown: float = 0.0
 
-    def update(self, message: dict[str, Any]) -> None:
+    def update(self, message: TrainingProgress | ScoringProgress) -> None:
         self.message = message
-        if self.first_step is None and message["phase"] == "train":
-            self.first_step, self.first_time = message["step"], time.monotonic()
+        if self.first_step is None and isinstance(message, TrainingProgress):
+            self.first_step, self.first_time = message.step, time.monotonic()
 
     @property
     def share(self) -> float:
-        return self.message["step"] / self.message["steps"] if self.message else 0.0
+        return self.message.step / self.message.steps if self.message else 0.0
 
     @property
     def left(self) -> float | None:
         """Seconds of training left, at the speed since this process took up the run."""
         if self.message is None or self.first_step is None:
             return None
-        done = self.message["step"] - self.first_step
+        done = self.message.step - self.first_step
         if done <= 0:
             return None
         elapsed = time.monotonic() - self.first_time
-        return elapsed / done * (self.message["steps"] - self.message["step"])
+        return elapsed / done * (self.message.steps - self.message.step)
 
     def cells(self) -> tuple[str, str, str, str]:
         """Return step, loss, speed and time left in words."""
         if self.message is None:
             return "starting", "", "", ""
-        step = f"{self.message['step']}/{self.message['steps']}"
-        if self.message["phase"] != "train":
-            rows = f"{self.message['rows']}/{self.message['of_rows']} rows"
-            return step, self.message["phase"], rows, ""
+        step = f"{self.message.step}/{self.message.steps}"
+        if isinstance(self.message, ScoringProgress):
+            rows = f"{self.message.rows}/{self.message.of_rows} rows"
+            return step, f"score {self.message.split}", rows, ""
         return (
             step,
-            f"loss {self.message['loss']:.4f}",
-            f"{self.message['tokens_per_second']:,.0f} tokens/s",
+            f"loss {self.message.loss:.4f}",
+            f"{self.message.tokens_per_second:,.0f} tokens/s",
             "" if self.left is None else f"{duration(self.left)} left",
         )
 
@@ -98,34 +105,35 @@ class Display:
         if self.console.is_terminal:
             self._live.stop()
 
-    def on_message(self, directory: Path, message: dict[str, Any]) -> None:
-        """Take up a message of the executor."""
-        event = message["event"]
-        if event == "tick":
-            return
+    def on_message(self, directory: Path, message: Message) -> None:
+        """Show a message of the executor."""
         label = self.labels[directory]
-        if event == "started":
+        if isinstance(message, Started):
             self._rows[directory] = _Row(label, began=time.monotonic())
             if not self.console.is_terminal:
                 self._print(f"{label}: started")
-        elif event == "progress":
-            row = self._rows[directory]
-            row.update(message)
-            now = time.monotonic()
-            if not self.console.is_terminal and now - row.shown >= LINE_SECONDS:
-                row.shown = now
-                self._print(f"{label}: " + "  ".join(cell for cell in row.cells() if cell))
-        elif event == "notice":
-            self._print(f"{label}: {message['message']}")
-        elif event == "ended":
-            row = self._rows.pop(directory)
-            seconds = time.monotonic() - row.began
-            status = message["status"]
-            self.ended[status] = self.ended.get(status, 0) + 1
-            if status == "done":
-                self._run_seconds.append(seconds)
-            reason = f": {message['message']}" if "message" in message else ""
-            self._print(f"{label}: {status} after {duration(seconds)}{reason}{self._tally()}")
+        elif isinstance(message, Notice):
+            self._print(f"{label}: {message.text}")
+        elif isinstance(message, TrainingProgress | ScoringProgress):
+            self._update(self._rows[directory], message)
+        elif isinstance(message, Ended):
+            self._end(self._rows.pop(directory), message)
+
+    def _update(self, row: _Row, message: TrainingProgress | ScoringProgress) -> None:
+        row.update(message)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - row.shown >= LINE_SECONDS:
+            row.shown = now
+            self._print(f"{row.label}: " + "  ".join(cell for cell in row.cells() if cell))
+
+    def _end(self, row: _Row, message: Ended) -> None:
+        seconds = time.monotonic() - row.began
+        self.ended[message.status] = self.ended.get(message.status, 0) + 1
+        if message.status == "done":
+            self._run_seconds.append(seconds)
+        reason = f": {message.reason}" if message.reason else ""
+        took = duration(seconds)
+        self._print(f"{row.label}: {message.status} after {took}{reason}{self._tally()}")
 
     def _tally(self) -> str:
         done = sum(self.ended.values())

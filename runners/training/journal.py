@@ -11,18 +11,17 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from runners.process.lease import Lease
+from runners.process.messages import Notice, OnProgress, ScoringProgress, TrainingProgress
 from runners.process.run_directory import MetricsLog, RunDirectory
 from runners.reporting.run_result import Timings
 from runners.training.tensorboard import Board
 from tasks.base.storage import write_json
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[dict[str, Any]], None]
 
 PROGRESS_SECONDS = 0.5
 """Least time between two messages about a run's progress."""
@@ -100,7 +99,7 @@ class Journal:
         clock: Clock,
         *,
         writes: bool,
-        on_progress: Progress,
+        on_progress: OnProgress,
         lease: Lease | None = None,
     ) -> None:
         self.clock = clock
@@ -165,9 +164,9 @@ class Journal:
         """Log a warning, and pass it on as a message."""
         logger.warning(text)
         if self._writes:
-            self._on_progress({"event": "notice", "message": text})
+            self._on_progress(Notice(text))
 
-    def progress(self, **message: Any) -> None:
+    def progress(self, message: TrainingProgress | ScoringProgress) -> None:
         """Pass on how far the run is, unless the last such message was a moment ago."""
         if self._writes and self.clock.seconds - self._shown_at >= PROGRESS_SECONDS:
             self._shown_at = self.clock.seconds

@@ -177,16 +177,6 @@ def test_exit_status(counts, number, status):
     assert sweep.sweep_status(Counter(counts), stop) == status
 
 
-def test_default_workers_follow_cores_and_threads(command, monkeypatch):
-    from runners.config.grid import expand, read_sweep
-
-    monkeypatch.setattr(sweep, "available_cores", lambda: 7)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for threads, workers in ((1, 7), (2, 3), (9, 1)):
-        planned = expand(read_sweep(command[0], [f"train.num_threads={threads}"]))
-        assert sweep.default_workers(planned) == (workers, [])
-
-
 def test_workers_are_no_part_of_a_run(command, tmp_path):
     """The number of workers decides neither threads nor identity."""
     from runners.config.grid import expand, read_sweep

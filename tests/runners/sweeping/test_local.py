@@ -5,13 +5,16 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from runners.process import signals
+from runners.process.messages import Ended, Started, TrainingProgress
 from runners.process.run_directory import RunDirectory
-from runners.sweeping import local
-from runners.sweeping.local import Job, LocalExecutor
+from runners.sweeping import worker
+from runners.sweeping.executor import Job
+from runners.sweeping.local import LocalExecutor, default_workers
 
 
 class Messages(list):
@@ -21,14 +24,12 @@ class Messages(list):
         self.react = react
 
     def __call__(self, directory, message):
-        if message["event"] == "tick":
-            return
         self.append((directory, message))
         if self.react:
             self.react(directory, message)
 
     def ended(self):
-        return {d.name: m["status"] for d, m in self if m["event"] == "ended"}
+        return {d.name: m.status for d, m in self if isinstance(m, Ended)}
 
 
 def pid_at_work(directory):
@@ -78,7 +79,7 @@ def test_killed_worker_fails_its_run_alone(make_run, run_jobs):
     long, short = make_run("long", *LONG), make_run("short", *SHORT)
 
     def kill(directory, message):
-        if directory == long and message["event"] == "progress":
+        if directory == long and isinstance(message, TrainingProgress):
             os.kill(pid_at_work(long), signal.SIGKILL)
 
     messages = run_jobs([long, short], react=kill)
@@ -91,7 +92,7 @@ def test_stop_saves_what_runs_and_starts_nothing(make_run, run_jobs):
     stop = signals.Stop()
 
     def ask(directory, message):
-        if message["event"] == "progress":
+        if isinstance(message, TrainingProgress):
             stop.request()
 
     messages = run_jobs([long, never], react=ask, stop=stop)
@@ -105,7 +106,7 @@ def test_stop_does_not_wait_for_a_worker_that_still_imports(make_run, run_jobs):
     stop = signals.Stop()
 
     def ask(directory, message):
-        if message["event"] == "started":
+        if isinstance(message, Started):
             stop.request()
 
     messages = run_jobs([first, never], react=ask, stop=stop)
@@ -123,19 +124,19 @@ def test_worker_dies_with_its_driver(make_run):
             LocalExecutor(1).run(
                 [Job(directory, 1)],
                 stop=signals.Stop(),
-                on_message=lambda _, message: os.write(write, message["event"].encode()),
+                on_message=lambda _, message: os.write(write, type(message).__name__.encode()),
             )
         finally:
             os._exit(1)
-    while b"progress" not in os.read(read, 4096):
+    while b"Progress" not in os.read(read, 4096):
         pass
-    worker = pid_at_work(directory)
-    os.kill(worker, 0)
+    pid = pid_at_work(directory)
+    os.kill(pid, 0)
     os.kill(driver, signal.SIGKILL)
     os.waitpid(driver, 0)
     for _ in range(100):
         try:
-            os.kill(worker, 0)
+            os.kill(pid, 0)
         except ProcessLookupError:
             return
         time.sleep(0.05)
@@ -148,4 +149,20 @@ def test_no_workers_is_an_error():
 
 
 def test_worker_quits_on_an_order(monkeypatch):
-    assert local.work(io.BytesIO(b'{"order": "quit"}\n'), io.BytesIO()) == 0
+    assert worker.work(io.BytesIO(b'{"order": "quit"}\n'), io.BytesIO()) == 0
+
+
+def test_default_workers_follow_cores_and_threads(monkeypatch):
+    monkeypatch.setattr("runners.sweeping.local.available_cores", lambda: 7)
+    for threads, workers in ((1, 7), (2, 3), (9, 1)):
+        jobs = [Job(Path(), 1), Job(Path(), threads)]
+        assert default_workers(jobs) == (workers, [])
+
+
+def test_default_workers_of_gpu_runs_are_one_a_visible_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    gpu = Job(Path(), 1, uses_gpu=True)
+    assert default_workers([gpu]) == (2, ["2", "5"])
+    assert default_workers([gpu, Job(Path(), 1)])[1] == []
+    assert LocalExecutor.for_jobs([gpu] * 3, None).num_workers == 2
+    assert LocalExecutor.for_jobs([gpu], 4).num_workers == 1

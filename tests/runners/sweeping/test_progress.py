@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from runners.process.messages import Ended, Notice, ScoringProgress, Started, TrainingProgress
 from runners.sweeping import progress
 from runners.sweeping.progress import Display
 
@@ -13,19 +14,17 @@ ONE, TWO = Path("one"), Path("two")
 LABELS = {ONE: "transformer seed 0", TWO: "universal seed 0"}
 
 
-def message(step, **more):
-    base = {"event": "progress", "phase": "train", "step": step, "steps": 100}
-    return base | {"loss": 1.25, "tokens_per_second": 12345.6} | more
+def message(step):
+    return TrainingProgress(step=step, steps=100, loss=1.25, tokens_per_second=12345.6)
 
 
 def play(display):
-    display.on_message(ONE, {"event": "started"})
+    display.on_message(ONE, Started())
     display.on_message(ONE, message(1))
     display.on_message(ONE, message(51))
-    display.on_message(ONE, {"event": "tick"})
-    display.on_message(ONE, {"event": "ended", "status": "done"})
-    display.on_message(TWO, {"event": "started"})
-    display.on_message(TWO, {"event": "ended", "status": "failed", "message": "step 3: loss nan"})
+    display.on_message(ONE, Ended("done"))
+    display.on_message(TWO, Started())
+    display.on_message(TWO, Ended("failed", "step 3: loss nan"))
 
 
 def test_log_has_plain_lines(monkeypatch):
@@ -49,14 +48,22 @@ def test_terminal_has_a_live_table():
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80, color_system=None)
     with Display(LABELS, console, 1) as display:
-        display.on_message(ONE, {"event": "started"})
+        display.on_message(ONE, Started())
         display.on_message(ONE, message(51))
         display._live.refresh()
         shown = text.getvalue()
-        display.on_message(ONE, {"event": "ended", "status": "done"})
+        display.on_message(ONE, Ended("done"))
     assert "transformer seed 0" in shown  # not cut at 80 columns
     assert "51/100" in shown
     assert "[0/2 runs]" in shown
+
+
+def test_scoring_is_shown_by_its_rows():
+    output = io.StringIO()
+    display = Display(LABELS, Console(file=output, width=200), 1)
+    display.on_message(ONE, Started())
+    display.on_message(ONE, ScoringProgress(split="gen", step=9, steps=9, rows=5, of_rows=8))
+    assert output.getvalue().splitlines()[-1].endswith("9/9  score gen  5/8 rows")
 
 
 def test_time_left_of_a_run_and_of_the_sweep(monkeypatch):
@@ -65,15 +72,15 @@ def test_time_left_of_a_run_and_of_the_sweep(monkeypatch):
     display = Display(
         LABELS | {Path("three"): "x", Path("four"): "y"}, Console(file=io.StringIO()), 2
     )
-    display.on_message(ONE, {"event": "started"})
+    display.on_message(ONE, Started())
     display.on_message(ONE, message(10))
     assert display.seconds_left() is None
     now[0] = 20.0
     display.on_message(ONE, message(50))
     assert display._rows[ONE].left == pytest.approx(25.0)  # 40 steps in 20 s, 50 to go
     now[0] = 40.0
-    display.on_message(ONE, {"event": "ended", "status": "done"})
-    display.on_message(TWO, {"event": "started"})
+    display.on_message(ONE, Ended("done"))
+    display.on_message(TWO, Started())
     now[0] = 50.0
     # 40 s a run: 30 s left of one, two more wait; two at a time
     assert display.seconds_left() == pytest.approx((30 + 80) / 2)
@@ -82,6 +89,6 @@ def test_time_left_of_a_run_and_of_the_sweep(monkeypatch):
 def test_notice_about_a_run_is_a_line_of_its_own():
     output = io.StringIO()
     display = Display(LABELS, Console(file=output, width=200), 1)
-    display.on_message(ONE, {"event": "started"})
-    display.on_message(ONE, {"event": "notice", "message": "step_000005: damaged"})
+    display.on_message(ONE, Started())
+    display.on_message(ONE, Notice("step_000005: damaged"))
     assert output.getvalue().splitlines()[-1] == f"{LABELS[ONE]}: step_000005: damaged"

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from runners.process.messages import Notice, TrainingProgress
 from runners.process.run_directory import RunDirectory
 from runners.training import journal as module
 from runners.training.journal import Clock, Journal, Lap
@@ -67,15 +68,19 @@ def test_times_add_up_over_starts(tmp_path, now):
     }
 
 
+def progress_at(step):
+    return TrainingProgress(step=step, steps=9, loss=0.5, tokens_per_second=1.0)
+
+
 def test_progress_is_passed_on_now_and_then_and_notices_always(tmp_path, now):
     messages = []
     with open_journal(tmp_path, messages=messages) as journal:
         for step in range(4):
-            journal.progress(step=step)
+            journal.progress(progress_at(step))
             journal.notice(f"notice {step}")
             now[0] += 0.3
-    assert [message["step"] for message in messages if "step" in message] == [0, 2]
-    assert len([message for message in messages if message.get("event") == "notice"]) == 4
+    assert [message.step for message in messages if isinstance(message, TrainingProgress)] == [0, 2]
+    assert len([message for message in messages if isinstance(message, Notice)]) == 4
 
 
 def test_a_rank_that_does_not_write_is_silent(tmp_path):
@@ -83,7 +88,7 @@ def test_a_rank_that_does_not_write_is_silent(tmp_path):
     with open_journal(tmp_path, writes=False, messages=messages) as journal:
         journal.open(size=0, step=0, tensorboard=False)
         journal.append({"step": 1})
-        journal.progress(step=1)
+        journal.progress(progress_at(1))
         journal.notice("damaged")
         assert journal.flush() is None
     assert messages == []

@@ -9,6 +9,10 @@ import torch
 
 torch.set_num_threads(1)
 
+# Autograd counts the devices in its first backward pass. A CUDA build that was asked for its fake
+# tensors before counts a device where there is none, and its threads then forbid forked ranks.
+torch.ones((), requires_grad=True).backward()
+
 
 def _interpreter_works() -> bool:
     """Return whether Triton's interpreter can loop: before 3.7 it could not with NumPy 2.4."""

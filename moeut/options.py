@@ -146,7 +146,7 @@ def _read_kind(kinds: Mapping[str, type[Options]], data: Any, default: str | Non
         data = {"kind": data}
     data = dict(_mapping(data, f"a mapping with a kind, or one of {', '.join(kinds)}"))
     kind = data.pop("kind", default)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise OptionError("kind", kind, f"expected one of {', '.join(kinds)}{nearest(kind, kinds)}")
     chosen = kinds[kind]
     known = type_hints(chosen)

@@ -45,8 +45,9 @@ def macs_per_token(built: Built) -> int:
 @functools.lru_cache(maxsize=8)
 def mean_lengths(objective: Objective) -> tuple[int, ...]:
     """Return the mean length, over train's rows, of each sequence that the model reads."""
-    if objective.task.kind == "language_modelling":  # also before the text is packed
-        return (objective.task.context_length,)
+    known = objective.lengths()  # also of a text that is not packed yet
+    if known is not None:
+        return known
     return tuple(round(length) for length in train_columns(objective).shape.mean(axis=0).tolist())
 
 

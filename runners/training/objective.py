@@ -64,6 +64,10 @@ class Objective(abc.ABC):
     def sizes(self) -> dict[str, int]:
         """Return the vocabulary sizes and classes that the model's config needs."""
 
+    def lengths(self) -> tuple[int, ...] | None:
+        """Return the length of each sequence that the model reads, if all rows have one length."""
+        return None
+
     @abc.abstractmethod
     def longest(self) -> dict[str, int]:
         """Return the most tokens that each stack may have to read, over all splits, by stack."""
@@ -256,6 +260,9 @@ class LanguageObjective(Objective):
 
     def sizes(self) -> dict[str, int]:
         return {"vocabulary_size": self.task.num_ids()}
+
+    def lengths(self) -> tuple[int, ...]:
+        return (self.task.context_length,)
 
     def longest(self) -> dict[str, int]:
         return {"decoder": self.task.context_length}

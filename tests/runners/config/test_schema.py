@@ -142,6 +142,7 @@ def test_bad_values(toy, write, line, expected):
         ),
         (("d_model: 32", "attention: swich_head"), "; did you mean 'switch_head'?"),
         (("d_model: 32", "attention: {kind: 3}"), ":4: model.attention.kind=3: expected one of"),
+        (("d_model: 32", "attention: {kind: [3]}"), ":4: model.attention.kind=[3]: expected one"),
         (("transformer", "moeut\n  depth.repeats: 0"), ":4: model.depth.repeats=0: must be"),
         (("transformer", "moeut\n  depth: 3"), ":4: model.depth=3: expected a mapping"),
         (("d_model: 32", "dropout: 1.5"), ":4: model.dropout=1.5: must be at least 0 and below 1"),

@@ -6,9 +6,10 @@ given on the command line holds for every run, and a grid over that very key shr
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from runners.config.run_file import SectionChecker, build_run
 from runners.config.schema import RunConfig
 from runners.config.sweep_file import Sweep, read_sweep
 from runners.config.yaml_nodes import ConfigError, Node, merge, override, show
+from tasks.base.storage import write_json
 
 __all__ = ["PlannedRun", "Sweep", "expand", "plan_record", "read_sweep", "write_plan"]
 
@@ -56,13 +58,78 @@ def expand(
             or nothing left after ``exclude``.
         tasks.DataMissing: a data file is not there.
     """
-    hash_of = data_hash or task_data_hash
-    hashes: dict[str, str] = {}
     checker = SectionChecker()
-    used: set[int] = set()
+    hashes = _DataHashes(data_hash or task_data_hash)
     planned: list[PlannedRun] = []
-    owners: dict[str, tuple[str, dict[str, Any]]] = {}
+    owners: dict[str, _Setting] = {}
+    matched: set[int] = set()
     directory = Path(root) / sweep.config.name
+    for setting in _settings(sweep):
+        excluded_by = {
+            seed: _matching(sweep.exclude, setting, seed) for seed in sweep.config.seed_list
+        }
+        matched.update(*excluded_by.values())
+        seeds = [seed for seed, points in excluded_by.items() if not points]
+        if not seeds:
+            continue
+        config = build_run(setting.with_seed(seeds[0]), checker)
+        digest = config.hash(hashes.of(config))
+        owner = owners.setdefault(digest, setting)
+        if owner is not setting:
+            raise _same_run(sweep, setting, owner)
+        planned += (
+            PlannedRun(
+                variant=setting.variant,
+                parameters=setting.parameters,
+                seed=seed,
+                config=dataclasses.replace(config, seed=seed),
+                hash=digest,
+                directory=directory / f"{setting.variant}-{digest}" / f"seed{seed}",
+            )
+            for seed in seeds
+        )
+    unmatched = [point for index, point in enumerate(sweep.exclude) if index not in matched]
+    if unmatched and not sweep.overrides:
+        point = unmatched[0]
+        raise ConfigError(
+            f"{show(point.plain())} matches no run", path="exclude", place=point.place
+        )
+    if not planned:
+        raise ConfigError("exclude leaves no run", place=sweep.root.place)
+    return planned
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A variant at a grid point."""
+
+    variant: str
+    parameters: dict[str, Any]
+    node: Node
+    """The run, merged."""
+
+    def with_seed(self, seed: int) -> Node:
+        return Node({**self.node.value, "seed": Node(seed, self.node.place)}, self.node.place)
+
+    def value(self, path: str) -> Any:
+        """Return what an ``exclude`` compares with: a value as given, or None."""
+        if path == "variant":
+            return self.variant
+        if path in self.parameters:
+            return self.parameters[path]
+        node = self.node
+        for key in path.split("."):
+            if not isinstance(node.value, dict) or key not in node.value:
+                return None
+            node = node.value[key]
+        return node.plain()
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{key}={show(value)}" for key, value in self.parameters.items())
+        return f"{self.variant} ({values})" if values else self.variant
+
+
+def _settings(sweep: Sweep) -> Iterator[_Setting]:
     for point in itertools.product(*sweep.parameters.values()):
         grid = dict(zip(sweep.parameters, point, strict=True))
         parameters = {path: node.plain() for path, node in grid.items()}
@@ -70,97 +137,49 @@ def expand(
             node = merge(sweep.base, change)
             for path, value in (*grid.items(), *sweep.overrides):
                 node = override(node, path, value)
-            plain = {"variant": variant, **parameters}
-            seeds = [
-                s for s in sweep.config.seed_list if not _excluded(sweep, plain, node, s, used)
-            ]
-            if not seeds:
-                continue
-            config = build_run(_with_seed(node, seeds[0]), checker)
-            key = json.dumps(config.task, sort_keys=True)
-            if key not in hashes:
-                hashes[key] = _hash_data(hash_of, config)
-            digest = config.hash(hashes[key])
-            other = owners.setdefault(digest, (variant, parameters))
-            if other != (variant, parameters):
-                raise _same_run(sweep, change, (variant, parameters), other)
-            for seed in seeds:
-                run = config if seed == seeds[0] else build_run(_with_seed(node, seed), checker)
-                planned.append(
-                    PlannedRun(
-                        variant=variant,
-                        parameters=parameters,
-                        seed=seed,
-                        config=run,
-                        hash=digest,
-                        directory=directory / f"{variant}-{digest}" / f"seed{seed}",
-                    )
-                )
-    unused = [point for index, point in enumerate(sweep.exclude) if index not in used]
-    if unused and not sweep.overrides:
-        raise ConfigError(
-            f"{show(unused[0].plain())} matches no run", path="exclude", place=unused[0].place
+            yield _Setting(variant, parameters, node)
+
+
+def _matching(exclude: Sequence[Node], setting: _Setting, seed: int) -> list[int]:
+    """Return the numbers of the excluded points that a run is one of."""
+    return [
+        index
+        for index, point in enumerate(exclude)
+        if all(
+            wanted.plain() == (seed if key == "seed" else setting.value(key))
+            for key, wanted in point.value.items()
         )
-    if not planned:
-        raise ConfigError("exclude leaves no run", place=sweep.root.place)
-    return planned
+    ]
 
 
-def _with_seed(node: Node, seed: int) -> Node:
-    return Node({**node.value, "seed": Node(seed, node.place)}, node.place)
-
-
-def _excluded(sweep: Sweep, point: dict[str, Any], node: Node, seed: int, used: set[int]) -> bool:
-    hit = False
-    for index, exclude in enumerate(sweep.exclude):
-        matches = True
-        for key, wanted in exclude.value.items():
-            value = seed if key == "seed" else point.get(key, _lookup(node, key))
-            matches = matches and value == wanted.plain()
-        if matches:
-            used.add(index)
-            hit = True
-    return hit
-
-
-def _lookup(node: Node, path: str) -> Any:
-    for part in path.split("."):
-        if not isinstance(node.value, dict) or part not in node.value:
-            return None
-        node = node.value[part]
-    return node.plain()
-
-
-def _same_run(
-    sweep: Sweep,
-    change: Node,
-    one: tuple[str, dict[str, Any]],
-    other: tuple[str, dict[str, Any]],
-) -> ConfigError:
-    def describe(label: tuple[str, dict[str, Any]]) -> str:
-        name, point = label
-        values = ", ".join(f"{key}={show(value)}" for key, value in point.items())
-        return f"{name} ({values})" if values else name
-
-    place = change.place if one[0] != other[0] else sweep.root.place
+def _same_run(sweep: Sweep, one: _Setting, other: _Setting) -> ConfigError:
+    change = sweep.variants[one.variant]
     return ConfigError(
-        f"{describe(one)} and {describe(other)} are the same run; a variant or grid value must "
-        "change something",
-        path=f"variants.{one[0]}",
-        place=place,
+        f"{one} and {other} are the same run; a variant or grid value must change something",
+        path=f"variants.{one.variant}",
+        place=change.place if one.variant != other.variant else sweep.root.place,
     )
 
 
-def _hash_data(hash_of: Callable[[dict[str, Any]], str], config: RunConfig) -> str:
-    """Return the hash of a run's data; trouble with a user's own file names the config too."""
-    from tasks.base.data_files import DataDamaged, DataMissing
+class _DataHashes:
+    """Hashes the data of each task once."""
 
-    try:
-        return hash_of(config.task)
-    except (DataDamaged, DataMissing):  # of the machine, not of what the config says
-        raise
-    except ValueError as error:
-        raise config.located(error, "task") from error
+    def __init__(self, data_hash: Callable[[dict[str, Any]], str]) -> None:
+        self._data_hash = data_hash
+        self._known: dict[str, str] = {}
+
+    def of(self, config: RunConfig) -> str:
+        """Return the hash of a run's data.
+
+        Raises:
+            ConfigError: a user's own file is not what the config says.
+            tasks.DataMissing, tasks.DataDamaged: a data file is missing, or not the published one.
+        """
+        key = json.dumps(config.task, sort_keys=True)
+        if key not in self._known:
+            with config.locating("task"):
+                self._known[key] = self._data_hash(config.task)
+        return self._known[key]
 
 
 def task_data_hash(task: dict[str, Any]) -> str:
@@ -197,12 +216,13 @@ def plan_record(sweep: Sweep, planned: Sequence[PlannedRun]) -> dict[str, Any]:
 
 
 def write_plan(sweep: Sweep, planned: Sequence[PlannedRun]) -> Path:
-    """Write ``sweep.json`` into the sweep's directory, whole or not at all, and return its path."""
+    """Write ``sweep.json`` into the sweep's directory, whole or not at all, and return its path.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
     directory = planned[0].directory.parent.parent
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "sweep.json"
-    partial = directory / "sweep.json.partial"
-    text = json.dumps(plan_record(sweep, planned), indent=1, ensure_ascii=False) + "\n"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_json(path, plan_record(sweep, planned))
     return path

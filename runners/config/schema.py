@@ -7,14 +7,16 @@ checked there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from runners.config.yaml_nodes import ConfigError, Node
+from tasks.base.data_files import DataDamaged, DataMissing
 from tasks.base.options import OptionError, nearest
 
 if TYPE_CHECKING:
@@ -221,6 +223,22 @@ class RunConfig:
     def located(self, error: ValueError, section: str) -> ConfigError:
         """Return what a section's owner says of its options, with the line of the option."""
         return located(error, self.source.find(section), section)
+
+    @contextlib.contextmanager
+    def locating(self, section: str) -> Iterator[None]:
+        """Give what a section's owner complains about in the context the line of the option.
+
+        Raises:
+            ConfigError: a ValueError was raised.
+            tasks.DataMissing, tasks.DataDamaged: as raised, since they are about the machine and
+                not about what the config says.
+        """
+        try:
+            yield
+        except (ConfigError, DataDamaged, DataMissing):
+            raise
+        except ValueError as error:
+            raise self.located(error, section) from error
 
     def check_splits(self, splits: Sequence[str], selection_splits: Sequence[str]) -> None:
         """Check the names of splits that the run gives.

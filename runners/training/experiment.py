@@ -79,7 +79,8 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
     """
     task = build_task(config.task)
     lacks = None if needs_data else missing_data(config.task)
-    split_names = task.split_names() if lacks else _split_names(config, task)
+    with config.locating("task"):
+        split_names = task.split_names() if lacks else list(task.splits())
     config.check_splits(split_names, list(task.selection_splits))
     if config.selection_split and config.evaluate.interval is None:
         raise config.error(
@@ -100,16 +101,6 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
         raise _model_error(config, objective, error) from error
     _check_positions(config, objective, model_config)
     return Built(task, objective, model_config, split_names, lacks)
-
-
-def _split_names(config: RunConfig, task: Task) -> list[str]:
-    """Build the splits and return their names; trouble that an option makes has its place."""
-    try:
-        return list(task.splits())
-    except (tasks.DataMissing, tasks.DataDamaged):  # of the machine, not of what the config says
-        raise
-    except ValueError as error:
-        raise config.located(error, "task") from error
 
 
 def _model_error(config: RunConfig, objective: Objective, error: OptionError) -> ConfigError:

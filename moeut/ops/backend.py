@@ -1,15 +1,17 @@
-"""Choose which implementation computes the expert operations."""
+"""Choose which implementation computes the expert operations, and say what cannot serve and why.
+
+Finds out whether Triton is installed without importing it, so that the package works without it.
+"""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import importlib.util
 import logging
 import os
 
 import torch
-
-from moeut.ops.triton.device import why_not
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +20,11 @@ BACKENDS = {
     "grouped": "plain PyTorch with a backward of its own; the fast CPU path, works on any device",
     "triton": "GPU kernels; float32, float16 and bfloat16, NVIDIA from compute capability 8.0 on",
 }
+
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+MIN_CAPABILITY = (8, 0)
+"""Compute capability from which on Triton multiplies bfloat16, and float16 correctly."""
 
 
 def available_backends() -> tuple[str, ...]:
@@ -50,6 +57,47 @@ def compute_dtype(like: torch.Tensor) -> torch.dtype:
     device = like.device.type
     is_autocast = torch.is_autocast_enabled(device) and like.dtype != torch.float64
     return torch.get_autocast_dtype(device) if is_autocast else like.dtype
+
+
+def is_interpreted() -> bool:
+    """Return whether Triton's interpreter is on, which runs kernels on the CPU, slowly."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Return whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_not(device: torch.device | str, dtype: torch.dtype | None = None) -> str | None:
+    """Return why Triton kernels cannot serve a device and dtype; None where they can."""
+    device = torch.device(device)
+    if not has_triton():
+        return "Triton is not installed"
+    if device.type == "cpu" and not is_interpreted():
+        return "Triton needs a CUDA device, or TRITON_INTERPRET=1 to run on a CPU"
+    if device.type not in ("cpu", "cuda"):
+        return f"the kernels are made for CUDA devices, not {device.type}"
+    problem = _cuda_problem(device.index) if device.type == "cuda" else None
+    if problem is None and dtype is not None and dtype not in TRITON_DTYPES:
+        return f"the kernels compute in float32, float16 and bfloat16, not {dtype}"
+    return problem
+
+
+# Compiled code takes the answers as constants. torch.compiler.assume_constant_result sets this mark
+# too, but imports all of torch._dynamo, and Triton with it, for those who never compile.
+why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _cuda_problem(index: int | None) -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device is available"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < MIN_CAPABILITY:
+        return f"the GPU's compute capability is {capability}, below {MIN_CAPABILITY}"
+    return None
 
 
 def _choose(device: torch.device, dtype: torch.dtype | None) -> tuple[str, str]:

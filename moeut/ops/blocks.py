@@ -38,7 +38,7 @@ class Block(NamedTuple):
     """Whether it ends its expert."""
 
     def without_padding(self, rows: Tensor) -> Tensor:
-        """Return the first N of N' rows."""
+        """Return the first N rows of (N', width)."""
         return rows if self.padded == self.num_rows else rows.narrow(0, 0, self.num_rows)
 
 
@@ -147,7 +147,7 @@ class RowSum:
         self.total.index_add_(0, rows, values)
 
     def result(self) -> Tensor:
-        """Return the sums in the dtype of the output."""
+        """Return the sums (num_rows, width) in the dtype of the output."""
         return self.total.to(self.dtype)
 
 

@@ -58,13 +58,13 @@ def register_gradient(
 
 
 def only_needed(gradients: Sequence[Tensor | None], needs: Sequence[bool], like: Tensor) -> Any:
-    """Return gradients as a backward operator has to: empty where they are not needed."""
+    """Return gradients, of any shapes, as a backward operator has to: empty if not needed."""
     pairs = zip(gradients, needs, strict=True)
     return tuple(one if need and one is not None else like.new_empty(0) for one, need in pairs)
 
 
 def drop_unneeded(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return gradients as autograd wants them: None where they are not needed."""
+    """Return gradients, of any shapes, as autograd wants them: None if not needed."""
     return [one if need else None for one, need in zip(gradients, needs, strict=True)]
 
 

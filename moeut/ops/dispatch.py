@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from moeut.ops.backend import resolve_backend
-from moeut.ops.triton.device import compute_capability
 
 RADIX_SORT_SIZE = 32768
 """PyTorch sorts integers on the CPU by radix from this size on, about ten times faster."""
@@ -78,6 +77,7 @@ class Dispatch:
                 )
         if resolve_backend(backend, flat.device) == "triton":
             from moeut.ops.triton import dispatch
+            from moeut.ops.triton.device import compute_capability
 
             tile_rows = dispatch.choose_tile_rows(
                 flat.shape[0], num_experts, compute_capability(flat.device)

@@ -77,10 +77,10 @@ class _Begin(torch.autograd.Function):
 
 
 def new_thread(like: Tensor) -> Tensor:
-    """Return a float32 tensor of a weight's shape whose elements are all the same memory."""
+    """Return a float32 tensor of a weight's shape (E, M, N) whose elements share one address."""
     return torch.empty((), dtype=torch.float32, device=like.device).expand(like.shape)
 
 
 def parameter_of(weight: Tensor | SharedWeight) -> Tensor:
-    """Return the parameter behind a weight that may be shared."""
+    """Return the parameter (E, M, N) behind a weight that may be shared."""
     return weight.parameter if isinstance(weight, SharedWeight) else weight

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from moeut.ops import resolve_backend
+from moeut.ops.backend import has_triton
 from moeut.ops.cpu_routine import onednn_is_faster
-from moeut.ops.triton.device import has_triton
 from runners.bench.command import (
     add_device_options,
     add_peer_option,

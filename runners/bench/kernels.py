@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from moeut.ops.triton.device import has_triton, is_interpreted
+from moeut.ops.backend import has_triton, is_interpreted
 from runners.bench.command import add_json_option, command_line, deliver
 from runners.bench.layers import DTYPES, SIZES, HeadSize, MlpSize, check_sizes
 from runners.bench.machine_code import SHARED_KIB, compile_launch, record_launches

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from moeut.config import ModelConfig
-from moeut.ops.triton.device import has_triton
+from moeut.ops.backend import has_triton
 from moeut.sizing import count_parameters, macs_per_token
 from runners.bench.command import (
     add_device_options,

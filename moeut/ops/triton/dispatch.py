@@ -1,15 +1,16 @@
 """Sort slots by expert on the device: count, scan, place; four launches and no synchronisation.
 
-A counting sort in which every slot's place is computed and none is raced for, so the order is
-stable and the same in every run:
+Shapes: S slots, E experts, G = E + 1 groups: the experts, and behind them the slots without one
+(index outside 0 to E - 1).
+
+A counting sort. It computes the place of every slot, where other sorts let threads race for places;
+so the order is stable and the same in every run:
 
 1. the slots of each expert are counted in blocks of consecutive slots;
 2. each expert's counts are summed over the earlier blocks;
 3. totals give the experts' first rows, and the tiles that the matmul kernels work through;
 4. a slot's row is its expert's first row, plus the expert's slots in earlier blocks, plus those
    before it in its own block.
-
-Slots without an expert (index outside 0 to E - 1) are sorted last, as if of an expert E.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from moeut.ops.triton.device import on_device
 
 BLOCK_SLOTS = 128
-"""Slots of one block; every pair in a block is compared."""
+"""Slots of one block; ``place_kernel`` compares every pair of them."""
 
 SCAN_BLOCKS = 1024
 """Blocks whose counts are summed in one step."""
@@ -31,17 +32,19 @@ MAX_COUNTED_EXPERTS = 4096
 """Up to this many experts a block's counts fit in a multiprocessor; beyond, PyTorch sorts."""
 
 MAX_SLOTS = 2**31 - 1
+"""Counts are 32 bits wide."""
 
 
 @triton.jit(do_not_specialize=["num_slots", "num_experts"])
 def count_kernel(
     index_ptr, counts_ptr, num_slots, num_experts, BINS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Count the slots of each expert, and of none, in each block: counts (blocks, E + 1)."""
+    """Count the slots of each group in each block: index (S,) → counts (blocks, G)."""
     block = tl.program_id(0).to(tl.int64)
     slots = block * BLOCK + tl.arange(0, BLOCK)
     expert = tl.load(index_ptr + slots, mask=slots < num_slots, other=-1).to(tl.int32)
     group = tl.where((expert >= 0) & (expert < num_experts), expert, num_experts)
+    # A bin of their own for what is behind the last slot; it is not stored.
     group = tl.where(slots < num_slots, group, num_experts + 1)
     counts = tl.histogram(group, BINS)
     bins = tl.arange(0, BINS)
@@ -50,7 +53,10 @@ def count_kernel(
 
 @triton.jit(do_not_specialize=["num_blocks", "num_groups"])
 def scan_kernel(counts_ptr, totals_ptr, num_blocks, num_groups, BLOCK: tl.constexpr):
-    """Replace each count by the sum of its group's earlier ones, and write the groups' totals."""
+    """Replace each count (blocks, G) by the sum of its group's earlier ones; write totals (G,).
+
+    One program scans one group, BLOCK counts at a time.
+    """
     group = tl.program_id(0)
     total = tl.zeros((), dtype=tl.int32)
     for first in range(0, num_blocks, BLOCK):
@@ -74,7 +80,10 @@ def offset_kernel(
     TILE_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write one group's count, first row and tiles; program E + 1 marks the tiles left over."""
+    """Write one group's count, first row and tiles; program E + 1 marks the tiles left over.
+
+    From totals (G,) come counts (E,), offsets (G,) and tiles (2, max_tiles): group and first row.
+    """
     group = tl.program_id(0)
     offset = tl.zeros((), dtype=tl.int64)
     first_tile = tl.zeros((), dtype=tl.int64)
@@ -109,13 +118,14 @@ def place_kernel(
     num_experts,
     BLOCK: tl.constexpr,
 ):
-    """Write each slot to its row of the sorted order."""
+    """Write each slot to its row of the sorted order (S,)."""
     block = tl.program_id(0).to(tl.int64)
     position = tl.arange(0, BLOCK)
     slots = block * BLOCK + position
     mask = slots < num_slots
     expert = tl.load(index_ptr + slots, mask=mask, other=-1).to(tl.int32)
     group = tl.where((expert >= 0) & (expert < num_experts), expert, num_experts)
+    # (BLOCK, BLOCK): row i marks the slots j < i of the same group.
     is_earlier = (group[:, None] == group[None, :]) & (position[:, None] > position[None, :])
     row = tl.sum(is_earlier.to(tl.int32), 1).to(tl.int64)
     row += tl.load(offsets_ptr + group, mask=mask, other=0)
@@ -136,7 +146,10 @@ def choose_tile_rows(num_slots: int, num_experts: int, capability: tuple[int, in
 
 
 def max_num_tiles(num_slots: int, num_experts: int, tile_rows: int) -> int:
-    """Return a bound on the number of tiles, which is known without knowing the counts."""
+    """Return a bound on the number of tiles that holds whatever the counts are.
+
+    So the tiles can be allocated without waiting for the device.
+    """
     return min(num_slots, num_slots // tile_rows + num_experts + 1)
 
 
@@ -144,7 +157,11 @@ def max_num_tiles(num_slots: int, num_experts: int, tile_rows: int) -> int:
 def dispatch(
     index: Tensor, num_experts: int, tile_rows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return order, counts, offsets and tiles of the experts (S,) of all slots, all int64."""
+    """Return order (S,), counts (E,), offsets (E + 1,) and tiles (2, max_tiles), all int64.
+
+    ``index`` (S,) int64 holds the expert of each slot. Raises ValueError for more slots than
+    fit in 32 bits.
+    """
     num_slots = index.shape[0]
     if num_slots > MAX_SLOTS:
         raise ValueError(f"expert_index has {num_slots} values: expected at most {MAX_SLOTS}")
@@ -178,7 +195,10 @@ def _(index, num_experts, tile_rows):
 
 @torch.library.custom_op("moeut::triton_tiles", mutates_args=())
 def make_tiles(offsets: Tensor, num_slots: int, tile_rows: int) -> Tensor:
-    """Return the tiles of slots that are sorted already, from the experts' first rows (E + 1,)."""
+    """Return the tiles (2, max_tiles) of slots that are sorted already.
+
+    ``offsets`` (E + 1,) are the experts' first rows.
+    """
     num_experts = offsets.shape[0] - 1
     end = offsets.new_full((1,), num_slots)
     totals = torch.cat((offsets, end)).diff().to(torch.int32)

@@ -21,12 +21,14 @@ from torch import Tensor
 from moeut.ops.triton.device import on_device
 
 MAX_EXPERTS = 4096
-"""Up to this many logits a token's stay in registers; with more experts PyTorch routes."""
+"""Up to this many logits of a token fit in registers; with more experts PyTorch routes."""
 
 TILE_LOGITS = 512
-"""Logits that one warp holds at least, those of several tokens where experts are few."""
+"""Logits that one warp holds at least; where experts are few, they are of several tokens."""
 
 MIN_PROGRAMS = 2048
+"""Programs that keep a large GPU busy."""
+
 MAX_TILES_PER_PROGRAM = 16
 """The more tokens one program adds up, the fewer partial sums are written."""
 
@@ -57,6 +59,9 @@ def route_kernel(
 ):
     """Choose the experts of ``num_tiles · ROWS`` tokens in one row and head, and add up.
 
+    A *group* is a row and a head; programs are counted by groups first, so program p has group
+    p % num_groups. BLOCK ≥ E is a power of two.
+
     partial (chunks, B, H, E) is Σ over the program's tokens of share · softmax(logits); normaliser
     (B, T, H) is log Σ exp(logits).
     """
@@ -73,6 +78,7 @@ def route_kernel(
         positions = row.to(tl.int64) * num_tokens + tokens
         routers = positions * num_heads + head
         logit_ptrs = logits_ptr + routers[:, None] * NUM_EXPERTS + experts[None, :]
+        # (ROWS, BLOCK); columns behind the last expert are -∞, which no sum or maximum sees.
         logits = tl.load(logit_ptrs, mask=valid[:, None] & exists[None, :], other=0.0)
         logits = tl.where(exists[None, :], logits, float("-inf"))
         if BALANCE or SOFTMAX:
@@ -87,6 +93,7 @@ def route_kernel(
             else:
                 share = tl.where(valid, 1.0 / num_tokens.to(tl.float32), 0.0)
             total += tl.sum(powers * (share / power_sum)[:, None], 0)
+        # NaN as the largest, so that it is chosen and seen rather than lost.
         candidates = tl.where(logits != logits, float("inf"), logits)
         if HAS_DROPPED:
             dropped_ptrs = dropped_ptr + routers[:, None] * NUM_EXPERTS + experts[None, :]
@@ -97,7 +104,8 @@ def route_kernel(
             routed = tl.load(real_ptr + positions, mask=valid, other=0) != 0
         for choice in range(TOP_K):
             best, expert = tl.max(candidates, 1, return_indices=True)
-            found = routed & (best > float("-inf"))
+            found = routed & (best > float("-inf"))  # (ROWS,)
+            # Read again: NaN was replaced above, and its gate has to be NaN.
             logit = tl.load(logits_ptr + routers * NUM_EXPERTS + expert, mask=found, other=0.0)
             gate = tl.exp(logit - highest) / power_sum if SOFTMAX else tl.sigmoid(logit)
             chosen = routers * TOP_K + choice
@@ -146,7 +154,7 @@ def route_gradient_kernel(
     positions = row.to(tl.int64) * num_tokens + tokens
     routers = positions * num_heads + head
     offsets = routers[:, None] * NUM_EXPERTS + experts[None, :]
-    by_choice = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    by_choice = tl.zeros((ROWS, BLOCK), dtype=tl.float32)  # what flows in through chosen gates
     for choice in range(TOP_K):
         chosen = routers * TOP_K + choice
         expert = tl.load(selection_ptr + chosen, mask=valid, other=-1)
@@ -244,7 +252,11 @@ def route_backward(
     softmax: bool,
     balance: bool,
 ) -> Tensor:
-    """Return the gradient of the logits."""
+    """Return the gradient of the logits (B, T, H, E).
+
+    ``d_gates`` (B, T, H, k) and ``d_probability`` (B, H, E) are of what ``route`` returns; the rest
+    is what it took and returned.
+    """
     logits = logits.contiguous()
     d_logits = torch.empty_like(logits)
     batch, num_tokens, num_heads, num_experts = logits.shape
@@ -296,7 +308,8 @@ route.register_autograd(_backward, setup_context=_setup_context)
 def tile_sizes(num_experts: int) -> tuple[int, int, int]:
     """Return the tokens of a tile, its columns and the warps that hold it.
 
-    One warp where possible: the maxima of a tile over several would meet in shared memory k times.
+    One warp where possible: several would exchange the maxima of a tile through shared memory, once
+    for each of the k choices.
     """
     block = max(16, triton.next_power_of_2(num_experts))
     return max(1, TILE_LOGITS // block), block, max(1, block // 1024)

@@ -2,13 +2,13 @@
 
 A kernel's block sizes depend on its *shape class*: kernel, dtype, widths and rows of a tile. The
 number of tokens enters only by the rows of a tile, which take five values, so that another batch
-size never starts a search. Nothing is ever searched for unasked: without a result on disk the
-defaults serve. ``warmup`` searches:
+size never starts a search. A search runs only when asked for; without a result on disk the defaults
+serve. ``warmup`` searches:
 
     warmup(lambda: model(tokens).logits.sum().backward())
 
-Block sizes change in which order numbers are summed, so that runs on one machine repeat bit by bit
-as long as nothing is searched for between them.
+Block sizes decide in which order numbers are summed, so runs on one machine repeat bit by bit as
+long as no search comes between them.
 
 Results are kept in one file per GPU and Triton version in ``$MOEUT_CACHE`` or ~/.cache/moeut.
 """
@@ -24,13 +24,14 @@ import logging
 import os
 import re
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+
+from moeut.saving import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +309,4 @@ def _read(path: Path) -> dict[str, Blocks]:
 def _write(path: Path, found: dict[str, Blocks]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {key: dataclasses.asdict(blocks) for key, blocks in sorted(found.items())}
-    # Renamed into place, so that another process never reads half a file.
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(content, file, indent=1)
-    os.replace(file.name, path)
+    write_atomically(path, json.dumps(content, indent=1))  # another process may be reading

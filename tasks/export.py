@@ -3,34 +3,59 @@
     python -m tasks.export scan variant=length --split test --output test.jsonl
 
 Each line is an object with ``source``, ``target``, ``category`` and ``difficulty``. Tokens are
-joined by spaces. The task ``file`` reads such a file back.
+joined by spaces; where one is white space itself, as characters can be, that side of every row is a
+list of tokens. A class label is text. The task ``file`` reads such a file back to the same rows,
+with ``kind=classification`` where the target is a class.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from tasks.base.command_line import run
 from tasks.base.storage import open_atomically
-from tasks.base.task import Example, ExampleTask
+from tasks.base.task import Example, ExampleTask, Kind
 from tasks.menu import parse_task_arguments, task_from_words, task_parser
 
 
-def to_json_line(example: Example) -> str:
-    """Return a row as one JSON line, without its line end."""
+def to_json_line(example: Example, lists: Collection[str] = ()) -> str:
+    """Return a row as one JSON line, without its line end.
+
+    Args:
+        example: the row.
+        lists: which of ``source`` and ``target`` is a list of tokens, rather than text.
+    """
     difficulty = example.difficulty
+    sides = {"source": example.source, "target": example.target}
     return json.dumps(
         {
-            "source": " ".join(example.source),
-            "target": " ".join(example.target),
+            **{
+                name: list(side) if name in lists else " ".join(side)
+                for name, side in sides.items()
+            },
             "category": example.category,
             "difficulty": int(difficulty) if float(difficulty).is_integer() else difficulty,
         },
         ensure_ascii=False,
     )
+
+
+def sides_as_lists(rows: Iterable[Example], kind: Kind) -> list[str]:
+    """Return the sides of some rows whose tokens cannot be told apart when spaces join them."""
+    lists = set()
+    for row in rows:
+        if not _can_be_joined(row.source):
+            lists.add("source")
+        if kind != "classification" and not _can_be_joined(row.target):
+            lists.add("target")
+    return sorted(lists)
+
+
+def _can_be_joined(tokens: Sequence[str]) -> bool:
+    return " ".join(tokens).split() == list(tokens)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> int:
@@ -65,7 +90,8 @@ def main(words: Sequence[str] | None = None) -> None:
             "files are described by: python -m tasks.show language"
         )
     rows = task.split(arguments.split)
-    lines = (to_json_line(row) for row in rows)
+    lists = sides_as_lists(rows, task.kind)
+    lines = (to_json_line(row, lists) for row in rows)
     if arguments.output == "-":
         sys.stdout.writelines(line + "\n" for line in lines)
         return

@@ -10,23 +10,38 @@ A file whose name ends in ``.jsonl`` has an object a line, as ``python -m tasks.
 >>> parse_json_line('{"source": "2 + 3", "target": "5", "difficulty": 1}')
 {'source': '2 + 3', 'target': '5', 'difficulty': 1}
 
+Further keys are kept as the row's metadata, which no model sees. A list stands for tokens that are
+divided already, which white space as a token needs; ``tokenize`` does not touch them:
+
+>>> parse_json_line('{"source": ["a", " ", "b"], "target": "7", "page": 3}')
+{'source': ['a', ' ', 'b'], 'target': '7', 'metadata': {'page': 3}}
+
+Blank lines at the end of a file are no rows.
+
 In a config: ``task: {name: file, train: my.tsv, test: my_test.tsv, other: {hard: hard.jsonl}}``.
 """
 
 from __future__ import annotations
 
-import json
+import codecs
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from tasks.base.lines import JSON_SUFFIXES, numbered_lines, parse_json_object, shortened, text_of
 from tasks.base.options import OptionError, nearest, require
 from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask
 
-JSON_KEYS = ("source", "target", "category", "difficulty")
+KEYS = ("source", "target", "category", "difficulty")
+"""Keys of JSON lines that are read; the first three are the columns of TSV."""
+HEADER_WORDS = {
+    "source", "src", "input", "text", "sentence", "question", "prompt", "command", "premise",
+    "target", "tgt", "output", "label", "class", "answer", "response", "actions",
+    "category", "type", "kind", "id",
+}  # fmt: skip
+"""Names of columns, of which a first row that is a header consists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +62,7 @@ class FileTask(ExampleTask):
     kind: Literal["sequence_to_sequence", "classification"] = "sequence_to_sequence"
     """Whether the target is a sequence of tokens or one class label."""
     tokenize: Literal["whitespace", "characters"] = "whitespace"
-    """How text becomes tokens; a class label is never divided."""
+    """How text becomes tokens; a class label is never divided, nor is a list of JSON lines."""
     in_distribution: str | None = None
     """Split drawn like train, shown beside the others' scores."""
 
@@ -100,7 +115,9 @@ class FileTask(ExampleTask):
     def _example(self, record: dict[str, Any], place: str) -> Example:
         source = self._tokens(record["source"])
         is_label = self.kind == "classification"
-        target = (record["target"].strip(),) if is_label else self._tokens(record["target"])
+        target = (
+            self._label(record["target"], place) if is_label else self._tokens(record["target"])
+        )
         for name, tokens in (("source", source), ("target", target)):
             if not tokens or tokens == ("",):
                 raise ValueError(f"{place}: {name} is empty")
@@ -112,9 +129,17 @@ class FileTask(ExampleTask):
             target=target,
             category=record.get("category", ""),
             difficulty=float(record.get("difficulty", len(source if is_label else target))),
+            metadata=record.get("metadata", {}),
         )
 
-    def _tokens(self, text: str) -> tuple[str, ...]:
+    def _label(self, target: str | list[str], place: str) -> tuple[str, ...]:
+        if isinstance(target, list):
+            raise ValueError(f"{place}: target is a list, expected a class label as text")
+        return (target.strip(),)
+
+    def _tokens(self, text: str | list[str]) -> tuple[str, ...]:
+        if isinstance(text, list):
+            return tuple(text)
         return tuple(text) if self.tokenize == "characters" else tuple(text.split())
 
 
@@ -126,32 +151,31 @@ def read_records(name: str, option: str) -> list[tuple[str, dict[str, Any]]]:
         ValueError: a binary or malformed file; the message names file and line.
     """
     path = Path(name).expanduser()
-    text = _read_text(option, name, path)
-    parse: Callable[[str], dict[str, Any]] = parse_tsv_line
-    if path.suffix.lower() in (".jsonl", ".json", ".ndjson"):
-        parse = parse_json_line
+    lines = list(numbered_lines(text_of(_read_bytes(option, name, path), name)))
+    while lines and not lines[-1][1].strip(" \r"):
+        lines.pop()
+    is_json = path.suffix.lower() in JSON_SUFFIXES
+    parse = parse_json_line if is_json else parse_tsv_line
     records = []
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+    for number, line in lines:
         place = f"{name}:{number}"
         try:
-            records.append((place, parse(line.removesuffix("\r"))))
+            record = parse(line)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise ValueError(f"{place}: {error}") from None
+        if number == 1 and not is_json and _is_header(line):
+            raise ValueError(
+                f"{place}: {shortened(line)!r}: looks like a header, and TSV has none here; remove "
+                "the line, or move it further down if it is a row"
+            )
+        records.append((place, record))
     return records
 
 
-def _read_text(option: str, name: str, path: Path) -> str:
-    data = _read_bytes(option, name, path)
-    if b"\0" in data:
-        raise ValueError(
-            f"{name}:{_line_of(data, data.index(0))}: a binary file (zero byte), expected text"
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name}:{_line_of(data, error.start)}: byte 0x{data[error.start]:02x} is not UTF-8"
-        ) from error
+def _is_header(line: str) -> bool:
+    """Return whether the columns of a row of TSV are names of columns, each another."""
+    names = [column.strip(" \"'#").lower() for column in line.split("\t")]
+    return HEADER_WORDS.issuperset(names) and len(set(names)) == len(names)
 
 
 def _read_bytes(option: str, name: str, path: Path) -> bytes:
@@ -164,13 +188,9 @@ def _read_bytes(option: str, name: str, path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise OptionError(option, name, str(error.strerror)) from error
-    if not data.strip():
+    if not data.removeprefix(codecs.BOM_UTF8).strip():
         raise OptionError(option, name, "empty file, expected at least one row")
     return data
-
-
-def _line_of(data: bytes, position: int) -> int:
-    return data.count(b"\n", 0, position) + 1
 
 
 def parse_tsv_line(line: str) -> dict[str, Any]:
@@ -181,47 +201,51 @@ def parse_tsv_line(line: str) -> dict[str, Any]:
     """
     columns = line.split("\t")
     if len(columns) not in (2, 3):
-        shown = line if len(line) <= 60 else line[:57] + "..."
         raise ValueError(
-            f"{shown!r}: {len(columns)} column{'s' if len(columns) > 1 else ''}, expected source "
-            f"TAB target, or source TAB target TAB category"
+            f"{shortened(line)!r}: {len(columns)} column{'s' if len(columns) > 1 else ''}, "
+            "expected source TAB target, or source TAB target TAB category"
         )
-    return dict(zip(JSON_KEYS, columns, strict=False))
+    return dict(zip(KEYS, columns, strict=False))
 
 
 def parse_json_line(line: str) -> dict[str, Any]:
-    """Read one row of a JSON lines file.
+    """Read one row of a JSON lines file; keys that no model sees are gathered under ``metadata``.
 
     Raises:
-        ValueError: not an object, a missing, unknown or repeated key, or a value of another type.
+        ValueError: not an object; a missing or repeated key, or one that looks like a misspelt one;
+            a value of another type, or text that no file can hold.
     """
-    try:
-        record = json.loads(line, object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"column {error.colno}: {error.msg}, expected a JSON object") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{line[:60]!r}: expected a JSON object with source and target")
+    given = parse_json_object(line)
+    record = {key: given[key] for key in given if key in KEYS}
     for key, value in record.items():
-        if key not in JSON_KEYS:
-            raise ValueError(
-                f"{key!r}: unknown key; expected {', '.join(JSON_KEYS)}{nearest(key, JSON_KEYS)}"
-            )
-        if key == "difficulty":
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value):
-                raise ValueError(f"difficulty={value!r}: expected a number")
-        elif not isinstance(value, str):
-            raise ValueError(f"{key}={value!r}: expected text")
+        _check_value(key, value)
+    missing = [key for key in KEYS if key not in given]
+    for key in given:
+        if key not in KEYS and (hint := nearest(key, missing)):
+            raise ValueError(f"{key!r}: unknown key; {', '.join(KEYS)} are read{hint}")
     for key in ("source", "target"):
         if key not in record:
-            raise ValueError(f"no {key!r}: expected source and target")
-    return record
+            others = f"; it has {', '.join(map(repr, given)) or 'no key'}"
+            raise ValueError(f"no {key!r}: expected source and target{shortened(others)}")
+    metadata = {key: value for key, value in given.items() if key not in KEYS}
+    return record | ({"metadata": metadata} if metadata else {})
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in record:
-            raise ValueError(f"{key!r}: given twice")
-        record[key] = value
-    return record
+def _check_value(key: str, value: Any) -> None:
+    """Raise ValueError if the value of a key that is read has another type."""
+    if key == "difficulty":
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            raise ValueError(f"difficulty={shortened(repr(value))}: expected a number")
+        return
+    if isinstance(value, list) and key != "category":
+        for token in value:
+            is_token = isinstance(token, str) and (len(token) == 1 or token.split() == [token])
+            if not is_token:
+                raise ValueError(
+                    f"{key} has {shortened(repr(token))}: expected tokens, each one character or "
+                    "text without white space"
+                )
+    elif not isinstance(value, str):
+        expected = "text" if key == "category" else "text, or a list of tokens"
+        raise ValueError(f"{key}={shortened(repr(value))}: expected {expected}")

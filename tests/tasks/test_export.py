@@ -33,6 +33,20 @@ def test_an_exported_split_is_read_back_to_the_same_rows(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
 
 
+@pytest.mark.parametrize("kind", ["sequence_to_sequence", "classification"])
+def test_rows_of_characters_are_read_back_to_the_same_rows(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.tsv").write_text(" a b\u2028\tvery  good\tkind\nabc\tx\n", encoding="utf-8")
+    words = ["file", "train=my.tsv", f"kind={kind}", "tokenize=characters"]
+    export.main([*words, "--split", "train", "--output", "out.jsonl"])
+    rows = tasks.create("file", train="my.tsv", kind=kind, tokenize="characters").split("train")
+    for tokenize in ("whitespace", "characters"):
+        back = tasks.create("file", train="out.jsonl", kind=kind, tokenize=tokenize)
+        assert back.split("train") == rows
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")
+    assert json.loads(lines[1])["source"] == ["a", "b", "c"]  # one form in a file
+
+
 def test_options_may_stand_after_the_flags(tmp_path):
     output = tmp_path / "test.jsonl"
     export.main(["scan", "--split", "test", "--output", str(output), "variant=length", "cutoff=40"])

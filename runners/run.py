@@ -26,7 +26,6 @@ import torch
 
 from runners.config.schema import ConfigError, RunConfig
 from runners.process import environment, ranks, signals
-from runners.process.lease import Locked
 from runners.process.messages import Notice, OnProgress, Progress, TrainingProgress
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, json_line
@@ -46,6 +45,7 @@ from runners.training.telemetry import describe_row
 from runners.training.tensorboard import check_tensorboard
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
+from tasks.base.lease import Locked
 from tasks.base.metrics import selection_score
 from tasks.base.storage import write_atomically, write_json
 
@@ -71,7 +71,7 @@ def run(
 
     Raises:
         Stopped: a stop was asked for and the state is saved, another rank is gone, or another
-            process has taken the directory over (``Lost``).
+            process has taken the directory over.
         Locked: another process works on the directory.
         ConfigError: the directory's config is unreadable, or not the one its checkpoints are of.
     """

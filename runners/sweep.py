@@ -24,7 +24,6 @@ from runners.config.grid import PlannedRun, Sweep, expand, read_sweep, write_pla
 from runners.config.help import sweep_help
 from runners.config.schema import ConfigError
 from runners.process import environment, signals
-from runners.process.lease import Lease, Locked
 from runners.process.terminal import make_console
 from runners.sweeping.executor import Executor, Job
 from runners.sweeping.local import LocalExecutor, default_workers
@@ -33,6 +32,7 @@ from runners.training.experiment import Built, build, data_hash, missing_data
 from runners.training.tensorboard import check_tensorboard
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
+from tasks.base.lease import Lease, Locked
 from tasks.base.options import nearest
 
 EXECUTORS: dict[str, Callable[[Sequence[Job], int | None], Executor]] = {

@@ -26,8 +26,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from runners.config.schema import ConfigError
-from runners.process.lease import Lease
 from runners.process.ranks import World
+from tasks.base.lease import Lease
 from tasks.base.storage import (
     flush_folder,
     make_folder_atomically,

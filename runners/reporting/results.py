@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from runners.config.yaml_nodes import ConfigError
-from runners.process.lease import holder
 from runners.reporting.run_result import RunResult, Score, Timings
+from tasks.base.lease import holder
 from tasks.base.metrics import HEADLINES
 from tasks.base.options import nearest
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runners.config.schema import ConfigError
-from runners.process.lease import Locked
 from runners.process.messages import Ended, Message, OnProgress, Ready, encode
 from runners.process.run_directory import RunDirectory
 from runners.process.signals import Stop, Stopped
 from runners.run import run
 from tasks.base import exit_status
+from tasks.base.lease import Locked
 
 POLL_SECONDS = 0.2
 

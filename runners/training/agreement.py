@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runners.process import ranks
-from runners.process.lease import Lease, Locked
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
 from runners.process.signals import Stop, Stopped
+from tasks.base.lease import Lease, Locked, Lost
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ class Agreement:
         """Check that the run's directory is still this run's to write to; every rank has to call.
 
         Raises:
-            Stopped: on every rank, if another process has taken it over; ``Lost`` on rank 0.
+            Stopped: on every rank but a single one, if another process has taken it over.
+            Lost: on a single one.
         """
         self.on_first(lambda: None if self.lease is None else self.lease.confirm())
 
@@ -70,7 +71,7 @@ class Agreement:
         if self.world.is_first:
             try:
                 outcome = "done", work(), 0
-            except Stopped as stopped:
+            except (Stopped, Lost) as stopped:
                 outcome = "stopped", str(stopped), self.stop.exit_status
         kind, value, status = self.world.share(outcome)
         if kind == "stopped":
@@ -85,8 +86,8 @@ class Agreement:
         what the other one has left in the store, if it could.
 
         Raises:
-            Stopped: another rank has just gone, or another process has taken the directory over
-                (``Lost``): then that is why, and the run goes on from its last checkpoint.
+            Stopped: another rank has just gone; the run goes on from its last checkpoint.
+            Lost: another process has taken the directory over: then that is why.
         """
         if self.lease is not None:
             self.lease.confirm()
@@ -123,13 +124,19 @@ def hold(
 
     Raises:
         Locked: on every rank, if another process works on the directory.
-        Stopped: on every rank, if a stop was asked for while waiting.
+        Stopped: on every rank, if a stop was asked for while waiting; on rank 0, at the end, if
+            another process has taken the directory over meanwhile.
     """
+
+    def check() -> None:
+        if stop.requested:
+            raise Stopped(f"stopped while waiting for another process to leave {directory}")
+
     with contextlib.ExitStack() as stack:
         lease: Lease | None = None
         problem: Locked | Stopped | None = None
         if world.is_first:
-            lease = Lease(directory, wait=WAIT_SECONDS, say=say, should_stop=lambda: stop.requested)
+            lease = Lease(directory, wait=WAIT_SECONDS, say=say, check=check)
             try:
                 stack.enter_context(lease)
             except (Locked, Stopped) as error:
@@ -139,4 +146,7 @@ def hold(
         if told is not None:
             kind, text = told
             raise problem or kind(text)
-        yield Agreement(world, stop, lease)
+        try:
+            yield Agreement(world, stop, lease)
+        except Lost as lost:
+            raise Stopped(str(lost)) from lost

@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from runners.process.lease import Lease
 from runners.process.messages import Notice, OnProgress, ScoringProgress, TrainingProgress
 from runners.process.run_directory import MetricsLog, RunDirectory
 from runners.reporting.run_result import Timings
 from runners.training.tensorboard import Board
+from tasks.base.lease import Lease
 from tasks.base.storage import write_json
 
 logger = logging.getLogger(__name__)

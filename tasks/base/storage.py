@@ -8,17 +8,16 @@ behind; a process that is killed leaves its hidden file, which no other one mist
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-logger = logging.getLogger(__name__)
+from tasks.base.lease import Lease
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -128,38 +127,18 @@ def sha256_of_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of a data folder while the context lasts; wait for the process that holds it.
+    """Hold a data folder while the context lasts; wait for the process that holds it.
 
-    The lock is the file ``.<name>.lock`` beside the folder, which need not exist yet. The kernel
-    frees the lock of a process that dies, so a killed one holds up nobody.
+    The folder need not exist yet: its lease lies beside it, in ``.<name>.lock``. A process that
+    dies holds up nobody.
 
     Raises:
         OSError: the folder above cannot be made or written to.
     """
-    path = folder.with_name(f".{folder.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with open(path, "a") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("%s: another process prepares this data; waiting for it", path)
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            if not _is_file(stream.fileno(), path):
-                continue  # the holder before has removed it: others may hold a new one
-            try:
-                yield
-            finally:
-                path.unlink()
-            return
-
-
-def _is_file(descriptor: int, path: Path) -> bool:
-    """Return whether an open file is still the one of a path."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+    beside = folder.with_name(f".{folder.name}.lock")
+    beside.mkdir(parents=True, exist_ok=True)
+    with Lease(beside, wait=math.inf):
+        yield
 
 
 def _hidden(path: Path) -> Path:

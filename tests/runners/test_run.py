@@ -10,12 +10,12 @@ from runners import run as module
 from runners import train as train_command
 from runners.config.schema import ConfigError
 from runners.process.checkpoint import list_checkpoints, load_checkpoint
-from runners.process.lease import Lease
 from runners.process.messages import Notice
-from runners.process.owner import Owner
 from runners.process.run_directory import RunDirectory
 from runners.training import snapshots
 from runners.training.loop import Loop, Position
+from tasks.base.lease import Lease
+from tasks.base.owner import Owner
 
 FORMS = {
     "encoder_decoder": ("encoder_decoder", "moeut"),
@@ -143,7 +143,7 @@ def test_every_part_of_the_state_is_needed(drop, make_run, train, monkeypatch):
 
 def test_run_that_lost_its_lease_writes_nothing_more(make_run, train, monkeypatch):
     directory = make_run()
-    monkeypatch.setattr("runners.process.lease.CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.base.lease.CHECK_SECONDS", 0.0)
     advance = Loop.advance
 
     def advance_after_a_pause(loop):

@@ -11,8 +11,8 @@ import pytest
 
 from runners import sweep
 from runners.process import signals
-from runners.process.lease import Lease
 from runners.process.run_directory import RunDirectory
+from tasks.base.lease import Lease
 
 
 @pytest.fixture

@@ -145,7 +145,9 @@ def test_full_disk_is_told_from_other_errors(tmp_path):
 
 
 def test_kill_during_saves_leaves_every_checkpoint_whole(tmp_path):
+    began = time.monotonic()
     save(tmp_path, 1, size=50_000)
+    one_save = time.monotonic() - began
     generator = random.Random(1)
     for _ in range(100):
         first = load_latest(tmp_path).step + 1
@@ -156,7 +158,7 @@ def test_kill_during_saves_leaves_every_checkpoint_whole(tmp_path):
                     save(tmp_path, step, size=50_000)
             finally:
                 os._exit(1)
-        time.sleep(generator.uniform(0.005, 0.04))
+        time.sleep(one_save * generator.uniform(0.3, 3.0))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         messages = []
@@ -164,7 +166,7 @@ def test_kill_during_saves_leaves_every_checkpoint_whole(tmp_path):
         assert messages == []
         assert found.step >= first - 1
         assert torch.equal(found.weights()["weight"], torch.arange(50_000.0) + found.step)
-    assert found.step > 30  # the kills came during saves, not before the first
+    assert found.step > 10  # the kills came during saves, not before the first
     save(tmp_path, found.step + 1)
     assert len(os.listdir(tmp_path)) == 2  # what the kills left behind is gone
 

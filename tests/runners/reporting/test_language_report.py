@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from runners.process.lease import Lease
 from runners.reporting import breakdown, comparison, figures, results
 from runners.reporting.page import write_report
 from runners.reporting.results import load
 from runners.reporting.run_result import Score, TaskSummary, to_plain
+from tasks.base.lease import Lease
 from tasks.base.metrics import TextLoss, measure
 
 GOOD = [1.20, 1.21, 1.22, 1.23, 1.24]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
+import threading
+import time
 
 import pytest
 
 from tasks.base import storage
+from tasks.base.lease import Lease, Locked
 from tasks.base.storage import lock_folder, make_folder_atomically, open_atomically
 
 
@@ -88,29 +90,25 @@ def test_a_file_is_hashed_as_its_bytes(tmp_path):
     assert storage.sha256_of_file(tmp_path / "a") == storage.sha256_of(data) == expected
 
 
-def test_the_lock_is_one_and_leaves_no_file(tmp_path):
-    folder, path = tmp_path / "made" / "data", tmp_path / "made" / ".data.lock"
-    with lock_folder(folder), open(path) as other, pytest.raises(BlockingIOError):
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert not path.exists()
+def test_a_data_folder_has_one_holder_at_a_time(tmp_path, caplog):
+    folder, beside = tmp_path / "made" / "data", tmp_path / "made" / ".data.lock"
+    order = []
+
+    def prepare():
+        with lock_folder(folder):
+            order.append("second")
+
+    second = threading.Thread(target=prepare)
+    with caplog.at_level("INFO"), lock_folder(folder):
+        with pytest.raises(Locked), Lease(beside):
+            pass
+        second.start()
+        time.sleep(0.5)
+        order.append("first")
+    second.join(timeout=30)
+    assert order == ["first", "second"]
+    assert f"{beside}: in use by process {os.getpid()} on " in caplog.text
     with pytest.raises(ZeroDivisionError), lock_folder(folder):
         raise ZeroDivisionError
-    assert not path.exists()
-
-
-def test_a_file_that_its_holder_has_just_removed_is_no_lock(tmp_path, monkeypatch):
-    path = tmp_path / ".data.lock"
-    taken = fcntl.flock
-    removed = []
-
-    def flock(stream, operation):
-        taken(stream, operation)
-        if not removed:  # the holder ended between our opening of its file and our lock on it
-            removed.append(path)
-            os.unlink(path)
-
-    monkeypatch.setattr("tasks.base.storage.fcntl.flock", flock)
-    with lock_folder(tmp_path / "data"), open(path) as other, pytest.raises(BlockingIOError):
-        taken(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert removed
-    assert not path.exists()
+    with lock_folder(folder):
+        pass

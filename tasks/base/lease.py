@@ -43,8 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from runners.process.owner import Owner
-from runners.process.signals import Stopped
+from tasks.base.owner import Owner
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class Locked(RuntimeError):
     """Another process works on the directory; the same command may be given again later."""
 
 
-class Lost(Stopped):
+class Lost(Exception):
     """Another process has taken the directory over, since this one gave no sign of life."""
 
 
@@ -81,16 +80,15 @@ class Lease:
 
     Args:
         directory: what is held; must exist.
-        wait: seconds to wait for a holder that lives and may be just ending. One that gives no sign
-            of life is waited for until it counts as gone.
+        wait: seconds to wait for a holder that lives and may be just ending, or infinity. One that
+            gives no sign of life is waited for until it counts as gone.
         say: gets a sentence if there is something to wait for, or was to take over.
-        should_stop: asked while waiting.
+        check: called while waiting; what it raises ends the waiting.
         heartbeat: seconds between two renewals.
         stale: seconds without a renewal after which a holder counts as gone.
 
     Raises:
         Locked: on entry, if another process holds the lease.
-        Stopped: on entry, if ``should_stop`` says so while it waits.
         OSError: on entry, if the directory is not there or cannot be written to.
     """
 
@@ -100,14 +98,14 @@ class Lease:
         *,
         wait: float = 0.0,
         say: Callable[[str], None] = logger.info,
-        should_stop: Callable[[], bool] = lambda: False,
+        check: Callable[[], None] = lambda: None,
         heartbeat: float = HEARTBEAT_SECONDS,
         stale: float = STALE_SECONDS,
     ) -> None:
         self.directory = directory
         self.folder = directory / FOLDER
         self._wait, self._heartbeat, self._stale = wait, heartbeat, stale
-        self._say, self._should_stop = say, should_stop
+        self._say, self._check = say, check
         self._owner = Owner.here()
         self._number = 0
         self._beats = 0
@@ -132,16 +130,14 @@ class Lease:
                     break
                 continue
             assert entry is not None
-            if time.monotonic() >= deadline and _is_alive(entry, watch):
+            is_alive = _is_alive(entry, watch)
+            if is_alive and time.monotonic() >= deadline:
                 raise Locked(f"{self.directory}: in use by {entry.holder}; wait for it or stop it")
-            if self._should_stop():
-                raise Stopped(f"stopped while waiting for {entry.holder} to leave {self.directory}")
+            self._check()
             if not is_announced:
                 is_announced = True
-                self._say(
-                    f"{self.directory}: held by {entry.holder}; waiting for a sign of life from it,"
-                    f" {self._stale:g} s at most"
-                )
+                what = "" if is_alive else f" for a sign of life from it, {self._stale:g} s at most"
+                self._say(f"{self.directory}: in use by {entry.holder}; waiting{what}")
             time.sleep(min(POLL_SECONDS, self._heartbeat))
         self._looked = _clock()
         self._thread.start()

@@ -9,10 +9,9 @@ import time
 
 import pytest
 
-from runners.process import lease as module
-from runners.process.lease import Lease, Locked, Lost, holder
-from runners.process.owner import Owner
-from runners.process.signals import Stopped
+from tasks.base import lease as module
+from tasks.base.lease import Lease, Locked, Lost, holder
+from tasks.base.owner import Owner
 
 FAST = {"heartbeat": 0.05, "stale": 0.6}
 
@@ -134,7 +133,7 @@ def test_silent_foreign_lease_is_taken_over_when_its_time_is_up(tmp_path):
     with Lease(tmp_path, say=said.append, **FAST):
         assert content(tmp_path)[0] == 5
     assert 0.6 <= time.monotonic() - began < 3.0
-    assert "held by process 7 on elsewhere; waiting for a sign of life" in said[0]
+    assert "in use by process 7 on elsewhere; waiting for a sign of life" in said[0]
     assert "which gave no sign of life for 0.6 s" in said[1]
 
 
@@ -187,8 +186,12 @@ def test_pause_of_the_waiting_process_does_not_count(tmp_path, monkeypatch):
 
 def test_waiting_ends_when_a_stop_is_asked_for(tmp_path):
     leave_foreign(tmp_path)
-    with pytest.raises(Stopped, match="waiting for process 7"):
-        Lease(tmp_path, should_stop=lambda: True).__enter__()
+
+    def check():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError), Lease(tmp_path, check=check):
+        pass
     assert content(tmp_path)[0] == 4
 
 

@@ -1,14 +1,12 @@
 """A run that was interrupted is bitwise the run that was not, and a bad one stops with a reason."""
 
 import json
-import shutil
 
 import pytest
 import torch
 
 from runners import run as module
 from runners import train as train_command
-from runners.config.schema import ConfigError
 from runners.process.checkpoint import list_checkpoints, load_checkpoint
 from runners.process.messages import Notice
 from runners.process.run_directory import RunDirectory
@@ -207,36 +205,6 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_used(make_run, train,
     notices = [each.text for each in messages if isinstance(each, Notice)]
     assert [f"{last / 'model.safetensors'}: damaged" in each for each in notices] == [True]
     assert differences(fingerprint(whole), fingerprint(parts)) == []
-
-
-def test_run_whose_checkpoints_are_all_damaged_fails_and_does_not_begin_again(make_run, train):
-    directory = make_run()
-    train(directory, stop_at=3)
-    (directory / "checkpoints" / "step_000003" / "state.pt").unlink()
-    assert train(directory) == "failed"
-    error = json.loads((directory / "error.json").read_text())
-    assert "state.pt: missing" in error["message"]
-    assert "every checkpoint is damaged" in error["message"]
-
-
-def test_resume_under_another_config_is_refused_with_the_difference(make_run, train):
-    directory = make_run()
-    train(directory, stop_at=3)
-    checkpoints = directory / "checkpoints"
-    kept = checkpoints.rename(directory.parent / "kept")
-    shutil.rmtree(directory)
-    make_run("run", "train.learning_rate=0.02")
-    kept.rename(checkpoints)
-    with pytest.raises(ConfigError, match=r"-learning_rate: 0\.01; \+learning_rate: 0\.02"):
-        train(directory)
-
-
-def test_edited_config_is_refused(make_run, train):
-    directory = make_run()
-    text = (directory / "config.yaml").read_text()
-    (directory / "config.yaml").write_text(text.replace("steps: 12", "steps: 13"))
-    with pytest.raises(ConfigError, match="the file or the data was changed"):
-        train(directory)
 
 
 def test_non_finite_loss_stops_before_the_update(make_run, train, monkeypatch):

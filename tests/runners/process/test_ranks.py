@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,10 +26,8 @@ from runners.process import ranks as distributed
 from runners.process.checkpoint import list_checkpoints, load_checkpoint
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
-from runners.process.signals import Stop
 from runners.scoring.scorer import Scorer
 from runners.training import loop, parallel
-from runners.training.agreement import Agreement
 from runners.training.experiment import build, train_columns
 from runners.training.loop import Loop, seed_everything
 
@@ -371,18 +368,6 @@ def test_run_goes_on_with_another_number_of_ranks(
     ]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
-
-
-def test_a_signal_during_the_agreement_waits_for_the_next_step():
-    """The other ranks have not heard of it: to stop now would leave them waiting for this one."""
-    stop = Stop()
-
-    def largest(number):
-        stop.request()
-        return number
-
-    agreement = Agreement(SimpleNamespace(size=2, largest=largest), stop)
-    assert [agreement.stop_requested(), agreement.stop_requested()] == [False, True]
 
 
 @pytest.mark.parametrize(

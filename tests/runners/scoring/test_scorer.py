@@ -1,0 +1,60 @@
+"""A run is scored by its rules: its splits, its depths, its stop."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from runners.config.run_file import read_run
+from runners.process.messages import ScoringProgress
+from runners.process.ranks import World
+from runners.process.signals import Stop, Stopped
+from runners.scoring.scorer import Scorer
+from runners.training.agreement import Agreement
+from runners.training.experiment import build, build_model
+from runners.training.journal import Clock
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def scorer(tmp_path, run_text):
+    file = tmp_path / "run.yaml"
+    file.write_text(run_text(architecture="universal"))
+    config = read_run(file, ["evaluate.repeats=[1]", "evaluate.interval_splits=[dev, train]"])
+    messages = []
+    journal = SimpleNamespace(clock=Clock(), progress=messages.append)
+    agreement = Agreement(World(), Stop())
+    made = Scorer(config, build(config), device=CPU, agreement=agreement, journal=journal)
+    made.messages = messages
+    return made
+
+
+@pytest.fixture
+def model(scorer):
+    torch.manual_seed(0)
+    return build_model(scorer.built.model_config, CPU)
+
+
+def test_on_the_way_the_interval_splits_are_scored_without_the_oracle(scorer, model):
+    metrics = scorer.on_the_way(model, step=4)
+    assert list(metrics) == ["dev", "train"]
+    assert "exact_match" in metrics["dev"]
+    assert "eos_oracle_match" not in metrics["dev"]
+    assert scorer.journal.clock.scoring_seconds > 0
+    assert scorer.messages[0] == ScoringProgress(split="dev", step=4, steps=12, rows=0, of_rows=8)
+
+
+def test_at_the_end_the_chosen_weights_are_scored_at_every_depth(scorer, model):
+    chosen = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    found = []
+    scorer.at_the_end(model, chosen, step=4, write=found.extend)
+    places = [(each.score.split, each.score.repeats) for each in found]
+    assert places == [(split, [n, n]) for split in ("dev", "test") for n in (2, 1)]
+    assert all(float(value.abs().sum()) == 0 for value in model.state_dict().values())
+
+
+def test_a_stop_ends_scoring_before_the_next_batch(scorer, model):
+    scorer.agreement.stop.request()
+    with pytest.raises(Stopped, match="stopped while scoring dev at step 4"):
+        scorer.on_the_way(model, step=4)

@@ -1,8 +1,8 @@
-"""A finished run on any split and depth: ``python -m runners.evaluate RUN [--split gen]``.
+"""Score a finished run on any split and depth: ``python -m runners.evaluate RUN [--split gen]``.
 
-A language model, of a run or a ``.ckpt`` file, on zero-shot benchmarks too: ``--task blimp``.
+``--task blimp`` scores a language model, of a run or a ``.ckpt`` file, on zero-shot benchmarks.
 
-The weights scored are those that the run's ``select`` names. Nothing is written.
+The weights are those that the run's ``select`` names. Nothing is written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our language models in lm-evaluation-harness: ``pip install 'moeut-suite[eval]'``.
+"""Run our language models in lm-evaluation-harness: ``pip install 'moeut-suite[eval]'``.
 
     python -m runners.harness RUN --tasks blimp,piqa [--limit 100] [--json]
     python -m runners.harness RUN --tasks my_task --include-path folder/with/yaml

@@ -30,7 +30,7 @@ from runners.process.messages import Notice, OnProgress, Progress, TrainingProgr
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, json_line
 from runners.process.signals import Stopped
-from runners.reporting.run_result import ModelSummary, RunResult, TaskSummary, from_plain
+from runners.reporting.run_result import RunResult, TaskSummary, from_plain
 from runners.scoring.scorer import Scorer
 from runners.scoring.splits import Evaluation
 from runners.training import parallel
@@ -239,12 +239,11 @@ def _print_result(files: RunDirectory) -> None:
 
 
 class Training:
-    """A model in training in this process, and what the loop asks of its surroundings
-    (``loop.Host``).
+    """Trains and scores the model of a run: the ``Host`` of its loop.
 
     Args:
         prepared: the run.
-        journal: where it writes what happens.
+        journal: gets what happens.
 
     Raises:
         ConfigError: the directory's checkpoints are of another config.
@@ -327,7 +326,7 @@ class Training:
             select=config.select,
             step=step,
             task=self._describe_task(),
-            model=from_plain(ModelSummary, describe_model(self.built)),
+            model=describe_model(self.built),
             tokens_seen=position.tokens_seen,
             notes=[note for each in own if (note := each.note())],
             scores=[each.score for each in evaluations],

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from runners.config.grid import PlannedRun, Sweep, expand, read_sweep, write_plan
-from runners.config.help import sweep_help
 from runners.config.schema import ConfigError
 from runners.process import environment, signals
 from runners.process.terminal import make_console
@@ -81,11 +80,17 @@ def select_variant(sweep: Sweep, planned: list[PlannedRun], only: str | None) ->
     return [run for run in planned if run.variant == only]
 
 
+def _reference() -> str:
+    from runners.config.help import sweep_help  # imports every task and every kind of block
+
+    return sweep_help()
+
+
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m runners.sweep",
         description=__doc__,
-        epilog=sweep_help(),
+        reference=_reference,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file of a sweep")

@@ -28,7 +28,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from runners.config.help import run_help
 from runners.config.run_file import difference, read_run, to_yaml
 from runners.config.schema import ConfigError, RunConfig
 from runners.process import ranks
@@ -48,11 +47,17 @@ def plan_single(config: RunConfig, *, name: str, root: Path) -> tuple[Path, RunR
     return root / name / f"{variant}-{digest}" / f"seed{config.seed}", record
 
 
+def _reference() -> str:
+    from runners.config.help import run_help  # imports every task and every kind of block
+
+    return run_help()
+
+
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m runners.train",
         description=__doc__,
-        epilog=run_help(),
+        reference=_reference,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file of a run")

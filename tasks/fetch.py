@@ -33,7 +33,7 @@ from tasks import scan
 from tasks.base.command_line import Parser, run
 from tasks.base.data_files import DataFile, cache_folder, data_folders
 from tasks.base.options import nearest
-from tasks.base.storage import sha256_of_file
+from tasks.base.storage import open_atomically, sha256_of_file
 from tasks.cogs import official
 from tasks.zero_shot import ZERO_SHOT
 
@@ -117,7 +117,7 @@ def fetch_file(
         _extract(archive, file.member, goal)
         return goal
     address = f"{mirror.rstrip('/')}/{urllib.parse.quote(file.path)}" if mirror else file.url
-    part = _part(goal)
+    part = goal.with_name(goal.name + ".part")
     goal.parent.mkdir(parents=True, exist_ok=True)
     resumed = _download(address, part, report)
     found = sha256_of_file(part)
@@ -133,21 +133,17 @@ def fetch_file(
     return goal
 
 
-def _part(goal: Path) -> Path:
-    return goal.with_name(goal.name + ".part")
-
-
 def _extract(archive: Path, member: str, goal: Path) -> None:
     """Write one member of a zip or tar archive to a path of its own."""
     goal.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(goal)
     try:
-        with _open_member(archive, member) as source, open(part, "wb") as sink:
+        with (
+            _open_member(archive, member) as source,
+            open_atomically(goal, durable=False) as sink,
+        ):
             shutil.copyfileobj(source, sink, CHUNK)
     except (KeyError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        part.unlink(missing_ok=True)
         raise FetchError(f"{archive}: no {member} inside that can be read: {error}") from error
-    os.replace(part, goal)
 
 
 @contextmanager

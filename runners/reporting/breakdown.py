@@ -39,7 +39,7 @@ def _rows(results: SweepResults, split: str) -> str:
 
 
 def breakdown_tables(results: SweepResults) -> list[Table]:
-    """Return the tables per category, per difficulty and those of the task alone, per split."""
+    """Return the tables of each split: by category, by difficulty, and those of its task alone."""
     tables = []
     difficulty = common(results, difficulty_name) or "difficulty"
     for split in results.splits():

@@ -1,4 +1,4 @@
-"""What a report compares: the tables of a sweep, and the notes without which they mislead."""
+"""The comparison of a sweep's settings: tests, the main table, and its notes."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def against_baseline(results: SweepResults) -> dict[str, Comparison]:
 def best_settings(results: SweepResults) -> set[str] | None:
     """Return the hashes of the best setting and of those not distinguishable from it.
 
-    The best has the highest mean, or the lowest of a metric of which less is better. None where no
-    comparison with the best has enough seeds to be made.
+    The best has the highest mean, or the lowest where lower is better. None where no comparison
+    with the best has enough seeds.
     """
     values = {s.hash: headline_values(results, s) for s in results.settings}
     signs = {
@@ -126,10 +126,10 @@ def titled(metric: str) -> str:
 
 
 def _beside_headline(results: SweepResults) -> list[tuple[str, Callable[[Setting], str]]]:
-    """Return the columns before the main one: in distribution, and perplexity where there is one.
+    """Return the columns before the main one: in distribution, and perplexity where it was taken.
 
-    A language model is compared in bits per byte, which do not depend on the tokenizer; papers
-    give its perplexity.
+    Language models are compared in bits per byte, which do not depend on the tokenizer; papers
+    print perplexity.
     """
     metric = _metric(results)
     outside = common(results, results.headline_split)
@@ -179,7 +179,7 @@ def _n(setting: Setting, number: int) -> str:
 
 
 def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bool) -> list[str]:
-    """Return what a reader of the main table has to know."""
+    """Return the notes without which the main table would mislead."""
     done = [run for run in results.runs if run.result is not None]
     found = [result for setting in results.settings for result in setting.results]
     if not found:
@@ -279,7 +279,7 @@ def matching_notes(results: SweepResults) -> list[str]:
 
 
 def _spread(values: list[Any]) -> float:
-    """Return (largest - smallest) / smallest; infinity for what differs and is no number."""
+    """Return (largest - smallest) / smallest; infinity where values differ and are not numbers."""
     if all(isinstance(value, (int, float)) for value in values):
         return (
             (max(values) - min(values)) / min(values)

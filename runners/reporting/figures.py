@@ -103,7 +103,7 @@ def difficulty_panels(results: SweepResults) -> list[Panel]:
                     y=y,
                     curves=curves,
                     accuracy=is_accuracy,
-                    # Positions in a text, which double from one bucket to the next.
+                    # Of text, the buckets of positions double from one to the next.
                     wide=not is_accuracy,
                 )
             )
@@ -209,7 +209,7 @@ def _placed_rows(run: Outcome, over_tokens: bool) -> list[tuple[float, Row]]:
     tokens = _tokens_by_step(run) if over_tokens else None
     if tokens is None:
         return [(row["step"], row) for row in rows]
-    # A score may lie between two logged steps, or after the last: all steps read as many tokens.
+    # A score may come between two logged steps or after the last; steps read equally many tokens.
     steps = [row["step"] for row in rows]
     last, end = max(tokens), max(steps, default=0)
     if end > last > 0:
@@ -315,7 +315,7 @@ def _write_numbers_out(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogFormatter
 
     axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
-    # It leaves out labels between powers where the axis spans too many of them.
+    # Labels between powers are left out where the axis spans many powers.
     axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
 
 

@@ -233,7 +233,7 @@ def _test_data(
 ) -> dict[str, Any] | None:
     if test is None:
         return None
-    # Which way a difference goes can be said only of one that is there.
+    # A difference that is not significant has no direction.
     is_better = (test.difference < 0) == is_lower_better(metric) if test.is_different else None
     return {
         "against": results.baseline,

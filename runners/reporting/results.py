@@ -1,4 +1,4 @@
-"""What a sweep's directory holds: every run that was planned, and what became of it.
+"""The results in a sweep's directory: every planned run, and what became of it.
 
 For an analysis of your own::
 
@@ -68,7 +68,7 @@ class Outcome:
         return [row for row in self.metrics_rows() if "split" in row]
 
     def metrics_rows(self) -> list[dict[str, Any]]:
-        """Return the learning curve; a torn last line, which a kill can leave, is left out."""
+        """Return the learning curve, without the torn last line that a kill can leave."""
         path = self.directory / "metrics.jsonl"
         rows = []
         if path.is_file():
@@ -257,8 +257,7 @@ def compact(value: Any) -> str:
 def load(directory: str | Path) -> SweepResults:
     """Read a sweep's directory: the plan in ``sweep.json`` and the runs below.
 
-    Without a plan, every run directory that is there counts, and the first variant by name is the
-    baseline.
+    Without a plan, every run directory counts, and the first variant by name is the baseline.
 
     Raises:
         ConfigError: there is no such directory, or no run in it; a file of a run is damaged.

@@ -1,7 +1,7 @@
-"""Statistics over seeds: few, often bimodal, and never more certain than their number allows.
+"""Statistics over seeds, which are few and often bimodal: no more certain than n allows.
 
-A difference is tested by the rank sum (Mann–Whitney), with its exact permutation distribution given
-the ties that are there. With n and m seeds no two-sided p-value can be below 2 / C(n + m, n): 0.10
+Differences are tested by the rank sum (Mann–Whitney), with the exact permutation distribution given
+the ties. With n and m seeds no two-sided p-value can be below 2 / C(n + m, n): 0.10
 for 3 against 3, 0.029 for 4, 0.0079 for 5. Where even that, times the number of comparisons, is
 above the level, no test is made: ``n too small to test``.
 """
@@ -20,13 +20,13 @@ LEVEL = 0.05
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 EXACT_UP_TO = 200_000
-"""Permutations counted out; above, the normal approximation is used."""
+"""Most permutations that are enumerated; beyond, the normal approximation is used."""
 TOO_SMALL = "n too small to test"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a list of seeds' values comes to."""
+    """Mean, spread and interval of the values of several seeds."""
 
     values: tuple[float, ...]
     mean: float
@@ -68,7 +68,7 @@ def summarize(values: Sequence[float]) -> Summary:
         raise ValueError(f"values={list(values)}: must be at least one finite number")
     array = np.asarray(values, dtype=float)
     same = len(set(values)) == 1
-    # The mean of equal numbers is that number, which summing can miss by a rounding.
+    # The mean of equal numbers is that number; a rounded sum may miss it.
     mean = float(array[0]) if same else float(array.mean())
     std = None if len(values) < 2 else 0.0 if same else float(array.std(ddof=1))
     return Summary(tuple(map(float, values)), mean, std, bootstrap_interval(values))
@@ -77,7 +77,7 @@ def summarize(values: Sequence[float]) -> Summary:
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return the bias-corrected, accelerated bootstrap interval (95 %) of the mean.
 
-    None below three values, of which resampling says nothing; a point where all values are equal.
+    None below three values, where resampling says nothing; a point where all values are equal.
     The resamples are drawn with a fixed seed, so the same values give the same interval.
     """
     if len(values) < 3:

@@ -1,4 +1,4 @@
-"""A table of text, rendered as Markdown, as LaTeX or on a terminal, and how numbers are written."""
+"""Tables of text, as Markdown, as LaTeX or on a terminal, and numbers as their text."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Return text that LaTeX sets as it stands."""
+    """Return text with the characters escaped that mean something in LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
@@ -164,7 +164,7 @@ def interval(summary: Summary | None, metric: str = "") -> str:
 
 
 def p_value(comparison: Comparison | None) -> str:
-    """Return the corrected p-value, or that n is too small for one."""
+    """Return the corrected p-value, or ``TOO_SMALL`` where there is none."""
     if comparison is None:
         return MISSING
     if comparison.adjusted is None:
@@ -173,6 +173,6 @@ def p_value(comparison: Comparison | None) -> str:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of what is there, or None."""
+    """Return the mean of the values that are not None; None where there are none."""
     there = [value for value in values if value is not None]
     return math.fsum(there) / len(there) if there else None

@@ -61,7 +61,7 @@ class Answerer:
 
     def decode(self, examples: Sequence[Example]) -> list[Prediction]:
         """Return the most likely tokens of each row, one after the other."""
-        # Above the longest target and its end: no right answer is cut off.
+        # Beyond the longest target and its end, so that no right answer is cut off.
         limit = max(len(example.target) for example in examples) + DECODE_MARGIN
         return self._in_batches(examples, lambda *batch: self._greedy(*batch, limit=limit))
 

@@ -49,14 +49,14 @@ class Continuation:
 
 
 class Speed:
-    """Tokens written and the seconds that took, of all batches."""
+    """Counts the tokens of all batches, and the seconds they took."""
 
     def __init__(self) -> None:
         self.tokens, self.seconds = 0, 0.0
         self.later_tokens, self.later_seconds = 0, 0.0
-        """Of what follows the first step, in which prompts are read and kernels loaded."""
+        """Without the first step of each batch, which reads prompts and loads kernels."""
         self.longest = 0
-        """Tokens of the longest text, its prompt and what stands before that included."""
+        """Tokens of the longest text, with its prompt and what comes before the prompt."""
 
     def add(self, lengths: Sequence[int], prompt_lengths: Sequence[int], ends: list[float]) -> None:
         """Count a batch: tokens of each row; when it began, and when each step was done."""
@@ -92,7 +92,7 @@ class TextStream:
     def add(self, token: int) -> str:
         """Return the text that the token completes."""
         self._ids.append(token)
-        # Decoding all of it each time is what keeps spaces between pieces right.
+        # A piece decoded alone may lose its space, so all ids are decoded each time.
         text = self._tokenizer.decode(self._ids)
         whole = text.rstrip("\N{REPLACEMENT CHARACTER}")
         new, self._shown = whole[self._shown :], max(self._shown, len(whole))
@@ -154,7 +154,7 @@ def continue_prompts(
     """Continue prompts in one batch and return them in their order.
 
     Args:
-        loaded: model and tokenizer; a prompt is read after what documents began after in training.
+        loaded: model and tokenizer; a prompt is read after ``loaded.prefix``.
         prompts: texts; an empty one needs a boundary token or separator to begin from.
         settings: sampling, depth and length.
         generator: what is drawn from, on the model's device.

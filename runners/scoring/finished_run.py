@@ -55,7 +55,7 @@ def load_finished_run(directory: Path) -> FinishedRun:
     device = environment.choose_device(config.train)
     environment.prepare_process(config.train, device)
     model = build_model(built.model_config, device)
-    # A damaged checkpoint is refused: the one before it is of another step.
+    # Not load_latest, which would pass over a damaged checkpoint to one of another step.
     checkpoint = _last_checkpoint(files)
     _check_data(checkpoint, built)
     weights = checkpoint.weights("model" if config.selection_split is None else "best")

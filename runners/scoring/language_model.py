@@ -42,12 +42,11 @@ class LanguageModel:
     """``float32``, or ``bfloat16`` for autocast."""
     name: str
     separator: str
-    """Text that stood after each document in training; empty where a boundary token did, or
-    nothing."""
+    """Text after each document in training; empty where there was a boundary token or nothing."""
 
     @property
     def prefix(self) -> list[int]:
-        """Ids that a document began after in training: the boundary, or the separator's pieces."""
+        """Ids before each document in training: the boundary, or the pieces of the separator."""
         if self.tokenizer.boundary_id is not None:
             return [self.tokenizer.boundary_id]
         return self.tokenizer.encode(self.separator) if self.separator else []
@@ -66,7 +65,7 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a language model from a run, a checkpoint of a run, or a ``.ckpt`` file.
 
-    Of a run, the weights that its ``select`` names are taken, from its last checkpoint.
+    For a run, these are the weights that its ``select`` names, from its last checkpoint.
 
     Args:
         path: a run's directory, a ``step_…`` directory in it, or a ``.ckpt`` file.
@@ -75,8 +74,8 @@ def load_language_model(
         precision: ``float32`` or ``bfloat16``; None: that of training on a GPU, float32 on a CPU.
 
     Raises:
-        ValueError: nothing of the three is there, it is damaged, it is of another kind, or
-            tokenizer and model do not fit. One line.
+        ValueError: there is none of the three, it is damaged or not a language model, or tokenizer
+            and model do not fit.
     """
     path = Path(path)
     chosen = environment.choose_device(TrainConfig(device=device))  # type: ignore[arg-type]
@@ -182,7 +181,7 @@ def _from_training_checkpoint(path: Path, tokenizer: Path | None) -> LanguageMod
         device=torch.device("cpu"),
         precision="bfloat16",
         name=f"{path.stem}{steps}",
-        # The Stack alone was read without a separator.
+        # Of the paper's data sets, only The Stack has no separator between documents.
         separator="" if "stack" in str(read.options.get("task", "")) else DOCUMENT_SEPARATOR,
     )
 

@@ -1,17 +1,17 @@
 """Log-likelihoods of continuations under a language model, many at once.
 
-What they are, as lm-evaluation-harness has them (EleutherAI, 0.4):
+They are defined as in lm-evaluation-harness (EleutherAI, 0.4):
 
 * Context and continuation are tokenized as one text, which is split where the context's own tokens
   end; spaces at the end of the context belong to the continuation.
-* A text begins after the boundary token. Where the tokenizer has none, as the paper's, nothing
-  stands before it: then the first token of the text is not scored, as in the paper's code.
-* What is longer than the model's context loses its beginning. A continuation that is longer by
-  itself is scored in windows: each token once, with all the context that there is room for.
+* A text begins after the boundary token. Where the tokenizer has none, as the paper's, the first
+  token of a text has nothing before it and is not scored, as in the paper's code.
+* A text longer than the model's context loses its beginning. A continuation that is itself longer
+  is scored in windows: each token once, with as much context as there is room for.
 
-How they are computed: rows are sorted by length, padded on the right and read in batches; where
-continuations of one question share enough of their beginning, it is read once, and the rest from
-its keys and values. Neither changes the result but by rounding.
+Rows are sorted by length, padded on the right and read in batches. Where the continuations of one
+question share enough of their beginning, it is read once, and the rest from its keys and values.
+Neither changes a result by more than rounding.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def score_requests(
     families = []
     for requests, row in zip(questions, sums, strict=True):
         families += _families(requests, row, language.context_length, use_cache)
-    # The longest first: what does not fit fails at once.
+    # The longest first, so that a batch too large for the memory fails at once.
     families.sort(key=lambda family: (family.num_shared > 0, -family.num_tokens))
     reader = _Reader(language, num_repeats)
     done, total = 0, sum(len(family.windows) for family in families)
@@ -192,7 +192,7 @@ def _families(
     found = [windows(request, context_length) for request in requests]
     if use_cache and len(requests) > 1 and all(len(row) == 1 for row in found):
         members = [row[0] for row in found]
-        # The last token of a window is not read, so it cannot be part of what is read once.
+        # The last token of a window is only predicted, so it cannot be in the shared beginning.
         shared = _common_length([window.tokens[:-1] for window in members])
         read = sum(len(window.tokens) - 1 for window in members)
         if shared * (len(members) - 1) >= SHARED_SHARE * read > 0:
@@ -209,7 +209,7 @@ def _common_length(rows: Sequence[Sequence[int]]) -> int:
 def _batches(
     families: Sequence[_Family], batch_size: int, tokens_at_once: int
 ) -> Iterator[list[_Family]]:
-    """Yield families of one kind, by rows and padded tokens as many as a batch may have."""
+    """Yield batches of families, within both limits; shared and single ones are not mixed."""
     batch: list[_Family] = []
     rows = longest = 0
     for family in families:
@@ -253,7 +253,7 @@ class _Reader:
             for owner, family in enumerate(batch)
             for window, one in zip(family.windows, family.sums, strict=True)
         ]
-        # The shared tokens predict those up to the first one that differs.
+        # Shared tokens 0 … start-1 predict tokens 1 … start, the first one that differs included.
         _add(
             logits,
             [member.owner for member in members],
@@ -309,7 +309,15 @@ def _add(
     targets: Sequence[Sequence[int]],
     sums: Sequence[_Sum],
 ) -> None:
-    """Add what logits (B, T, V) say of targets: of row ``owner``, from column ``first`` on."""
+    """Add the log-likelihoods of targets to sums.
+
+    Args:
+        logits: (B, T, V); those at column t are of token t + 1 of what was read.
+        owners: for each target, the row of the logits.
+        firsts: for each target, the column that predicts its first token.
+        targets: tokens, which columns ``first``, ``first`` + 1, … predict.
+        sums: where they are added, one for each target.
+    """
     counts = [len(row) for row in targets]
     if not any(counts):
         return
@@ -320,7 +328,7 @@ def _add(
     ]
     rows, columns = torch.tensor(places, device=logits.device).T
     wanted = torch.tensor([token for row in targets for token in row], device=logits.device)
-    chosen = logits[rows, columns]  # (scored, V)
+    chosen = logits[rows, columns]  # (scored tokens, V): the only ones that need a softmax
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     likelihoods = chosen.log_softmax(dim=-1).gather(1, wanted.unsqueeze(1)).squeeze(1).double()
     is_best = chosen.argmax(dim=-1) == wanted

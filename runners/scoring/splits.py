@@ -100,7 +100,7 @@ class SplitScorer(abc.ABC):
         own = self.built.default_repeats
         repeats = own if repeats is None else repeats
         rows = self.built.task.split(split)
-        # The model's own depth is not named, so that a model whose depth is fixed can be scored.
+        # None for the model's own depth: a model of fixed depth refuses any number.
         num_repeats = None if repeats == own else _as_models_take(repeats)
         with (
             evaluation_mode(self.model),

@@ -1,7 +1,7 @@
 """Scoring a language model on a split of text: cross entropy over its windows.
 
-The sums are by position in the window, in float64, and add up over any division of the windows:
-parts of a split scored apart give the score of the whole.
+Losses are summed by position in the window, in float64. The sums of parts of a split add up to the
+sum over the whole, however it is divided.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def loss_by_position(
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), batch.tensors["targets"].flatten(), reduction="none"
         )
-        # Added on the device: nothing waits.
+        # (B, C) → (C,), added on the device: reading it here would wait for the GPU.
         sums = sums + losses.view(logits.shape[:2]).double().sum(dim=0)
     return world.sum(sums)
 
@@ -82,8 +82,13 @@ def loss_by_position(
 def score_windows(losses: torch.Tensor, num_windows: int, split: Any) -> Scores:
     """Return the scores of a split from what ``loss_by_position`` gave for some of its windows.
 
-    The table by difficulty is one by position in the window, 1 being the token after the first: of
-    the positions up to 1, 2, 4, 8, … and the window's length, each bucket without those before.
+    The table by difficulty is by position in the window, where 1 is the token after the first. Its
+    rows are buckets that end at 1, 2, 4, 8, … and at the window's length.
+
+    Args:
+        losses: (C,) summed cross entropy in nats.
+        num_windows: windows that the sums are over.
+        split: says how many tokens and bytes the whole split has.
     """
     sums = losses.tolist()
 

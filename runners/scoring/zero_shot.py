@@ -51,7 +51,7 @@ def evaluate_path(
     for option, number in (("--limit", limit), ("--batch-size", batch_size)):
         if number is not None and number < 1:
             raise ValueError(f"{option} {number}: must be at least 1")
-    # What is missing is said before a large model is loaded.
+    # Before the model is loaded, which may take long: missing data is refused at once.
     names = [one for name in names for one in (ZERO_SHOT if name == ALL else [name])]
     asked = {name: (get(name), get(name).read(limit)) for name in dict.fromkeys(names)}
     language = load_language_model(path, tokenizer=tokenizer)
@@ -89,6 +89,14 @@ def evaluate_questions(
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """Return the scores of questions of a benchmark.
+
+    Args:
+        language: the model.
+        benchmark: how its questions are scored.
+        questions: those asked.
+        batch_size: continuations of a batch.
+        num_repeats: depth; None: the model's own.
+        on_batch: called before each batch with the continuations done and their number.
 
     Raises:
         ValueError: no questions, or a continuation without tokens.

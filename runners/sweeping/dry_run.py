@@ -74,8 +74,8 @@ def print_plan(
         table.add_row(
             name,
             str(len(runs)),
-            f"{model['parameters']:,}",
-            f"{model['macs_per_token']:,}",
+            f"{model.parameters:,}",
+            f"{model.macs_per_token:,}",
             f"{first.config.train.steps:,}",
             "–" if step is None else f"{mark}{step:.3f}",
             "–" if seconds is None else f"{mark}{duration(seconds)}",

@@ -60,7 +60,7 @@ class Agreement:
     def on_first(self, work: Callable[[], Result]) -> Result:
         """Let rank 0 do ``work`` while the others wait; return its value on every rank.
 
-        The value is pickled, so that it has to be small.
+        The value is pickled and sent, so it should be small.
 
         Raises:
             Stopped: on every rank, if rank 0 was stopped in the middle of it.

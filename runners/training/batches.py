@@ -23,7 +23,7 @@ TARGETS = "targets"
 """Name of the array that holds what is predicted; every other sequence is read by the model."""
 
 BATCHES_PER_POOL = 32
-"""Batches whose rows are sorted by length together: enough for little padding."""
+"""Batches whose rows are sorted by length together; more would save little padding."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,20 @@ class Columns(abc.ABC):
 
     @abc.abstractmethod
     def batch(self, rows: np.ndarray, *, device: torch.device) -> Batch:
-        """Return the batch that ``rows`` (row numbers, in any order) make."""
+        """Return a batch of some rows.
+
+        Args:
+            rows: (B,) row numbers, in any order.
+            device: where the tensors go.
+        """
 
 
 @dataclass(frozen=True)
 class PaddedColumns(Columns):
-    """Named arrays over the rows of a split.
+    """Named arrays over the N rows of a split.
 
-    ``arrays[name]`` is (N, longest) for sequences, (N,) for one number a row; ``lengths[name]``,
-    (N,), is there for sequences only, and what lies past a row's length is padding.
+    ``arrays[name]`` is (N, longest) for sequences and (N,) for one number a row. ``lengths[name]``,
+    (N,), exists for sequences alone; past a row's length is padding.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -77,9 +82,10 @@ class PaddedColumns(Columns):
         return np.stack(read, axis=1)
 
     def batch(self, rows: np.ndarray, *, device: torch.device) -> Batch:
-        """Return the arrays of ``rows``, cut to the longest of them.
+        """Return the arrays of ``rows`` (B,), cut to the longest of them: (B, T) int64 each.
 
-        For each sequence there is also ``<name>_mask``, True at real positions.
+        Each sequence that the model reads also gets ``<name>_mask``, (B, T) bool, True at real
+        positions.
         """
         tensors: dict[str, torch.Tensor] = {}
         num_tokens = 0
@@ -116,7 +122,7 @@ class Windows(Protocol):
 
 @dataclass(frozen=True)
 class WindowColumns(Columns):
-    """Windows of one length over a stream of tokens, read from it batch by batch."""
+    """Windows of C tokens over one stream, read from it batch by batch."""
 
     split: Windows
     separate_documents: bool = False
@@ -131,9 +137,9 @@ class WindowColumns(Columns):
         return np.broadcast_to(np.int64(self.split.context_length), (len(self), 1))
 
     def batch(self, rows: np.ndarray, *, device: torch.device) -> Batch:
-        """Return ``tokens`` and ``targets``, the tokens one further on, (B, context_length) each.
+        """Return ``tokens`` (B, C) and ``targets`` (B, C), which are the tokens one place later.
 
-        With ``separate_documents`` also ``documents``, of the same shape.
+        With ``separate_documents`` also ``documents`` (B, C): the number of each token's document.
         """
         windows = _tensor(self.split.windows(rows), device)
         tensors = {"tokens": windows[:, :-1].contiguous(), TARGETS: windows[:, 1:].contiguous()}
@@ -172,7 +178,7 @@ def _mask(lengths: np.ndarray, longest: int) -> np.ndarray:
 def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
-        # Only a copy from page-locked memory runs beside what the GPU computes.
+        # A copy overlaps with computation only if it starts from page-locked memory.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -212,7 +218,7 @@ class BatchOrder:
             raise ValueError("train split: has no rows")
         if tokens_per_batch is not None:
             batch_size = max(1, int(tokens_per_batch / self._total.mean()))
-        # A pool longer than an epoch would put copies of one row side by side.
+        # A pool longer than an epoch would sort two copies of a row into one batch.
         self._pool_rows = batch_size * min(BATCHES_PER_POOL, max(1, len(shape) // batch_size))
         self._batch_size = batch_size
         self._permutations: dict[int, np.ndarray] = {}
@@ -251,6 +257,7 @@ class BatchOrder:
 
     def _fill(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
         batches, first = [], 0
+        # Sequences are padded apart, so a batch costs rows · (longest source + longest target).
         longest = np.zeros(self._shape.shape[1], dtype=np.int64)
         for index, row in enumerate(rows):
             grown = np.maximum(longest, self._shape[row])

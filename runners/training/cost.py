@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any
 
 import torch
 
 from moeut import sizing
 from runners.config.schema import RunConfig
 from runners.process import environment
+from runners.reporting.run_result import ModelSummary
 from runners.training.experiment import Built, build_model, train_columns
 from runners.training.loop import Loop, seed_everything
 from runners.training.objective import Objective
 
 
-def describe_model(built: Built) -> dict[str, Any]:
-    """Return the entry ``model`` of a result: what has to be matched for models to be compared.
+def describe_model(built: Built) -> ModelSummary:
+    """Return what has to be matched for models to be compared.
 
     ``macs_per_token`` is at the mean lengths of the train split's rows.
     """
     config = built.model_config
     stack = list(config.stacks.values())[-1]
-    return {
-        "parameters": sizing.count_parameters(config),
-        "macs_per_token": macs_per_token(built),
-        "num_layers": stack.depth.num_applications,
-        "group_size": stack.depth.group,
-        "d_model": config.d_model,
-    }
+    return ModelSummary(
+        parameters=sizing.count_parameters(config),
+        macs_per_token=macs_per_token(built),
+        num_layers=stack.depth.num_applications,
+        group_size=stack.depth.group,
+        d_model=config.d_model,
+    )
 
 
 def macs_per_token(built: Built) -> int:

@@ -1,7 +1,7 @@
 """The training loop: one update, and the schedule of updates, evaluations and checkpoints.
 
-Written once for every kind of task: what differs is in the ``Objective``. All that a step changes
-is in ``Loop.state_dict``, so that a run resumed from it is bitwise the run that was never
+One loop serves every kind of task; the differences are in the ``Objective``. ``Loop.state_dict``
+holds everything that a step changes, so a resumed run is bitwise the run that was never
 interrupted.
 """
 
@@ -34,7 +34,7 @@ from runners.training.prefetch import Prefetch
 
 
 class NonFinite(RuntimeError):
-    """A loss or gradient is not finite; raised before the update that it would have spoilt."""
+    """A loss or gradient is not finite; raised before the update that it would spoil."""
 
 
 @dataclass
@@ -62,8 +62,8 @@ class _Share:
     rows: np.ndarray
     """Rows of the whole batch, over all ranks and parts."""
     parts: list[tuple[Batch, int]]
-    """A batch to accumulate, and how many of its rows count: all, or 0 for one that only stands in
-    so that every rank has as many."""
+    """A batch to accumulate, and how many of its rows count: all of them, or 0 for a stand-in on a
+    rank that got no rows, since every rank has to make as many backward passes."""
 
 
 class Loop:
@@ -187,10 +187,10 @@ class Loop:
                         self._call, part, label_smoothing=config.label_smoothing
                     )
                 cross_entropy = loss.cross_entropy_sum / num_targets
-                if not count:  # a part that only stands in: it takes part, and changes nothing
+                if not count:  # a stand-in: its gradients must be zero
                     cross_entropy = cross_entropy * 0.0
                 auxiliary = loss.auxiliary * (count / len(share.rows))
-                # The ranks' gradients are averaged, and the loss is their sum.
+                # The ranks' gradients are averaged, but the loss of the batch is a sum.
                 ((cross_entropy + auxiliary) * self.world.size).backward()
             losses += torch.stack([cross_entropy.detach(), auxiliary.detach()])
         return self.world.sum(losses)
@@ -210,9 +210,9 @@ class Loop:
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all but the weights, in types that ``torch.load(weights_only=True)`` reads.
+        """Return everything but the weights, in types that ``torch.load(weights_only=True)`` reads.
 
-        Every rank has to call it, since each has random states of its own.
+        Every rank has to call it: each has random states of its own.
         """
         states = self.world.gather(random_state())
         several = {"random_of_ranks": states} if len(states) > 1 else {}
@@ -224,11 +224,14 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, shards: Path = Path("none")) -> None:
-        """Take up the state that ``state_dict`` gave, also one of another number of ranks.
+        """Load a state of ``state_dict``, also one that another number of ranks has saved.
 
-        ``shards`` is the folder with the optimiser's pieces, if it was saved in pieces. Rank 0 goes
-        on with its random states; where there were fewer or more ranks before, the others begin new
-        ones.
+        Rank 0 goes on with its random states. The others do if their number is the same, and begin
+        new ones if it is not.
+
+        Args:
+            state: what ``state_dict`` returned.
+            shards: folder with the optimiser's pieces, if it was saved in pieces.
         """
         parallel.load_optimizer_state(self.model, self.optimizer, state["optimizer"], shards)
         self.position = Position(**state["position"])
@@ -288,7 +291,7 @@ def seed_everything(seed: int) -> None:
 
 
 class Host(Protocol):
-    """What the loop asks of the run around it."""
+    """The run around a loop, as the loop sees it."""
 
     @property
     def stop_requested(self) -> bool:

@@ -1,6 +1,6 @@
-"""What a model of a given form is trained on: the only part of training that knows the task's kind.
+"""Objectives: how a form of model reads the rows of a kind of task, and its loss on them.
 
-An objective encodes rows and computes a loss; the loop, the checkpoints and the data order see
+Only this part of training knows the kind of task; the loop, the checkpoints and the data order see
 ``Columns`` and ``Batch`` alone. Where a task has a ``tasks.Vocabulary``, its special ids are 0
 padding, 1 begin, 2 end.
 """
@@ -29,7 +29,7 @@ from tasks.base.task import Example, ExampleTask, Vocabulary
 from tasks.base.text import TextTask
 
 DECODE_MARGIN = 2
-"""Tokens that decoding may write beyond the longest target: its end, and one that is too much."""
+"""Tokens that decoding may write beyond the longest target: the end, and one too many."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,15 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def columns(self, split: Any) -> Columns:
-        """Make a split of the task, as ``task.split`` gives it, ready for batches."""
+        """Encode a split of the task, as ``task.split`` returns it."""
 
     @abc.abstractmethod
     def forward(self, model: Any, batch: Batch) -> Any:
-        """Return the model's output for a batch, its logits in the shape of the targets."""
+        """Return the model's output for a batch.
+
+        Its logits are (..., V) where the batch's targets are (...): (B, T, V) for tokens, (B, V)
+        for classes.
+        """
 
     @abc.abstractmethod
     def sizes(self) -> dict[str, int]:
@@ -75,7 +79,8 @@ class Objective(abc.ABC):
     def loss(self, model: Any, batch: Batch, *, label_smoothing: float = 0.0) -> Loss:
         """Return the loss of a batch.
 
-        The cross entropy is summed, not averaged, over the targets that are not ``IGNORE``.
+        The cross entropy is summed, not averaged, over the targets that are not ``IGNORE``: parts
+        of a batch have different numbers of them.
         """
         output = self.forward(model, batch)
         logits, targets = output.logits, batch.tensors["targets"]
@@ -166,9 +171,10 @@ class EncoderDecoderObjective(AnswerObjective):
 
 
 class PrefixObjective(AnswerObjective):
-    """Reads ``BOS x EOS y`` with one causal stack that sees the whole of ``BOS x EOS``.
+    """Reads ``BOS x EOS y`` with one causal stack, for which all of ``BOS x EOS`` is visible.
 
-    Both sides share one vocabulary; only ``y EOS`` is predicted.
+    Both sides share one vocabulary. Only ``y EOS`` is predicted: targets are the tokens one place
+    later, and those before the prompt's end are ``IGNORE``.
     """
 
     form = "decoder_lm"

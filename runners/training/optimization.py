@@ -16,7 +16,7 @@ def learning_rate(config: TrainConfig, step: int, *, d_model: int) -> float:
     Args:
         config: schedule, peak and warm-up.
         step: the update, counted from 1.
-        d_model: width of the model, which noam divides by the root of.
+        d_model: width of the model; noam divides by its square root.
 
     The warm-up is linear from 0 and reaches the peak at ``warmup_steps``. ``linear`` and ``cosine``
     reach ``final_learning_rate_ratio`` of the peak at the last step. ``cosine_paper`` is what
@@ -62,10 +62,10 @@ def build_optimizer(
 
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
-    """Return the global L2 norm of the gradients, a scalar tensor."""
+    """Return the L2 norm of all gradients together, a tensor of shape ()."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-    # Of gradients in pieces, each on its rank, the norm is one in pieces too.
+    # The norm of a sharded model is a DTensor of partial sums; full_tensor adds them up.
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 

@@ -1,8 +1,8 @@
 """A model spread over ranks: DistributedDataParallel, or FSDP2's ``fully_shard``.
 
-With DDP every rank has all weights, and gradients are averaged as the backward pass makes them.
-With FSDP weights, gradients and optimiser are cut along their first dimension, a piece on each
-rank, and gathered where they are used. Weights are saved in one piece all the same
+With DDP every rank has all weights, and gradients are averaged during the backward pass. With FSDP
+weights, gradients and optimiser are cut along their first dimension, one piece on each rank, and
+weights are gathered where they are used. Weights are always saved in one piece
 (``model.safetensors``), the optimiser's tensors in pieces by torch's distributed checkpoint.
 """
 
@@ -21,9 +21,11 @@ from runners.config.schema import TrainConfig
 from runners.process.ranks import World
 
 ONE_BY_ONE: dict[str, Any] = {"max_fusion_size": 1}
-"""Options of the compiler on a CPU. Its fused kernels read a buffer before they scatter into it
-(PyTorch 2.13), which is the gradient of a router that is both chosen from and balanced: the choice
-gave it none."""
+"""Options of the compiler on a CPU.
+
+They avoid a bug of PyTorch 2.13: a fused kernel reads a buffer before another part of it has
+scattered into that buffer. The gradient of a router with a balance loss is such a buffer, and loses
+what comes through the choice of experts."""
 
 
 def is_sharded(model: Any) -> bool:
@@ -32,15 +34,14 @@ def is_sharded(model: Any) -> bool:
 
 
 def spread(model: Any, config: TrainConfig, world: World, *, has_one_shape: bool = False) -> Any:
-    """Return what is called to run ``model`` on this rank, compiled if the config says so.
+    """Return the callable that runs ``model`` on this rank, compiled if the config says so.
 
     Args:
         model: initialised alike on every rank, on the device. Under FSDP its parameters are
             replaced, so that an optimiser has to be made afterwards.
         config: the ``train`` section.
         world: this rank's place.
-        has_one_shape: whether all batches have one shape, for which a compiled model can be
-            faster than for any.
+        has_one_shape: whether all batches have one shape, to which the compiler can specialise.
     """
     call = model
     if world.size > 1 and config.parallel == "fsdp":
@@ -78,7 +79,7 @@ def gradients_sent(call: Any, is_last: bool) -> Iterator[None]:
 def full_weights(model: Any, *, keep: bool = True) -> dict[str, torch.Tensor]:
     """Return copies of the whole weights on the CPU; every rank has to call it.
 
-    ``keep`` is false on ranks that have no use for them: they only take part.
+    A rank with ``keep`` false takes part in gathering them and returns none.
     """
     weights = {}
     for name, value in model.state_dict().items():
@@ -89,7 +90,11 @@ def full_weights(model: Any, *, keep: bool = True) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Give a model whole weights, of which each rank keeps its part."""
+    """Load whole weights into a model, of which each rank keeps its part.
+
+    Raises:
+        ValueError: the names of the weights are not those of the model.
+    """
     if not is_sharded(model):
         model.load_state_dict(weights)
         return
@@ -118,7 +123,7 @@ def whole_copy(model: Any, device: torch.device, *, keep: bool) -> Any:
 
 
 def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the optimiser's state, without what lies in pieces and is saved by itself."""
+    """Return the optimiser's state, without the tensors of a sharded one, saved apart."""
     state = optimizer.state_dict()
     return state | {"state": {}} if is_sharded(model) else state
 
@@ -126,9 +131,10 @@ def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, A
 def load_optimizer_state(
     model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any], shards: Path
 ) -> None:
-    """Take up what ``optimizer_state`` gave, and the pieces in ``shards`` if there are any.
+    """Load what ``optimizer_state`` returned, and the pieces in ``shards`` if there are any.
 
-    Whole or in pieces, by however many ranks it was saved: each takes what it needs.
+    The state may have been saved whole or in pieces, by any number of ranks; each rank takes the
+    parts that it needs.
     """
     if not is_sharded(model) and not shards.is_dir():
         optimizer.load_state_dict(state)

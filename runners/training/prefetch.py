@@ -1,7 +1,7 @@
-"""Batches made in the background, one step ahead of the one that needs them.
+"""Batches made in a thread, one step ahead.
 
-What a step reads is a function of its number, so the thread has no state to save, and the bits of a
-run are those without it.
+A step's batch is a function of the step's number. So the thread has no state to save, and does not
+change the result of a run.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ Made = TypeVar("Made")
 
 
 class Prefetch(Generic[Made]):
-    """Calls ``make(step)`` in a thread, and already for the step after the one asked for.
+    """Calls ``make(step)`` in a thread, one step before it is asked for.
 
-    ``make`` is never called twice at a time. What it raises comes out of the ``get`` of its step.
+    There is never more than one call at a time. An error in ``make`` is raised by ``get``.
     """
 
     def __init__(self, make: Callable[[int], Made], *, num_steps: int) -> None:
@@ -26,7 +26,7 @@ class Prefetch(Generic[Made]):
         self._ahead: tuple[int, Future[Made]] | None = None
 
     def get(self, step: int) -> Made:
-        """Return what belongs to ``step``."""
+        """Return ``make(step)``."""
         future = None
         if self._ahead is not None and self._ahead[0] == step:
             future = self._ahead[1]

@@ -1,7 +1,7 @@
-"""What a language run's log says besides the loss: how fast it is, and how its experts are used.
+"""Details in the log of a language run: how fast it trains, and how its experts are used.
 
-Times and memory, which differ from machine to machine, come under one key of a row, ``speed``, so
-that the rest of it is the same however often the run was resumed.
+Times and memory differ from machine to machine. They have one key of a row, ``speed``, to
+themselves, so that the rest of the row is the same however often the run was resumed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ROUTING_ROWS = 4
 def describe_row(
     row: dict[str, Any], loop: Loop, *, lap: tuple[float, int], macs_per_token: int
 ) -> dict[str, Any]:
-    """Return what a row of the log says beside losses: perplexity, use of experts, speed.
+    """Return the details of a row of the log: perplexity, use of experts, speed.
 
     Where the model lies in pieces, every rank has to call it; otherwise rank 0 alone counts the
     use of experts. A perplexity too large for JSON is None.
@@ -96,7 +96,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 def model_flops_utilization(
     tokens_per_second: float, *, macs_per_token: int, peak: float | None
 ) -> float | None:
-    """Return the share of the peak that the model's own arithmetic makes up.
+    """Return the share of the peak that the arithmetic of the model reaches.
 
         6 · macs_per_token · tokens_per_second / peak
 
@@ -109,7 +109,7 @@ def model_flops_utilization(
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the bytes a GPU has held at most since the last call; of a CPU process, ever."""
+    """Return the most bytes held, by a GPU since the last call, by a CPU process ever."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -150,9 +150,8 @@ def expert_usage(
 ) -> dict[str, dict[str, Any]]:
     """Count which experts each router chooses for a few rows, over all applications of its layer.
 
-    A pass of its own, in evaluation mode and without gradients: it draws no random numbers and
-    writes nothing, so that training goes on to the same bits. It has to be called on every rank
-    where the model lies in pieces.
+    It is a forward pass in evaluation mode, which draws no random numbers and changes nothing:
+    training goes on to the same bits. Every rank has to call it where the model lies in pieces.
 
     Returns:
         ``<stack>.<layer>.<router>`` → ``dead_experts``, those that no token has chosen;
@@ -175,7 +174,8 @@ def expert_usage(
 
 
 def _count(selection: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """Return (H, E): how often selection (B, T, H, k) names each expert; -1 is none."""
+    """Return (H, E): how often a selection (B, T, H, k) names each expert; -1 is none."""
+    # One place later, so that "none" is counted at 0 and can be cut off.
     by_head = selection.movedim(2, 0).flatten(1) + 1
     counts = torch.zeros(len(by_head), num_experts + 1, dtype=torch.int64, device=by_head.device)
     counts.scatter_add_(1, by_head, torch.ones_like(by_head))

@@ -1,4 +1,4 @@
-"""The rows of ``metrics.jsonl`` for TensorBoard, when asked: ``train.tensorboard``."""
+"""The rows of ``metrics.jsonl`` written for TensorBoard too: ``train.tensorboard``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_tensorboard(config: RunConfig) -> None:
 
 
 class Board:
-    """Writes rows as scalars; those of a resumed run that lie behind its step are hidden.
+    """Writes rows as scalars; of a resumed run, rows after the step of its checkpoint are hidden.
 
     Args:
         folder: where the event files go.

@@ -5,13 +5,27 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tasks.base.exit_status import BAD_INPUT, DONE, bad_input_in_one_line, exit_with
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are one line and exit status 2."""
+    """Argument parser whose errors are one line and exit status 2.
+
+    ``reference`` makes the text below the options of ``--help``, when that is asked for.
+    """
+
+    def __init__(
+        self, *arguments: Any, reference: Callable[[], str] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._reference = reference
+
+    def format_help(self) -> str:
+        if self._reference is not None:
+            self.epilog = self._reference()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see --help", file=sys.stderr)

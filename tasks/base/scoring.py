@@ -72,7 +72,7 @@ def table_by(
 
 
 def ceiling(task: ExampleTask, examples: Sequence[Example]) -> float:
-    """Return the share of rows whose every target token occurs in a training target."""
+    """Return the share of rows of which every target token occurs in a training target."""
     known = set(task.vocabularies()[1].tokens)
     return sum(known.issuperset(example.target) for example in examples) / len(examples)
 

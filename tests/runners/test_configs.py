@@ -102,7 +102,7 @@ def test_models_have_the_size_that_the_results_were_measured_at(config, result, 
     found = {}
     for variant, run in by_variant(FOLDER / f"{config}.yaml").items():
         model = describe_model(build(run, needs_data=False))
-        found[variant] = (model["parameters"], model["macs_per_token"])
+        found[variant] = (model.parameters, model.macs_per_token)
     assert found == stated
 
 

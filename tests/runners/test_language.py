@@ -228,7 +228,7 @@ def test_sizes_are_those_of_the_window_and_the_tokenizer(text_run):
     assert built.model_config.vocabulary_size == 257
     projections, attention, feed_forward = 4 * 24 * 24, 2 * 24 * CONTEXT, 2 * 24 * 48
     expected = 2 * (projections + attention + feed_forward) + 24 * 257
-    assert describe_model(built)["macs_per_token"] == expected
+    assert describe_model(built).macs_per_token == expected
 
 
 @pytest.mark.parametrize(

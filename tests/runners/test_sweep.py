@@ -108,8 +108,8 @@ def test_dry_run_writes_nothing(command, tmp_path, capsys, monkeypatch):
 
     for run in expand(read_sweep(command[0], command[1:4])):
         model = describe_model(build(run.config))
-        assert f"{model['parameters']:,}" in rows[run.variant]
-        assert f"{model['macs_per_token']:,}" in rows[run.variant]
+        assert f"{model.parameters:,}" in rows[run.variant]
+        assert f"{model.macs_per_token:,}" in rows[run.variant]
     assert not (tmp_path / "runs").exists()
 
 

@@ -13,9 +13,8 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from runners.scoring.language_model import (
     add_tokenizer_argument,
     load_language_model,
 )
+from runners.scoring.prompts import given_prompt, read_prompts, typed_prompts
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     generator = torch.Generator(loaded.device).manual_seed(options.seed)
     speed = Speed()
     if prompts is None:
-        given = _typed() if options.prompt is None else [_unescape(options.prompt)]
+        given = typed_prompts() if options.prompt is None else [given_prompt(options.prompt)]
         _continue_typed(loaded, given, settings, generator, speed, as_json=options.json)
     else:
         for first in range(0, len(prompts), options.batch_size):
@@ -112,63 +112,12 @@ def _continue_typed(
             _print(done, as_json=True)
 
 
-def read_prompts(path: Path) -> list[str]:
-    r"""Return the prompts of a file: its lines, or of a ``.jsonl`` file the field ``prompt``.
-
-    Raises:
-        ValueError: no such file, not UTF-8, no prompts, or a line without the field.
-    """
-    if not path.is_file():
-        raise ConfigError(f"--prompts {path}: no such file")
-    try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
-    lines = [line for line in lines if line.strip()]
-    if not lines:
-        raise ConfigError(f"{path}: holds no prompt")
-    if path.suffix != ".jsonl":
-        return lines
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            prompt = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError):
-            prompt = None
-        if not isinstance(prompt, str):
-            raise ConfigError(f'{path}:{number}: expected {{"prompt": text}}')
-        prompts.append(prompt)
-    return prompts
-
-
-def _typed() -> Iterator[str]:
-    """Yield the lines that a user types, or that come through a pipe, until there are no more."""
-    while True:
-        if sys.stdin.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield _unescape(line.rstrip("\n"))
-
-
 def _print(continuations: Sequence[Continuation], as_json: bool) -> None:
     for one in continuations:
         if as_json:
             print(json.dumps(vars(one), ensure_ascii=False), flush=True)
         else:
             print(f"{one.prompt}{one.text}\n", flush=True)
-
-
-def _unescape(text: str) -> str:
-    r"""Return a prompt of one line in which ``\n``, ``\t`` and ``\\`` are made characters.
-
-    >>> _unescape(r"a\nb c:\\new \d")
-    'a\nb c:\\new \\d'
-    """
-    characters = {"n": "\n", "t": "\t", "\\": "\\"}
-    return re.sub(r"\\([nt\\])", lambda match: characters[match[1]], text)
 
 
 # --- the command line -------------------------------------------------------------------

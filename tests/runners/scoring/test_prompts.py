@@ -1,0 +1,70 @@
+"""Prompts as users give them: what ends one, which line is wrong, what is no text."""
+
+from __future__ import annotations
+
+import doctest
+import io
+
+import pytest
+
+from runners.config.schema import ConfigError
+from runners.scoring import prompts
+from runners.scoring.prompts import given_prompt, read_prompts, typed_prompts
+
+
+def test_examples_of_the_docstrings():
+    result = doctest.testmod(prompts)
+    assert (result.failed, result.attempted) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("p.txt", "abc\n\nd e\n", ["abc", "d e"]),
+        ("p.txt", "\ufeffabc\r\nd\r\n", ["abc", "d"]),
+        ("p.txt", "one\x0ctwo\x85three\u2028\n", ["one\x0ctwo\x85three\u2028"]),
+        ("p.jsonl", '\ufeff{"prompt": "a\u2028b\x85c"}\n\n{"prompt": ""}', ["a\u2028b\x85c", ""]),
+        ("p.JSON", '{"prompt": "\\ud83d\\ude00", "id": 3}\n', ["😀"]),
+    ],
+)
+def test_only_line_ends_divide_prompts_and_a_mark_is_none(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content.encode())
+    assert read_prompts(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", b"", r"p.txt: holds no prompt"),
+        ("p.txt", b"\xef\xbb\xbf\n \n", r"p.txt: holds no prompt"),
+        ("p.txt", b"abc\n\nd\xff\n", r"p.txt:3: byte 0xff is not UTF-8"),
+        ("p.txt", "abc\n".encode("utf-16"), r"p.txt:1: looks like UTF-16"),
+        ("p.jsonl", b'\n\n{"prompt": "a"}\n\n[]', r"p.jsonl:5: .*expected {\"prompt\": text}"),
+        ("p.jsonl", b'{"prompt": 3}', r"p.jsonl:1: expected {\"prompt\": text}"),
+        ("p.jsonl", b'{"prompt": "\\ud83d"}', r"p.jsonl:1: 'prompt' holds \\ud83d, half a surr"),
+        ("p.jsonl", b"[" * 100_000, r"p.jsonl:1: nested too deeply"),
+        ("p.jsonl", b'{"prompt": "a", "n": %s}' % (b"1" * 5000), r"p.jsonl:1: .*5,000 digits"),
+    ],
+)
+def test_a_wrong_file_is_one_line_with_the_place(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def typed(monkeypatch, data: bytes) -> list[str]:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    return list(typed_prompts())
+
+
+def test_standard_input_is_read_like_a_file(monkeypatch):
+    data = "\ufeffone\x0c\u2028two\r\n\n \nthree\\n".encode()
+    assert typed(monkeypatch, data) == ["one\x0c\u2028two", "three\n"]
+    with pytest.raises(ValueError, match=r"standard input:2: byte 0xff is not UTF-8"):
+        typed(monkeypatch, b"one\ntwo\xff\n")
+
+
+def test_a_prompt_of_the_command_line_is_text():
+    assert given_prompt(r"a\nb") == "a\nb"
+    with pytest.raises(ConfigError, match=r"--prompt 'a\\udcff': bytes that are not UTF-8"):
+        given_prompt(b"a\xff".decode("utf-8", "surrogateescape"))

@@ -127,6 +127,10 @@ class Blueprint(Options):
             attention = self.attention.within(d_model=self.d_model, dropout=self.dropout)
         except OptionError as error:
             raise error.under("attention") from None
+        reason = attention.refused_positions.get(self.position.kind or "")
+        if reason is not None:
+            said = f"cannot be combined with attention.kind={attention.kind!r}: {reason}"
+            raise OptionError("position.kind", self.position.kind, said)
         try:
             self.position.check(attention.head_size)
         except OptionError as error:

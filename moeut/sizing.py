@@ -86,7 +86,8 @@ def _memory_macs(stack: StackConfig, source_length: int, target_length: int) -> 
     """
     if not stack.cross_attention:
         return 0
-    source_side, query_side = stack.attention.projection_macs(stack.d_model)
+    attention = stack.attention.across()
+    source_side, query_side = attention.projection_macs(stack.d_model)
     once = source_length * source_side * stack.depth.num_distinct
-    query = target_length * (query_side + 2 * stack.attention.width * source_length)
+    query = target_length * (query_side + 2 * attention.width * source_length)
     return once + query * stack.depth.num_applications

@@ -48,7 +48,7 @@ class Layer(nn.Module):
         self.attention_norm = Norm(d_model, config.norm_epsilon)
         self.cross_attention = self.cross_attention_norm = None
         if cross_attention:
-            self.cross_attention = config.attention.build(d_model)
+            self.cross_attention = config.attention.across().build(d_model)
             self.cross_attention_norm = Norm(d_model, config.norm_epsilon)
         self.feed_forward = config.feed_forward.build(d_model)
         self.feed_forward_norm = None

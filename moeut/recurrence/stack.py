@@ -385,6 +385,7 @@ class _Passing:
             is_causal=is_causal,
             rotary=rotary,
             distances=distances,
+            columns=window.positions,
             routing=RoutingContext.create(
                 inputs.real,
                 balance=stack.training and bool(stack._balance_weights),
@@ -424,10 +425,11 @@ class _Passing:
 
 def _balance_weights(options: StackConfig) -> dict[str, float]:
     """Return the weight of each router's balance loss, by the router's name; none of them 0."""
+    blocks = {"attention": options.attention, "cross_attention": options.attention.across()}
     weights = {
         f"{block}.{router}": weight
-        for block in ("attention", "cross_attention")
-        for router, weight in options.attention.balance_weights().items()
+        for block, attention in blocks.items()
+        for router, weight in attention.balance_weights().items()
     }
     if options.feed_forward.balance_weight():
         weights["feed_forward"] = options.feed_forward.balance_weight()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moeut.blocks import positions as p
-from moeut.blocks.attention import DenseAttention, SwitchHead
+from moeut.blocks.attention import DenseAttention, GeometricAttention, SwitchHead
 from moeut.blocks.feed_forward import DenseFeedForward, SigmaMoE
 from moeut.config import ModelConfig
 from moeut.models import build
@@ -16,6 +16,7 @@ ATTENTION = {
     "dense": DenseAttention(num_heads=2, head_size=8),
     "output_gate": DenseAttention(num_heads=2, head_size=8, gates="output"),
     "gates": DenseAttention(num_heads=2, head_size=8, gates="value_and_output"),
+    "geometric": GeometricAttention(num_heads=2, head_size=8),
     "switch_head": SwitchHead(num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1),
     "dropping_experts": SwitchHead(
         num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1, expert_dropout=0.6

@@ -49,7 +49,9 @@ def test_plain_data_reads_back_equal(name: str) -> None:
     }.items() for kind in kinds],
 )  # fmt: skip
 def test_every_kind_reads_back_equal(block: str, kind: str) -> None:
-    config = read(**{block: kind}, d_model=16, form="encoder_decoder", source_vocabulary_size=7)
+    others = {"position": "none"} if kind == "geometric" else {}
+    sizes = {"d_model": 16, "source_vocabulary_size": 7}
+    config = read(**{block: kind}, **others, **sizes, form="encoder_decoder")
     data = json.loads(json.dumps(config.to_dict()))
     assert data[block]["kind"] == kind
     assert ModelConfig.from_dict(data) == config
@@ -107,9 +109,13 @@ def test_stacks_of_each_form() -> None:
         ({"initialization": "glorut"}, "initialization", "did you mean 'glorot'"),
         ({"embedding_scale": "sqrt"}, "embedding_scale", "expected one of none, sqrt_d_model"),
         ({"head_bias": 1}, "head_bias", "expected true or false"),
-        ({"attention": "dens"}, "attention.kind", r"one of dense, switch_head; did you mean 'd"),
-        ({"attention": 3}, "attention", "a mapping with a kind, or one of dense, switch_head"),
-        ({"attention": {}}, "attention.kind", "expected one of dense, switch_head"),
+        (
+            {"attention": "dens"},
+            "attention.kind",
+            r"switch_head, geometric; did you mean 'dense",
+        ),
+        ({"attention": 3}, "attention", "a mapping with a kind, or one of dense, switch_head, geo"),
+        ({"attention": {}}, "attention.kind", "expected one of dense, switch_head, geometric"),
         (
             {"attention": {"kind": "dense", "num_experts": 3}},
             "attention.num_experts",

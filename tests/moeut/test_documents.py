@@ -12,6 +12,7 @@ ARCHITECTURES = {
     "dense_post": {"attention": "dense", "feed_forward": "dense", "norm": "post"},
     "moeut": {"attention": "switch_head", "feed_forward": "sigma_moe", "norm": "peri"},
     "gates": {"attention": "gates", "feed_forward": "softmax", "norm": "peri"},
+    "geometric": {"attention": "geometric", "feed_forward": "dense", "norm": "post"},
 }
 POSITIONS = ["rotary", "relative", "learned_scale", "sinusoidal", "learned", "none"]
 
@@ -31,8 +32,11 @@ def alone(model, tokens, **options):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "position"),
+    [("geometric", "learned"), ("geometric", "none")]
+    + [(name, position) for name in ARCHITECTURES for position in POSITIONS if name != "geometric"],
+)
 def test_a_packed_document_is_what_it_is_alone(make_model, architecture, position, tokens):
     model = make_model(**ARCHITECTURES[architecture], position=position).eval()
     with torch.no_grad():

@@ -45,10 +45,18 @@ def _loss(output, batch=None):
 @pytest.mark.parametrize("norm", ["pre", "post", "peri"])
 @pytest.mark.parametrize(
     ("attention", "feed_forward"),
-    list(itertools.product(["dense", "gates", "switch_head"], ["dense", "sigma_moe", "softmax"])),
+    [
+        ("geometric", "sigma_moe"),
+        *itertools.product(["dense", "gates", "switch_head"], ["dense", "sigma_moe", "softmax"]),
+    ],
 )
 def test_gradients_reach_every_parameter(make_model, form, norm, attention, feed_forward):
-    positions = {"dense": "learned_scale", "gates": "learned", "switch_head": "relative"}
+    positions = {
+        "dense": "learned_scale",
+        "gates": "learned",
+        "switch_head": "relative",
+        "geometric": "none",
+    }
     model = make_model(
         form,
         norm=norm,
@@ -67,9 +75,12 @@ def test_gradients_reach_every_parameter(make_model, form, norm, attention, feed
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("position", ["rotary", "relative", "sinusoidal", "learned"])
+@pytest.mark.parametrize("position", ["rotary", "relative", "sinusoidal", "learned", "geometric"])
 def test_padding_tokens_matter_to_nothing(make_model, form, position):
-    model = make_model(form, position=position).train()
+    options = {"position": position}
+    if position == "geometric":
+        options = {"position": "none", "attention": "geometric"}
+    model = make_model(form, **options).train()
     results = []
     for fill in (0, 7):
         source, target, source_mask, target_mask = _batch()

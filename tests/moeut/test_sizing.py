@@ -92,6 +92,7 @@ def test_matching_refuses_what_no_width_reaches() -> None:
         ("transformer", {"position": "sinusoidal"}),
         ("transformer", {"position": "rotary", "attention": {"num_heads": 3, "head_size": 7}}),
         ("universal", {"position": "learned", "norm": "post"}),
+        ("universal", {"position": "none", "attention": {"kind": "geometric", "gates": "output"}}),
     ],
 )
 @pytest.mark.parametrize("form", FORMS)

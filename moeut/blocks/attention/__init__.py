@@ -12,11 +12,13 @@ from moeut.blocks.attention.base import (
     Source,
 )
 from moeut.blocks.attention.dense import DenseAttention
+from moeut.blocks.attention.geometric import GeometricAttention
 from moeut.blocks.attention.switch_head import SwitchHead
 
 ATTENTION: Mapping[str, type[AttentionOptions]] = {
     "dense": DenseAttention,
     "switch_head": SwitchHead,
+    "geometric": GeometricAttention,
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "AttentionOptions",
     "AttentionOutput",
     "DenseAttention",
+    "GeometricAttention",
     "KeyValueStore",
     "Participation",
     "Source",

@@ -11,8 +11,9 @@ the norm placement is ``peri``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,15 @@ from moeut.options import OptionError, Options, derived, require_positive, requi
 class AttentionOptions(Options):
     """Options of every kind of attention."""
 
+    refused_positions: ClassVar[Mapping[str, str]] = {}
+    """Kinds of position that it cannot be combined with, and why."""
     num_heads: int = 4
     """Attention heads (H)."""
     head_size: int = derived()
     """Channels of a head; left out: d_model / num_heads."""
     dropout: float = derived()
-    """Dropout on attention weights; left out: the model's ``dropout``."""
+    """Dropout on attention weights, of a geometric attention on keys; left out: the model's
+    ``dropout``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +74,10 @@ class AttentionOptions(Options):
         return dataclasses.replace(
             self, head_size=head_size, dropout=dropout if own is None else own
         )
+
+    def across(self) -> AttentionOptions:
+        """Return the options of the attention to an encoder's output; here the same."""
+        return self
 
     def build(self, d_model: int, position: PositionOptions | None = None) -> Attention[Any]:
         """Return the module; ``position`` adds its own parameters, cross-attention has none."""
@@ -102,6 +110,9 @@ class AttentionContext:
 
     distances: Distances | None = None
     """Distances between queries and keys, for a relative position."""
+
+    columns: Tensor | None = None
+    """(T,) or (B, T) column of each query among the keys; None where keys are another sequence."""
 
     routing: RoutingContext = field(default_factory=RoutingContext)
     """The routing context of the queries."""
@@ -290,19 +301,19 @@ class Attention(nn.Module, Generic[Decision]):
             key, value = kept.key, kept.value
         if cache is not None:  # keys are stored rotated: their positions never change
             key, value = cache.store(application, key, value)  # (B, H, T, d) -> (B, H, K, d)
-        attended, weights = self.attend(query, key, value, context)
+        attended, weights = self.attend(query, key, value, context, routed)
         output = self.outputs(attended.transpose(1, 2), output_decision, context.routing)
         records = {"value": value_record, "output": output_record}
         routers = {name: record for name, record in records.items() if record is not None}
         return AttentionOutput(output, routers, weights, kept)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext
+        self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext, routed: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Weigh values by softmax(query · key / sqrt(d)): (B, H, T, d), and traced weights.
 
-        ``query`` is (B, H, T, d), ``key`` and ``value`` (B, H, K, d). A kind that weighs otherwise
-        overrides this.
+        ``query`` is (B, H, T, d), ``key`` and ``value`` (B, H, K, d), ``routed`` (B, T, D) what the
+        queries were projected from. A kind that weighs otherwise overrides this.
         """
         dropout = self.dropout if self.training else 0.0
         explicit = context.distances is not None or context.routing.trace or _miscompiles(query)

@@ -42,8 +42,10 @@ class TemperatureAttention(DenseMultiHeadAttention):
     def roles(self) -> Roles:
         return super().roles() | {"factor": constant(self.start)}
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext):
-        return super().attend(query * self.factor, key, value, context)
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext, routed: Tensor
+    ):
+        return super().attend(query * self.factor, key, value, context, routed)
 
 
 @dataclass(frozen=True, kw_only=True)

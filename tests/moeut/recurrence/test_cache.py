@@ -50,7 +50,11 @@ def _ragged(model, tokens, memory, prefix_length=None):
 
 @pytest.mark.parametrize("form", ["decoder_lm", "encoder_decoder"])
 @pytest.mark.parametrize(
-    ("attention", "norm", "position"), list(itertools.product(ATTENTION, NORM, POSITION))
+    ("attention", "norm", "position"),
+    [
+        *itertools.product(ATTENTION, NORM, POSITION),
+        *itertools.product(["geometric"], NORM, ["sinusoidal", "none"]),
+    ],
 )
 @torch.no_grad()
 def test_decoding_with_a_cache_is_the_full_pass(make_model, form, attention, norm, position):
@@ -71,10 +75,12 @@ def test_decoding_with_a_cache_is_the_full_pass(make_model, form, attention, nor
         assert (logits - full[row, : len(logits)]).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("position", POSITION)
+@pytest.mark.parametrize(
+    ("attention", "position"), [("geometric", "none"), *(("switch_head", p) for p in POSITION)]
+)
 @torch.no_grad()
-def test_a_bidirectional_prompt_decodes_as_the_full_pass(make_model, position):
-    model = make_model(position=position).eval()
+def test_a_bidirectional_prompt_decodes_as_the_full_pass(make_model, attention, position):
+    model = make_model(attention=attention, position=position).eval()
     tokens, _ = _inputs(model)
     full = model(tokens, prefix_length=LENGTHS).logits
     for row, logits in enumerate(_ragged(model, tokens, {}, prefix_length=LENGTHS)):

@@ -117,6 +117,7 @@ class DecoderLM(Model):
         num_repeats: int | None = None,
         backprop_repeats: int | None = None,
         cache: StackCache | None = None,
+        row_shares: Tensor | None = None,
         trace: bool = False,
     ) -> ModelOutput:
         """Predict the token after each of ``tokens`` (B, T).
@@ -130,7 +131,8 @@ class DecoderLM(Model):
         With ``cache``, ``tokens`` continue what it holds; rows may have prompts of different
         length, whose padding is then overwritten; a prefix has to come in one call, the first.
         ``num_repeats``: passes through the group, as configured if left out; gradients flow through
-        the last ``backprop_repeats`` of them, or through all.
+        the last ``backprop_repeats`` of them, or through all. ``row_shares`` (B,): the share of
+        each row in the auxiliary loss, where the rows are a part of a larger batch.
         """
         mask = masks.check_mask(padding_mask, tokens, "padding_mask")
         masks.check_right_padded(mask, "padding_mask")
@@ -147,6 +149,7 @@ class DecoderLM(Model):
                 num_repeats=num_repeats,
                 backprop_repeats=backprop_repeats,
                 cache=cache,
+                row_shares=row_shares,
                 trace=trace,
                 activation_checkpointing=self.activation_checkpointing,
             ),

@@ -222,7 +222,10 @@ def route(
 
 
 def balance_loss(
-    modules: Iterable[Sequence[RouterRecord]], context: RoutingContext, weight: float
+    modules: Iterable[Sequence[RouterRecord]],
+    context: RoutingContext,
+    weight: float,
+    row_shares: Tensor | None = None,
 ) -> Tensor | None:
     """Return -weight · Σ over modules of the mean entropy of what their router chooses.
 
@@ -231,7 +234,8 @@ def balance_loss(
 
         loss = -weight · Σ over modules of mean over rows and heads of H(p),  H(p) = -Σ_e p log p
 
-    (arXiv 2405.16039). Rows without a real token are left out. None without modules.
+    (arXiv 2405.16039). Rows without a real token are left out. With ``row_shares`` (B,) the mean
+    over rows is a sum in which each has its share. None without modules.
     """
     # Over applications first: the entropy is that of the mean, not the mean of entropies, so a
     # layer that is repeated may use other experts in other repeats.
@@ -242,6 +246,8 @@ def balance_loss(
     # A probability may round to zero, where the gradient of p log p would be infinite.
     # (modules, B): summed over experts, averaged over heads.
     entropy = -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(dim=-1).mean(dim=-1)
+    if row_shares is not None:
+        return -weight * (entropy * row_shares.to(p.dtype)).sum()
     if context.real is None:
         return -weight * entropy.mean(dim=1).sum()
     used = context.real.any(dim=1).to(p.dtype)

@@ -154,12 +154,12 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         ``labels`` (B, T) are shifted here; -100 is not counted. The loss has the auxiliary loss in
         it, which is also returned as ``aux_loss``:
 
-            loss = (Σ of the cross entropies + n · auxiliary loss) / N
+            loss = (Σ of the cross entropies + Σ over rows of n · auxiliary loss of the row) / N
 
-        with n the targets of this call and N = ``num_items_in_batch``, those of all parts of an
-        accumulated batch (n if left out). So the parts' losses add up to that of the batch; the
-        auxiliary loss, a mean over rows, to that of the batch exactly if all rows have as many
-        targets, and else to a mean weighted by targets.
+        with n the targets of a row and N = ``num_items_in_batch``, those of all parts of an
+        accumulated batch, so that the losses of the parts add up to that of the batch. Without it N
+        are the targets of this call, and the auxiliary loss is that of ``moeut``, where all rows
+        weigh the same.
 
         Raises:
             ValueError: padding between real tokens, shapes that do not fit, or an argument that
@@ -176,10 +176,16 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         holder = past_key_values if cache is None else cache
         if holder is None and use_cache:
             holder = GenerationCache(self.model.new_cache(num_repeats))
-        output, logits = self._predict(input_ids, attention_mask, holder, num_repeats)
+        targets = None if labels is None else _targets(labels)
+        total = row_shares = None
+        if num_items_in_batch is not None and targets is not None:
+            # DataParallel hands each replica its copy of the number in a tensor of one element.
+            total = torch.as_tensor(num_items_in_batch, device=input_ids.device).reshape(())
+            row_shares = (targets != IGNORE).sum(dim=1) / total.clamp_min(1)
+        output, logits = self._predict(input_ids, attention_mask, holder, num_repeats, row_shares)
         loss = None
-        if labels is not None:
-            loss = _loss(logits, labels, output.auxiliary_loss, num_items_in_batch)
+        if targets is not None:
+            loss = _cross_entropy(logits, targets, total) + output.auxiliary_loss
         elif num_items_in_batch is not None and output.auxiliary_loss.requires_grad:
             _warn_of_lost_loss()
         result = MoeCausalLMOutputWithPast(  # type: ignore[call-arg]
@@ -209,6 +215,7 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None,
         holder: GenerationCache | None,
         num_repeats: int | None,
+        row_shares: Tensor | None,
     ) -> tuple[ModelOutput, Tensor]:
         """Return the model's output, and its logits (B, T, V) in the columns of ``input_ids``."""
         mask = None if attention_mask is None else _mask_of(attention_mask, input_ids)
@@ -225,6 +232,7 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
             padding_mask=mask,
             cache=None if holder is None else holder.cache,
             num_repeats=num_repeats,
+            row_shares=row_shares,
         )
         if holder is not None:
             holder.num_columns += input_ids.shape[1]
@@ -264,19 +272,19 @@ def wrap(model: DecoderLM) -> MoEUTForCausalLM:
     return wrapped.train(model.training)
 
 
-def _loss(
-    logits: Tensor, labels: Tensor, auxiliary: Tensor, num_items_in_batch: Tensor | int | None
-) -> Tensor:
-    """Return this call's part of the loss of a batch of so many targets; see ``forward``."""
-    targets = labels[:, 1:].flatten().to(logits.device)
-    counted = (targets != IGNORE).sum()
-    total = counted if num_items_in_batch is None else num_items_in_batch
-    # DataParallel hands each replica its copy of the number in a tensor of one element.
-    total = torch.as_tensor(total, device=logits.device).reshape(()).clamp_min(1)
-    cross_entropy = F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"
+def _targets(labels: Tensor) -> Tensor:
+    """Return the token after each one (B, T), ``IGNORE`` where there is none."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, total: Tensor | None) -> Tensor:
+    """Return the sum of the cross entropies, divided by ``total``, or by how many they are."""
+    targets = targets.to(logits.device)
+    total = (targets != IGNORE).sum() if total is None else total
+    summed = F.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
     )
-    return cross_entropy / total + auxiliary * (counted / total)
+    return summed / total.clamp_min(1)
 
 
 @functools.cache

@@ -77,6 +77,9 @@ class Pass(NamedTuple):
     """Whether ``before`` may end the pass early: not while a cache is filled, since later tokens
     look at what every application has stored, nor while the pass is compiled."""
 
+    row_shares: Tensor | None = None
+    """(B,) share of each row in the loss; None: a mean is due, and which one is the kind's."""
+
 
 class Run:
     """One pass of a controller; what a kind does not override changes nothing."""

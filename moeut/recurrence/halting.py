@@ -170,7 +170,12 @@ class ActRun(Run):
         """Return the weighted sum of states, the loss, and the repeats each token took (B, T)."""
         assert self.result is not None
         real = None if self.options.loss_over == "all" else self.about.real
-        if real is None:
+        shares = self.about.row_shares
+        if shares is not None:
+            used = torch.ones_like(self.remainder) if real is None else real.to(self.dtype)
+            of_row = (self.remainder * used).sum(dim=1) / used.sum(dim=1).clamp_min(1)
+            remainder = (of_row * shares.to(self.dtype)).sum()
+        elif real is None:
             remainder = self.remainder.mean()
         else:
             used = real.to(self.dtype)

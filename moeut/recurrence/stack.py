@@ -63,6 +63,9 @@ class Inputs:
     trace: bool = False
     """Whether to keep decisions and states of every application."""
 
+    row_shares: Tensor | None = None
+    """(B,) share of each row in the auxiliary losses; None: they are means over the batch."""
+
     activation_checkpointing: bool = False
     """Whether to compute layers anew in the backward pass instead of keeping activations."""
 
@@ -204,7 +207,7 @@ class DepthStack(nn.Module):
         # asking whether anyone still runs would break a compiled graph or stall a GPU in training.
         is_free = x.device.type == "cpu" or not self.training
         may_end = inputs.cache is None and is_free and not torch.compiler.is_compiling()
-        about = Pass(x, positions, inputs.real, repeats, may_end)
+        about = Pass(x, positions, inputs.real, repeats, may_end, inputs.row_shares)
         runs = {name: controller.begin(about) for name, controller in self._controllers()}
         x = self._repeat(x, places[prelude:end], list(runs.values()), passing, without)
         decisions: dict[str, Tensor] = {}
@@ -353,7 +356,8 @@ class _Passing:
                 if router is not None and router.probability is not None:
                     modules.setdefault(index, []).append(router)
             owner = self.source_routing if name == "cross_attention.value" else context
-            loss = routing.balance_loss(modules.values(), owner, weight)
+            shares = self.inputs.row_shares
+            loss = routing.balance_loss(modules.values(), owner, weight, shares)
             losses += [] if loss is None else [loss]
         return losses
 

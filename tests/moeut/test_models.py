@@ -7,6 +7,7 @@ import torch
 
 from moeut.blocks.layer import Layer
 from moeut.models import build
+from moeut.recurrence.halting import AdaptiveComputationTime
 from moeut.recurrence.stack import Inputs
 
 FORMS = ["decoder_lm", "encoder_decoder", "encoder_classifier"]
@@ -212,6 +213,27 @@ def test_auxiliary_loss_is_for_training(make_model, form):
         ).auxiliary_loss
         assert training.item() == pytest.approx((encoder + decoder).item(), abs=1e-13)
         assert min(-encoder.item(), -decoder.item()) > 0.1
+
+
+@pytest.mark.parametrize("loss_over", ["real", "all"])
+def test_shares_of_rows_make_parts_add_up_to_the_auxiliary_loss(make_model, loss_over):
+    halting = AdaptiveComputationTime(loss_weight=0.5, loss_over=loss_over, accumulator="exact")
+    model = make_model("decoder_lm", halting=halting).train()
+    tokens = torch.randint(11, (2, 6), generator=torch.Generator().manual_seed(0))
+    real = torch.arange(6) < torch.tensor([[6], [2]])
+    shares = torch.tensor([0.8, 0.2], dtype=torch.float64)
+
+    def auxiliary(rows, shares):
+        output = model(tokens[rows], padding_mask=real[rows], row_shares=shares)
+        return output.auxiliary_loss.item()
+
+    parts = [auxiliary([0], shares[:1]), auxiliary([1], shares[1:])]
+    whole = auxiliary([0, 1], shares)
+    assert whole == pytest.approx(sum(parts), abs=1e-7)
+    # A row alone, with the whole share, has the loss of a batch of that row.
+    alone = model(tokens[:1], padding_mask=real[:1]).auxiliary_loss.item()
+    assert parts[0] == pytest.approx(0.8 * alone, abs=1e-7)
+    assert abs(whole - auxiliary([0, 1], None)) > 1e-4
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -206,7 +206,8 @@ def update(
     ("architecture", "lengths", "options"),
     [
         ("transformer", (12, 3), {}),
-        ("moeut", (12, 12), {"feed_forward": {"balance_loss": 0.5}}),
+        ("moeut", (12, 3), {"feed_forward": {"balance_loss": 0.5}}),
+        ("universal", (12, 3), {"halting": {"kind": "act", "loss_weight": 0.5}}),
     ],
 )
 def test_accumulated_gradients_are_those_of_one_batch(

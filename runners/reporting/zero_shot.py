@@ -12,7 +12,7 @@ from rich.console import Console
 
 from runners.reporting.tables import MISSING, Table, to_latex, to_markdown, to_rich
 from tasks.zero_shot import Result, Score, get
-from tasks.zero_shot.scoring import METRICS
+from tasks.zero_shot.scoring import AVERAGES
 
 FORMATS: dict[str, Callable[[Table], Any]] = {
     "table": to_rich,
@@ -109,7 +109,7 @@ def _group_table(result: Result, grouping: str) -> Table:
 
 
 def _cells(metric: str, one: Score) -> tuple[str, str]:
-    digits = 4 if METRICS[metric] == "share" else 2
+    digits = 4 if AVERAGES[metric] == "share" else 2
     error = one.standard_error
     return f"{one.value:.{digits}f}", MISSING if error is None else f"{error:.{digits}f}"
 

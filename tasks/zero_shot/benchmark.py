@@ -77,7 +77,7 @@ class Benchmark(abc.ABC):
     """As a table prints it."""
     files: ClassVar[tuple[DataFile, ...]]
     metrics: ClassVar[tuple[str, ...]]
-    """Keys of ``scoring.METRICS``, in the order of the table."""
+    """Keys of ``scoring.AVERAGES``, in the order of the table."""
     headline: ClassVar[str]
     """The one that the MoEUT paper reports."""
     groupings: ClassVar[tuple[str, ...]] = ()

@@ -31,9 +31,9 @@ from typing import Any
 from tasks.base.metrics import perplexity
 from tasks.zero_shot.benchmark import Benchmark, Likelihood, Question, choices
 
-__all__ = ["METRICS", "Result", "Score", "choice_values", "choices", "score", "word_values"]
+__all__ = ["AVERAGES", "Result", "Score", "choice_values", "choices", "score", "word_values"]
 
-METRICS: dict[str, str] = {
+AVERAGES: dict[str, str] = {
     "acc": "share",
     "acc_norm": "share",
     "acc_token": "share",
@@ -41,7 +41,7 @@ METRICS: dict[str, str] = {
     "perplexity": "perplexity",
     "token_perplexity": "perplexity",
 }
-"""Whether a metric is the mean of its values, or exp(-mean)."""
+"""Metric → what is made of its values: their mean (share), or exp(-mean) (perplexity)."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _mean(metric: str, values: Sequence[float]) -> Score:
     error = None
     if n > 1:
         error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    if METRICS[metric] == "perplexity":
+    if AVERAGES[metric] == "perplexity":
         value = perplexity(-mean)
         return Score(value, None if error is None else value * error, n)
     return Score(mean, error, n)

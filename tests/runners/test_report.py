@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from runners.report import main
+from tasks.base.metrics import METRICS, Metric
 
 STEADY = [0.81, 0.80, 0.82, 0.79, 0.83]
 
@@ -23,6 +24,27 @@ def test_the_command(directory, capsys):
     assert main([str(directory), "--no-figures", "--baseline", "moeut", "--split", "test"]) == 0
     assert "p against moeut" in capsys.readouterr().out
     assert not (directory / "figures").exists()
+
+
+def test_a_new_metric_is_shown_as_its_entry_says(make_sweep, monkeypatch, capsys):
+    entry = Metric(
+        kinds=("sequence_to_sequence",),
+        compute=lambda answers: 0.0,
+        meaning="tokens by which outputs miss the length of their targets",
+        lower_is_better=True,
+        decimals=1,
+    )
+    monkeypatch.setitem(METRICS, "length_error", entry)
+
+    def measure(variant, seed, data):
+        data["scores"][1]["metrics"]["length_error"] = 2.25
+
+    directory = make_sweep(a=[0.5], result=measure)
+    assert main([str(directory), "--no-figures", "--metric", "length_error"]) == 0
+    table = capsys.readouterr().out
+    assert "gen length_error ↓" in table
+    assert "| 2.2 " in table
+    assert "length_error: lower is better." in table
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_no_questions_and_missing_answers_are_refused():
 def test_every_benchmark_names_metrics_that_there_are():
     for name, benchmark in ZERO_SHOT.items():
         assert benchmark.name == name
-        assert set(benchmark.metrics) <= set(scoring.METRICS)
+        assert set(benchmark.metrics) <= set(scoring.AVERAGES)
         assert benchmark.headline in benchmark.metrics
         assert benchmark.averaged_over in (None, *benchmark.groupings)
         assert all(file.path.startswith(f"{name}/") for file in benchmark.files)

@@ -49,7 +49,7 @@ def generate(
                 model, prompts, prompt_mask, bidirectional=False, num_repeats=num_repeats
             )
         else:
-            reader = _Rereader(model, prompts, prompt_mask, num_repeats)
+            reader = Rereader(model, prompts, prompt_mask, num_repeats)
         return decode(
             reader,
             lambda logits: _choose(logits[:, :num_ids], temperature, top_k, top_p, generator),
@@ -114,8 +114,8 @@ def _choose(
     return torch.multinomial(chances, 1, generator=generator).squeeze(1)
 
 
-class _Rereader:
-    """Read everything again for each token: what the cache is compared with."""
+class Rereader:
+    """Read all tokens of each row (T,) again for each new one: what the cache is compared with."""
 
     def __init__(
         self, model: DecoderLM, prompts: Tensor, prompt_mask: Tensor, num_repeats: int | None

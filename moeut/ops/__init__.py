@@ -3,7 +3,14 @@
 ``Dispatch`` sorts a routing decision once; ``expert_linear`` and ``expert_mlp`` use it, forward and
 backward. Every backend computes the same functions: ``reference`` defines them, ``grouped`` is fast
 on a CPU and works everywhere, ``triton`` is for GPUs (``moeut.ops.triton.tuning.warmup`` compiles
-its kernels and finds their block sizes ahead of time).
+its kernels and finds their block sizes ahead of time). From the top down:
+
+* ``interface`` checks arguments and hands them to the backend that ``backend`` chooses;
+* ``grouped`` walks through ``blocks`` of rows, whose products ``cpu_routine`` gives to the faster
+  of PyTorch's and oneDNN's routines;
+* ``triton/operators`` registers what ``triton/compute`` computes by the launches of
+  ``triton/launch``;
+* ``shared`` casts a weight once for all applications of a pass.
 """
 
 from moeut.ops.backend import available_backends, resolve_backend

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import moeut
-from moeut.sampling import generate, probabilities
+from moeut.decoding import decode, read_prompt
+from moeut.sampling import Rereader, generate, probabilities
 
 VOCABULARY = 11
 
@@ -82,6 +83,44 @@ def test_a_row_ends_before_the_stop_token(model) -> None:
         assert int(stopped.lengths[row]) == length
         assert bool(stopped.finished[row]) == bool(places)
         assert torch.equal(stopped.tokens[row, :length], free.tokens[row, :length])
+
+
+def test_what_a_row_draws_does_not_depend_on_the_ends_of_others(model) -> None:
+    tokens, mask = prompts()
+    free, stopped = (
+        generate(
+            *(model, tokens, mask),
+            max_tokens=40,
+            stop=stop,
+            generator=torch.Generator().manual_seed(5),
+        )
+        for stop in (None, 4)
+    )
+    assert len(set(stopped.lengths.tolist())) == 3
+    for row, length in enumerate(stopped.lengths.tolist()):
+        assert torch.equal(stopped.tokens[row, :length], free.tokens[row, :length])
+
+
+def test_leaving_out_rows_that_have_ended_changes_nothing(model) -> None:
+    tokens, mask = prompts()
+    sizes: list[int] = []
+
+    def digest(logits: torch.Tensor) -> torch.Tensor:  # the best would be one token for ever
+        sizes.append(logits.shape[0])
+        return (logits[:, 0] * 1e6).long() % VOCABULARY
+
+    for stop in range(4, VOCABULARY):
+        found = []
+        for drops_ended in (True, False):
+            settings = {"end": stop, "pad": 0, "max_length": 6, "drops_ended": drops_ended}
+            with torch.no_grad():
+                cached = read_prompt(model, tokens, mask, bidirectional=False)
+                found.append(decode(cached, digest, **settings))
+                found.append(decode(Rereader(model, tokens, mask, None), digest, **settings))
+        for one in found:
+            assert torch.equal(one.tokens, found[0].tokens)
+            assert torch.equal(one.finished, found[0].finished)
+    assert min(sizes) == 1
 
 
 def test_tokens_are_told_as_they_come(model) -> None:

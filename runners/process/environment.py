@@ -55,7 +55,11 @@ def choose_device(config: TrainConfig, *, local_rank: int | None = None) -> torc
 
 
 def check_device(config: RunConfig, *, local_rank: int | None = None) -> None:
-    """Raise ConfigError, with the line of the file, for a device that is not there."""
+    """Check that the device of a run is there.
+
+    Raises:
+        ConfigError: it is not; the message names the line of the file.
+    """
     try:
         choose_device(config.train, local_rank=local_rank)
     except OptionError as error:
@@ -70,9 +74,8 @@ def prepare_process(config: TrainConfig, device: torch.device) -> None:
         # Read by cuBLAS when it starts; without it deterministic mode refuses matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     wanted = on_gpu and config.deterministic
-    if (
-        torch.are_deterministic_algorithms_enabled() != wanted
-    ):  # the call alone takes 3 s of imports
+    # Asked first, since the call that sets it imports for 3 s whatever the answer.
+    if torch.are_deterministic_algorithms_enabled() != wanted:
         torch.use_deterministic_algorithms(wanted)
     set_float32_products(device, beside_bfloat16=config.precision == "bfloat16")
 

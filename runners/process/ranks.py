@@ -41,7 +41,7 @@ GRACE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class World:
-    """One of the ranks of a run; by default the only one, for which nothing here does anything."""
+    """A rank's place among the ranks of a run: by default the only one, which talks to nobody."""
 
     rank: int = 0
     size: int = 1
@@ -57,7 +57,7 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over the ranks, in place, on its device."""
+        """Add up a tensor of any shape over the ranks, in place, on its device, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -103,6 +103,13 @@ class World:
         """Return this rank's piece of each of the parts that a batch is split into.
 
         All ranks get as many pieces, some of them empty where there are too few rows.
+
+        Args:
+            rows: row numbers of the whole batch, (rows,).
+            parts: batches to accumulate.
+
+        Returns:
+            Up to ``parts`` arrays of row numbers, (rows of the piece,).
         """
         parts = min(parts, -(-len(rows) // self.size))
         pieces = np.array_split(rows, parts * self.size)
@@ -134,7 +141,7 @@ def _failure_key() -> str:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Tell whether an error came from the connection to another rank."""
+    """Return whether an error came from the connection to another rank."""
     text = str(error)
     return isinstance(error, dist.DistError | ConnectionError) or (
         isinstance(error, RuntimeError)
@@ -143,7 +150,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether this process is one of several that torchrun has started."""
+    """Return whether this process is one of several that torchrun has started."""
     return all(name in environment for name in VARIABLES) and int(environment["WORLD_SIZE"]) > 1
 
 
@@ -228,10 +235,13 @@ def rank_seed(seed: int, rank: int, step: int = 0) -> int:
 
 
 def check_batch(config: RunConfig, size: int) -> None:
-    """Raise ConfigError unless the ranks' parts of a batch are equal.
+    """Check that the ranks' parts of a batch are equal.
 
     Batches of ``tokens_per_batch`` have no fixed number of rows and are split as evenly as they
     can be.
+
+    Raises:
+        ConfigError: the batch does not divide.
     """
     train = config.train
     if size == 1 or train.tokens_per_batch is not None:

@@ -4,6 +4,7 @@
 
     config.yaml       the resolved config
     run.json          its place in a sweep: variant, parameters, seed, hash
+    .lease/           who works on it, or did last
     env.json          where and with what it runs
     metrics.jsonl     learning curve; the same however often it was resumed, apart from what a
                       language run's rows have under "speed"
@@ -95,22 +96,34 @@ class RunDirectory:
         return "resumable" if self.checkpoints.is_dir() else "new"
 
     def prepare(self, config: RunConfig, record: RunRecord) -> None:
-        """Make the directory and write what the run is; a later call with the same is harmless."""
+        """Make the directory and write what the run is; a later call with the same is harmless.
+
+        Raises:
+            OSError: the directory cannot be made or written to.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, to_yaml(config))
         write_json(self.path / "run.json", dataclasses.asdict(record))
 
     def read_config(self) -> RunConfig:
-        """Return the config that the directory holds; raise ConfigError if there is none."""
+        """Return the config that the directory holds.
+
+        Raises:
+            ConfigError: there is none, or it has an error.
+        """
         if not self.config.is_file():
             raise ConfigError(f"{self.config}: no such file; the directory holds no run")
         return from_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
 
     def read_record(self) -> RunRecord:
-        """Return which run this is; raise ConfigError if the directory does not say it."""
+        """Return which run this is.
+
+        Raises:
+            ConfigError: the directory does not say it.
+        """
         file = self.path / "run.json"
         try:
-            return RunRecord(**json.loads(file.read_text()))
+            return RunRecord(**json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise ConfigError(f"{file}: no such file; the directory holds no run") from None
         except (ValueError, TypeError) as error:
@@ -130,7 +143,7 @@ class RunDirectory:
         """Return why the run has failed."""
         try:
             return str(json.loads(self.error.read_text(encoding="utf-8"))["message"])
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return f"the reason could not be written, as on a full disk; see {self.log}"
 
 
@@ -140,12 +153,15 @@ def json_line(value: Any) -> bytes:
 
 
 class MetricsLog:
-    """``metrics.jsonl``: rows are appended, and cut off where a resumed run begins again.
+    """The learning curve ``metrics.jsonl``, to which a run appends rows.
 
     Args:
         path: the file.
-        size: bytes that stay; what lies behind was written after the checkpoint and is written
-            again.
+        size: bytes that stay. Rows behind them were written after the checkpoint that the run
+            resumes from, which writes them again.
+
+    Raises:
+        ValueError: the file is shorter than that.
     """
 
     def __init__(self, path: Path, *, size: int = 0) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 import triton
 
-from moeut.saving import write_atomically
+from moeut.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -133,8 +133,10 @@ def _options(cls: type[Options], indent: int) -> list[str]:
                 paragraphs += _paragraph(head, _first_sentence(chosen), indent + 4)
                 paragraphs += _options(chosen, indent + 8)
         elif part is not None and issubclass(part, Options):
-            paragraphs += _paragraph(f"{name}: a mapping", option.doc, indent)
-            if option.is_required:
+            is_optional = option.default is None
+            words = "a mapping or null = null" if is_optional else "a mapping"
+            paragraphs += _paragraph(f"{name}: {words}", option.doc, indent)
+            if not is_optional:
                 paragraphs += _options(part, indent + 4)
         else:
             left_out = is_derived(cls, name) or option.is_required  # the architecture has it

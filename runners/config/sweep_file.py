@@ -30,6 +30,8 @@ from tasks.base.metrics import METRICS, metrics_of
 WANDB_KEYS = ("program", "command", "method", "metric", "description", "project", "entity")
 _RUN_KEYS = tuple(hints(RunConfig))
 _SWEEP_KEYS = tuple(hints(SweepConfig))
+_GRID_WORDS = ("value", "values", "distribution", "min", "max", "mu", "sigma", "q")
+"""Words of W&B that make a mapping a grid over one key; only the first two are taken."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
 
 
@@ -57,7 +59,15 @@ class Sweep:
         return self.config.baseline or next(iter(self.variants))
 
     def check_headline(self, splits: Sequence[str], kind: str) -> None:
-        """Raise ConfigError unless ``headline`` names a split and a metric that a task has."""
+        """Check that ``headline`` names a split and a metric of a task.
+
+        Args:
+            splits: Those of the task.
+            kind: Kind of the task.
+
+        Raises:
+            ConfigError: it names another one.
+        """
         for key, allowed in (("split", splits), ("metric", metrics_of(kind))):
             value = self.config.headline.get(key)
             if value is not None and value not in allowed:
@@ -92,12 +102,10 @@ def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
             root = _override_top(root, key, value)
         else:
             raise unknown_key(value, key, [*_SWEEP_KEYS, *_RUN_KEYS], "expected one of")
-    known = _SWEEP_KEYS
     for key, child in root.value.items():
-        if key in known or key in WANDB_KEYS:
-            continue
-        hint = f"a sweep ({key} belongs under base) takes" if key in _RUN_KEYS else "a sweep takes"
-        raise unknown_key(child, key, known, hint)
+        if key not in (*_SWEEP_KEYS, *WANDB_KEYS):
+            hint = f" ({key} belongs under base)" if key in _RUN_KEYS else ""
+            raise unknown_key(child, key, _SWEEP_KEYS, f"a sweep{hint} takes")
     notices = _wandb_notices(root)
     return _assemble(path, root, tuple(run_overrides), notices)
 
@@ -171,40 +179,43 @@ def _flatten_top(root: Node) -> Node:
 
 
 def _override_top(root: Node, key: str, value: Node) -> Node:
+    """Return the sweep with one of its own keys replaced."""
     top, _, rest = key.partition(".")
     if not rest:
         return Node({**root.value, top: value}, root.place)
+    old = root.value.get(top, Node({}, value.place))
     if top == "variants":
-        name, _, path = rest.partition(".")
-        variants = root.value.get("variants")
-        known = list(variants.value) if variants and isinstance(variants.value, dict) else []
-        # A name may hold a dot itself: the longest that fits is meant.
-        for candidate in sorted(known, key=len, reverse=True):
-            if rest == candidate or rest.startswith(candidate + "."):
-                name, path = candidate, rest[len(candidate) + 1 :]
-                break
-        else:
-            raise unknown_key(value, f"variants.{name}", known, "variants are")
-        change = value
-        if path:
-            change = Node({path: value}, value.place)
-        old = nest(variants.value[name]) if variants else Node({}, value.place)
-        new = merge(old, nest(change)) if isinstance(old.value, dict) else nest(change)
-        return (
-            Node({**root.value, top: Node({**variants.value, name: new}, value.place)}, root.place)
-            if variants
-            else root
-        )
-    if top == "parameters":
-        parameters = root.value.get("parameters", Node({}, value.place))
-        flat = dict(_parameter_leaves(parameters))
-        for suffix in (".values", ".value"):
-            if rest.endswith(suffix):
-                leaf = Node({suffix[1:]: value}, value.place)
-                flat[rest.removesuffix(suffix)] = leaf
-                return Node({**root.value, top: Node(flat, value.place)}, root.place)
-        raise wrong_value(value, key, "parameters.<key>.values=[…]")
-    return override(root, key, value)
+        new = _override_variant(old, rest, value)
+    elif top == "parameters":
+        new = _override_grid(old, rest, value)
+    else:
+        return override(root, key, value)
+    return Node({**root.value, top: new}, root.place)
+
+
+def _override_variant(variants: Node, path: str, value: Node) -> Node:
+    """Return the variants with the value at ``<name>.<path in the run>`` replaced."""
+    known = list(variants.value) if isinstance(variants.value, dict) else []
+    # A name may hold a dot: the longest that fits is meant.
+    for name in sorted(known, key=len, reverse=True):
+        if path == name or path.startswith(f"{name}."):
+            break
+    else:
+        raise unknown_key(value, f"variants.{path.partition('.')[0]}", known, "variants are")
+    inner = path.removeprefix(name).removeprefix(".")
+    change = nest(Node({inner: value}, value.place) if inner else value)
+    old = nest(variants.value[name])
+    new = merge(old, change) if isinstance(old.value, dict) else change
+    return Node({**variants.value, name: new}, value.place)
+
+
+def _override_grid(parameters: Node, path: str, value: Node) -> Node:
+    """Return the grid with the values of one key replaced."""
+    key, _, word = path.rpartition(".")
+    if not key or word not in ("value", "values"):
+        raise wrong_value(value, f"parameters.{path}", "parameters.<key>.values=[…]")
+    flat = dict(_parameter_leaves(parameters))
+    return Node({**flat, key: Node({word: value}, value.place)}, value.place)
 
 
 def _wandb_notices(root: Node) -> list[str]:
@@ -292,12 +303,10 @@ def _parameter_leaves(node: Node, prefix: str = "") -> Iterator[tuple[str, Node]
     for key, child in node.value.items():
         if not isinstance(child.value, dict) or not child.value:
             raise wrong_value(child, f"parameters.{prefix}{key}", "{value: x} or {values: [x, y]}")
-        inner = child.value
-        grid = ("value", "values", "distribution", "min", "max", "mu", "sigma", "q")
-        if any(word in inner and word not in ("parameters",) for word in grid):
+        if any(word in child.value for word in _GRID_WORDS):
             yield prefix + key, child
-        elif set(inner) == {"parameters"}:
-            yield from _parameter_leaves(inner["parameters"], f"{prefix}{key}.")
+        elif set(child.value) == {"parameters"}:
+            yield from _parameter_leaves(child.value["parameters"], f"{prefix}{key}.")
         else:
             yield from _parameter_leaves(child, f"{prefix}{key}.")
 

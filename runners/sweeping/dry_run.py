@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -38,6 +39,47 @@ MEASURE_MACS = 1e11
 update: of a larger batch fewer rows are read, and of a larger row no time is given."""
 
 
+@dataclass(frozen=True)
+class _Line:
+    """One line of the plan: the runs of one setting."""
+
+    runs: Sequence[PlannedRun]
+    built: Built
+    step_seconds: float | None
+    """Time of an update; None where it is not known."""
+    is_measured: bool
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Time of training one run."""
+        steps = self.runs[0].config.train.steps
+        return None if self.step_seconds is None else self.step_seconds * steps
+
+    @property
+    def num_left(self) -> int:
+        """Runs that are not done."""
+        return sum(RunDirectory(run.directory).status() != "done" for run in self.runs)
+
+    def cells(self) -> list[str]:
+        """Return the line's cells, in the order of ``_COLUMNS``."""
+        first, model = self.runs[0], describe_model(self.built)
+        values = (f"{key}={value}" for key, value in first.parameters.items())
+        mark = "" if self.is_measured else "~"
+        step, total = self.step_seconds, self.train_seconds
+        return [
+            " ".join([first.variant, *values]),
+            str(len(self.runs)),
+            f"{model.parameters:,}",
+            f"{model.macs_per_token:,}",
+            f"{first.config.train.steps:,}",
+            "–" if step is None else f"{mark}{step:.3f}",
+            "–" if total is None else f"{mark}{duration(total)}",
+        ]
+
+
+_COLUMNS = ("setting", "runs", "parameters", "MACs/token", "steps", "s/step", "train time")
+
+
 def print_plan(
     planned: Sequence[PlannedRun],
     built: Mapping[str, Built],
@@ -50,58 +92,54 @@ def print_plan(
 
     The time is that of training, from a few updates on this machine, one run at a time; scoring is
     not in it. There is none where the text is not packed yet. Nothing is written.
+
+    Args:
+        planned: The runs.
+        built: What they describe, by their hash.
+        ours: Variants that the paper does not have.
+        workers: Runs at a time.
+        console: Where to print.
     """
     settings: dict[str, list[PlannedRun]] = {}
     for run in planned:
         settings.setdefault(run.hash, []).append(run)
     estimate = _Estimate()
     table = Table(box=None, pad_edge=False)
-    for column in ("setting", "runs", "parameters", "MACs/token", "steps", "s/step", "train time"):
+    for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "setting" else "right")
-    total, unknown = 0.0, 0
+    lines = []
     for digest, runs in settings.items():
-        first = runs[0]
-        model = describe_model(built[digest])
-        step, is_measured = estimate.seconds_per_step(first.config, built[digest])
-        mark = "" if is_measured else "~"
-        left = [run for run in runs if RunDirectory(run.directory).status() != "done"]
-        seconds = None if step is None else step * first.config.train.steps
-        total += (seconds or 0.0) * len(left)
-        unknown += seconds is None
-        name = " ".join(
-            [first.variant, *(f"{key}={value}" for key, value in first.parameters.items())]
-        )
-        table.add_row(
-            name,
-            str(len(runs)),
-            f"{model.parameters:,}",
-            f"{model.macs_per_token:,}",
-            f"{first.config.train.steps:,}",
-            "–" if step is None else f"{mark}{step:.3f}",
-            "–" if seconds is None else f"{mark}{duration(seconds)}",
-        )
-    done = sum(RunDirectory(run.directory).status() == "done" for run in planned)
+        seconds = estimate.seconds_per_step(runs[0].config, built[digest])
+        lines.append(_Line(runs, built[digest], *seconds))
+        table.add_row(*lines[-1].cells())
     console.print(table)
     marked = [name for name in ours if any(run.variant == name for run in planned)]
     if marked:
-        console.print(
-            f"ours, and not among the paper's: {', '.join(marked)}", highlight=False, soft_wrap=True
-        )
-    lacks = dict.fromkeys(each.lacks for each in built.values() if each.lacks)
-    if lacks:
-        console.print(f"{len(planned)} runs, none of which can start:", highlight=False)
-        for lack in lacks:
-            console.print(lack, markup=False, highlight=False, soft_wrap=True)
-        return
-    console.print(
-        f"{len(planned)} runs, {done} of them done; about {duration(total / workers)} of training "
-        f"with {workers} at a time (measured: up to {MEASURE_SECONDS:g} s of updates of "
-        f"each of {len(estimate.measured)} settings on this machine, one after another; others, "
-        "marked ~, in proportion to MACs; scoring comes on top)"
-        + (f"; {unknown} settings are too large to be timed on this CPU" if unknown else ""),
-        highlight=False,
-        soft_wrap=True,
+        _say(console, f"ours, and not among the paper's: {', '.join(marked)}")
+    missing = dict.fromkeys(each.missing for each in built.values() if each.missing)
+    if missing:
+        _say(console, f"{len(planned)} runs, none of which can start:", *missing)
+    else:
+        _say(console, _summary(lines, workers, num_measured=len(estimate.measured)))
+
+
+def _summary(lines: Sequence[_Line], workers: int, *, num_measured: int) -> str:
+    num_runs = sum(len(line.runs) for line in lines)
+    num_left = sum(line.num_left for line in lines)
+    total = sum((line.train_seconds or 0.0) * line.num_left for line in lines)
+    unknown = sum(line.step_seconds is None for line in lines)
+    return (
+        f"{num_runs} runs, {num_runs - num_left} of them done; about {duration(total / workers)} "
+        f"of training with {workers} at a time (measured: up to {MEASURE_SECONDS:g} s of updates "
+        f"of each of {num_measured} settings on this machine, one after another; others, marked ~, "
+        "in proportion to MACs; scoring comes on top)"
+        + (f"; {unknown} settings are too large to be timed on this CPU" if unknown else "")
     )
+
+
+def _say(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Estimate:
@@ -119,7 +157,7 @@ class _Estimate:
             config.train.batch_size * sum(mean_lengths(built.objective))
         )
         work = float(macs_per_token(built) * tokens)
-        if built.lacks:
+        if built.missing:
             return None, False
         smaller = _fewer_rows(config, work)
         if key not in self.measured and len(self.measured) < MEASURE_LIMIT and smaller is not None:

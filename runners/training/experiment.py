@@ -29,8 +29,8 @@ class Built:
     objective: Objective
     model_config: ModelConfig
     split_names: list[str]
-    lacks: str | None = None
-    """Of a plan alone: which data is not there, and the command that makes it."""
+    missing: str | None = None
+    """Which data is not there, and the command that makes it; a plan alone does without."""
 
     @property
     def default_repeats(self) -> int | list[int]:
@@ -78,9 +78,9 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
         tasks.DataMissing, tasks.DataDamaged: a data file is missing, or not the published one.
     """
     task = build_task(config.task)
-    lacks = None if needs_data else missing_data(config.task)
+    missing = None if needs_data else missing_data(config.task)
     with config.locating("task"):
-        split_names = task.split_names() if lacks else list(task.splits())
+        split_names = task.split_names() if missing else list(task.splits())
     config.check_splits(split_names, list(task.selection_splits))
     if config.selection_split and config.evaluate.interval is None:
         raise config.error(
@@ -88,7 +88,7 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
         )
     section = config.model
     objective = _objective(json.dumps(config.task, sort_keys=True), section.form)
-    if lacks is None:
+    if missing is None:
         _check_longest_row(config, objective)
     try:
         model_config = architectures.configure(
@@ -100,7 +100,7 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
     except OptionError as error:
         raise _model_error(config, objective, error) from error
     _check_positions(config, objective, model_config)
-    return Built(task, objective, model_config, split_names, lacks)
+    return Built(task, objective, model_config, split_names, missing)
 
 
 def _model_error(config: RunConfig, objective: Objective, error: OptionError) -> ConfigError:

@@ -128,3 +128,21 @@ def test_the_plan_on_disk(toy, write, tmp_path):
     before = path.read_bytes()
     write_plan(sweep, runs)
     assert path.read_bytes() == before
+
+
+def test_a_grid_reaches_nested_keys_and_kinds(toy, write):
+    text = "base: {task: {name: toy}, model: {architecture: moeut, position: learned}}\n"
+    text += "parameters:\n  model.depth.repeats: {values: [2, 4]}\n"
+    text += "  model.attention: {values: [dense, {top_k: 1}]}\n"
+    runs = plan(write(text), "model.position.max_length=64")
+    models = [run.config.model.blueprint for run in runs]
+    assert [(each.depth.repeats, each.attention.kind) for each in models] == [
+        (2, "dense"),
+        (2, "switch_head"),
+        (4, "dense"),
+        (4, "switch_head"),
+    ]
+    assert {each.position.max_length for each in models} == {64}
+    assert len({run.hash for run in runs}) == 4
+    assert runs[1].parameters["model.attention"] == {"top_k": 1}
+    assert len(plan(write(text), "model.depth.repeats=3")) == 2

@@ -9,6 +9,8 @@ from moeut.blocks.attention import ATTENTION
 from moeut.blocks.feed_forward import FEED_FORWARD
 from moeut.blocks.positions import POSITION
 from moeut.config import Blueprint
+from moeut.recurrence.halting import HALTING
+from moeut.recurrence.injection import INJECTION, START, State
 from moeut.recurrence.schedule import Depth
 from runners.config.help import describe_fields, run_help, sweep_help
 from runners.config.schema import EvaluateConfig, RunConfig, SweepConfig, TrainConfig
@@ -44,8 +46,10 @@ def test_every_field_of_the_config_has_a_docstring():
 
 def test_every_option_of_tasks_and_models_is_listed():
     text = run_help()
-    kinds = [cls for block in (ATTENTION, FEED_FORWARD, POSITION) for cls in block.values()]
-    for cls in (*map(tasks.task_class, tasks.TASKS), Blueprint, Depth, *kinds, TrainConfig):
+    blocks = (ATTENTION, FEED_FORWARD, POSITION, HALTING, INJECTION, START)
+    kinds = [cls for block in blocks for cls in block.values()]
+    models = (Blueprint, Depth, State, *kinds)
+    for cls in (*map(tasks.task_class, tasks.TASKS), *models, TrainConfig):
         for field in dataclasses.fields(cls):
             assert f" {field.name}: " in text, (cls, field.name)
     for cls in kinds:

@@ -4,7 +4,16 @@ import math
 
 import pytest
 
-from runners.config.yaml_nodes import ConfigError, dump, parse, parse_override, parse_scalar, read
+from runners.config.yaml_nodes import (
+    ConfigError,
+    dump,
+    nest,
+    override,
+    parse,
+    parse_override,
+    parse_scalar,
+    read,
+)
 
 
 @pytest.mark.parametrize(
@@ -166,3 +175,57 @@ def test_what_is_written_reads_back_equal():
     }
     assert parse(dump(data), "f").plain() == data
     assert dump({"a": (1, 2)}) == dump({"a": [1, 2]})
+
+
+# --- dotted keys, merging ---------------------------------------------------------------
+
+
+def over(base: str, *changes: str):
+    node = nest(parse(base, "base"))
+    for change in changes:
+        node = override(node, *parse_override(change))
+    return node.plain()
+
+
+def test_mappings_merge_key_by_key():
+    base = "a: {b: 1, c: {d: 2}}\ne: [1, 2]\n"
+    assert over(base, "a.c.f=3", "e=[3]") == {"a": {"b": 1, "c": {"d": 2, "f": 3}}, "e": [3]}
+    assert over(base, "a={b: null}") == {"a": {"b": None, "c": {"d": 2}}, "e": [1, 2]}
+    assert nest(parse("a.b: 1\na.c: 2\n", "f")).plain() == {"a": {"b": 1, "c": 2}}
+    with pytest.raises(ConfigError, match=r"^f:2: a\.b: key given twice; first at f:1$"):
+        nest(parse("a.b: 1\na: {b: 2}\n", "f"))
+
+
+@pytest.mark.parametrize(
+    ("block", "change", "expected"),
+    [
+        ("{kind: x, k: 1}", "model.block.l=2", {"kind": "x", "k": 1, "l": 2}),
+        ("{kind: x, k: 1}", "model.block={kind: x, l: 2}", {"kind": "x", "k": 1, "l": 2}),
+        # Another kind has other options.
+        ("{kind: x, k: 1}", "model.block={kind: y, l: 2}", {"kind": "y", "l": 2}),
+        ("{kind: x, k: 1}", "model.block.kind=y", {"kind": "y"}),
+        ("{kind: x, k: 1}", "model.block=y", "y"),
+        # A kind that nobody has named yet may be the very one.
+        ("{k: 1}", "model.block.kind=y", {"kind": "y", "k": 1}),
+        ("x", "model.block.k=1", {"kind": "x", "k": 1}),
+        ("x", "model.block={kind: y, k: 1}", {"kind": "y", "k": 1}),
+    ],
+)
+def test_a_block_of_a_model_keeps_the_options_of_its_own_kind(block, change, expected):
+    assert over(f"model: {{block: {block}}}\n", change) == {"model": {"block": expected}}
+
+
+def test_kinds_are_of_models_alone():
+    base = "task: {block: {kind: x, k: 1}, word: x}\n"
+    merged = over(base, "task.block.kind=y", "task.word={k: 1}")
+    assert merged == {"task": {"block": {"kind": "y", "k": 1}, "word": {"k": 1}}}
+
+
+def test_the_nearest_node_above_is_found():
+    root = parse("a:\n  b:\n    c: 1\n", "f")
+    assert [root.find(path).place for path in ("a.b.c", "a.b.x", "a.b.c.x", "y")] == [
+        "f:3",
+        "f:2",
+        "f:3",
+        root.place,
+    ]

@@ -249,5 +249,5 @@ def _parse_value(text: str, annotation: Any) -> Any:
         return text
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, too many digits, nested too deeply
         return text  # check_types says what was expected

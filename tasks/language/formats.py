@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
+from tasks.base.lines import MARK, parse_json
 from tasks.base.options import OptionError, nearest
 from tasks.language.documents import Document
 from tasks.language.extras import need
@@ -158,9 +158,9 @@ def read_json_lines(
 
 def _text_of_line(line: str, place: str, text_field: str) -> str:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not a JSON object on one line ({error.msg})") from None
+        row = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"{place}: not a JSON object on one line ({error})") from None
     if not isinstance(row, dict):
         raise ValueError(f"{place}: expected a JSON object on each line, found {_words(row)}")
     return text_of_row(row, place, text_field)
@@ -210,7 +210,7 @@ def decode_utf8(data: bytes, name: str, position: int) -> str:
     """
     try:
         text = data.decode("utf-8")
-        return text.removeprefix("\ufeff") if position == 0 else text  # a byte order mark
+        return text.removeprefix(MARK) if position == 0 else text
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name}: not UTF-8: byte 0x{data[error.start]:02x} at offset {position + error.start}"

@@ -208,7 +208,10 @@ def pack_part(
             writer = stack.enter_context(ShardWriter(folder, f"train/{number:05d}", dtype, first))
         for batch in batches(part.documents()):
             texts = [document.text for document in batch]
-            encoded = encode_documents(texts, tokenizer, recipe.boundary, recipe.separator)
+            try:
+                encoded = encode_documents(texts, tokenizer, recipe.boundary, recipe.separator)
+            except ValueError as error:
+                raise ValueError(f"{_refused(batch, tokenizer).name}: {error}") from None
             for document, ids in zip(batch, encoded, strict=True):
                 _check_ids(ids, tokenizer, document)
                 key = digest(document.text)
@@ -228,6 +231,16 @@ def pack_part(
     record = PartRecord(part.name, sha256, train, dropped, bool(held))
     write_json(_record_path(folder, number), asdict(record))
     return record
+
+
+def _refused(batch: Sequence[Document], tokenizer: Tokenizer) -> Document:
+    """Return the first document of a batch that the tokenizer cannot encode."""
+    for document in batch:
+        try:
+            tokenizer.encode(document.text)
+        except ValueError:
+            return document
+    return batch[0]  # what cannot be encoded is the separator after it
 
 
 def _check_ids(ids: Sequence[int], tokenizer: Tokenizer, document: Document) -> None:

@@ -40,6 +40,7 @@ class TokenizerChoice:
             "bpe": self.vocabulary_size,
             "normalization": self.normalization,
             "documents": self.tokenizer_documents,
+            **({"long_lines": "cut"} if self.normalization == "keep" else {}),
         }
 
     def num_ids(self) -> int:

@@ -6,10 +6,13 @@ pickled one carries those bytes and is built from them again in the other proces
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tasks.base import options
+from tasks.base.lines import shortened
 from tasks.base.text import Tokenizer
 from tasks.language.extras import need
 
@@ -17,6 +20,9 @@ BOUNDARY_PIECE = "<document>"
 """The boundary's piece in tokenizers that are trained here; text cannot produce it."""
 BOUNDARY_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 """Special tokens that serve as the boundary in a ``tokenizer.json``; the first that is there."""
+
+MAX_IDS = 1 << 24
+"""Most ids of a ``tokenizer.json``; the largest that are published have a sixtieth of them."""
 
 
 class Bytes(Tokenizer):
@@ -110,10 +116,8 @@ class TokenizerJson(Tokenizer):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         library = need("tokenizers", "a tokenizer.json")
-        try:
+        with _failures_in_words("not a tokenizer of the tokenizers library"), _no_panic_report():
             self._model = library.Tokenizer.from_buffer(data)
-        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
-            raise ValueError(f"not a tokenizer of the tokenizers library ({error})") from None
         self._model.no_truncation()
         self._model.no_padding()
         self._model.encode_special_tokens = True
@@ -123,19 +127,63 @@ class TokenizerJson(Tokenizer):
             if token.special
         }
         # Ids may have gaps: the size of the embedding is the largest id and one.
-        size = 1 + max(self._model.get_vocab(with_added_tokens=True).values(), default=-1)
+        ids = self._model.get_vocab(with_added_tokens=True).values()
+        size = 1 + max(ids, default=-1)
+        if size > MAX_IDS:
+            raise ValueError(
+                f"its largest id is {size - 1:,} of {len(ids):,}; expected ids below {MAX_IDS:,}, "
+                "since a model has a row of weights for each"
+            )
         boundary = next((special[name] for name in BOUNDARY_TOKENS if name in special), size)
         self.boundary_id = boundary
         self.vocabulary_size = max(size, boundary + 1)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without the special tokens that a template would add."""
-        return self._model.encode(text, add_special_tokens=False).ids
+        """Return the ids of a text, without the special tokens that a template would add.
+
+        Raises:
+            ValueError: the library refuses the text, as for a token that the file lacks.
+        """
+        with _failures_in_words(f"{self.FILE} cannot encode {shortened(text)!r}"):
+            return self._model.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of some ids."""
+        """Return the text of some ids.
+
+        Raises:
+            ValueError: the library cannot decode them.
+        """
         kept = [int(number) for number in ids if number != self.boundary_id]
-        return self._model.decode(kept, skip_special_tokens=False)
+        with _failures_in_words(f"{self.FILE} cannot decode {shortened(str(kept))}"):
+            return self._model.decode(kept, skip_special_tokens=False)
+
+
+@contextlib.contextmanager
+def _failures_in_words(what: str) -> Iterator[None]:
+    """Turn whatever the ``tokenizers`` library raises into a ValueError that begins with ``what``.
+
+    It raises plain exceptions, and for some damaged files a panic of Rust, which is no Exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"
+        if not isinstance(error, Exception) and not is_panic:
+            raise
+        raise ValueError(f"{what} ({' '.join(str(error).split())})") from None
+
+
+@contextlib.contextmanager
+def _no_panic_report() -> Iterator[None]:
+    """Point standard error nowhere: a panic of Rust writes there before it is an exception."""
+    with contextlib.ExitStack() as later:
+        with contextlib.suppress(OSError):  # there may be no standard error
+            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            later.callback(os.close, kept)
+            later.callback(os.close, nowhere)
+            later.callback(os.dup2, kept, 2)
+            os.dup2(nowhere, 2)
+        yield
 
 
 def _protobuf_fields(data: bytes) -> list[int]:

@@ -10,6 +10,7 @@ characters, and whole documents as sentences, of which those over 4192 bytes are
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -21,7 +22,15 @@ from tasks.language.tokenizers import BOUNDARY_PIECE, SentencePiece
 MAX_CHARACTERS = 50_000_000
 """Characters that training reads by default: about 15 seconds, and 1 GB of memory."""
 MAX_LINE_BYTES = 1 << 16
-"""Longer lines are left out in ``keep``: they are data rather than text, and slow."""
+"""Longer lines are cut in ``keep``, between words where it can be: SentencePiece drops what is over
+its limit."""
+PAPER_BYTES = 4192
+"""Longer documents are left out in ``paper``: SentencePiece's own limit, which the paper's code
+keeps."""
+RESERVED = "\N{LOWER FIVE EIGHTHS BLOCK}"
+"""SentencePiece's sign for an unknown character; it drops every sentence that holds one."""
+
+logger = logging.getLogger(__name__)
 
 # SentencePiece writes its number of threads into the model: with one, every machine writes the same
 # bytes.
@@ -81,40 +90,110 @@ def train_tokenizer(
     except RuntimeError as error:
         if reader.error is not None:  # SentencePiece hides what its input raises
             raise reader.error from None
-        # Before the sentence stands a place in SentencePiece's source.
-        reason = (
-            "the corpus is empty" if reader.characters == 0 else re.sub(r".*\] ", "", str(error))
-        )
+        # Before the sentence stands a place in SentencePiece's source, and sometimes no sentence.
+        reason = re.sub(r"(?s).*\] ", "", str(error)).strip()
+        if reader.used == 0:
+            reason = "no text to learn from" if reader.characters else "the corpus is empty"
         raise OptionError(
             "task.vocabulary_size",
             vocabulary_size,
-            f"no BPE tokenizer of so many pieces from {reader.number} documents with "
-            f"{reader.characters:,} characters: {reason}",
+            f"no BPE tokenizer of so many pieces from {reader.read()}: {reason or error}",
         ) from None
+    reader.log()
     return SentencePiece(model.getvalue())
 
 
 class _Reader:
-    """Counts what training reads, and stops it."""
+    """Counts what training reads and what a limit leaves out, and stops it."""
 
     def __init__(self, texts: Iterable[str], max_characters: int | None) -> None:
         self._texts, self._limit = texts, max_characters
         self.number = self.characters = 0
+        self.used = 0
+        """Sentences handed to SentencePiece that it does not drop."""
+        self.cut = 0
+        """Lines that were cut since they are too long."""
+        self.dropped: list[int] = []
+        """Characters of each document that SentencePiece drops."""
+        self.is_stopped = False
+        """Whether ``max_characters`` ended the reading."""
         self.error: BaseException | None = None
 
-    def documents(self) -> Iterator[str]:
+    def _all(self) -> Iterator[str]:
         try:
             for text in self._texts:
                 self.number += 1
                 self.characters += len(text)
                 yield text
                 if self._limit is not None and self.characters >= self._limit:
+                    self.is_stopped = True
                     return
         except BaseException as error:
             self.error = error
             raise
 
+    def documents(self) -> Iterator[str]:
+        """Yield the sentences of ``paper``, whole documents."""
+        for text in self._all():
+            if RESERVED in text or len(text.encode("utf-8")) > PAPER_BYTES:
+                self.dropped.append(len(text))
+            else:
+                self.used += bool(text)
+            yield text
+
     def lines(self) -> Iterator[str]:
-        for text in self.documents():
-            # A NUL is a sign of broken data to SentencePiece; bytes spell it when it is encoded.
-            yield from (line for line in text.replace("\0", "\n").split("\n") if line)
+        """Yield the sentences of ``keep``, lines that are not too long."""
+        for text in self._all():
+            # A NUL is a sign of broken data to SentencePiece, and the other is its own; bytes spell
+            # both when they are encoded.
+            for line in text.replace("\0", "\n").replace(RESERVED, "\n").split("\n"):
+                pieces = list(cut_line(line, MAX_LINE_BYTES))
+                self.cut += len(pieces) > 1
+                self.used += len(pieces)
+                yield from pieces
+
+    def read(self) -> str:
+        """Return in words how much was read."""
+        return f"{self.number:,} documents with {self.characters:,} characters"
+
+    def log(self) -> None:
+        """Log how much was read, and as a warning what was left out."""
+        end = f", where the limit of {self._limit:,} ends it" if self.is_stopped else ""
+        cut = f"; {self.cut:,} lines over {MAX_LINE_BYTES:,} bytes cut" if self.cut else ""
+        logger.info("the tokenizer has learnt from the first %s%s%s", self.read(), end, cut)
+        if self.dropped:
+            logger.warning(
+                "the tokenizer has not learnt from %s of %s documents, %.1f %% of the characters: "
+                "over %s bytes, or with the character U+2585, which SentencePiece drops under "
+                "normalization: paper",
+                f"{len(self.dropped):,}",
+                f"{self.number:,}",
+                100 * sum(self.dropped) / self.characters,
+                f"{PAPER_BYTES:,}",
+            )
+
+
+def cut_line(line: str, limit: int) -> Iterator[str]:
+    """Yield a line in pieces of at most ``limit`` UTF-8 bytes, none for an empty one.
+
+    A piece ends before the last space that fits, which then begins the next one, else between two
+    characters.
+
+    >>> list(cut_line("one two three", 8)), list(cut_line("ééé", 5))
+    (['one two', ' three'], ['éé', 'é'])
+    """
+    if len(line) <= limit // 4:  # no character has more bytes
+        if line:
+            yield line
+        return
+    data, start = line.encode("utf-8"), 0
+    while len(data) - start > limit:
+        end = data.rfind(b" ", start + 1, start + limit + 1)
+        if end < 0:
+            end = start + limit
+            while data[end] & 0xC0 == 0x80:
+                end -= 1
+        yield data[start:end].decode("utf-8")
+        start = end
+    if start < len(data):
+        yield data[start:].decode("utf-8")

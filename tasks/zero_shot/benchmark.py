@@ -10,12 +10,12 @@ continuation is the continuation's first character.
 from __future__ import annotations
 
 import abc
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
+from tasks.base.lines import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +120,9 @@ def parse_json_lines(lines: Iterable[str], name: str) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataDamaged(f"{name}:{number}: not JSON: {error}") from error
+            row = parse_json(line)
+        except ValueError as error:
+            raise DataDamaged(f"{name}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataDamaged(f"{name}:{number}: expected a JSON object, found {line[:60]!r}")
         rows.append(row)

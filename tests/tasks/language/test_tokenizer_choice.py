@@ -46,7 +46,12 @@ def test_only_training_documents_are_trained_on():
 def test_number_of_ids_and_recipe_are_known_before_anything_is_trained(tmp_path):
     path = str(Bytes().save(tmp_path))
     assert [choice(name).num_ids() for name in ("bpe", "bytes", path)] == [300, 257, 257]
-    assert choice("bpe").recipe() == {"bpe": 300, "normalization": "keep", "documents": 1000}
+    assert choice("bpe").recipe() == {
+        "bpe": 300,
+        "normalization": "keep",
+        "documents": 1000,
+        "long_lines": "cut",
+    }
     assert choice("bytes").recipe() == {"bytes": True}
     assert choice(path).recipe() == {"sha256": Bytes().sha256()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import random
 import re
 import sys
 
@@ -20,7 +21,7 @@ from tasks.language.tokenizers import (
     TokenizerJson,
     load_tokenizer,
 )
-from tasks.language.train_tokenizer import train_tokenizer
+from tasks.language.train_tokenizer import MAX_LINE_BYTES, cut_line, train_tokenizer
 
 LIBRARY = [document.text for document in open_corpus("stdlib").parts()[0].documents()]
 
@@ -226,6 +227,106 @@ def test_too_little_text_is_refused_in_one_line():
         r"1 documents with 15 .*: Vocabulary size too high .* <= \d+", str(error.value)
     )
     assert "\n" not in str(error.value)
+
+
+def bytes_a_token(tokenizer, text):
+    return len(text.encode()) / len(tokenizer.encode(text))
+
+
+def test_one_long_line_is_learnt_from_like_many_short_ones(caplog):
+    """A corpus as one line has long words of its own; only cutting it lets them be learnt."""
+    draw = random.Random(2)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(3, 8))) for _ in range(60)]
+    text = " ".join(draw.choices(words, k=40_000))
+    assert len(text) > 3 * MAX_LINE_BYTES
+    with caplog.at_level("INFO"):
+        long = train_tokenizer([text], vocabulary_size=500)
+    assert "1 lines over 65,536 bytes cut" in caplog.text
+    short = train_tokenizer([text.replace(" ", "\n ")], vocabulary_size=500)
+    assert bytes_a_token(long, text) == pytest.approx(bytes_a_token(short, text), rel=0.02)
+    assert bytes_a_token(long, text) > 2.5
+
+
+def test_long_lines_beside_short_ones_are_not_passed_over():
+    draw = random.Random(3)
+    low, up = (
+        ["".join(draw.choices(letters, k=6)) for _ in range(60)] for letters in ("abcdef", "UVWXYZ")
+    )
+    long = " ".join(draw.choices(low, k=30_000))
+    short = "\n".join(" ".join(draw.choices(up, k=10)) for _ in range(200))
+    tokenizer = train_tokenizer([short, long], vocabulary_size=600)
+    assert bytes_a_token(tokenizer, long) > 3
+
+
+def test_lines_with_sentencepieces_own_sign_are_learnt_from():
+    """It drops a sentence that holds U+2585, as a line with a drawn bar does."""
+    text = "\n".join(["progress ▅▅▅ of the download"] * 200)
+    tokenizer = train_tokenizer([text], vocabulary_size=290)
+    assert bytes_a_token(tokenizer, "progress of the download") > 2.5
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(st.text(st.sampled_from("a é日🙂"), max_size=60), st.integers(4, 12))
+def test_a_line_is_cut_without_loss(line, limit):
+    pieces = list(cut_line(line, limit))
+    assert "".join(pieces) == line
+    assert all(0 < len(piece.encode()) <= limit for piece in pieces)
+
+
+def test_documents_that_the_papers_setting_drops_are_counted(caplog):
+    kept = [f"a short text of number {i}" for i in range(30)]
+    long = ["zebra quagga " * 400, "▅ zebra"]
+    assert len(long[0]) > 4192
+    tokenizer = train_tokenizer(
+        kept + long, vocabulary_size=60, normalization="paper", boundary=False
+    )
+    share = 100 * sum(map(len, long)) / sum(map(len, kept + long))
+    assert f"has not learnt from 2 of 32 documents, {share:.1f} % of the chara" in caplog.text
+    alone = train_tokenizer(kept, vocabulary_size=60, normalization="paper", boundary=False)
+    assert tokenizer.sha256() == alone.sha256()
+    with pytest.raises(ValueError, match=r"with 5,207 characters: no text to learn from"):
+        train_tokenizer(long, vocabulary_size=60, normalization="paper")
+
+
+def test_text_without_a_line_is_refused_with_a_reason():
+    with pytest.raises(ValueError, match=r"with 5 characters: no text to learn from$"):
+        train_tokenizer(["\n\0▅\n\n"], vocabulary_size=300)
+
+
+def damaged(change) -> bytes:
+    content = json.loads(tokenizer_json().data)
+    change(content)
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "EOF while parsing"),
+        (b"[" * 100_000, "line 1 column 1"),
+        (b'{"model": ' * 100_000, "line 1 column"),
+        (lambda c: c["model"]["vocab"].update(x=10**400), "number out of range"),
+        (lambda c: c["model"]["vocab"].update(x=4294967295), r"largest id is 4,294,967,295"),
+        (
+            lambda c: c.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+            "Precompiled",  # a panic of Rust
+        ),
+    ],
+)
+def test_a_tokenizer_that_the_library_refuses_is_one_line(tmp_path, capfd, data, message):
+    content = damaged(data) if callable(data) else data
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^\S*tokenizer\.json: .*(?:{message})") as error:
+        load_tokenizer(tmp_path / "tokenizer.json")
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_text_that_the_library_cannot_encode_is_one_line():
+    words = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+    tokenizer = TokenizerJson(damaged(lambda c: c.update(model=words)))
+    with pytest.raises(ValueError, match=r"^tokenizer\.json cannot encode 'b c' \(WordLevel error"):
+        tokenizer.encode("b c")
 
 
 @pytest.mark.parametrize("problem", [ValueError("a.txt: not UTF-8"), KeyboardInterrupt()])

@@ -226,7 +226,11 @@ class BatchOrder:
         self._starts = [0]  # first step of each pool known so far
 
     def rows(self, step: int) -> np.ndarray:
-        """Return the row numbers of the batch of ``step``, counted from 0, shortest rows first."""
+        """Return the row numbers (B,) of the batch of a step, shortest rows first.
+
+        Args:
+            step: counted from 0; asked for in any order.
+        """
         if self._budget is None:
             pool, index = divmod(step, self._pool_rows // self._batch_size)
             return self._batches(pool)[index]

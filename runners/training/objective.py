@@ -152,7 +152,8 @@ class EncoderDecoderObjective(AnswerObjective):
 
     def columns(self, split: Sequence[Example]) -> PaddedColumns:
         answers = [self.target.encode(example.target) for example in split]
-        source, source_lengths = self._sources(split)
+        source, source_lengths = self._sources(split)  # (N, S), (N,)
+        # (N, T) both, one place apart: at each token of the target stands the one after it.
         target, lengths = pad([[self.target.bos, *ids] for ids in answers], self.target.pad)
         targets, _ = pad([[*ids, self.target.eos] for ids in answers], IGNORE)
         return PaddedColumns(
@@ -163,8 +164,8 @@ class EncoderDecoderObjective(AnswerObjective):
     def forward(self, model: Any, batch: Batch) -> Any:
         tensors = batch.tensors
         return model(
-            tensors["source"],
-            tensors["target"],
+            tensors["source"],  # (B, S)
+            tensors["target"],  # (B, T)
             source_mask=tensors["source_mask"],
             target_mask=tensors["target_mask"],
         )
@@ -200,7 +201,8 @@ class PrefixObjective(AnswerObjective):
         prompts = [self.encode_source(example) for example in split]
         answers = [self.vocabulary.encode(example.target) for example in split]
         pairs = list(zip(prompts, answers, strict=True))
-        tokens, lengths = pad([x + y for x, y in pairs], self.vocabulary.pad)
+        tokens, lengths = pad([x + y for x, y in pairs], self.vocabulary.pad)  # (N, T), (N,)
+        # The last token of the prompt predicts the first of the answer: hence one less.
         targets, _ = pad(
             [[IGNORE] * (len(x) - 1) + y + [self.vocabulary.eos] for x, y in pairs], IGNORE
         )
@@ -213,9 +215,9 @@ class PrefixObjective(AnswerObjective):
     def forward(self, model: Any, batch: Batch) -> Any:
         tensors = batch.tensors
         return model(
-            tensors["tokens"],
+            tensors["tokens"],  # (B, T)
             padding_mask=tensors["tokens_mask"],
-            prefix_length=tensors["prefix_length"],
+            prefix_length=tensors["prefix_length"],  # (B,)
         )
 
 
@@ -245,7 +247,7 @@ class ClassificationObjective(AnswerObjective):
 
     def columns(self, split: Sequence[Example]) -> PaddedColumns:
         source, lengths = self._sources(split)
-        labels = np.array([self._numbers[example.target[0]] for example in split])
+        labels = np.array([self._numbers[example.target[0]] for example in split])  # (N,)
         return PaddedColumns(
             arrays={"source": source, "targets": labels}, lengths={"source": lengths}
         )

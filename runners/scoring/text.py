@@ -25,7 +25,7 @@ LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}
 
 
 def choose_windows(count: int, limit: int | None) -> np.ndarray:
-    """Return (n,): the numbers of at most ``limit`` of ``count`` windows, evenly spread, in order."""
+    """Return (n,): the numbers of up to ``limit`` of ``count`` windows, evenly spread, in order."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.arange(limit) * count // limit

@@ -73,7 +73,9 @@ def _stack_macs(stack: StackConfig, length: int) -> int:
     """Return the work of all applications for a row of ``length`` tokens, but that with memory."""
     attention, width = stack.attention, stack.attention.width
     macs = sum(attention.projection_macs(stack.d_model)) + 2 * width * length
-    macs += stack.position.logit_macs(width, length)
+    macs += stack.position.logit_macs(
+        d_model=stack.d_model, num_heads=attention.num_heads, width=width, length=length
+    )
     macs += stack.feed_forward.macs(stack.d_model) + stack.update.macs(stack.d_model)
     decided = stack.state.macs(stack.d_model) + stack.halting.macs(stack.d_model)
     return length * (macs * stack.depth.num_applications + decided * stack.depth.repeats)

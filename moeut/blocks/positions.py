@@ -52,16 +52,18 @@ class PositionOptions(Options):
         head_size: int,
         d_model: int,
         like: Tensor,
+        key_positions: Tensor | None = None,
     ) -> PositionTables:
         """Return what the attentions of a pass share.
 
         ``positions`` (T,) or (B, T) are those of the queries; ``offset`` is the first of them where
         all rows agree, and None where they do not; ``num_keys`` columns may be looked at. ``like``
-        gives dtype and device.
+        gives dtype and device. ``key_positions`` (B, K) are given where a column is not a key's
+        absolute position: in rows of several documents.
         """
         return PositionTables()
 
-    def logit_macs(self, width: int, length: int) -> int:
+    def logit_macs(self, *, d_model: int, num_heads: int, width: int, length: int) -> int:
         """Return the multiply-accumulates that the scheme adds to a layer for one token."""
         return 0
 
@@ -111,6 +113,7 @@ class Rotary(PositionOptions):
         head_size: int,
         d_model: int,
         like: Tensor,
+        key_positions: Tensor | None = None,
     ) -> PositionTables:
         """Return the angles of the queries' positions, which are the new keys' too."""
         tables = rotary_tables(positions, self, head_size, like.dtype)
@@ -126,10 +129,19 @@ class Relative(PositionOptions):
     kind: ClassVar[str] = "relative"
     learned_scale: bool = False
     """Logit scale as a learned scalar, initialised at 1/sqrt(head_size)."""
+    absolute_gate: bool = False
+    """Let each query and head mix, by a gate, distance with the key's absolute position, as the
+    gated Transformer of arXiv 2110.07732 does."""
 
     def build_relative(self, num_heads: int, head_size: int, d_model: int) -> RelativePosition:
-        """Return the biases and the projection of distances."""
-        return RelativePosition(num_heads, head_size, d_model, learned_scale=self.learned_scale)
+        """Return the biases, the projection of distances, and the gate if there is one."""
+        return RelativePosition(
+            num_heads,
+            head_size,
+            d_model,
+            learned_scale=self.learned_scale,
+            absolute_gate=self.absolute_gate,
+        )
 
     def tables(
         self,
@@ -140,17 +152,23 @@ class Relative(PositionOptions):
         head_size: int,
         d_model: int,
         like: Tensor,
+        key_positions: Tensor | None = None,
     ) -> PositionTables:
         """Return the distances between queries and keys."""
         if offset is None:
             distances = ragged_distances(positions, num_keys, d_model, like)
         else:
             distances = regular_distances(positions.shape[-1], num_keys, offset, d_model, like)
+        if self.absolute_gate:
+            columns = torch.arange(num_keys, device=like.device)
+            absolute = sinusoids(columns, d_model, like.dtype)
+            distances = distances._replace(absolute=absolute, key_positions=key_positions)
         return PositionTables(distances=distances)
 
-    def logit_macs(self, width: int, length: int) -> int:
-        """Count the scores of a query with all distances; their projection is the batch's."""
-        return width * (2 * length - 1)
+    def logit_macs(self, *, d_model: int, num_heads: int, width: int, length: int) -> int:
+        """Count a query's gates and its scores; a batch shares the projection of distances."""
+        gated = d_model * num_heads + width * length if self.absolute_gate else 0
+        return width * (2 * length - 1) + gated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,6 +330,12 @@ class Distances(NamedTuple):
     """(B, 1, T, K) column in ``table`` for each query and key, or None: the regular layout, where
     query t and key j are column j - t + T - 1."""
 
+    absolute: Tensor | None = None
+    """(K, D) sinusoids of the positions 0 … K-1, where keys are told by their positions too."""
+
+    key_positions: Tensor | None = None
+    """(B, K) position of each key; None: its column."""
+
 
 def regular_distances(
     num_queries: int, num_keys: int, offset: int, d_model: int, like: Tensor
@@ -347,14 +371,26 @@ def align_distances(scores: Tensor, distances: Distances, num_keys: int) -> Tens
 
 
 class RelativePosition(nn.Module):
-    """The learned part of Transformer-XL's relative attention (arXiv 1901.02860)."""
+    """The learned part of Transformer-XL's relative attention (arXiv 1901.02860).
 
-    def __init__(self, heads: int, head_size: int, d_model: int, *, learned_scale: bool) -> None:
+    ``absolute_gate`` adds the gate between distances and positions of arXiv 2110.07732.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        head_size: int,
+        d_model: int,
+        *,
+        learned_scale: bool,
+        absolute_gate: bool = False,
+    ) -> None:
         super().__init__()
         self.content_bias = nn.Parameter(torch.empty(heads, head_size))
         self.position_bias = nn.Parameter(torch.empty(heads, head_size))
         self.projection = nn.Linear(d_model, heads * head_size, bias=False)
         self.scale = nn.Parameter(torch.empty(())) if learned_scale else None
+        self.gate = nn.Linear(d_model, heads) if absolute_gate else None
 
     def roles(self) -> Roles:
         """Return the roles: biases start at 0, a learned scale at 1/sqrt(head size)."""
@@ -365,16 +401,35 @@ class RelativePosition(nn.Module):
         }
         if self.scale is not None:
             roles["scale"] = constant(1.0 / math.sqrt(self.content_bias.shape[1]))
+        if self.gate is not None:
+            roles["gate.weight"] = linear(self.gate.in_features, self.gate.out_features)
+            roles["gate.bias"] = Role("bias", self.gate.in_features, self.gate.out_features)
         return roles
 
-    def forward(self, query: Tensor, key: Tensor, distances: Distances) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, distances: Distances, routed: Tensor) -> Tensor:
         """Return logits (B, H, T, K): [(q_i + u)·k_j + (q_i + w)·r_{j-i}] · scale.
 
-        u and w are the content and position biases, r the projected sinusoid of a distance.
+        u and w are the content and position biases, r the projected sinusoid of a distance. With a
+        gate, a = σ(gate(h_i)) of the state h_i in ``routed`` (B, T, D), r_{j-i} becomes
+        a · r_{j-i} + (1 - a) · r_j.
         """
-        heads, head_size = self.content_bias.shape
-        r = self.projection(distances.table).view(-1, heads, head_size)  # (W, H, d)
+        head_size = self.content_bias.shape[1]
         content = (query + self.content_bias[:, None]) @ key.transpose(-1, -2)
-        position = (query + self.position_bias[:, None]) @ r.permute(1, 2, 0)
-        logits = content + align_distances(position, distances, key.shape[-2])
-        return logits * (head_size**-0.5 if self.scale is None else self.scale)
+        asking = query + self.position_bias[:, None]
+        position = self._scores(asking, distances.table)
+        position = align_distances(position, distances, key.shape[-2])
+        if self.gate is not None:
+            assert distances.absolute is not None
+            absolute = self._scores(asking, distances.absolute)  # (B, H, T, K), by position
+            if distances.key_positions is not None:
+                absolute = absolute.gather(
+                    -1, distances.key_positions[:, None, None].expand_as(absolute)
+                )
+            gate = self.gate(routed).sigmoid().transpose(1, 2).unsqueeze(-1)  # (B, H, T, 1)
+            position = position * gate + absolute * (1 - gate)
+        return (content + position) * (head_size**-0.5 if self.scale is None else self.scale)
+
+    def _scores(self, asking: Tensor, table: Tensor) -> Tensor:
+        """Return the products of (B, H, T, d) with the projected ``table`` (W, D): (B, H, T, W)."""
+        projected = self.projection(table).unflatten(-1, self.content_bias.shape)  # (W, H, d)
+        return asking @ projected.permute(1, 2, 0)

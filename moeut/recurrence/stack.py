@@ -376,6 +376,7 @@ class _Passing:
         elif window.offset is None or num_tokens > 1:
             allowed = masks.causal(window.positions, window.num_keys, inputs.prefix_length)
 
+        documents = inputs.document_numbers
         rotary, distances = stack.options.position.tables(
             window.positions,
             window.offset,
@@ -383,6 +384,7 @@ class _Passing:
             head_size=stack.options.attention.head_size,
             d_model=stack.d_model,
             like=x,
+            key_positions=None if documents is None else masks.positions_in_documents(documents),
         )
         return AttentionContext(
             bias=masks.additive(allowed, x),

@@ -34,6 +34,7 @@ POSITION = {
     "rotary": p.Rotary(),
     "relative": p.Relative(),
     "learned_scale": p.Relative(learned_scale=True),
+    "absolute_gate": p.Relative(learned_scale=True, absolute_gate=True),
     "sinusoidal": p.Sinusoidal(),
     "scaled_sinusoidal": p.Sinusoidal(scale="inverse_sqrt"),
     "learned": p.Learned(max_length=40),

@@ -14,7 +14,7 @@ ARCHITECTURES = {
     "gates": {"attention": "gates", "feed_forward": "softmax", "norm": "peri"},
     "geometric": {"attention": "geometric", "feed_forward": "dense", "norm": "post"},
 }
-POSITIONS = ["rotary", "relative", "learned_scale", "sinusoidal", "learned", "none"]
+POSITIONS = ["rotary", "relative", "absolute_gate", "sinusoidal", "learned", "none"]
 
 
 @pytest.fixture(scope="module")

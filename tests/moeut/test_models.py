@@ -53,7 +53,7 @@ def _loss(output, batch=None):
 )
 def test_gradients_reach_every_parameter(make_model, form, norm, attention, feed_forward):
     positions = {
-        "dense": "learned_scale",
+        "dense": "absolute_gate",
         "gates": "learned",
         "switch_head": "relative",
         "geometric": "none",
@@ -76,7 +76,7 @@ def test_gradients_reach_every_parameter(make_model, form, norm, attention, feed
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("position", ["rotary", "relative", "sinusoidal", "learned", "geometric"])
+@pytest.mark.parametrize("position", ["rotary", "absolute_gate", "learned", "geometric"])
 def test_padding_tokens_matter_to_nothing(make_model, form, position):
     options = {"position": position}
     if position == "geometric":

@@ -124,6 +124,22 @@ def test_expert_macs_by_hand() -> None:
     assert macs_per_token(config, sequence_length=7) == 4 * (attention + feed_forward) + 16 * 10
 
 
+def test_the_absolute_gate_costs_its_gates_and_a_score_per_key() -> None:
+    with_gate, without = (
+        architecture(
+            "universal",
+            form="decoder_lm",
+            vocabulary_size=11,
+            d_model=24,
+            attention={"num_heads": 3, "head_size": 7},
+            position={"kind": "relative", "absolute_gate": gate},
+        )
+        for gate in (True, False)
+    )
+    ours, plain = (macs_per_token(config, sequence_length=9) for config in (with_gate, without))
+    assert ours - plain == 4 * (24 * 3 + 3 * 7 * 9)
+
+
 def test_sharing_saves_parameters_and_not_compute() -> None:
     kwargs = {"form": "decoder_lm", "vocabulary_size": 11}
     dense, shared = architecture("transformer", **kwargs), architecture("universal", **kwargs)

@@ -324,7 +324,7 @@ class Attention(nn.Module, Generic[Decision]):
             return attended, None
         if context.distances is not None:
             assert self.relative is not None
-            logits = self.relative(query, key, context.distances)
+            logits = self.relative(query, key, context.distances, routed)
         else:
             logits = query @ key.transpose(-1, -2) * self.head_size**-0.5  # (B, H, T, K)
         if context.bias is not None:

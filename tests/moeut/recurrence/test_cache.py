@@ -5,7 +5,7 @@ import torch
 
 ATTENTION = ["dense", "output_gate", "gates", "switch_head"]
 NORM = ["pre", "post", "peri"]
-POSITION = ["rotary", "relative", "learned_scale", "sinusoidal", "learned", "none"]
+POSITION = ["rotary", "relative", "absolute_gate", "sinusoidal", "learned", "none"]
 LENGTHS = torch.tensor([7, 4, 1])  # of the prompts of three rows
 STEPS = [1, 1, 3, 2, 12, 1]  # tokens of each later call; the store has to grow
 

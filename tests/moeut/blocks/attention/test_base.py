@@ -35,8 +35,9 @@ from moeut.blocks.routing import RoutingContext
 
 
 @pytest.mark.parametrize("learned_scale", [False, True])
-def test_relative_attention_is_its_formula(learned_scale):
-    position = Relative(learned_scale=learned_scale)
+@pytest.mark.parametrize("absolute_gate", [False, True])
+def test_relative_attention_is_its_formula(learned_scale, absolute_gate):
+    position = Relative(learned_scale=learned_scale, absolute_gate=absolute_gate)
     module = make_attention(DENSE, position)
     routed, plain = make_views()
     query, key = queries_and_keys(module, routed)
@@ -46,17 +47,24 @@ def test_relative_attention_is_its_formula(learned_scale):
     for i in range(T):
         for j in range(T):
             r = sinusoids(torch.tensor(j - i), D, torch.float64) @ relative.projection.weight.T
+            r = r.view(H, SIZE)
+            if absolute_gate:  # (B, H, 1) of (1, H, d) each
+                a = relative.gate(routed[:, i]).sigmoid().unsqueeze(-1)
+                at = sinusoids(torch.tensor(j), D, torch.float64) @ relative.projection.weight.T
+                r = a * r + (1 - a) * at.view(H, SIZE)
             content = ((query[:, :, i] + relative.content_bias) * key[:, :, j]).sum(-1)
-            place = ((query[:, :, i] + relative.position_bias) * r.view(H, SIZE)).sum(-1)
+            place = ((query[:, :, i] + relative.position_bias) * r).sum(-1)
             logits[:, :, i, j] = (content + place) * scale
     value = split_heads(plain @ module.value.weight.T)
     everything = torch.ones(T, T, dtype=torch.bool)
     attended = attend(logits, value, everything)
     wanted = attended.transpose(1, 2).flatten(-2) @ module.output.weight.T
     like = torch.empty(0, dtype=torch.float64)
-    context = AttentionContext(distances=regular_distances(T, T, 0, D, like))
+    shared = {"head_size": SIZE, "d_model": D, "like": like}
+    context = AttentionContext(distances=position.tables(torch.arange(T), 0, T, **shared).distances)
     assert (module(routed, plain, context).output - wanted).abs().max() < 1e-12
-    shifted = AttentionContext(distances=regular_distances(T, T, 1, D, like))
+    distances = regular_distances(T, T, 1, D, like)
+    shifted = AttentionContext(distances=context.distances._replace(table=distances.table))
     assert (module(routed, plain, shifted).output - wanted).abs().max() > 1e-3
 
 

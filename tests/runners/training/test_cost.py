@@ -1,33 +1,45 @@
-"""What a model costs is counted on the model that is built."""
+"""What a model costs: its size, and its work at the lengths that the task has."""
 
 import pytest
-import torch
 
+from moeut import sizing
 from runners.config.run_file import read_run
-from runners.training.cost import describe_model, mean_lengths, seconds_per_step
-from runners.training.experiment import build, build_model, train_columns
+from runners.training.cost import describe_model, macs_per_token, mean_lengths
+from runners.training.experiment import build
 
 
 @pytest.fixture
-def config(tmp_path, run_text):
-    file = tmp_path / "run.yaml"
-    file.write_text(run_text(architecture="universal"))
-    return read_run(file, [])
+def built(tmp_path, run_text):
+    def make(*overrides, **options):
+        file = tmp_path / "run.yaml"
+        file.write_text(run_text(**options))
+        return build(read_run(file, overrides))
+
+    return make
 
 
-def test_size_is_that_of_the_model(config):
-    built = build(config)
-    model = build_model(built.model_config, torch.device("cpu"))
-    described = describe_model(built)
-    assert described.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert (described.num_layers, described.group_size, described.d_model) == (2, 1, 16)
+@pytest.mark.parametrize(
+    ("form", "marks"),
+    [("encoder_decoder", (2, 1)), ("encoder_classifier", (2,)), ("decoder_lm", (2,))],
+)
+def test_lengths_are_means_over_train(form, marks, built, tmp_path):
+    """Source and target are equally long; the source stands between two marks, the target behind
+    one, and both in one sequence behind two."""
+    one = built(form=form)
+    rows = (tmp_path / "train.tsv").read_text().splitlines()
+    mean = sum(len(row.split("\t")[0].split()) for row in rows) / len(rows)
+    letters = 2 * mean if form == "decoder_lm" else mean
+    assert mean_lengths(one.objective) == tuple(round(letters + extra) for extra in marks)
 
 
-def test_lengths_are_means_over_train(config):
-    built = build(config)
-    source, target = train_columns(built.objective).shape.mean(axis=0)
-    assert mean_lengths(built.objective) == (round(source), round(target))
-
-
-def test_an_update_is_timed(config):
-    assert 0 < seconds_per_step(config, build(config), seconds=0.05) < 30
+def test_a_model_is_described_by_its_decoder(built):
+    one = built("model.depth={group: 2, repeats: 3}", "model.encoder_depth.repeats=5",
+                architecture="universal")  # fmt: skip
+    summary = describe_model(one)
+    assert summary.parameters == sizing.count_parameters(one.model_config)
+    assert (summary.num_layers, summary.group_size, summary.d_model) == (6, 2, 16)
+    assert summary.macs_per_token == macs_per_token(one)
+    deeper = built("model.depth={group: 2, repeats: 3}", "model.encoder_depth.repeats=6",
+                   architecture="universal")  # fmt: skip
+    assert macs_per_token(deeper) > macs_per_token(one)
+    assert describe_model(deeper).parameters == summary.parameters

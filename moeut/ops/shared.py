@@ -5,10 +5,10 @@ keep every copy for backward; and it would write nine gradients in low precision
 float32 and add it to the sum of the others. Here the copy is made once a pass, and each application
 adds its gradient, in float32, to the buffer that the applications after it have filled.
 
-The buffer needs no state of its own: it travels as the gradient of a *thread*, a tensor of the
+The buffer needs no state of its own: it travels as the gradient of a *carrier*, a tensor of the
 weight's shape without memory that each application takes and hands on to the next,
 
-    weight → thread → application 1 → thread → application 2 → … → application n
+    weight → carrier → application 1 → carrier → application 2 → … → application n
 
 so that backward, which goes the other way, brings to each application the sum of those behind it.
 """
@@ -34,9 +34,9 @@ class SharedWeight:
     def __init__(self, parameter: Tensor, dtype: torch.dtype) -> None:
         self.parameter = parameter
         self.value = parameter.detach().to(dtype).contiguous()
-        """(E, M, N) what is multiplied by, in the dtype to compute in."""
+        """(E, M, N) the weight in the dtype to compute in, which the products read."""
         needs_gradient = torch.is_grad_enabled() and parameter.requires_grad
-        self.thread: Tensor | None = _Begin.apply(parameter) if needs_gradient else None
+        self.carrier: Tensor | None = _Begin.apply(parameter) if needs_gradient else None
         """(E, M, N) without memory; its gradient is the sum so far. None: no gradient is needed."""
 
 
@@ -64,19 +64,19 @@ class SharedWeights:
 
 
 class _Begin(torch.autograd.Function):
-    """Begin a thread of a parameter, which receives the sum of all gradients."""
+    """Begin a carrier of a parameter, which receives the sum of all gradients."""
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor) -> Tensor:
         ctx.dtype = parameter.dtype
-        return new_thread(parameter)
+        return new_carrier(parameter)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         return gradient.to(ctx.dtype)
 
 
-def new_thread(like: Tensor) -> Tensor:
+def new_carrier(like: Tensor) -> Tensor:
     """Return a float32 tensor of a weight's shape (E, M, N) whose elements share one address."""
     return torch.empty((), dtype=torch.float32, device=like.device).expand(like.shape)
 

@@ -116,7 +116,7 @@ def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
             if result["trying"] is not None:
                 record_failure(result, f"the process ended by signal {-status} in it")
                 write_result(file, result)
-        # After what killed a process, or its device, another goes on with what is left.
+        # A new process goes on where one has died, or its device.
         can_go_on = status == DEVICE_FAILED or status < 0
         changed = file.exists() and file.read_text() != before
         if status != 0 and not (can_go_on and changed):

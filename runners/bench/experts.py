@@ -134,7 +134,7 @@ class _SizeRun:
 
     @property
     def mixed(self) -> bool:
-        """Return whether weights are float32 and what is computed is not."""
+        """Return whether weights are float32 and activations bfloat16."""
         return self.options.dtype == "autocast"
 
     @property

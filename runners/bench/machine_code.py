@@ -187,7 +187,7 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, Any]:
 
 
 def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any]]:
-    """Return the types of a launch's arguments, and what is known of their addresses."""
+    """Return the types of a launch's arguments, and the alignment of their addresses."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     signature: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""Results of benchmarks that survive a stop: written after every size, gone on with by --resume.
+"""Results of benchmarks that survive a stop: written after every size, continued by --resume.
 
-A result is plain data: what it depends on (``conditions`` and more), ``rows`` of numbers,
-``failures`` by what failed, the sizes ``done``, and what is being tried now (``trying``): a size,
-or one competitor in it as ``size, competitor``.
+A result is plain data: the conditions that it depends on, ``rows`` of numbers, ``failures`` (the
+error of each size or competitor that has one), the sizes ``done``, and the one that runs now
+(``trying``): a size, or one competitor in it as ``size, competitor``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Launch the Triton kernels on tensors: what is allocated, in which order, in which blocks."""
+"""Launch the Triton kernels on tensors: allocate outputs and scratch, choose block sizes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moeut.ops.differentiation import drop_unneeded, needs_gradient, register_gradient
 from moeut.ops.dispatch import Dispatch
-from moeut.ops.shared import SharedWeight, new_thread
+from moeut.ops.shared import SharedWeight, new_carrier
 from moeut.ops.triton.compute import (
     linear_forward,
     linear_gradients,
@@ -45,7 +45,7 @@ def expert_linear(
     slots = (slots_per_input, slots_per_output)
     if not isinstance(weight, SharedWeight):
         return _linear(x, weight, *routing, gate, *slots)
-    out, weight.thread = _SharedLinear.apply(x, gate, weight.thread, weight.value, routing, slots)
+    out, weight.carrier = _SharedLinear.apply(x, gate, weight.carrier, weight.value, routing, slots)
     return out
 
 
@@ -62,8 +62,8 @@ def expert_mlp(
     """
     routing = Routing(dispatch.order, dispatch.offsets, *tiles_of(dispatch))
     if isinstance(w_up, SharedWeight) and isinstance(w_down, SharedWeight):
-        inputs = (x, gate, w_up.thread, w_down.thread)
-        out, w_up.thread, w_down.thread = _SharedMlp.apply(
+        inputs = (x, gate, w_up.carrier, w_down.carrier)
+        out, w_up.carrier, w_down.carrier = _SharedMlp.apply(
             *inputs, w_up.value, w_down.value, routing, needs_gradient(*inputs)
         )
         return out
@@ -177,14 +177,14 @@ register_gradient(_mlp, _mlp_backward, wanted=(0, 1, 2, 7), num_inputs=8)
 
 
 class _SharedLinear(torch.autograd.Function):
-    """``_linear`` on a shared weight: takes its thread, and hands on a new one."""
+    """``_linear`` on a shared weight: takes its carrier, and hands on a new one."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         gate: Tensor | None,
-        thread: Tensor | None,
+        carrier: Tensor | None,
         weight: Tensor,
         routing: Routing,
         slots: tuple[int, int],
@@ -193,7 +193,7 @@ class _SharedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, gate, weight, *routing[:3])
         ctx.options = (routing.tile_rows, slots)
         out = linear_forward(x, weight, routing, gate, *slots)
-        return out, None if thread is None else new_thread(weight)
+        return out, None if carrier is None else new_carrier(weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, so_far: Tensor | None) -> Any:  # type: ignore[override]
@@ -213,15 +213,15 @@ class _SharedLinear(torch.autograd.Function):
 
 
 class _SharedMlp(torch.autograd.Function):
-    """``_mlp`` on shared weights: takes their threads, and hands on new ones."""
+    """``_mlp`` on shared weights: takes their carriers, and hands on new ones."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         gate: Tensor | None,
-        up_thread: Tensor | None,
-        down_thread: Tensor | None,
+        up_carrier: Tensor | None,
+        down_carrier: Tensor | None,
         w_up: Tensor,
         w_down: Tensor,
         routing: Routing,
@@ -233,11 +233,11 @@ class _SharedMlp(torch.autograd.Function):
             *(x, gate, w_up, w_down, hidden if keep_hidden else None, *routing[:3])
         )
         ctx.tile_rows = routing.tile_rows
-        threads = (
-            None if thread is None else new_thread(weight)
-            for thread, weight in ((up_thread, w_up), (down_thread, w_down))
+        carriers = (
+            None if carrier is None else new_carrier(weight)
+            for carrier, weight in ((up_carrier, w_up), (down_carrier, w_down))
         )
-        return out, *threads  # type: ignore[return-value]
+        return out, *carriers  # type: ignore[return-value]
 
     @staticmethod
     def backward(  # type: ignore[override]

@@ -65,7 +65,7 @@ class _Projection:
     """(T, H, K) experts, numbered through all heads."""
     dense_x: Tensor
     dense_weight: Tensor
-    """A dense layer as wide as what is active for a token: H · K · head width."""
+    """A dense layer as wide as the active experts of a token: H · K · head width."""
 
     @classmethod
     def drawn(cls, size: HeadSize, backend: str, draw: Draw) -> _Projection:

@@ -70,7 +70,7 @@ class _Mlp:
     index: Tensor
     """(T, K) experts."""
     dense_up: Tensor
-    """(K · F, D): a dense layer as wide as what is active for a token."""
+    """(K · F, D): a dense layer as wide as the active experts of a token."""
     dense_down: Tensor
     """(D, K · F)."""
 
@@ -97,10 +97,10 @@ class _Mlp:
     def shared(self) -> Callable[[], Tensor]:
         """Return one of many applications of a shared layer, whose weights were cast before."""
         up, down = (SharedWeight(weight, self.x.dtype) for weight in (self.w_up, self.w_down))
-        threads = up.thread, down.thread
+        carriers = up.carrier, down.carrier
 
         def apply() -> Tensor:
-            up.thread, down.thread = threads  # else each call would lead back to those before
+            up.carrier, down.carrier = carriers  # else each call would lead back to those before
             return expert_mlp(self.x, up, down, self.sort(), gate=self.gate, backend=self.backend)
 
         return apply

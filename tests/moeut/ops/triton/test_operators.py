@@ -285,7 +285,7 @@ def kept_elements():
     return sizes
 
 
-def test_kept_for_backward_is_nothing_as_wide_as_the_model_for_every_slot():
+def test_no_rows_of_model_width_are_kept_for_backward():
     slots, width, inner, weight = 51, 10, 7, 6 * 10 * 7
     sizes = kept_elements()
     assert slots * inner in sizes

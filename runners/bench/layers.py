@@ -43,7 +43,7 @@ class MlpSize:
         return self.tokens * self.top_k
 
     def elements(self) -> tuple[int, int, int]:
-        """Return the elements of inputs and outputs, of weights, and of activations kept between."""
+        """Return the elements of inputs and outputs, of weights, and of hidden activations."""
         weights = 2 * self.num_experts * self.width * self.expert_size
         return 2 * self.tokens * self.width, weights, self.num_slots * self.expert_size
 
@@ -81,7 +81,7 @@ class HeadSize:
         return self.tokens * self.slots_per_token
 
     def elements(self) -> tuple[int, int, int]:
-        """Return the elements of inputs and outputs, of weights, and of activations kept between."""
+        """Return the elements of inputs and outputs, of weights, and of hidden activations."""
         weights = self.total_experts * self.width * self.head_width
         return self.tokens * (self.width + self.num_heads * self.head_width), weights, 0
 

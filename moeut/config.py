@@ -63,7 +63,7 @@ class StackConfig:
         """Return why gradients cannot flow through the last repeats alone; None: they can."""
         if not self.depth.is_shared:
             return "no layer is repeated (depth.repeats=1)"
-        if self.depth.order == "sequence":
+        if not self.depth.has_whole_repeats:
             return "depth.order=sequence has no last repeat of the whole group"
         if isinstance(self.state.injection, NoInjection):
             return "needs state.injection, by which gradients still reach the embedding"
@@ -150,7 +150,12 @@ class Blueprint(Options):
         decided = {"state": self.state.is_plain, "halting": isinstance(self.halting, NoHalting)}
         for name in ("depth", "encoder_depth"):
             depth = getattr(self, name)
-            if depth is None or depth.order == "cycle" or depth.group == 1:
+            if depth is None:
+                continue
+            if not decided["halting"]:
+                said = "halting needs at least 2, so that a token can go on"
+                require(depth.is_shared, f"{name}.repeats", depth.repeats, said)
+            if depth.has_whole_repeats:
                 continue
             for option, is_off in decided.items():
                 said = f"{option} decides at each pass through the group, so it needs cycle"

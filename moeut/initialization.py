@@ -31,10 +31,11 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     positions
     query, key, value,    N(s/sqrt(D))           T(s/sqrt(D))             G
     relative projection
-    routers, gates        N(s/sqrt(D))           T(s/sqrt(D))             G
+    routers, gates, halt  N(s/sqrt(D))           T(s/sqrt(D))             G
     attention output      N(s/sqrt(H·d))         T(s/sqrt(H·d))           G
     feed-forward up       N(s/sqrt(D))           T(s/sqrt(D))             G × sqrt(2)
     feed-forward down     N(s/sqrt(N·F))         T(s/sqrt(N·F))           G
+    injection             N(1/sqrt(2·D))         N(1/sqrt(2·D))           G
     feed-forward biases   0                      0                        U(1/sqrt(fan-in))
     head weight           U(1/sqrt(D))           U(1/sqrt(D))             G
     head bias             U(1/sqrt(D)), 0 if tied to the embedding        same
@@ -98,6 +99,8 @@ def _draw(parameter: Tensor, role: Role, scheme: Initialization, depth: int) -> 
         _uniform(parameter, 1.0 / math.sqrt(role.fan_in))
     elif role.part == "bias":
         _uniform(parameter, 0.0 if is_scaled else 1.0 / math.sqrt(role.fan_in))
+    elif role.part == "mix" and is_scaled:  # once on the way of every repeat, so depth is no factor
+        parameter.normal_(std=1.0 / math.sqrt(role.fan_in))
     elif not is_scaled:
         _glorot(parameter, role, gain=math.sqrt(2.0) if role.part == "up" else 1.0)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -45,6 +45,9 @@ class ModelOutput:
     decisions: dict[str, dict[str, Tensor]] | None = None
     """By stack: what the controllers recorded (``halting.repeats``: (B, T) repeats of each token);
     None without any."""
+
+    repeats: dict[str, list[Tensor]] = field(default_factory=dict)
+    """By stack: (B, T, D) the state that each repeat ended with, before coda and final norm."""
 
 
 @dataclass(frozen=True)
@@ -354,4 +357,7 @@ def _output(logits: Tensor, cache: StackCache | None = None, **stacks: StackOutp
     traces = {name: out.trace for name, out in stacks.items() if out.trace is not None}
     hidden = {name: out.hidden for name, out in stacks.items() if out.hidden is not None}
     decisions = {name: out.decisions for name, out in stacks.items() if out.decisions is not None}
-    return ModelOutput(logits, loss, cache, traces or None, hidden or None, decisions or None)
+    repeats = {name: out.repeats for name, out in stacks.items()}
+    return ModelOutput(
+        logits, loss, cache, traces or None, hidden or None, decisions or None, repeats
+    )

@@ -80,7 +80,8 @@ class Layer(nn.Module):
         source = None
         if key_value_source is not None:
             both = views(key_value_source, self.attention_norm, self.norm)
-            source = self.attention.project_source(*both, context.routing)
+            routing = context.routing_of_source or context.routing
+            source = self.attention.project_source(*both, routing)
         attended = self.attention(
             routed,
             plain,

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-Part = Literal["embedding", "weight", "up", "bias", "head", "head_bias", "constant"]
+Part = Literal["embedding", "weight", "up", "mix", "bias", "head", "head_bias", "constant"]
 
 
 class Role(NamedTuple):
     """What a parameter does, and between how many units it stands."""
 
     part: Part
-    """``weight`` is any projection, router or gate; ``up`` the first weight of a feed-forward."""
+    """``weight`` is any projection, router or gate; ``up`` the first weight of a feed-forward,
+    ``mix`` a projection of the state itself and of no branch beside it."""
 
     fan_in: int = 0
     """Units that feed a unit on its other side, all experts of a feed-forward counted together."""

@@ -58,17 +58,17 @@ class RoutingContext:
             share = (share / share.sum(dim=1, keepdim=True).clamp_min(1)).unsqueeze(1)
         return cls(real, share, balance, trace, weights or SharedWeights())
 
-    def among(self, active: Tensor) -> RoutingContext:
+    def among(self, active: Tensor, dtype: torch.dtype) -> RoutingContext:
         """Return the context of an application in which the ``active`` (B, T) tokens take part.
 
         The others get no expert. Shares stay parts of the whole row, so that the applications of a
-        pass weigh as much as tokens took part in them.
+        pass weigh as much as tokens took part in them. They are float64 if ``dtype`` is.
         """
         real = active if self.real is None else active & self.real
         if not self.balance:
             return replace(self, real=real)
         count = active.shape[1] if self.real is None else self.real.sum(dim=1, keepdim=True)
-        exact = torch.float32 if self.share is None else self.share.dtype
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
         share = real.to(exact) / torch.as_tensor(count, device=real.device).clamp_min(1)
         return replace(self, real=real, share=share.unsqueeze(1), mass=share.sum(dim=1))
 

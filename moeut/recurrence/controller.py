@@ -75,7 +75,7 @@ class Pass(NamedTuple):
 
     may_end: bool
     """Whether ``before`` may end the pass early: not while a cache is filled, since later tokens
-    look at what every application has stored, nor while the pass is compiled."""
+    look at what every application has stored, nor where asking for the reason costs more."""
 
     row_shares: Tensor | None = None
     """(B,) share of each row in the loss; None: a mean is due, and which one is the kind's."""

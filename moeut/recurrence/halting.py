@@ -57,8 +57,8 @@ class AdaptiveComputationTime(ControllerOptions):
     """``running`` multiplies the result by 1 - weight before each addition and halts no token at
     the last repeat, as the Universal Transformer's code does; ``sum`` is the formula above."""
     loss_over: Literal["real", "all"] = "real"
-    """Tokens that the mean of the loss is over; ``all`` counts padding, as published code does, so
-    that the loss of a row depends on the batch it is in."""
+    """Tokens that the mean of the loss is over, ``real`` row by row; ``all`` counts padding, as
+    published code does, so that the loss of a row depends on the batch it is in."""
     accumulator: Literal["exact", "float32"] = "exact"
     """Precision of the sums of probability; ``exact``: float64 in a float64 model, else float32."""
     initial_bias: float = 0.0
@@ -130,7 +130,10 @@ class ActRun(Run):
         """Decide, where a repeat begins, who takes part in it and what it will weigh."""
         if place.is_first:
             running = self.spent < 1.0
-            if self.about.may_end and place.repeat and not bool(running.any()):
+            # Of tokens that are updated, routers go on balancing the load in training.
+            is_spare = self.options.halted == "freeze" or not self.controller.training
+            may_end = self.about.may_end and bool(place.repeat) and is_spare
+            if may_end and not bool(running.any()):
                 return None
             self._decide(step.x, running, place)
         if self.options.halted == "update":
@@ -177,9 +180,10 @@ class ActRun(Run):
             remainder = (of_row * shares.to(self.dtype)).sum()
         elif real is None:
             remainder = self.remainder.mean()
-        else:
-            used = real.to(self.dtype)
-            remainder = (self.remainder * used).sum() / used.sum().clamp_min(1)
+        else:  # a mean over rows of means over tokens, so that a batch may be split among ranks
+            lengths = real.sum(dim=1)
+            means = self.remainder.sum(dim=1) / lengths.clamp_min(1)
+            remainder = means.sum() / (lengths > 0).sum().clamp_min(1)
         return Verdict(
             self.result.to(x.dtype),
             remainder * self.options.loss_weight,

@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from moeut.blocks.roles import Roles, linear
+from moeut.blocks.roles import Role, Roles
 from moeut.options import Options, one_of, require
 from moeut.recurrence.controller import Controller, Pass, Run, Step
 from moeut.recurrence.schedule import Place
@@ -156,7 +156,7 @@ class LinearRule(nn.Module):
     def roles(self) -> Roles:
         """Return the role of the projection."""
         d_model, both = self.weight.shape
-        return {"weight": linear(both, d_model)}
+        return {"weight": Role("mix", both, d_model)}
 
     def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
         """Return W [state; input] (B, T, D)."""

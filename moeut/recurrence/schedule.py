@@ -73,6 +73,11 @@ class Depth(Options):
         """Whether any layer is applied more than once."""
         return self.repeats > 1
 
+    @property
+    def has_whole_repeats(self) -> bool:
+        """Whether a repeat is a pass through the whole group, one after the other."""
+        return self.order == "cycle" or self.group == 1
+
     def schedule(self, num_repeats: int | None = None) -> list[int]:
         """Return the index of the layer of each application, for the configured repeats or others.
 

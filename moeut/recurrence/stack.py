@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -51,6 +51,9 @@ class Inputs:
     memory: Memory | None = None
     """What cross-attention reads."""
 
+    initial_state: Tensor | None = None
+    """(B, T, D) that the first repeat begins from, in place of what ``state.start`` says."""
+
     num_repeats: int | None = None
     """Passes through the group; None: as configured."""
 
@@ -88,6 +91,10 @@ class StackOutput:
 
     decisions: dict[str, Tensor] | None = None
     """What the controllers recorded, such as ``halting.repeats`` (B, T); None without any."""
+
+    repeats: list[Tensor] = field(default_factory=list)
+    """(B, T, D) the state that each repeat ended with, before coda and final norm: for losses that
+    read every repeat, and to begin another pass from. Empty with ``order: sequence``."""
 
 
 class DepthStack(nn.Module):
@@ -150,7 +157,8 @@ class DepthStack(nn.Module):
         """
         if backprop_repeats is None:
             return 0
-        if isinstance(backprop_repeats, bool) or backprop_repeats < 1:
+        is_number = isinstance(backprop_repeats, int) and not isinstance(backprop_repeats, bool)
+        if not is_number or backprop_repeats < 1:
             raise ValueError(
                 f"backprop_repeats={backprop_repeats!r}: must be a whole number of at least 1"
             )
@@ -202,11 +210,8 @@ class DepthStack(nn.Module):
         prelude, coda = self.options.depth.prelude, self.options.depth.coda
         end = len(places) - coda
         for place in places[:prelude]:
-            x = passing.apply(place, Step(x))
-        # Later tokens look at what every application has stored, so a cache needs all of them; and
-        # asking whether anyone still runs would break a compiled graph or stall a GPU in training.
-        is_free = x.device.type == "cpu" or not self.training
-        may_end = inputs.cache is None and is_free and not torch.compiler.is_compiling()
+            x = passing.apply_once(place, x)
+        may_end = inputs.cache is None and self._may_look(x)
         about = Pass(x, positions, inputs.real, repeats, may_end, inputs.row_shares)
         runs = {name: controller.begin(about) for name, controller in self._controllers()}
         x = self._repeat(x, places[prelude:end], list(runs.values()), passing, without)
@@ -218,7 +223,7 @@ class DepthStack(nn.Module):
             decisions |= {f"{name}.{key}": value for key, value in verdict.record.items()}
             losses += [] if verdict.loss is None or not self.training else [verdict.loss]
         for place in places[end:]:
-            x = passing.apply(place, Step(x))
+            x = passing.apply_once(place, x)
 
         losses = [*passing.balance_losses(), *losses]
         if self.final_norm is not None:
@@ -231,6 +236,7 @@ class DepthStack(nn.Module):
             [record for _, record in passing.records] if inputs.trace else None,
             passing.hidden if inputs.trace else None,
             decisions if runs else None,
+            passing.repeats,
         )
 
     def _repeat(
@@ -239,6 +245,8 @@ class DepthStack(nn.Module):
         """Return the state after all repeats, the first ``without`` of them without gradient."""
         for run in runs:
             x = run.start(x)
+        if passing.inputs.initial_state is not None:
+            x = passing.inputs.initial_state
         for place in places:
             assert place.repeat is not None
             cut = place.repeat < without
@@ -255,7 +263,22 @@ class DepthStack(nn.Module):
                 for run in reversed(runs):
                     result = run.after(place, step, result)
                 x = result
+            passing.hidden.append(x)
+            if place.is_last and self.options.depth.has_whole_repeats:
+                passing.repeats.append(x)
         return x
+
+    def _may_look(self, x: Tensor) -> bool:
+        """Return whether a pass over ``x`` may depend on whether anyone still runs.
+
+        Asking breaks a compiled graph and stalls a GPU in training; and ranks that share a batch
+        have to run the same layers, or they wait for one another for ever.
+        """
+        if torch.compiler.is_compiling():
+            return False
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return False
+        return x.device.type == "cpu" or not self.training
 
     def _controllers(self) -> list[tuple[str, Controller]]:
         return [(name, cast(Controller, module)) for name, module in self.controllers.items()]
@@ -297,14 +320,22 @@ class _Passing:
         self.is_repeated = len(places) > len(stack.layers)
         self.records: list[tuple[int, RoutingRecord]] = []
         self.hidden = [x]
+        self.repeats: list[Tensor] = []
         self._held: dict[int, Source] = {}
         self._layers = [cast(Layer, layer) for layer in stack.layers]
+        self._enters = x
         self.context = self._self_attention(x, window)
         self.cross_context, self.sources, self.source_routing = self._read_memory(x)
 
     @functools.cached_property
     def _weights_without_gradient(self) -> SharedWeights:
-        return self._share_weights(self.hidden[0])
+        return self._share_weights(self._enters)
+
+    def apply_once(self, place: Place, x: Tensor) -> Tensor:
+        """Return the state (B, T, D) after an application outside the repeats."""
+        x = self.apply(place, Step(x))
+        self.hidden.append(x)
+        return x
 
     def apply(
         self, place: Place, step: Step, *, without_gradient: bool = False, keep: bool = False
@@ -314,10 +345,15 @@ class _Passing:
         routed = context.routing
         if without_gradient:
             routed = replace(routed, weights=self._weights_without_gradient)
+        of_source = None
         if step.active is not None:
-            routed = routed.among(step.active)
+            # Who sits out holds keys and values of an application before; without one, all of them
+            # are computed.
+            if place.layer not in self._held:
+                of_source = routed.among(torch.ones_like(step.active), step.x.dtype)
+            routed = routed.among(step.active, step.x.dtype)
         if routed is not context.routing:
-            context = replace(context, routing=routed)
+            context = replace(context, routing=routed, routing_of_source=of_source)
             cross_context = cross_context and replace(cross_context, routing=routed)
         participation = None
         if keep:
@@ -341,8 +377,6 @@ class _Passing:
         if output.kept is not None:
             self._held[place.layer] = output.kept
         self.records.append((place.layer, output.record))
-        if self.inputs.trace:
-            self.hidden.append(output.x)
         return output.x
 
     def balance_losses(self) -> list[Tensor]:

@@ -115,7 +115,10 @@ class AttentionContext:
     """(T,) or (B, T) column of each query among the keys; None where keys are another sequence."""
 
     routing: RoutingContext = field(default_factory=RoutingContext)
-    """The routing context of the queries."""
+    """The routing context of the queries, and of keys and values unless they have their own."""
+
+    routing_of_source: RoutingContext | None = None
+    """The routing context of keys and values, where they are computed for other tokens."""
 
 
 class Source(NamedTuple):
@@ -283,9 +286,13 @@ class Attention(nn.Module, Generic[Decision]):
             if context.rotary is not None:
                 both = rotate(both, context.rotary)
             query, key = both.chunk(2, dim=1)
-            value_decision, value_record, output_decision, output_record = self.decide(
-                routed, context.routing
-            )
+            if context.routing_of_source is None:
+                value_decision, value_record, output_decision, output_record = self.decide(
+                    routed, context.routing
+                )
+            else:
+                value_decision, value_record = self.decide_values(routed, context.routing_of_source)
+                output_decision, output_record = self.decide_outputs(routed, context.routing)
             value = self.values(plain, value_decision, context.routing)
         else:
             query = self._split_heads(self.query(routed), self.num_heads)

@@ -75,7 +75,7 @@ def test_router_logits_have_float32_at_least(dtype):
 
 
 def _record(logits: torch.Tensor, context: RoutingContext) -> RouterRecord:
-    return RouterRecord(mean_probability(logits, context))
+    return RouterRecord(mean_probability(logits, context), mass=context.mass)
 
 
 def _published_balance_loss(logits: list[torch.Tensor]) -> torch.Tensor:
@@ -142,3 +142,25 @@ def test_records_keep_only_what_is_asked_for():
     assert traced.probability is None
     assert traced.logits is logits
     assert traced.select_heads(slice(1, 2)).selection.shape == (2, 3, 1, 2)
+
+
+def test_each_token_of_each_application_counts_alike():
+    """One that takes part in two applications counts twice, one that halted once."""
+    logits = [_logits(2, 4, 2, 4, seed=seed) for seed in range(2)]
+    active = torch.tensor([[[1, 1, 1, 0], [1, 1, 1, 1]], [[1, 0, 0, 0], [0, 0, 0, 0]]]).bool()
+    real = active[0]
+    for padding in (None, real):
+        context = _context(padding)
+        records = [
+            _record(one, context.among(mask, torch.float64))
+            for one, mask in zip(logits, active, strict=True)
+        ]
+        loss = balance_loss([records], context, 0.1)
+        p = [
+            torch.cat([one[row][mask[row]] for one, mask in zip(logits, active, strict=True)])
+            .softmax(-1)
+            .mean(0)
+            for row in range(2)
+        ]
+        wanted = 0.1 * sum((one * one.log()).sum(-1).mean() for one in p) / 2
+        assert loss.item() == pytest.approx(wanted.item(), abs=1e-15)

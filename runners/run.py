@@ -73,6 +73,7 @@ def run(
         Stopped: a stop was asked for and the state is saved, another rank is gone, or another
             process has taken the directory over.
         Locked: another process works on the directory.
+        OSError: the directory cannot be written to.
         ConfigError: the directory's config is unreadable, or not the one its checkpoints are of.
     """
     files = RunDirectory(directory)
@@ -192,9 +193,16 @@ def execute(
         say(f"{files.path}: has failed: {files.failure()}; try again with --retry-failed")
         return exit_status.FAILED
     say(f"{files.path}: {before}")
+    problem = None
     if before != "done" and world.is_first:
-        lay_out()
-    world.wait()
+        try:
+            lay_out()
+        except OSError as error:
+            problem = str(error)
+    problem = world.share(problem)
+    if problem is not None:
+        say(f"{files.path}: cannot be written: {problem}", error=True)
+        return exit_status.FAILED
     with signals.Stop(announce=world.is_first, restore=world.size == 1) as stop:
         try:
             status = run(files.path, stop=stop, on_progress=_print_progress, world=world)
@@ -207,6 +215,9 @@ def execute(
         except ConfigError as error:
             say(error, error=True)
             return exit_status.BAD_INPUT
+        except OSError as error:  # in the run itself it would be why the run has failed
+            say(f"{files.path}: cannot be written: {error}", error=True)
+            return exit_status.FAILED
     if status == "failed":
         say(files.failure(), error=True)
         return exit_status.FAILED
@@ -216,8 +227,7 @@ def execute(
 
 
 def _print_progress(message: Progress) -> None:
-    if isinstance(message, Notice):
-        print(message.text, file=sys.stderr, flush=True)
+    if isinstance(message, Notice):  # the log, which is on this terminal too, has it
         return
     if isinstance(message, TrainingProgress):
         text = f"loss {message.loss:.4f}  {message.tokens_per_second:,.0f} tokens/s"

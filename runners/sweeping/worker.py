@@ -64,6 +64,8 @@ def _execute(directory: Path, stop: Stop, on_progress: OnProgress) -> Ended:
         return Ended("busy", str(error))
     except ConfigError as error:
         return Ended("refused", str(error))
+    except OSError as error:  # no room for a lease, or for writing down why the run has failed
+        return Ended("failed", str(error))
     return Ended(status, RunDirectory(directory).failure() if status == "failed" else None)
 
 

@@ -124,6 +124,7 @@ def hold(
 
     Raises:
         Locked: on every rank, if another process works on the directory.
+        OSError: on every rank, if rank 0 cannot write to it.
         Stopped: on every rank, if a stop was asked for while waiting; on rank 0, at the end, if
             another process has taken the directory over meanwhile.
     """
@@ -134,12 +135,12 @@ def hold(
 
     with contextlib.ExitStack() as stack:
         lease: Lease | None = None
-        problem: Locked | Stopped | None = None
+        problem: Locked | Stopped | OSError | None = None
         if world.is_first:
             lease = Lease(directory, wait=WAIT_SECONDS, say=say, check=check)
             try:
                 stack.enter_context(lease)
-            except (Locked, Stopped) as error:
+            except (Locked, Stopped, OSError) as error:
                 problem = error
         # The others hear of it as what it is, or they would wait for rank 0 for ever.
         told = world.share(None if problem is None else (type(problem), str(problem)))

@@ -338,3 +338,18 @@ def test_command_tells_failure_from_bad_input(make_run, tmp_path, capsys):
     assert module.main([str(directory), "--retry-failed"]) == 0
     (directory / "run.json").write_text("{")
     assert module.main([str(directory)]) == 2
+
+
+def test_directory_that_cannot_be_written_is_one_line(make_run, run_text, tmp_path, capsys):
+    directory = make_run("run", *SHORT)
+    (directory / ".lease").write_text("a file in the way")
+    assert module.main([str(directory)]) == 1
+    message = capsys.readouterr().err
+    assert f"{directory}: cannot be written: " in message
+    assert message.count("\n") == 1
+    (tmp_path / "taken").write_text("")
+    config = str(directory / "config.yaml")
+    assert train_command.main([config, f"--run-directory={tmp_path / 'taken' / 'run'}"]) == 1
+    message = capsys.readouterr().err
+    assert "cannot be written: " in message
+    assert message.count("\n") == 1

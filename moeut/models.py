@@ -16,7 +16,8 @@ from moeut.blocks.routing import RoutingRecord
 from moeut.config import Form, ModelConfig
 from moeut.initialization import initialize
 from moeut.recurrence.cache import StackCache
-from moeut.recurrence.stack import DepthStack, Inputs, Memory, StackOutput
+from moeut.recurrence.inputs import Inputs, Memory, StackOutput
+from moeut.recurrence.stack import DepthStack
 from moeut.saving import save
 
 Repeats = int | tuple[int | None, int | None] | None

@@ -8,7 +8,7 @@ import torch
 from moeut.blocks.layer import Layer
 from moeut.models import build
 from moeut.recurrence.halting import AdaptiveComputationTime
-from moeut.recurrence.stack import Inputs
+from moeut.recurrence.inputs import Inputs
 
 FORMS = ["decoder_lm", "encoder_decoder", "encoder_classifier"]
 

@@ -7,8 +7,8 @@ import torch
 from recurrent_cases import batch, loss_of
 
 import moeut
+from moeut.recurrence.inputs import Inputs
 from moeut.recurrence.schedule import Depth
-from moeut.recurrence.stack import Inputs
 
 
 def _gradients(model, loss):

@@ -4,7 +4,8 @@ import torch
 from moeut.blocks.attention import AttentionContext
 from moeut.blocks.routing import RoutingContext
 from moeut.recurrence.controller import Controller, Run, Verdict
-from moeut.recurrence.stack import DepthStack, Inputs, Memory
+from moeut.recurrence.inputs import Inputs, Memory
+from moeut.recurrence.stack import DepthStack
 
 
 def _stack(make_config, *, causal=True, cross_attention=False, **options):

@@ -1,0 +1,83 @@
+"""What goes into a stack besides the embedded tokens, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from moeut.blocks.routing import RoutingRecord
+from moeut.recurrence.cache import StackCache
+
+
+class Memory(NamedTuple):
+    """An encoder's output, as a decoder's cross-attention reads it."""
+
+    states: Tensor
+    """(B, S, D)"""
+
+    real: Tensor | None
+    """(B, S), True at real tokens; None: all are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a form hands to a stack besides the embedded tokens (B, T, D)."""
+
+    real: Tensor | None = None
+    """(B, T) True at tokens that are no padding; None: all are."""
+
+    prefix_length: Tensor | None = None
+    """(B,) tokens before it are seen by all."""
+
+    document_numbers: Tensor | None = None
+    """(B, T) tokens see those of their own number alone, and absolute positions begin anew."""
+
+    memory: Memory | None = None
+    """What cross-attention reads."""
+
+    initial_state: Tensor | None = None
+    """(B, T, D) that the first repeat begins from, in place of what ``state.start`` says."""
+
+    num_repeats: int | None = None
+    """Passes through the group; None: as configured."""
+
+    backprop_repeats: int | None = None
+    """Last repeats that gradients flow through; None: all of them."""
+
+    cache: StackCache | None = None
+    """Made by ``new_cache`` for the same depth: holds earlier tokens and takes up these."""
+
+    trace: bool = False
+    """Whether to keep decisions and states of every application."""
+
+    row_shares: Tensor | None = None
+    """(B,) share of each row in the auxiliary losses; None: they are means over the batch."""
+
+    activation_checkpointing: bool = False
+    """Whether to compute layers anew in the backward pass instead of keeping activations."""
+
+
+@dataclass(frozen=True)
+class StackOutput:
+    """What a stack returns."""
+
+    states: Tensor
+    """(B, T, D)"""
+
+    auxiliary_loss: Tensor
+    """Weighted balance losses and the controllers' losses; zero outside training."""
+
+    trace: list[RoutingRecord] | None = None
+    """The decisions of each application, if traced."""
+
+    hidden: list[Tensor] | None = None
+    """The embedded input and the state after each application, if traced."""
+
+    decisions: dict[str, Tensor] | None = None
+    """What the controllers recorded, such as ``halting.repeats`` (B, T); None without any."""
+
+    repeats: list[Tensor] = field(default_factory=list)
+    """(B, T, D) the state that each repeat ended with, before coda and final norm: for losses that
+    read every repeat, and to begin another pass from. Empty with ``order: sequence``."""

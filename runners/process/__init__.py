@@ -1,1 +1,1 @@
-"""What a run lives in: its directory, checkpoints, lock, signals, environment and ranks."""
+"""What a run lives in: its directory, checkpoints, messages, signals, environment and ranks."""

@@ -223,6 +223,15 @@ def test_suspended_holder_loses_the_lease_and_notices(tmp_path):
         assert content(tmp_path) == (2, content(tmp_path)[1] | {"pid": os.getpid()})
 
 
+def test_successor_counts_from_the_moment_that_its_file_is_there(tmp_path):
+    """It may be killed before it removes ours."""
+    with Lease(tmp_path) as own:
+        (tmp_path / ".lease" / "2").touch()
+        with pytest.raises(Lost):
+            own.confirm()
+    assert not json.loads((tmp_path / ".lease" / "1").read_text())["is_released"]
+
+
 def test_long_step_without_a_look_is_followed_by_one(tmp_path, monkeypatch):
     with Lease(tmp_path, heartbeat=60.0) as own:
         assert own.is_held()

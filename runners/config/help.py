@@ -8,7 +8,14 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 from runners.config.run_file import FORMS
-from runners.config.schema import EvaluateConfig, ModelSection, RunConfig, SweepConfig, TrainConfig
+from runners.config.schema import (
+    EvaluateConfig,
+    ModelSection,
+    RepeatsConfig,
+    RunConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from runners.config.yaml_nodes import dump_inline
 from tasks.base.options import Option, describe, field_docstrings, type_words
 
@@ -28,6 +35,9 @@ def run_help() -> str:
             "",
             "train:",
             describe_fields(TrainConfig),
+            "",
+            "train.repeats:",
+            describe_fields(RepeatsConfig),
             "",
             "evaluate:",
             describe_fields(EvaluateConfig),

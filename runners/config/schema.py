@@ -33,10 +33,50 @@ __all__ = [
     "ConfigError",
     "EvaluateConfig",
     "ModelSection",
+    "RepeatsConfig",
     "RunConfig",
     "SweepConfig",
     "TrainConfig",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatsConfig:
+    """How often the group of shared layers is applied in a step of training."""
+
+    kind: Literal["fixed", "uniform", "poisson_lognormal"] = "fixed"
+    """fixed: as often as the model is made for; uniform: any number from low to high;
+    poisson_lognormal: 1 + a Poisson number whose rate is log-normal (arXiv 2502.05171)."""
+    low: int | None = None
+    """Fewest repeats of uniform."""
+    high: int | None = None
+    """Most repeats of uniform."""
+    mean: float | None = None
+    """Mean rate of poisson_lognormal: repeats are one more on average."""
+    sigma: float | None = None
+    """Standard deviation of the logarithm of poisson_lognormal's rate; left out: 0.5."""
+
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "fixed": (),
+        "uniform": ("low", "high"),
+        "poisson_lognormal": ("mean", "sigma"),
+    }
+
+    def __post_init__(self) -> None:
+        if self.kind == "poisson_lognormal" and self.sigma is None:
+            object.__setattr__(self, "sigma", 0.5)
+        taken = self.takes[self.kind]
+        for name in ("low", "high", "mean", "sigma"):
+            given = getattr(self, name) is not None
+            if given and name not in taken:
+                _refuse(self, name, f"kind {self.kind} does not take it; it takes {_words(taken)}")
+            if not given and name in taken:
+                _refuse(self, name, f"missing; kind {self.kind} needs it")
+        _at_least(self, 1, "low")
+        _at_least(self, 0, "sigma")
+        _above_zero(self, "mean")
+        if self.low is not None and self.high is not None and self.high < self.low:
+            _refuse(self, "high", f"must be at least low={self.low}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +103,11 @@ class TrainConfig:
     """What Adam adds to the root of the second moment."""
     weight_decay: float = 0.0
     """Weight decay, on every parameter: an L2 penalty under adam, decoupled under adamw."""
+    repeats: RepeatsConfig = field(default_factory=RepeatsConfig)
+    """How often the group of shared layers is applied; drawn anew for each step from its number
+    and the seed."""
+    backprop_repeats: int | None = None
+    """Last repeats that gradients flow through; null: all of them. Needs model.state.injection."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; null turns clipping off."""
     schedule: Literal["constant", "linear", "cosine", "cosine_paper", "noam"] = "constant"
@@ -102,6 +147,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "steps", "batch_size", "tokens_per_batch", "accumulate", "num_threads")
+        _at_least(self, 1, "backprop_repeats")
         _at_least(self, 1, "log_interval", "checkpoint_interval")
         _at_least(self, 0, "warmup_steps", "weight_decay", "final_learning_rate_ratio")
         _above_zero(self, "learning_rate", "epsilon", "clip_norm")
@@ -282,7 +328,7 @@ class RunConfig:
         return {
             "task": dict(self.task),
             "model": self.model.to_dict(),
-            "train": dict(vars(self.train)),
+            "train": dict(vars(self.train)) | {"repeats": dict(vars(self.train.repeats))},
             "evaluate": dict(vars(self.evaluate)),
             "select": self.select,
             "seed": self.seed,
@@ -385,6 +431,10 @@ def located(error: ValueError, node: Node, path: str) -> ConfigError:
 def _refuse(config: Any, name: str, expected: str) -> NoReturn:
     value = getattr(config, name)
     raise OptionError(name, list(value) if isinstance(value, tuple) else value, expected)
+
+
+def _words(names: Sequence[str]) -> str:
+    return ", ".join(names) or "no options"
 
 
 def _at_least(config: Any, minimum: int, *names: str) -> None:

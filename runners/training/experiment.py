@@ -100,6 +100,7 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
     except OptionError as error:
         raise _model_error(config, objective, error) from error
     _check_positions(config, objective, model_config)
+    _check_depth(config, model_config)
     return Built(task, objective, model_config, split_names, missing)
 
 
@@ -133,6 +134,21 @@ def _check_positions(config: RunConfig, objective: Objective, model_config: Mode
                 position.max_length,
                 f"must be at least {length}, which the longest row needs in the {name}",
             )
+
+
+def _check_depth(config: RunConfig, model_config: ModelConfig) -> None:
+    """Refuse a depth in training that a stack of the model cannot have."""
+    repeats, last = config.train.repeats, config.train.backprop_repeats
+    for name, stack in model_config.stacks.items():
+        if repeats.kind != "fixed" and not stack.depth.is_shared:
+            raise config.error(
+                "train.repeats.kind",
+                repeats.kind,
+                f"the {name} shares no layers, so its depth is fixed (model.depth.repeats=1)",
+            )
+        reason = None if last is None else stack.refuses_truncation()
+        if reason is not None:
+            raise config.error("train.backprop_repeats", last, f"{reason} (in the {name})")
 
 
 def build_task(section: dict[str, Any]) -> Task:

@@ -8,6 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from runners.process.ranks import World, rank_seed
 from runners.process.signals import Stopped
 from runners.training import parallel
 from runners.training.batches import Batch, BatchOrder, Columns
+from runners.training.depth import depth_of_step
 from runners.training.objective import Objective
 from runners.training.optimization import (
     build_optimizer,
@@ -179,13 +181,13 @@ class Loop:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(2, device=self.device)
+        depth = depth_of_step(config, seed=self.seed, step=self.position.step)
+        call = functools.partial(self._call, **depth)
         for index, (part, count) in enumerate(share.parts):
             is_last = index == len(share.parts) - 1
             with parallel.gradients_sent(self._call, is_last):
                 with autocast(self.device, config.precision):
-                    loss = self.objective.loss(
-                        self._call, part, label_smoothing=config.label_smoothing
-                    )
+                    loss = self.objective.loss(call, part, label_smoothing=config.label_smoothing)
                 cross_entropy = loss.cross_entropy_sum / num_targets
                 if not count:  # a stand-in: its gradients must be zero
                     cross_entropy = cross_entropy * 0.0

@@ -57,6 +57,28 @@ def test_stopped_and_resumed_run_is_bitwise_the_same(kind, make_run, train):
     assert json.loads((parts / "timings.json").read_text())["starts"] == 4
 
 
+RECURRENT = {
+    "random depth": (
+        "model.state={start: noise, injection: linear}",
+        "train.repeats={kind: poisson_lognormal, mean: 2}",
+        "train.backprop_repeats=2",
+    ),
+    "halting": ("model.halting=act", "model.depth={prelude: 1, coda: 1}"),
+}
+
+
+@pytest.mark.parametrize("options", RECURRENT)
+@pytest.mark.parametrize("form", ["encoder_decoder", "decoder_lm", "encoder_classifier"])
+def test_recurrence_is_resumed_bitwise(form, options, make_run, train):
+    overrides = ("model.depth.repeats=2", *RECURRENT[options])
+    runs = [make_run(n, *overrides, form=form, architecture="moeut") for n in ("whole", "parts")]
+    assert train(runs[0]) == "done"
+    for step in (2, 7):
+        assert train(runs[1], stop_at=step) == "stopped"
+    assert train(runs[1]) == "done"
+    assert differences(*map(fingerprint, runs)) == []
+
+
 def test_stop_after_every_single_step(make_run, train):
     whole, parts = make_run("whole"), make_run("parts")
     assert train(whole) == "done"

@@ -215,6 +215,27 @@ def test_two_ranks_give_the_gradients_of_one(
         assert_same(found, expected)
 
 
+RECURRENT = {
+    "injection": ("model.state={start: zero, injection: linear}", "train.backprop_repeats=1"),
+    "random depth": (
+        "model.state.injection=add",
+        "train.repeats={kind: uniform, low: 1, high: 4}",
+        "train.backprop_repeats=2",
+    ),
+    "halting": ("model.halting={kind: act, loss_weight: 0.5}", "model.depth.prelude=1"),
+}
+
+
+@pytest.mark.parametrize("options", RECURRENT)
+@pytest.mark.parametrize(("form", "kind"), [("encoder_decoder", "ddp"), ("decoder_lm", "fsdp")])
+def test_two_ranks_recur_as_one(form, kind, options, first_updates, start):
+    overrides = ("model.depth.repeats=3", *RECURRENT[options])
+    work = first_updates(form, "moeut", *overrides, parallel=kind)
+    expected = work()
+    for found in start(work).results():
+        assert_same(found, expected)
+
+
 def test_mean_of_the_ranks_means_would_be_seen(first_updates, start, monkeypatch):
     work = first_updates("decoder_lm", "moeut")
     expected = work()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from typing import Any, Literal
 from tasks.base.data_files import cache_folder
 from tasks.base.options import OptionError, nearest
 from tasks.base.storage import sha256_of_file, write_atomically
-from tasks.language.documents import Corpus, Document, Part, common_folder, grouped_by_size
+from tasks.language.documents import Corpus, Document, Part, grouped_by_size
+from tasks.language.folders import Walk
 from tasks.language.formats import (
     DAMAGES,
     JSON_LINES,
@@ -39,6 +41,8 @@ from tasks.language.formats import (
     read_parquet,
     read_text,
 )
+
+logger = logging.getLogger(__name__)
 
 PART_BYTES = 32 << 20
 LEAST_DOCUMENT = 8
@@ -141,25 +145,38 @@ class Files(Corpus):
         self.entries, self.text_field, self.what = list(entries), text_field, documents
 
     def files(self) -> dict[Path, tuple[str, str]]:
-        """Return every file in order, with its format and compression.
+        """Return every file in order, with its format and compression; each real file once.
 
         Raises:
-            OptionError: an entry that is missing or of an unknown format, or nothing to read.
+            OptionError: an entry that is missing, not readable or of an unknown format, or nothing
+                to read.
         """
+        return self._find(Walk())
+
+    def _find(self, walk: Walk) -> dict[Path, tuple[str, str]]:
         found: dict[Path, tuple[str, str]] = {}
         for entry in self.entries:
-            for path, kind in _resolve(entry):
-                found.setdefault(path.absolute(), kind)
+            try:
+                found |= {path.absolute(): kind for path, kind in _resolve(entry, walk)}
+            except OSError as error:
+                expected = f"cannot be read: {error.strerror}: {error.filename}"
+                raise OptionError("task.files", entry, expected) from error
         if not any(path.stat().st_size for path in found):
             expected = "the corpus is empty: no bytes in them"
             raise OptionError("task.files", self.entries, expected)
         return found
 
     def parts(self) -> list[Part]:
-        """Return runs of small files, and pieces of large ones, of about ``PART_BYTES``."""
+        """Return runs of small files, and pieces of large ones, of about ``PART_BYTES``.
+
+        What the walk over folders passes over is logged.
+        """
         pieces: list[tuple[int, Slice]] = []
-        for path, (kind, compression) in self.files().items():
+        walk = Walk()
+        for path, (kind, compression) in self._find(walk).items():
             pieces += _slices(path, kind, compression)
+        if walk.passed_over:
+            logger.warning("task.files: passed over: %s", walk.summary())
         groups = grouped_by_size([size for size, _ in pieces], PART_BYTES)
         return [
             FilePart(
@@ -171,15 +188,19 @@ class Files(Corpus):
             for number, group in enumerate(groups)
         ]
 
+    def facts(self) -> dict[str, str]:
+        """Return how many files there are, and what the walk to them passes over."""
+        walk = Walk()
+        count = f"{len(self._find(walk)):,}"
+        return {"files": f"{count}; passed over: {walk.summary() or 'nothing'}"}
+
     def fingerprint(self) -> dict[str, Any]:
-        """Return number, size and SHA-256 of the files, named relative to their common folder."""
+        """Return number, size and SHA-256 of the files in order, and nothing of where they lie."""
         files = self.files()
-        folder = common_folder(files)
         digest, size = hashlib.sha256(), 0
         for path, (kind, compression) in files.items():
             size += path.stat().st_size
-            name = path.relative_to(folder).as_posix()
-            digest.update(f"{remembered_sha256(path)}  {name}  {kind}{compression}\n".encode())
+            digest.update(f"{remembered_sha256(path)}  {kind}{compression}\n".encode())
         return {
             "corpus": self.name,
             "files": len(files),
@@ -191,51 +212,45 @@ class Files(Corpus):
         }
 
 
-def _resolve(entry: str) -> list[tuple[Path, tuple[str, str]]]:
-    """Return the files that one entry of ``task.files`` names, in order."""
+def _resolve(entry: str, walk: Walk) -> list[tuple[Path, tuple[str, str]]]:
+    """Return the files that one entry of ``task.files`` names, in order, but those of before."""
     path = Path(entry).expanduser()
     if path.is_dir():
-        below = [(file, kind) for file in _walk(path) if (kind := format_of(file.name)) is not None]
-        if not below:
-            expected = f"no file to read there; expected {describe_formats()}"
-            raise OptionError("task.files", entry, expected)
-        return below
-    if path.is_file():
-        kind = format_of(path.name)
-        if kind is None:
-            raise OptionError(
-                "task.files",
-                entry,
-                f"unknown format; expected {describe_formats()}, or a pattern such as "
-                f"'*{path.suffix or '.py'}', which reads any suffix as plain text",
-            )
-        return [(path, kind)]
-    if glob.has_magic(entry):
+        found, is_text = walk.files(path), False
+        expected = f"no file to read there; expected {describe_formats()}"
+    elif path.is_file():
+        return [(file, _format_of_one(entry, file)) for file in walk.new([path])]
+    elif glob.has_magic(entry):
         suffix = Path(entry).suffix
-        as_text = bool(suffix) and not glob.has_magic(suffix)
-        matched = [
-            (file, kind)
-            for file in sorted(map(Path, glob.glob(str(path), recursive=True)))
-            if file.is_file()
-            and (kind := format_of(file.name) or ((TEXT, "") if as_text else None)) is not None
-        ]
-        if not matched:
-            expected = f"matches no file to read; expected {describe_formats()}"
-            raise OptionError("task.files", entry, expected)
-        return matched
-    parent = path.parent
-    if not parent.is_dir():
-        expected = f"no folder {str(parent)!r}{_nearest_sibling(parent)}"
+        found, is_text = walk.matching(str(path)), bool(suffix) and not glob.has_magic(suffix)
+        expected = f"matches no file to read; expected {describe_formats()}"
+    elif path.parent.is_dir():
+        raise OptionError("task.files", entry, f"no such file or folder{_nearest_sibling(path)}")
+    else:
+        expected = f"no folder {str(path.parent)!r}{_nearest_sibling(path.parent)}"
         raise OptionError("task.files", entry, expected)
-    raise OptionError("task.files", entry, f"no such file or folder{_nearest_sibling(path)}")
+    kinds = {file: format_of(file.name) or ((TEXT, "") if is_text else None) for file in found}
+    kept = walk.choose(found, lambda file: kinds[file] is not None)
+    if not kept:
+        raise OptionError("task.files", entry, expected)
+    return [(file, kind) for file in walk.new(kept) if (kind := kinds[file]) is not None]
 
 
-def _walk(folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent) / name for name in names if not name.startswith(".")]
-    return sorted(found)
+def _format_of_one(entry: str, path: Path) -> tuple[str, str]:
+    """Return the format and the compression of a file that an entry names.
+
+    Raises:
+        OptionError: its suffix says none.
+    """
+    kind = format_of(path.name)
+    if kind is None:
+        raise OptionError(
+            "task.files",
+            entry,
+            f"unknown format; expected {describe_formats()}, or a pattern such as "
+            f"'*{path.suffix or '.py'}', which reads any suffix as plain text",
+        )
+    return kind
 
 
 def _nearest_sibling(path: Path) -> str:
@@ -267,7 +282,7 @@ def remembered_sha256(path: Path) -> str:
     """Return the SHA-256 of a file (0.6 GB/s); that of a large one is kept in the cache folder."""
     status = path.stat()
     key = f"{path.absolute()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}"
-    memory = cache_folder() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
+    memory = cache_folder() / "sha256" / hashlib.sha256(os.fsencode(key)).hexdigest()
     if status.st_size >= REMEMBERED_BYTES and memory.is_file():
         return memory.read_text()
     digest = sha256_of_file(path)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 DOCUMENT_SEPARATOR = "<STORY_SEP>"
@@ -64,6 +63,10 @@ class Corpus(abc.ABC):
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the documents, as JSON: names, sizes and SHA-256, or a revision."""
 
+    def facts(self) -> dict[str, str]:
+        """Return further lines for ``python -m tasks.show``: what, and its value."""
+        return {}
+
     def documents(self) -> Iterator[Document]:
         """Yield the documents of every part, in order."""
         for part in self.parts():
@@ -81,12 +84,3 @@ def grouped_by_size(sizes: Sequence[int], limit: int) -> list[range]:
     if start < len(sizes):
         groups.append(range(start, len(sizes)))
     return groups
-
-
-def common_folder(paths: Iterable[Path]) -> Path:
-    """Return the deepest folder that holds every file: what machine-free names are relative to."""
-    parents = [path.absolute().parent.parts for path in paths]
-    shared = 0
-    while all(len(parts) > shared and parts[shared] == parents[0][shared] for parts in parents):
-        shared += 1
-    return Path(*parents[0][:shared])

@@ -24,6 +24,7 @@ from tasks.base.options import OptionError
 from tasks.language.corpus_files import DOCUMENT_BYTES, remembered_sha256
 from tasks.language.documents import DOCUMENT_SEPARATOR, Corpus, Document, Part
 from tasks.language.extras import need
+from tasks.language.folders import Walk
 from tasks.language.formats import (
     DAMAGES,
     PARQUET,
@@ -36,6 +37,8 @@ from tasks.language.formats import (
     read_text,
     text_of_row,
 )
+
+logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 16 << 20
 """How much of a file is asked for at a time."""
@@ -242,6 +245,8 @@ class HubDataset(Corpus):
             raise ValueError(
                 f"{self.repository}: no split 'train'; it has {', '.join(map(str, splits))}"
             )
+        if others := [str(name) for name in splits if name not in known]:
+            logger.warning("%s: splits passed over: %s", self.repository, ", ".join(others))
         parts: list[Part] = []
         for name in sorted(known, key=lambda name: list(SPLITS).index(SPLITS.get(name, "train"))):
             number = splits[name].num_shards
@@ -264,19 +269,15 @@ class HubDataset(Corpus):
         what: dict[str, Any] = {"repository": self.repository, "revision": self.revision}
         if self.is_folder:
             folder = Path(self.repository)
-            files = sorted(
-                path
-                for path in folder.rglob("*")
-                if path.is_file() and not path.relative_to(folder).parts[0].startswith(".")
-            )
-            listing = "".join(
-                f"{remembered_sha256(path)}  {path.relative_to(folder).as_posix()}\n"
-                for path in files
-            )
+            files = Walk().files(folder)
+            # The names count: the library divides by them.
+            names = [os.fsencode(path.relative_to(folder)) for path in files]
+            sums = [remembered_sha256(path).encode() for path in files]
+            listing = b"".join(b"%s  %s\n" % each for each in zip(sums, names, strict=True))
             what = {
                 "files": len(files),
                 "bytes": sum(path.stat().st_size for path in files),
-                "sha256": hashlib.sha256(listing.encode()).hexdigest(),
+                "sha256": hashlib.sha256(listing).hexdigest(),
             }
         return {
             "corpus": self.name,

@@ -251,6 +251,7 @@ class Language(TextTask):
         shares = ", ".join(f"{name} {share:.3g}" for name, share in self.fractions().items())
         return {
             "folder": str(prepared.folder),
+            **self._open_corpus().facts(),
             "parts": f"{prepared.num_parts:,} of {prepared.of_parts:,}",
             "divided by": corpus.fixes_splits + (f" ({shares})" if corpus.by_hash else ""),
             "tokenizer": f"{self.tokenizer}, {tokenizer.vocabulary_size:,} ids, SHA-256 "

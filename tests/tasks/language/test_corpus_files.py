@@ -179,7 +179,7 @@ def test_small_files_share_a_part(tmp_path, monkeypatch):
     assert len(Files([str(tmp_path)]).parts()) == 4
 
 
-def test_the_fingerprint_is_of_names_and_content_not_of_the_machine(tmp_path):
+def test_the_fingerprint_is_of_content_not_of_the_machine(tmp_path):
     prints = []
     for place in ("here", "there"):
         (tmp_path / place / "sub").mkdir(parents=True)

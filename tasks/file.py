@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tasks.base.lines import JSON_SUFFIXES, numbered_lines, parse_json_object, shortened, text_of
-from tasks.base.options import OptionError, nearest, require
+from tasks.base.options import LOCATION, OptionError, nearest, require
 from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask
 
 KEYS = ("source", "target", "category", "difficulty")
@@ -51,13 +51,13 @@ class FileTask(ExampleTask):
     name: ClassVar[str] = "file"
     difficulty_name: ClassVar[str] = "length"
 
-    train: str
+    train: str = field(metadata=LOCATION)
     """File of the training rows; only they decide the vocabularies."""
-    dev: str | None = None
+    dev: str | None = field(default=None, metadata=LOCATION)
     """File of validation rows, by which weights may be selected."""
-    test: str | None = None
+    test: str | None = field(default=None, metadata=LOCATION)
     """File of test rows."""
-    other: dict[str, str] = field(default_factory=dict)
+    other: dict[str, str] = field(default_factory=dict, metadata=LOCATION)
     """Further test splits: name to file."""
     kind: Literal["sequence_to_sequence", "classification"] = "sequence_to_sequence"
     """Whether the target is a sequence of tokens or one class label."""

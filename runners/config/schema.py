@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
+import tasks
 from runners.config.yaml_nodes import ConfigError, Node
 from tasks.base.data_files import DataDamaged, DataMissing
 from tasks.base.options import OptionError, nearest
@@ -340,14 +341,19 @@ class RunConfig:
         Covered is everything that changes the result, with defaults filled in, so that writing a
         default out changes nothing and changing a default in the code does: the task with the hash
         of its data, the model, ``train``, ``evaluate`` and ``select``. Left out are the fields
-        marked ``NOT_IDENTITY``, names and paths.
+        marked ``NOT_IDENTITY``, names, and where data lies: its hash says what lies there.
 
         ``train.device`` is covered as written: ``auto`` is one identity on every machine, so that a
         sweep planned on a login node finds its directories on the compute nodes, while ``cpu`` and
         ``cuda`` asked for by name are two, since their last bits differ. ``train.num_threads`` is
         covered for the same reason.
+
+        Raises:
+            OptionError: see ``Task.identity``.
         """
         data = self.to_dict()
+        name = data["task"].pop("name")
+        data["task"] = {"name": name} | tasks.task_class(name).identity(data["task"])
         owners = ((self, data), (self.model, data["model"]), (self.train, data["train"]))
         for owner, section in owners:
             for entry in dataclasses.fields(owner):

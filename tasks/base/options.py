@@ -19,6 +19,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+LOCATION = {"location": True}
+"""Metadata of an option that says where data lies: no part of a run's identity, which the content
+decides by ``Task.data_hash``."""
+
 
 class OptionError(ValueError):
     """An option has a value that is not allowed: ``task.cutoff=99: must be between 1 and 40``."""

@@ -6,7 +6,7 @@ import collections
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -98,6 +98,22 @@ class Task(Generic[SplitT]):
 
     def __post_init__(self) -> None:
         options.check_types(self)
+
+    @classmethod
+    def identity(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of the options, beside ``data_hash``, decides the results, as plain data.
+
+        Where data lies is left out: the same content elsewhere is the same.
+
+        Args:
+            given: every option by name.
+
+        Raises:
+            OptionError: a file that an option names, and whose content counts, cannot be read.
+        """
+        own = fields(cls)  # type: ignore[arg-type]
+        places = {entry.name for entry in own if entry.metadata == options.LOCATION}
+        return {name: value for name, value in given.items() if name not in places}
 
     def build_splits(self) -> Mapping[str, SplitT]:
         """Generate or read every split, train first.

@@ -214,7 +214,7 @@ class HubDataset(Corpus):
         if not repository:
             expected = "corpus 'hub' needs the name of a data set, or a folder"
             raise OptionError("task.hub", repository, expected)
-        self.is_folder = Path(repository).expanduser().is_dir()
+        self.is_folder = is_folder(repository)
         if self.is_folder:
             repository = str(Path(repository).expanduser().absolute())
         elif revision is None:
@@ -285,6 +285,11 @@ class HubDataset(Corpus):
             "config": self.config,
             "text_field": self.text_field,
         }
+
+
+def is_folder(hub: str) -> bool:
+    """Return whether what stands for the name of a data set is a folder on this machine."""
+    return Path(hub).expanduser().is_dir()
 
 
 @functools.lru_cache(maxsize=4)

@@ -18,6 +18,7 @@ import hashlib
 import json
 import shlex
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,11 +30,12 @@ from tasks.base.text import TOKENIZER_FOLDER, TextTask, Tokenizer
 from tasks.language.corpora import CORPORA, open_corpus
 from tasks.language.corpus_files import Documents
 from tasks.language.documents import Corpus
+from tasks.language.hub import is_folder
 from tasks.language.packed_part import Recipe
 from tasks.language.packing import pack
 from tasks.language.prepared import Prepared, read_prepared
 from tasks.language.splitting import SPLITS, SplitRule
-from tasks.language.tokenizer_choice import TokenizerChoice
+from tasks.language.tokenizer_choice import TokenizerChoice, tokenizer_sha256
 from tasks.language.tokenizers import load_tokenizer
 from tasks.language.windows import TokenSplit
 
@@ -64,7 +66,7 @@ class Language(TextTask):
     """Which text: ``stdlib`` (the running Python's standard library), ``files`` (your own), ``hub``
     (any data set of the Hugging Face hub), or ``c4``, ``pes2o``, ``slimpajama`` or ``the_stack``,
     as the MoEUT paper has them. ``python -m tasks.prepare`` packs those of the hub."""
-    files: str | list[str] = field(default_factory=list)
+    files: str | list[str] = field(default_factory=list, metadata=options.LOCATION)
     """With ``corpus: files``, one or more files, folders or patterns; text (.txt, .md), JSON lines
     (.jsonl, .json) and both with .gz or .zst, Parquet."""
     documents: Documents = "files"
@@ -133,6 +135,22 @@ class Language(TextTask):
                 raise options.OptionError(
                     f"task.{name}", value, f"only with tokenizer: bpe, not {self.tokenizer}"
                 )
+
+    @classmethod
+    def identity(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that count; a tokenizer's file counts by its content.
+
+        A data set of the hub counts by its name, a folder in its place does not.
+
+        Raises:
+            OptionError: the tokenizer's file is not there.
+        """
+        kept = super().identity(given)
+        if kept["tokenizer"] not in ("bpe", "bytes"):
+            kept["tokenizer"] = tokenizer_sha256(kept["tokenizer"])
+        if kept["hub"] is not None and is_folder(kept["hub"]):
+            del kept["hub"]
+        return kept
 
     # --- the interface of a task ----------------------------------------------------------
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks.base.options import OptionError
+from tasks.base.storage import sha256_of_file
 from tasks.base.text import Tokenizer
 from tasks.language.documents import Part
 from tasks.language.packed_part import Boundary
 from tasks.language.splitting import SplitRule, digest
-from tasks.language.tokenizers import Bytes, load_tokenizer
+from tasks.language.tokenizers import Bytes, find_tokenizer, load_tokenizer
 from tasks.language.train_tokenizer import train_tokenizer
 
 
@@ -96,6 +97,18 @@ class TokenizerChoice:
             normalization=self.normalization,
             boundary=self.boundary == "token",
         )
+
+
+def tokenizer_sha256(option: str) -> str:
+    """Return the SHA-256 of the tokenizer's file that the option ``tokenizer`` names.
+
+    Raises:
+        OptionError: there is no such file.
+    """
+    try:
+        return sha256_of_file(find_tokenizer(Path(option).expanduser()))
+    except (ValueError, OSError) as error:
+        raise OptionError("task.tokenizer", option, str(error)) from None
 
 
 def train_texts(parts: Iterable[Part], rule: SplitRule, count: int) -> Iterator[str]:

@@ -226,8 +226,21 @@ def load_tokenizer(path: Path) -> Tokenizer:
     ``.bytes`` bytes.
 
     Raises:
-        ValueError: no such file, none or several in the folder, an unknown kind, a damaged file,
-            or a package that is not installed.
+        ValueError: as ``find_tokenizer``; also a damaged file, or a package that is not installed.
+    """
+    path = find_tokenizer(path)
+    kind = next(kind for name, kind in KINDS.items() if Path(name).suffix == path.suffix)
+    try:
+        return kind(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def find_tokenizer(path: Path) -> Path:
+    """Return a tokenizer's file, or the one that a folder holds.
+
+    Raises:
+        ValueError: no such file, none or several in the folder, or an unknown kind.
     """
     path = Path(path)
     if path.is_dir():
@@ -237,9 +250,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
                 f"{path}: expected one tokenizer file ({', '.join(KINDS)}), "
                 f"found {' and '.join(found) or 'none'}"
             )
-        path = path / found[0]
-    kind = next((KINDS[name] for name in KINDS if Path(name).suffix == path.suffix), None)
-    if kind is None:
+        return path / found[0]
+    if path.suffix not in {Path(name).suffix for name in KINDS}:
         raise ValueError(
             f"{path}: unknown kind of tokenizer; expected a folder or a file like "
             f"{', '.join(KINDS)}{options.nearest(path.name, KINDS)}"
@@ -247,7 +259,4 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ValueError(f"{path}: no such file{options.nearest(path.name, siblings)}")
-    try:
-        return kind(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return path

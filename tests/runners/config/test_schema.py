@@ -4,10 +4,12 @@ import dataclasses
 
 import pytest
 
+import tasks
 from runners.config.run_file import from_yaml, read_run, to_yaml
 from runners.config.schema import ConfigError, EvaluateConfig, RunConfig, TrainConfig, located
 from runners.config.yaml_nodes import parse
 from tasks.base.options import OptionError
+from tasks.language.tokenizers import Bytes
 
 RUN = """\
 task: {name: toy, size: 5}
@@ -190,3 +192,82 @@ def test_it_is_short_and_stable(base):
         "select",
         "data_hash",
     }
+
+
+# --- where data lies --------------------------------------------------------------------
+
+MODEL = "model: {architecture: moeut}\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with rows, text and a tokenizer, each there twice under other names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "copy").mkdir()
+    text = "".join(f"paragraph {n} of the text\n\n" for n in range(300))
+    for place in ("", "copy/re-"):
+        (tmp_path / f"{place}pairs.tsv").write_text("a b\tb a\nc\td\n")
+        (tmp_path / f"{place}text.txt").write_text(text)
+    (tmp_path / "linked").symlink_to("copy")
+    for name in ("words", "copy/words"):
+        (tmp_path / name).mkdir()
+        Bytes().save(tmp_path / name)
+    return tmp_path
+
+
+def whole_digest(path, *overrides):
+    """Return the hash of a run with that of its data."""
+    config = read_run(path, list(overrides))
+    options = dict(config.task)
+    return config.hash(tasks.create(options.pop("name"), **options).data_hash())
+
+
+def test_rows_count_by_their_content_and_not_by_their_place(folder, write):
+    path = write("task: {name: file, train: pairs.tsv, other: {hard: pairs.tsv}}\n" + MODEL)
+    spellings = ["./pairs.tsv", str(folder / "pairs.tsv"), "copy/../pairs.tsv"]
+    for name in (*spellings, "copy/re-pairs.tsv", "linked/re-pairs.tsv"):
+        for key in ("train", "other.hard"):
+            assert whole_digest(path, f"task.{key}={name}") == whole_digest(path)
+    assert whole_digest(path, "task.test=pairs.tsv") != whole_digest(path)
+    assert whole_digest(path, "task.tokenize=characters") != whole_digest(path)
+    before = whole_digest(path)
+    (folder / "pairs.tsv").write_text("a b\tb a\nc\te\n")
+    assert whole_digest(path) != before
+
+
+def test_text_and_tokenizers_count_by_their_content_and_not_by_their_place(folder, write):
+    task = "corpus: files, files: text.txt, documents: paragraphs, tokenizer: words"
+    path = write(f"task: {{name: language, {task}, context_length: 8}}\n{MODEL}")
+    before = whole_digest(path)
+    for files in (
+        "./text.txt",
+        f"[{folder}/text.txt]",
+        "copy/*.txt",
+        "linked/",
+        "[text.txt, linked/../text.txt]",
+    ):
+        assert whole_digest(path, f"task.files={files}") == before
+    assert whole_digest(path, "task.files=[text.txt, copy]") != before
+    for words in ("./words", "words/tokenizer.bytes", "linked/words", str(folder / "copy/words")):
+        assert whole_digest(path, f"task.tokenizer={words}") == before
+    assert whole_digest(path, "task.context_length=9") != before
+    assert len(list((folder / "cache" / "language").glob("*/prepared.json"))) == 2
+
+
+def test_another_tokenizer_is_another_run_before_there_is_data(folder, write):
+    path = write("task: {name: language, corpus: c4, tokenizer: words, boundary: none}\n" + MODEL)
+    other = folder / "other.json"
+    other.write_text("{}")
+    assert digest(path, "task.tokenizer=copy/words") == digest(path)
+    assert digest(path, "task.tokenizer=bpe") != digest(path)
+    assert digest(path, f"task.tokenizer={other}") != digest(path)
+    with pytest.raises(ValueError, match=r"task.tokenizer='no.json': no.json: no such file"):
+        digest(path, "task.tokenizer=no.json")
+
+
+def test_a_folder_in_the_place_of_a_data_set_is_no_part_and_a_data_set_is(folder, write):
+    path = write("task: {name: language, corpus: hub, hub: copy}\n" + MODEL)
+    assert digest(path, f"task.hub={folder / 'words'}") == digest(path)
+    named = ["task.hub_revision=abc", "task.hub=some/data"]
+    assert digest(path, *named) != digest(path, named[0], "task.hub=other/data")

@@ -43,8 +43,8 @@ EXECUTORS: dict[str, Callable[[Sequence[Job], int | None], Executor]] = {
 def check(planned: Sequence[PlannedRun], *, needs_data: bool = True) -> dict[str, Built]:
     """Build what every run describes and return it by the run's hash.
 
-    Nothing is written and nothing trained. Without ``needs_data`` a text that is not packed yet is
-    no error.
+    No run is written and nothing trained. Text that lies on this machine is packed; without
+    ``needs_data`` a text of the hub that is not packed yet is no error.
 
     Raises:
         ConfigError: a split, a size or a device that is not there.
@@ -107,8 +107,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="train nothing: print runs, parameters, multiply-accumulates (MACs) a token and the "
-        "time that training takes here",
+        help="train nothing and write no run: print runs, parameters, multiply-accumulates (MACs) "
+        "a token and the time that training takes here; text on this machine that is not packed "
+        "yet is packed, into the cache (MOEUT_CACHE)",
     )  # fmt: skip
     parser.add_argument(
         "--retry-failed", action="store_true", help="try again the runs that have failed"

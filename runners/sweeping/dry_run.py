@@ -91,7 +91,7 @@ def print_plan(
     """Print the number of runs, and sizes and an estimate of time for each setting.
 
     The time is that of training, from a few updates on this machine, one run at a time; scoring is
-    not in it. There is none where the text is not packed yet. Nothing is written.
+    not in it. There is none where the text of a hub is not packed yet. No run is written.
 
     Args:
         planned: The runs.

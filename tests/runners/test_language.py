@@ -276,6 +276,7 @@ def test_tokenizer_is_written_once_and_whole(text_run, tmp_path):
 
 
 def test_plan_of_a_sweep(text_run, tmp_path, capsys):
+    """It writes no run; text that lies here is packed, as the help says."""
     text_run()
     text = (tmp_path / "run.yaml").read_text()
     base = "".join(f"  {line}\n" for line in text.splitlines())

@@ -55,11 +55,38 @@ def moeut() -> Tree:
     }
 
 
+def ndr() -> Tree:
+    """The Neural Data Router: a repeated layer with geometric attention, whose copy gate keeps or
+    replaces the state of each token."""
+    return {
+        "depth": {"group": 1, "repeats": 4},
+        "attention": {"kind": "geometric"},
+        "feed_forward": {"kind": "dense", "hidden_size": 256},
+        "position": {"kind": "none"},
+        "norm": "post",
+        "update": {"kind": "copy_gate"},
+        "initialization": "normal",
+    }
+
+
+def ndr_gate() -> Tree:
+    """The Neural Data Router without geometric attention: a gate mixes relative with absolute
+    positions, and what the copy gate lets in passes tanh."""
+    return ndr() | {
+        "attention": {"kind": "dense"},
+        "feed_forward": {"kind": "dense", "hidden_size": 512},
+        "position": {"kind": "relative", "learned_scale": True, "absolute_gate": True},
+        "update": {"kind": "copy_gate", "proposal": "tanh"},
+    }
+
+
 ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "transformer": transformer,
     "universal": universal,
     "moeut": moeut,
     "sigma_moe": sigma_moe,
+    "ndr": ndr,
+    "ndr_gate": ndr_gate,
 }
 
 

@@ -137,10 +137,12 @@ class Blueprint(Options):
             raise error.under("position") from None
         self._check_recurrence()
         feed_forward = self.feed_forward.within(dropout=self.dropout)
+        update = self.update.within(dropout=self.dropout)
         final_norm: bool | None = self.final_norm
         self._fill_in(
             attention=attention,
             feed_forward=feed_forward,
+            update=update,
             final_norm=self.norm != "post" if final_norm is None else final_norm,
             encoder_depth=None if self.encoder_depth == self.depth else self.encoder_depth,
         )

@@ -41,12 +41,14 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     head bias             U(1/sqrt(D)), 0 if tied to the embedding        same
     norms                 weight 1, bias 0       same                     same
     relative biases       0; learned logit scale 1/sqrt(d)                same
+    copy gate's bias      -3, or as configured                            same
     ====================  =====================  =======================  ======================
 
     Expert weights are drawn as above per head (attention) or as one matrix over all experts
     (feed-forward). ``renormalise_router`` then gives all router rows of a feed-forward one norm,
     ``renormalise_experts`` gives the value and output weights of SwitchHead equal norm over
-    experts; both keep the standard deviation of the whole tensor.
+    experts; both keep the standard deviation of the whole tensor. Geometric attention draws each
+    head by itself, with a fan of d where others have H·d, and its scalars are constants.
 
     Sources: ``moeut`` is the published release (RobertCsordas/moeut at 87f0497) and training code
     (RobertCsordas/moeut_training_code at a0f771a) of arXiv 2405.16039, which differ in the two

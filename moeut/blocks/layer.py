@@ -2,7 +2,7 @@
 
 In cross-attention with ``norm: peri``, the encoder's output is normed for keys and routers by the
 sublayer's one norm, and feeds values as it is; with ``pre`` and ``post`` it is used as it is. A
-feed-forward without a router has no norm with ``peri``.
+feed-forward without a router has no norm with ``peri``, unless the layer's update has a gate.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class Layer(nn.Module):
             self.cross_attention_norm = Norm(d_model, config.norm_epsilon)
         self.feed_forward = config.feed_forward.build(d_model)
         self.feed_forward_norm = None
-        if config.norm != "peri" or config.feed_forward.has_router():
+        has_router = config.feed_forward.has_router()
+        if config.update.needs_norm(config.norm, has_router=has_router):
             self.feed_forward_norm = Norm(d_model, config.norm_epsilon)
-        self.update = config.update.build(d_model)
+        self.update = config.update.build(d_model, norm_epsilon=config.norm_epsilon)
 
     def forward(
         self,
@@ -108,7 +109,8 @@ class Layer(nn.Module):
 
         routed, plain = views(x, self.feed_forward_norm, self.norm)
         mapped, record = self.feed_forward(routed, plain, context.routing)
-        x = self.update.last(start, x, self._drop(mapped), self._behind(self.feed_forward_norm))
+        change = self._drop(mapped) if self.update.drops_last else mapped
+        x = self.update.last(start, x, change, self._behind(self.feed_forward_norm), routed)
         if record is not None:
             routers["feed_forward"] = record
         return LayerOutput(x, RoutingRecord(routers, weights), kept)

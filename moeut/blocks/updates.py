@@ -1,4 +1,4 @@
-"""How a sublayer's output becomes the next state: the residual update, and where gates would go.
+"""How a sublayer's output becomes the next state: added to it, or copied in through a gate.
 
 A layer asks its update twice: after attention (and cross-attention) for the state between its
 sublayers, and after the feed-forward for its own result, which may look back at the state that the
@@ -7,18 +7,25 @@ layer started from.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from moeut.blocks.norms import Norm
-from moeut.options import Options
+from moeut.blocks.norms import Norm, NormPlacement
+from moeut.blocks.roles import Role, Roles, constant, linear
+from moeut.options import Options, derived, require_positive, require_probability
 
 
 class Update(nn.Module):
     """The residual update; a kind of its own overrides what it does otherwise."""
+
+    drops_last: ClassVar[bool] = True
+    """Whether the model's dropout falls on what ``last`` is given to change."""
 
     def between(self, x: Tensor, change: Tensor, norm: Norm | None) -> Tensor:
         """Return the state (B, T, D) after an attention that read x and gave ``change``.
@@ -28,8 +35,14 @@ class Update(nn.Module):
         x = x + change
         return x if norm is None else norm(x)
 
-    def last(self, start: Tensor, x: Tensor, change: Tensor, norm: Norm | None) -> Tensor:
-        """Return the layer's result (B, T, D); the feed-forward read x, the layer ``start``."""
+    def last(
+        self, start: Tensor, x: Tensor, change: Tensor, norm: Norm | None, routed: Tensor
+    ) -> Tensor:
+        """Return the layer's result (B, T, D).
+
+        The layer read ``start``; x is the state after its attention, which the feed-forward's norm
+        makes ``routed`` (the same without one), and ``change`` what the feed-forward gave.
+        """
         return self.between(x, change, norm)
 
 
@@ -37,7 +50,18 @@ class Update(nn.Module):
 class UpdateOptions(Options):
     """What every kind of update has."""
 
-    def build(self, d_model: int) -> Update:
+    def within(self, *, dropout: float) -> Self:
+        """Return these options with what is left out filled in from the model's."""
+        return self
+
+    def needs_norm(self, placement: NormPlacement, *, has_router: bool) -> bool:
+        """Return whether the norm of the feed-forward has something to norm.
+
+        ``has_router``: whether the feed-forward has one, which ``peri`` norms for.
+        """
+        return placement != "peri" or has_router
+
+    def build(self, d_model: int, *, norm_epsilon: float) -> Update:
         """Return the module of one layer, for states of width ``d_model``."""
         raise NotImplementedError
 
@@ -52,9 +76,106 @@ class Residual(UpdateOptions):
 
     kind: ClassVar[str] = "residual"
 
-    def build(self, d_model: int) -> Update:
+    def build(self, d_model: int, *, norm_epsilon: float) -> Update:
         """Return the update, which has no parameters."""
         return Update()
 
 
-UPDATE: Mapping[str, type[UpdateOptions]] = {"residual": Residual}
+@dataclass(frozen=True, kw_only=True)
+class CopyGate(UpdateOptions):
+    """A gate decides how much of a token's state the layer replaces; the rest is copied.
+
+    With h the state that the layer read, z that after its attention and p what the feed-forward
+    makes of z (arXiv 2110.07732, section 3.1):
+
+        g = σ(down(relu(up(z))))
+        h ← h · (1 - g) + proposal(p) · g
+    """
+
+    kind: ClassVar[str] = "copy_gate"
+    proposal: Literal["norm", "tanh"] = "norm"
+    """What bounds p before it is copied in: a layer norm of its own, as in the Neural Data Router,
+    or tanh, as in its variant without geometric attention."""
+    gate: Literal["vector", "scalar"] = "vector"
+    """A gate for each channel of a token, or one for all of them."""
+    hidden_multiple: int = 1
+    """Hidden units of the gate, in multiples of d_model."""
+    initial_bias: float = -3.0
+    """Initial bias of the gate's logits; below 0, a layer begins by copying."""
+    gate_dropout: float = 0.0
+    """Probability that a token is copied as it is, in training."""
+    dropout: float = derived()
+    """Dropout on the gate's hidden units, with none on p; left out: the model's ``dropout``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "hidden_multiple")
+        require_probability(self, "gate_dropout", "dropout")
+
+    def within(self, *, dropout: float) -> Self:
+        """Return these options with what is left out filled in from the model's."""
+        own: float | None = self.dropout
+        return dataclasses.replace(self, dropout=dropout if own is None else own)
+
+    def needs_norm(self, placement: NormPlacement, *, has_router: bool) -> bool:
+        """Return whether the gate and the feed-forward read a normed state.
+
+        With ``post`` norms what the update makes of p stands in the place of the last one.
+        """
+        return placement != "post"
+
+    def build(self, d_model: int, *, norm_epsilon: float) -> Update:
+        """Return the gate, and the norm of the proposal where it has one."""
+        return CopyGateUpdate(self, d_model, norm_epsilon)
+
+    def macs(self, d_model: int) -> int:
+        """Return the multiply-accumulates of the gate for one token."""
+        outputs = d_model if self.gate == "vector" else 1
+        return self.hidden_multiple * d_model * (d_model + outputs)
+
+
+class CopyGateUpdate(Update):
+    """The gate, ``up`` (M·D, D) and ``down`` (D or 1, M·D), and the norm of the proposal."""
+
+    drops_last = False
+
+    def __init__(self, options: CopyGate, d_model: int, norm_epsilon: float) -> None:
+        super().__init__()
+        self.options = options
+        hidden = options.hidden_multiple * d_model
+        self.up = nn.Linear(d_model, hidden)
+        self.down = nn.Linear(hidden, d_model if options.gate == "vector" else 1)
+        self.norm = Norm(d_model, norm_epsilon) if options.proposal == "norm" else None
+
+    def roles(self) -> Roles:
+        """Return the role of each parameter of the gate."""
+        d_model, hidden = self.up.in_features, self.up.out_features
+        return {
+            "up.weight": Role("up", d_model, hidden),
+            "up.bias": Role("bias", d_model, hidden),
+            "down.weight": linear(hidden, self.down.out_features),
+            "down.bias": constant(self.options.initial_bias),
+        }
+
+    def last(
+        self, start: Tensor, x: Tensor, change: Tensor, norm: Norm | None, routed: Tensor
+    ) -> Tensor:
+        """Return (B, T, D) between ``start`` and the proposal, by the gate of ``routed``."""
+        proposal = change.tanh() if self.norm is None else self.norm(change)
+        gate = self._gate(routed)
+        return (start * (1 - gate) + proposal * gate).to(start.dtype)
+
+    def _gate(self, routed: Tensor) -> Tensor:  # (B, T, D or 1)
+        """Return the gates, in at least float32: near 0 and 1, where they stand, 1 - g is fine."""
+        training, options = self.training, self.options
+        hidden = F.dropout(F.relu(self.up(routed)), options.dropout, training)
+        logits = self.down(hidden)
+        exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        gate = logits.to(exact).sigmoid()
+        if options.gate_dropout and training:
+            closed = torch.rand_like(gate[..., :1]) < options.gate_dropout
+            gate = gate.masked_fill(closed, 0.0)
+        return gate
+
+
+UPDATE: Mapping[str, type[UpdateOptions]] = {"residual": Residual, "copy_gate": CopyGate}

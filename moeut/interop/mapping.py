@@ -40,8 +40,8 @@ def rename(theirs: str, ours: str) -> TensorMap:
     return TensorMap(theirs, (ours,))
 
 
-def rename_norm(theirs: str, ours: str) -> list[TensorMap]:
-    """Map weight and bias of a layer norm."""
+def rename_layer(theirs: str, ours: str) -> list[TensorMap]:
+    """Map weight and bias of a layer norm or a dense layer."""
     return [rename(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias")]
 
 

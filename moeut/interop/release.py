@@ -9,7 +9,7 @@ from torch import Tensor
 from moeut.blocks.attention import AttentionOptions, DenseAttention, SwitchHead
 from moeut.blocks.feed_forward import SigmaMoE
 from moeut.config import ModelConfig
-from moeut.interop.mapping import RawOptions, TensorMap, load, rename, rename_norm
+from moeut.interop.mapping import RawOptions, TensorMap, load, rename, rename_layer
 from moeut.models import DecoderLM
 from moeut.options import nearest
 from moeut.recurrence.schedule import Depth
@@ -116,7 +116,7 @@ def release_maps(config: ModelConfig) -> list[TensorMap]:
         rename("embedding.weight", "embedding.weight"),
         rename("lm_head.weight", "head.weight"),
         rename("lm_head.bias", "head.bias"),
-        *rename_norm("out_norm", "decoder.final_norm"),
+        *rename_layer("out_norm", "decoder.final_norm"),
     ]
     for index in range(config.depth.group):
         theirs, ours = f"transformer.layers.{index}", f"decoder.layers.{index}"
@@ -141,6 +141,6 @@ def release_maps(config: ModelConfig) -> list[TensorMap]:
                 "attention.sel_o": "attention.output_gate",
             }
         maps += [rename(f"{theirs}.{a}", f"{ours}.{b}") for a, b in names.items()]
-        maps += rename_norm(f"{theirs}.ln1", f"{ours}.attention_norm")
-        maps += rename_norm(f"{theirs}.ln2", f"{ours}.feed_forward_norm")
+        maps += rename_layer(f"{theirs}.ln1", f"{ours}.attention_norm")
+        maps += rename_layer(f"{theirs}.ln2", f"{ours}.feed_forward_norm")
     return maps

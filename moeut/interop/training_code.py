@@ -18,7 +18,7 @@ from moeut.interop.mapping import (
     key_value_halves,
     load,
     rename,
-    rename_norm,
+    rename_layer,
 )
 from moeut.models import DecoderLM
 from moeut.recurrence.schedule import Depth, Order
@@ -126,12 +126,12 @@ def training_code_maps(config: ModelConfig) -> list[TensorMap]:
         rename("output.bias", "head.bias"),
     ]
     if stack.final_norm:
-        maps += rename_norm("out_norm", "decoder.final_norm")
+        maps += rename_layer("out_norm", "decoder.final_norm")
     norms = ("self_attn.norm", "pkm.norm") if stack.norm == "peri" else ("norm1", "norm2")
     for index in range(stack.depth.group):
         theirs, ours = f"unique_layers.{index}", f"decoder.layers.{index}"
-        maps += rename_norm(f"{theirs}.{norms[0]}", f"{ours}.attention_norm")
-        maps += rename_norm(f"{theirs}.{norms[1]}", f"{ours}.feed_forward_norm")
+        maps += rename_layer(f"{theirs}.{norms[0]}", f"{ours}.attention_norm")
+        maps += rename_layer(f"{theirs}.{norms[1]}", f"{ours}.feed_forward_norm")
         maps += _attention_maps(f"{theirs}.self_attn", f"{ours}.attention", stack.attention)
         if isinstance(stack.feed_forward, SigmaMoE):
             names = {"keys": "up", "values": "down", "expert_sel": "router"}

@@ -19,7 +19,7 @@ from moeut.interop.mapping import (
     key_value_by_head,
     load,
     rename,
-    rename_norm,
+    rename_layer,
 )
 from moeut.models import EncoderDecoder
 from moeut.recurrence.schedule import Depth
@@ -128,15 +128,15 @@ def transformer_generalization_maps(config: ModelConfig, *, universal: bool) -> 
         is_decoder = name == "decoder"
         for theirs, ours in layer_names(f"trafo.{name}", name, stack, universal=universal):
             maps += attention_maps(f"{theirs}.self_attn", f"{ours}.attention", stack)
-            maps += rename_norm(f"{theirs}.norm1", f"{ours}.attention_norm")
+            maps += rename_layer(f"{theirs}.norm1", f"{ours}.attention_norm")
             if is_decoder:
                 # Positions are relative in self-attention alone.
                 maps += dense_attention_maps(
                     f"{theirs}.multihead_attn", f"{ours}.cross_attention", stack
                 )
-                maps += rename_norm(f"{theirs}.norm2", f"{ours}.cross_attention_norm")
+                maps += rename_layer(f"{theirs}.norm2", f"{ours}.cross_attention_norm")
             last_norm = "norm3" if is_decoder else "norm2"
-            maps += rename_norm(f"{theirs}.{last_norm}", f"{ours}.feed_forward_norm")
+            maps += rename_layer(f"{theirs}.{last_norm}", f"{ours}.feed_forward_norm")
             maps += feed_forward_maps(theirs, ours)
     return maps
 

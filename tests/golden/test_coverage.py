@@ -12,7 +12,7 @@ from moeut.interop import from_ndr, from_transformer_generalization
 pytestmark = pytest.mark.golden
 
 FAMILIES = ("moeut_release", "training_code", "devil", "ndr")
-NOT_BUILT = ("sut_*", "ndr_gate*", "ndr_full*", "ndr_geometric*", "ndr_act*")
+NOT_BUILT = ("sut_*",)
 
 FOLDERS_NOT_BUILT = (
     *("arithmetic", "hrm", "huginn", "looped_length", "looped_window", "mor", "ouro", "parcae"),

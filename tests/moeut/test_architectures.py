@@ -9,9 +9,10 @@ import torch
 
 import moeut
 from moeut.architectures import ARCHITECTURES, architecture, blueprint, configure, preset
-from moeut.blocks.attention import DenseAttention, SwitchHead
+from moeut.blocks.attention import DenseAttention, GeometricAttention, SwitchHead
 from moeut.blocks.feed_forward import DenseFeedForward, SigmaMoE
-from moeut.blocks.positions import Relative, Rotary
+from moeut.blocks.positions import NoPosition, Relative, Rotary
+from moeut.blocks.updates import CopyGate
 from moeut.config import Blueprint, ModelConfig
 from moeut.options import OptionError
 from moeut.recurrence.schedule import Depth
@@ -46,6 +47,8 @@ def test_what_each_architecture_is() -> None:
         "universal": (1, 4),
         "moeut": (2, 2),
         "sigma_moe": (4, 1),
+        "ndr": (1, 4),
+        "ndr_gate": (1, 4),
     }
     dense, sparse = ("pre", "depth_scaled"), ("peri", "moeut")
     assert {name: (one.norm, one.initialization) for name, one in made.items()} == {
@@ -53,6 +56,8 @@ def test_what_each_architecture_is() -> None:
         "universal": dense,
         "moeut": sparse,
         "sigma_moe": sparse,
+        "ndr": ("post", "normal"),
+        "ndr_gate": ("post", "normal"),
     }
     assert made["moeut"].attention == SwitchHead(head_size=32, dropout=0.0)
     gated = DenseAttention(gates="value_and_output", head_size=32, dropout=0.0)
@@ -61,6 +66,15 @@ def test_what_each_architecture_is() -> None:
     assert made["universal"].feed_forward == DenseFeedForward(dropout=0.0)
     assert made["sigma_moe"].feed_forward == made["moeut"].feed_forward == SigmaMoE()
     assert made["moeut"].position == Rotary()
+    assert made["ndr"].attention == GeometricAttention(head_size=32, dropout=0.0)
+    assert made["ndr"].position == NoPosition()
+    assert made["ndr"].update == CopyGate(proposal="norm", initial_bias=-3.0, dropout=0.0)
+    assert made["ndr_gate"].attention == DenseAttention(head_size=32, dropout=0.0)
+    assert made["ndr_gate"].position == Relative(learned_scale=True, absolute_gate=True)
+    assert made["ndr_gate"].update == CopyGate(proposal="tanh", dropout=0.0)
+    # Two and four times d_model.
+    widths = [made[name].feed_forward.width for name in ("ndr", "ndr_gate")]
+    assert widths == [256, 512]
 
 
 def test_what_is_said_is_merged_over_the_defaults() -> None:

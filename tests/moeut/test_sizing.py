@@ -31,21 +31,23 @@ def random_config(seed: int) -> ModelConfig:
         "num_heads": draw.choice([1, 3]),
         "head_size": draw.choice([4, 7]),
     }
-    kind = draw.choice(["dense", "switch_head"])
-    if kind == "dense":
+    kind = draw.choice(["dense", "switch_head", "geometric"])
+    if kind != "switch_head":
         attention["gates"] = draw.choice(["none", "output", "value_and_output"])
     else:
         attention |= {"num_experts": draw.choice([2, 3])}
-    if name in ("transformer", "universal"):
+    if ARCHITECTURES[name]()["feed_forward"]["kind"] == "dense":
         feed_forward = {"hidden_size": 9, "bias": draw.random() < 0.5}
     else:
         feed_forward = {"num_experts": draw.choice([4, 7]), "expert_size": 5, "top_k": 3}
+    positions = ["sinusoidal", "learned", "none"]
+    positions += [] if kind == "geometric" else ["rotary", "relative"]
     options: dict[str, Any] = {
         "d_model": draw.choice([6, 12]),
         "depth": {"prelude": draw.choice([0, 1]), "group": 2, "repeats": repeats},
         "attention": {"kind": kind, **attention},
         "feed_forward": feed_forward,
-        "position": draw.choice(["rotary", "relative", "sinusoidal", "learned", "none"]),
+        "position": draw.choice(positions),
         "norm": draw.choice(["pre", "post", "peri"]),
         "tie_embeddings": form != "encoder_classifier" and draw.random() < 0.5,
     }
@@ -93,6 +95,8 @@ def test_matching_refuses_what_no_width_reaches() -> None:
         ("transformer", {"position": "rotary", "attention": {"num_heads": 3, "head_size": 7}}),
         ("universal", {"position": "learned", "norm": "post"}),
         ("universal", {"position": "none", "attention": {"kind": "geometric", "gates": "output"}}),
+        ("ndr", {}),
+        ("ndr", {"update": {"gate": "scalar", "hidden_multiple": 3}}),
     ],
 )
 @pytest.mark.parametrize("form", FORMS)

@@ -54,7 +54,7 @@ class Gate(UpdateOptions):
 
     kind: ClassVar[str] = "gate"
 
-    def build(self, d_model: int) -> Update:
+    def build(self, d_model: int, *, norm_epsilon: float) -> Update:
         return GatedUpdate(d_model)
 
     def macs(self, d_model: int) -> int:
@@ -69,9 +69,11 @@ class GatedUpdate(Update):
     def roles(self) -> Roles:
         return {"gate.weight": linear(self.gate.in_features, self.gate.out_features)}
 
-    def last(self, start: Tensor, x: Tensor, change: Tensor, norm: Norm | None) -> Tensor:
-        gate = self.gate(x).sigmoid()
-        return start * (1 - gate) + super().last(start, x, change, norm) * gate
+    def last(
+        self, start: Tensor, x: Tensor, change: Tensor, norm: Norm | None, routed: Tensor
+    ) -> Tensor:
+        gate = self.gate(routed).sigmoid()
+        return start * (1 - gate) + super().last(start, x, change, norm, routed) * gate
 
 
 @pytest.fixture

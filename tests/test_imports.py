@@ -13,7 +13,7 @@ SHELF = 15
 """Modules and rooms on the top floor of ``runners``."""
 LINES = 450
 """Length of a file."""
-REACH = 90
+REACH = 92
 """Own modules that ``import runners.train`` executes; the aim is 60."""
 
 FLOORS = (

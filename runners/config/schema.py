@@ -13,12 +13,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tasks
+from runners.config.checks import above_zero, at_least, below_one, refuse, words
 from runners.config.yaml_nodes import ConfigError, Node
 from tasks.base.data_files import DataDamaged, DataMissing
-from tasks.base.options import OptionError, nearest
+from tasks.base.options import nearest
 
 if TYPE_CHECKING:
     from moeut.config import Blueprint, Form
@@ -70,14 +71,14 @@ class RepeatsConfig:
         for name in ("low", "high", "mean", "sigma"):
             given = getattr(self, name) is not None
             if given and name not in taken:
-                _refuse(self, name, f"kind {self.kind} does not take it; it takes {_words(taken)}")
+                refuse(self, name, f"kind {self.kind} does not take it; it takes {words(taken)}")
             if not given and name in taken:
-                _refuse(self, name, f"missing; kind {self.kind} needs it")
-        _at_least(self, 1, "low")
-        _at_least(self, 0, "sigma")
-        _above_zero(self, "mean")
+                refuse(self, name, f"missing; kind {self.kind} needs it")
+        at_least(self, 1, "low")
+        at_least(self, 0, "sigma")
+        above_zero(self, "mean")
         if self.low is not None and self.high is not None and self.high < self.low:
-            _refuse(self, "high", f"must be at least low={self.low}")
+            refuse(self, "high", f"must be at least low={self.low}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,23 +148,23 @@ class TrainConfig:
     """Write the rows of metrics.jsonl for TensorBoard too, into the run's directory."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "steps", "batch_size", "tokens_per_batch", "accumulate", "num_threads")
-        _at_least(self, 1, "backprop_repeats")
-        _at_least(self, 1, "log_interval", "checkpoint_interval")
-        _at_least(self, 0, "warmup_steps", "weight_decay", "final_learning_rate_ratio")
-        _above_zero(self, "learning_rate", "epsilon", "clip_norm")
-        _below_one(self, "label_smoothing")
+        at_least(self, 1, "steps", "batch_size", "tokens_per_batch", "accumulate", "num_threads")
+        at_least(self, 1, "backprop_repeats")
+        at_least(self, 1, "log_interval", "checkpoint_interval")
+        at_least(self, 0, "warmup_steps", "weight_decay", "final_learning_rate_ratio")
+        above_zero(self, "learning_rate", "epsilon", "clip_norm")
+        below_one(self, "label_smoothing")
         for index, beta in enumerate(self.betas):
             if not 0.0 <= beta < 1.0:
-                _refuse(self, "betas", f"number {index + 1} must be at least 0 and below 1")
+                refuse(self, "betas", f"number {index + 1} must be at least 0 and below 1")
         if self.accumulate > self.batch_size and self.tokens_per_batch is None:
-            _refuse(self, "accumulate", f"must be at most batch_size={self.batch_size}")
+            refuse(self, "accumulate", f"must be at most batch_size={self.batch_size}")
         if self.schedule == "noam" and self.warmup_steps < 1:
-            _refuse(self, "warmup_steps", "schedule noam needs at least 1")
+            refuse(self, "warmup_steps", "schedule noam needs at least 1")
         ends = self.schedule in ("linear", "cosine", "cosine_paper")
         if ends and self.warmup_steps >= self.steps:
             expected = f"must be below steps={self.steps} under schedule {self.schedule}"
-            _refuse(self, "warmup_steps", expected)
+            refuse(self, "warmup_steps", expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,21 +188,21 @@ class EvaluateConfig:
     """Sequences decoded at once; of text as many windows are read as their logits have room for."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "interval", "batch_size")
+        at_least(self, 1, "interval", "batch_size")
         limits = self.rows_per_category
         for limit in limits.values() if isinstance(limits, dict) else [limits]:
             if limit is not None and limit < 1:
-                _refuse(self, "rows_per_category", "must be at least 1")
+                refuse(self, "rows_per_category", "must be at least 1")
         for number in self.repeats:
             if number < 1:
-                _refuse(self, "repeats", "each must be at least 1")
+                refuse(self, "repeats", "each must be at least 1")
         if self.interval_splits and self.interval is None:
             expected = "has no effect without interval, the number of steps between evaluations"
-            _refuse(self, "interval_splits", expected)
+            refuse(self, "interval_splits", expected)
         for name in ("splits", "interval_splits", "repeats"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
-                _refuse(self, name, "one is given twice")
+                refuse(self, name, "one is given twice")
 
     def rows_of(self, split: str) -> int | None:
         """Return how many rows of each category of a split are scored; None: all of them."""
@@ -251,10 +252,10 @@ class RunConfig:
     best_prefix: ClassVar[str] = "best:"
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "seed")
+        at_least(self, 0, "seed")
         if self.select != "final" and not self.selection_split:
             hint = nearest(self.select, ("final",))
-            _refuse(self, "select", f"expected final or best:<split>{hint}")
+            refuse(self, "select", f"expected final or best:<split>{hint}")
 
     @property
     def selection_split(self) -> str | None:
@@ -398,11 +399,11 @@ class SweepConfig:
     def __post_init__(self) -> None:
         seeds = self.seed_list
         if not seeds:
-            _refuse(self, "seeds", "must be at least 1, or a list of seeds")
+            refuse(self, "seeds", "must be at least 1, or a list of seeds")
         if min(seeds) < 0:
-            _refuse(self, "seeds", "a seed must be at least 0")
+            refuse(self, "seeds", "a seed must be at least 0")
         if len(set(seeds)) != len(seeds):
-            _refuse(self, "seeds", "one is given twice")
+            refuse(self, "seeds", "one is given twice")
 
     @property
     def seed_list(self) -> list[int]:
@@ -429,36 +430,3 @@ def located(error: ValueError, node: Node, path: str) -> ConfigError:
         value=error.value,  # type: ignore[attr-defined]
         place=node.find(option).place,
     )
-
-
-# --- checks -----------------------------------------------------------------------------
-
-
-def _refuse(config: Any, name: str, expected: str) -> NoReturn:
-    value = getattr(config, name)
-    raise OptionError(name, list(value) if isinstance(value, tuple) else value, expected)
-
-
-def _words(names: Sequence[str]) -> str:
-    return ", ".join(names) or "no options"
-
-
-def _at_least(config: Any, minimum: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not minimum <= value < float("inf"):
-            finite = " and finite" if value == float("inf") else ""
-            _refuse(config, name, f"must be at least {minimum}{finite}")
-
-
-def _above_zero(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
-            _refuse(config, name, "must be above 0")
-
-
-def _below_one(config: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            _refuse(config, name, "must be at least 0 and below 1")

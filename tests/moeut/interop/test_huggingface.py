@@ -175,10 +175,9 @@ def update(
         form="decoder_lm",
         vocabulary_size=50,
         d_model=16,
-        depth={"group": 2, "repeats": 1},
         attention={"num_heads": 2},
         dropout=0.0,
-        **options,
+        **{"depth": {"group": 2, "repeats": 1}} | options,
     )
     wrapped = hf.wrap(moeut.build(config))
     before = torch.cat([value.flatten().clone() for value in wrapped.parameters()])
@@ -207,7 +206,11 @@ def update(
     [
         ("transformer", (12, 3), {}),
         ("moeut", (12, 3), {"feed_forward": {"balance_loss": 0.5}}),
-        ("universal", (12, 3), {"halting": {"kind": "act", "loss_weight": 0.5}}),
+        (
+            "universal",
+            (12, 3),
+            {"depth": {"repeats": 2}, "halting": {"kind": "act", "loss_weight": 0.5}},
+        ),
     ],
 )
 def test_accumulated_gradients_are_those_of_one_batch(

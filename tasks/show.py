@@ -21,6 +21,7 @@ from rich.table import Table
 
 from tasks.base import scoring
 from tasks.base.command_line import run
+from tasks.base.numbers import exact_text
 from tasks.base.task import Example, ExampleTask, Task, select_rows
 from tasks.base.text import TextTask
 from tasks.menu import parse_task_arguments, task_from_words, task_parser
@@ -221,7 +222,7 @@ def examples_of(rows: Sequence[Example], count: int) -> list[Example]:
 
 def _spread(values: Sequence[float]) -> str:
     middle = statistics.mean(values)
-    return f"{min(values):g}–{max(values):g}, {middle:.1f}"
+    return f"{exact_text(min(values))}–{exact_text(max(values))}, {middle:.1f}"
 
 
 def _listed(tokens: Sequence[str]) -> str:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from runners.reporting.results import Setting, SweepResults, compact
+from runners.config.labels import compact, short_keys
+from runners.reporting.results import Setting, SweepResults
 from runners.reporting.statistics import LEVEL, TOO_SMALL, Comparison, compare_family, summarize
 from runners.reporting.tables import (
     MISSING,
@@ -73,7 +74,7 @@ def main_table(results: SweepResults) -> Table:
     """Return the comparison: size, cost, accuracy in and out of distribution, test."""
     tests, best = against_baseline(results), best_settings(results)
     outside = common(results, results.headline_split)
-    columns = ["model", *(key.rpartition(".")[2] for key in results.grid_keys)]
+    columns = ["model", *short_keys(results.grid_keys).values()]
     columns += ["parameters", "MACs/token", "tokens seen", "wall time", "n"]
     beside = _beside_headline(results)
     columns += [title for title, _ in beside]
@@ -178,6 +179,9 @@ def _n(setting: Setting, number: int) -> str:
     return str(planned) if number == planned else f"{number} of {planned}"
 
 
+_PRECISION = {True: "exact", False: "approximate (normal)"}
+
+
 def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bool) -> list[str]:
     """Return the notes without which the main table would mislead."""
     done = [run for run in results.runs if run.result is not None]
@@ -190,7 +194,9 @@ def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bo
     meaning = "± sample standard deviation over seeds; CI: 95 % BCa bootstrap interval of the mean"
     if tests:
         family = f"{len(tests)} comparison{'s' if len(tests) != 1 else ''}"
-        meaning += f"; p: exact two-sided Mann–Whitney, Holm-corrected over {family}"
+        kinds = {test.is_exact for test in tests.values() if test.p is not None} or {True}
+        how = " or ".join(name for exact, name in _PRECISION.items() if exact in kinds)
+        meaning += f"; p: {how} two-sided Mann–Whitney, Holm-corrected over {family}"
     notes.append(meaning + ".")
     untested = {key for key, test in tests.items() if test.adjusted is None}
     if untested:

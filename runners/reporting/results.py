@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from runners.config.labels import compact, setting_labels
 from runners.config.yaml_nodes import ConfigError
 from runners.reporting.run_result import RunResult, Score, Timings
 from tasks.base.lease import holder
@@ -88,14 +89,8 @@ class Setting:
     parameters: dict[str, Any]
     hash: str
     runs: list[Outcome]
-
-    @property
-    def label(self) -> str:
-        """Name for tables and legends."""
-        if not self.parameters:
-            return self.variant
-        short = (f"{key.rpartition('.')[2]}={compact(v)}" for key, v in self.parameters.items())
-        return f"{self.variant} ({', '.join(short)})"
+    label: str
+    """Name for tables and legends, which no other setting of the sweep has."""
 
     @property
     def done(self) -> list[Outcome]:
@@ -242,15 +237,6 @@ def _score_rows(scores: list[Score]) -> list[dict[str, Any]]:
     ]
 
 
-def compact(value: Any) -> str:
-    """Return a grid value in few characters."""
-    if isinstance(value, bool) or value is None:
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 # --- reading ----------------------------------------------------------------------------
 
 
@@ -271,28 +257,33 @@ def load(directory: str | Path) -> SweepResults:
         raise ConfigError(
             f"{directory}: holds no run; expected a directory of python -m runners.sweep"
         )
-    settings: dict[str, Setting] = {}
-    known = set()
-    for item in plan["runs"]:
-        run = _read_run(directory / item["directory"], item)
-        known.add(item["directory"])
-        setting = settings.setdefault(
-            f"{item['variant']}-{item['hash']}",
-            Setting(
-                variant=item["variant"], parameters=item["parameters"], hash=item["hash"], runs=[]
-            ),
-        )
-        setting.runs.append(run)
+    known = {item["directory"] for item in plan["runs"]}
     there = [f"{p.parent.name}/{p.name}" for p in sorted(directory.glob("*/seed*")) if p.is_dir()]
     return SweepResults(
         name=plan["name"],
         directory=directory,
-        settings=list(settings.values()),
+        settings=_read_settings(directory, plan["runs"]),
         baseline=plan["baseline"],
         headline=plan["headline"],
         unplanned=[name for name in there if name not in known],
         ours=plan.get("ours", []),
     )
+
+
+def _read_settings(directory: Path, items: list[dict[str, Any]]) -> list[Setting]:
+    """Return the planned runs by setting, in the order of the plan."""
+    runs: dict[tuple[str, str], list[Outcome]] = {}
+    for item in items:
+        run = _read_run(directory / item["directory"], item)
+        runs.setdefault((run.variant, run.hash), []).append(run)
+    first = [found[0] for found in runs.values()]
+    labels = setting_labels([(run.variant, run.parameters, run.hash) for run in first])
+    return [
+        Setting(
+            variant=run.variant, parameters=run.parameters, hash=run.hash, runs=found, label=label
+        )
+        for run, found, label in zip(first, runs.values(), labels, strict=True)
+    ]
 
 
 def _read_run(path: Path, item: dict[str, Any]) -> Outcome:

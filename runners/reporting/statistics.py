@@ -1,7 +1,8 @@
 """Statistics over seeds, which are few and often bimodal: no more certain than n allows.
 
 Differences are tested by the rank sum (Mann–Whitney), with the exact permutation distribution given
-the ties. With n and m seeds no two-sided p-value can be below 2 / C(n + m, n): 0.10
+the ties, up to some ten seeds a side, and beyond in the normal approximation, which the report
+names. With n and m seeds no two-sided p-value can be below 2 / C(n + m, n): 0.10
 for 3 against 3, 0.029 for 4, 0.0079 for 5. Where even that, times the number of comparisons, is
 above the level, no test is made: ``n too small to test``.
 """
@@ -46,11 +47,13 @@ class Comparison:
     """A test of one list of values against another, as one of a family."""
 
     p: float | None
-    """Exact two-sided p-value; None where none can be small enough."""
+    """Two-sided p-value; None where none can be small enough."""
     adjusted: float | None
     """p after Holm's correction over the family."""
     difference: float
     """Mean minus the other's mean."""
+    is_exact: bool = True
+    """Whether p is of the permutation distribution, not of the normal approximation to it."""
 
     @property
     def is_different(self) -> bool | None:
@@ -107,22 +110,30 @@ def smallest_p(n: int, m: int) -> float:
     return min(1.0, 2 / math.comb(n + m, n))
 
 
+def is_enumerated(n: int, m: int) -> bool:
+    """Return whether n against m values are tested over every way to divide them."""
+    return math.comb(n + m, n) <= EXACT_UP_TO
+
+
 def rank_sum_p(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p-value of the Mann–Whitney test, exact also under ties.
 
-    Without a tie between the two lists it is ``scipy.stats.mannwhitneyu(method="exact")``, since a
-    tie inside a list leaves the statistic as it is. Otherwise the distribution is that of the rank
-    sum over every way to divide the pooled values.
+    Where all values differ it is ``scipy.stats.mannwhitneyu(method="exact")``. Where any two are
+    equal, in one list or across both, equal values share their mean rank, and the distribution is
+    that of the rank sum over every way to divide the pooled values. Past ``EXACT_UP_TO`` ways it is
+    the normal approximation, with its correction for ties.
     """
     from scipy import stats
 
-    if math.comb(len(first) + len(second), len(first)) > EXACT_UP_TO:
+    if not is_enumerated(len(first), len(second)):
         return float(stats.mannwhitneyu(first, second, method="asymptotic").pvalue)
-    if not set(first) & set(second):
+    pooled = np.concatenate([np.asarray(first, dtype=float), np.asarray(second, dtype=float)])
+    num_distinct = len(np.unique(pooled))
+    if num_distinct == len(pooled):
         return float(stats.mannwhitneyu(first, second, method="exact").pvalue)
-    ranks = stats.rankdata(np.concatenate([np.asarray(first), np.asarray(second)]))
-    if len(set(ranks.tolist())) == 1:
+    if num_distinct == 1:
         return 1.0
+    ranks = stats.rankdata(pooled)
     outcome = stats.permutation_test(
         (ranks[: len(first)], ranks[len(first) :]),
         lambda x, y, axis: np.sum(x, axis=axis),
@@ -166,6 +177,7 @@ def compare_family(
             p=raw.get(name),
             adjusted=adjusted[name] if name in raw else None,
             difference=_mean(first) - _mean(second),
+            is_exact=is_enumerated(len(first), len(second)),
         )
         for name, (first, second) in pairs.items()
     }

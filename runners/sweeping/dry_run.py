@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runners.config.grid import PlannedRun
+from runners.config.labels import compact
 from runners.config.schema import RunConfig
 from runners.process.environment import choose_device
 from runners.process.run_directory import RunDirectory
@@ -63,7 +64,7 @@ class _Line:
     def cells(self) -> list[str]:
         """Return the line's cells, in the order of ``_COLUMNS``."""
         first, model = self.runs[0], describe_model(self.built)
-        values = (f"{key}={value}" for key, value in first.parameters.items())
+        values = (f"{key}={compact(value)}" for key, value in first.parameters.items())
         mark = "" if self.is_measured else "~"
         step, total = self.step_seconds, self.train_seconds
         return [

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from runners.config.grid import PlannedRun
+from runners.config.labels import compact, short_keys
 from runners.process.environment import choose_device
 from runners.process.messages import Ended, Message
 from runners.process.run_directory import RunDirectory, RunRecord
@@ -24,10 +25,14 @@ def job_of(run: PlannedRun) -> Job:
     return Job(run.directory, train.num_threads, uses_gpu=choose_device(train).type == "cuda")
 
 
-def run_label(run: PlannedRun) -> str:
-    """Return a run's name in progress lines: variant, grid point, seed."""
-    values = [f"{key.rpartition('.')[2]}={value}" for key, value in run.parameters.items()]
-    return " ".join([run.variant, *values, f"seed {run.seed}"])
+def run_labels(planned: Sequence[PlannedRun]) -> dict[Path, str]:
+    """Return the name of each run in progress lines, by its directory: variant, values, seed."""
+    short = short_keys(key for run in planned for key in run.parameters)
+    labels = {}
+    for run in planned:
+        values = [f"{short[key]}={compact(value)}" for key, value in run.parameters.items()]
+        labels[run.directory] = " ".join([run.variant, *values, f"seed {run.seed}"])
+    return labels
 
 
 def reconcile(
@@ -53,7 +58,7 @@ def reconcile(
         Statuses of ``RunDirectory.status``, or of the executor's last message, and their counts.
     """
     statuses = {run.directory: _status(run, retry_failed) for run in planned}
-    labels = {run.directory: run_label(run) for run in planned}
+    labels = run_labels(planned)
     _print_statuses(statuses, labels, console)
     jobs = []
     for run in planned:

@@ -15,6 +15,7 @@ from tasks.base.metrics import (
     is_label,
     measure,
 )
+from tasks.base.numbers import exact_text
 from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask
 
 Table = dict[str, dict[str, float]]
@@ -55,7 +56,8 @@ def table_by(
 ) -> Table:
     """Return the share of right rows for each value of a key, in the order of the values.
 
-    Rows whose key is None are left out. A number is shown without trailing zeros.
+    Rows whose key is None are left out. A number is shown without trailing zeros, and in
+    full.
     """
     groups: dict[Any, list[bool]] = collections.defaultdict(list)
     for example, right in zip(examples, correct, strict=True):
@@ -63,7 +65,7 @@ def table_by(
         if value is not None:
             groups[value].append(right)
     return {
-        f"{value:g}" if isinstance(value, (int, float)) else str(value): {
+        exact_text(value) if isinstance(value, (int, float)) else str(value): {
             metric: sum(groups[value]) / len(groups[value]),
             "rows": len(groups[value]),
         }

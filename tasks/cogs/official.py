@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
+from tasks.base.numbers import exact_text
 from tasks.base.task import Example, ExampleTask
 from tasks.cogs.logical_form import read
 
@@ -110,7 +111,7 @@ def generalisation_tables(
         else:
             labels = []
         if row.category in RECURSION:
-            labels.append((f"{row.category} by depth", f"{row.difficulty:g}"))
+            labels.append((f"{row.category} by depth", exact_text(row.difficulty)))
         for table, label in labels:
             scored.setdefault(table, {}).setdefault(label, []).append(is_correct)
     return {

@@ -2,12 +2,13 @@
 
 import json
 import math
+import shutil
 import sys
 
 import pytest
 
 from runners.config.yaml_nodes import ConfigError
-from runners.reporting.results import compact, load
+from runners.reporting.results import load
 
 
 def test_every_planned_run_is_there(make_sweep):
@@ -68,16 +69,6 @@ def test_a_torn_last_row_of_the_curve_is_left_out(make_sweep):
     assert [row["step"] for row in load(directory).runs[0].metrics_rows()] == [1, 2, 3, 1, 3]
 
 
-def test_grid_values():
-    assert [compact(v) for v in (True, None, 1e-4, "x", [1, 2])] == [
-        "true",
-        "null",
-        "0.0001",
-        "x",
-        "[1, 2]",
-    ]
-
-
 def test_labels_and_headlines(make_sweep):
     directory = make_sweep(a=[0.5], parameters={"model.num_layers": 8}, headline={"split": "test"})
     results = load(directory)
@@ -91,6 +82,44 @@ def test_labels_and_headlines(make_sweep):
     results = load(directory)
     assert results.headline_split(setting) == "gen"
     assert results.headline_metric(setting) == "token_accuracy"
+
+
+def add_settings(directory, variant, points):
+    """Plan a variant at more grid points, with the runs of the first."""
+    plan = json.loads((directory / "sweep.json").read_text())
+    first = [run for run in plan["runs"] if run["variant"] == variant]
+    for number, point in enumerate(points):
+        for run in first:
+            digest = f"ffff{number:04x}"
+            folder = f"{variant}-{digest}/seed{run['seed']}"
+            shutil.copytree(directory / run["directory"], directory / folder)
+            more = {"parameters": point, "hash": digest, "directory": folder}
+            plan["runs"].append(run | more)
+    plan["runs"] = [run for run in plan["runs"] if run not in first]
+    (directory / "sweep.json").write_text(json.dumps(plan))
+
+
+def test_grid_values_are_given_as_they_are(make_sweep):
+    directory = make_sweep(a=[0.5])
+    rates = [0.00031622776601683794, 0.0003162278, 1e-5, 1.0, 1e6]
+    add_settings(directory, "a", [{"train.learning_rate": rate} for rate in rates])
+    results = load(directory)
+    shown = [row["train.learning_rate"] for row in results.frame()][::4]
+    assert shown == ["0.00031622776601683794", "0.0003162278", "1e-05", "1", "1e+06"]
+    assert list(map(float, shown)) == rates
+    assert len({setting.label for setting in results.settings}) == len(rates)
+    assert results.settings[1].label == "a (learning_rate=0.0003162278)"
+
+
+def test_labels_of_two_settings_differ(make_sweep):
+    directory = make_sweep(a=[0.5])
+    point = {"model.dropout": 0.1, "model.attention.dropout": 0.0}
+    add_settings(directory, "a", [point, point, {**point, "model.dropout": 0.2}])
+    assert [setting.label for setting in load(directory).settings] == [
+        "a (model.dropout=0.1, attention.dropout=0) ffff0000",
+        "a (model.dropout=0.1, attention.dropout=0) ffff0001",
+        "a (model.dropout=0.2, attention.dropout=0)",
+    ]
 
 
 def test_tidy_rows(make_sweep):

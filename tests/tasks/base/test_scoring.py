@@ -86,3 +86,13 @@ def test_tables_by_category_and_difficulty():
     assert scores["by_difficulty"]["10"] == {"exact_match": 0.0, "rows": 2}
     assert scores["tables"]["own"]["p"] == {"exact_match": 1.0, "rows": 1}
     assert scores["rows"] == 4
+
+
+def test_rows_of_a_table_are_told_apart_by_every_digit():
+    rows = [Example(("x",), ("a",), "", number) for number in (1234567, 1234568, 2.5)]
+    table = scoring.table_by(rows, [True, False, True], lambda row: row.difficulty)
+    assert {key: cell["exact_match"] for key, cell in table.items()} == {
+        "2.5": 1.0,
+        "1234567": 1.0,
+        "1234568": 0.0,
+    }

@@ -1,8 +1,8 @@
 """A sweep's file: a base, variants of it, and a grid, read and checked key by key.
 
-The grid has W&B's form: ``parameters: {model.num_layers: {values: [4, 8]}}``, names dotted or
-nested (``model: {parameters: {num_layers: {values: [4, 8]}}}``). Files written for W&B may keep
-``program``, ``command``, ``method: grid`` and ``metric``; they are read over with a notice.
+The grid has W&B's form: ``parameters: {model.depth.repeats: {values: [4, 8]}}``, names dotted or
+nested (``model: {parameters: {depth.repeats: {values: [4, 8]}}}``). Files written for W&B may keep
+``program``, ``command``, ``method: grid`` and ``metric``; a notice says that they have no effect.
 """
 
 from __future__ import annotations

@@ -110,8 +110,18 @@ def _draw(parameter: Tensor, role: Role, scheme: Initialization, depth: int) -> 
         if scheme == "moeut":
             parameter.normal_(std=deviation)
         else:
-            nn.init.trunc_normal_(parameter)
+            _truncated_normal(parameter)
             parameter.mul_(deviation / parameter.std())
+
+
+def _truncated_normal(parameter: Tensor) -> None:
+    """Draw from N(1), and anew what falls outside ±2.
+
+    ``nn.init.trunc_normal_`` draws other numbers in PyTorch 2.11 than in 2.13.
+    """
+    parameter.normal_()
+    while not parameter.is_meta and bool((outside := parameter.abs() > 2.0).any()):
+        parameter.copy_(torch.where(outside, torch.empty_like(parameter).normal_(), parameter))
 
 
 def _embedding(parameter: Tensor, role: Role, scheme: Initialization) -> None:

@@ -20,7 +20,13 @@ from pathlib import Path
 import torch
 
 from runners.config.schema import ConfigError
-from runners.scoring.continuation import Continuation, Settings, Speed, continue_prompts
+from runners.scoring.continuation import (
+    Continuation,
+    Settings,
+    Speed,
+    continue_prompts,
+    prompt_ids,
+)
 from runners.scoring.language_model import (
     LanguageModel,
     add_model_argument,
@@ -28,6 +34,7 @@ from runners.scoring.language_model import (
     load_language_model,
 )
 from runners.scoring.prompts import given_prompt, read_prompts, typed_prompts
+from runners.scoring.room import check_room, shortage
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
 
@@ -56,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         given = typed_prompts() if options.prompt is None else [given_prompt(options.prompt)]
         _continue_typed(loaded, given, settings, generator, speed, as_json=options.json)
     else:
+        _check_room(loaded, prompts, settings)  # of all, before the first is computed
         for first in range(0, len(prompts), options.batch_size):
             batch = prompts[first : first + options.batch_size]
             done = continue_prompts(loaded, batch, settings, generator=generator, speed=speed)
@@ -92,6 +100,18 @@ def _settings(options: argparse.Namespace) -> Settings:
     return settings
 
 
+def _check_room(loaded: LanguageModel, prompts: Sequence[str], settings: Settings) -> None:
+    """Refuse prompts that nothing can follow, and say which get less than was asked for.
+
+    Raises:
+        ConfigError: see ``check_room``.
+    """
+    rows = prompt_ids(loaded, prompts)
+    check_room(loaded, rows, prompts)
+    if (notice := shortage(loaded, rows, settings.max_tokens)) is not None:
+        print(notice, file=sys.stderr)
+
+
 def _continue_typed(
     loaded: LanguageModel,
     prompts: Iterable[str],
@@ -103,6 +123,7 @@ def _continue_typed(
 ) -> None:
     """Continue prompts one by one, each as soon as it is there."""
     for prompt in prompts:
+        _check_room(loaded, [prompt], settings)
         if not as_json:
             print(prompt, end="", flush=True)
         done = continue_prompts(

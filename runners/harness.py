@@ -26,7 +26,9 @@ if __name__ == "__main__":
 
 import argparse
 import importlib
+import itertools
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,7 @@ from runners.scoring.language_model import (
     load_language_model,
 )
 from runners.scoring.likelihoods import BATCH_SIZE, Request, encode, score_requests
+from runners.scoring.room import check_room, shortage
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
 from tasks.zero_shot import Likelihood
@@ -46,8 +49,12 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MAX_TOKENS = 256
 """Tokens generated where a task does not say how many."""
+MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks call that number; the first one given counts, as in the harness's own models."""
 
 
 def _need(module: str) -> Any:
@@ -113,8 +120,16 @@ def harness_model(
             return results
 
         def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-            """Return the continuation of each prompt, up to the first of its stop strings."""
-            results = []
+            """Return the continuation of each prompt, up to the first of its stop strings.
+
+            A prompt is read whole. Where learned positions end, fewer tokens follow.
+
+            Raises:
+                ValueError: a prompt leaves no room; nothing was generated.
+            """
+            for notice in _check_room(language, requests):
+                logger.warning(notice)
+            results: list[str] = []
             for first in range(0, len(requests), batch_size):
                 results += _continue(language, requests[first : first + batch_size], num_repeats)
             for request, result in zip(requests, results, strict=True):
@@ -167,20 +182,14 @@ def _continue_alike(
     tokenizer = language.tokenizer
     until = settings.get("until") or []
     until = [until] if isinstance(until, str) else list(until)
-    max_tokens = int(settings.get("max_gen_toks") or DEFAULT_MAX_TOKENS)
-    max_tokens = min(max_tokens, language.context_length - 1)
-    sampled = bool(settings.get("do_sample", False))
-    start = [] if tokenizer.boundary_id is None else [tokenizer.boundary_id]
-    room = language.context_length - max_tokens  # the end of a prompt that is too long is kept
-    rows = [(start + tokenizer.encode(prompt))[-room:] for prompt in prompts]
-    if not all(rows):
-        raise ValueError("an empty prompt, and a tokenizer without a boundary to begin after")
+    temperature = settings.get("temperature")
+    sampled = bool(settings.get("do_sample", temperature is not None)) and temperature != 0
     decoded = continue_ids(
         language,
-        rows,
+        _prompt_ids(language, prompts),
         Settings(
-            max_tokens=max_tokens,
-            temperature=float(settings.get("temperature") or 1.0) if sampled else 0.0,
+            max_tokens=_max_tokens(settings),
+            temperature=float(1.0 if temperature is None else temperature) if sampled else 0.0,
             top_k=settings.get("top_k") if sampled else None,
             top_p=settings.get("top_p") if sampled else None,
             repeats=num_repeats,
@@ -195,6 +204,41 @@ def _continue_alike(
     return texts
 
 
+def _prompt_ids(language: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
+    tokenizer = language.tokenizer
+    start = [] if tokenizer.boundary_id is None else [tokenizer.boundary_id]
+    return [start + tokenizer.encode(prompt) for prompt in prompts]
+
+
+def _max_tokens(settings: dict[str, Any]) -> int:
+    given = (settings[key] for key in MAX_TOKENS_KEYS if settings.get(key) is not None)
+    return int(next(given, DEFAULT_MAX_TOKENS))
+
+
+def _check_room(language: LanguageModel, requests: Sequence[Instance]) -> list[str]:
+    """Return what is to be said of prompts that are too long for all of their continuation.
+
+    Raises:
+        ValueError: a prompt that nothing can follow, or without any token to begin from.
+    """
+    alike: dict[int, list[str]] = {}
+    for request in requests:
+        alike.setdefault(_max_tokens(request.args[1]), []).append(request.args[0])
+    notices: list[str | None] = []
+    beyond = 0
+    for max_tokens, prompts in alike.items():
+        rows = _prompt_ids(language, prompts)
+        check_room(language, rows, prompts)
+        notices.append(shortage(language, rows, max_tokens))
+        beyond += sum(len(row) > language.context_length for row in rows)
+    if beyond:
+        notices.append(
+            f"{beyond} of {len(requests)} prompts are longer than the windows of "
+            f"{language.context_length} tokens that the model was trained on; they are read whole"
+        )
+    return [notice for notice in notices if notice is not None]
+
+
 # --- the command ------------------------------------------------------------------------
 
 
@@ -206,13 +250,13 @@ def main(arguments: list[str] | None = None) -> int:
     _check(options)
     language = load_language_model(options.run, tokenizer=options.tokenizer)
     model = harness_model(language, batch_size=options.batch_size, num_repeats=options.repeats)
-    manager = _need("lm_eval.tasks").TaskManager(
-        include_path=None if options.include_path is None else str(options.include_path)
-    )
+    manager = _task_manager(options.include_path)
     names = [name for name in options.tasks.split(",") if name]
-    unknown = [name for name in names if not manager.match_tasks([name])]
+    found = {name: manager.match_tasks([name]) for name in names}
+    unknown = [name for name in names if not found[name]]
     if unknown:
         raise ValueError(f"--tasks {','.join(unknown)}: not among the harness's tasks")
+    names = list(dict.fromkeys(itertools.chain.from_iterable(found.values())))
     results = library.simple_evaluate(model, tasks=names, limit=options.limit, task_manager=manager)
     if options.json:
         print(json.dumps({"results": results["results"]}, indent=1, default=str))
@@ -222,6 +266,44 @@ def main(arguments: list[str] | None = None) -> int:
         if "groups" in results:
             print(make_table(results, "groups"))
     return exit_status.DONE
+
+
+def _task_manager(include_path: Path | None) -> Any:
+    """Return the harness's finder of tasks, which answers unreadable ones with one line."""
+    base = _need("lm_eval.tasks").TaskManager
+
+    class Manager(base):  # type: ignore[misc, valid-type]
+        """Says in one line which task cannot be read."""
+
+        def load(self, task_list: Sequence[str]) -> Any:
+            try:
+                return super().load(list(task_list))
+            except Exception:  # whatever datasets and Jinja raise
+                for name in task_list:
+                    self._load_alone(name)
+                raise
+
+        def _load_alone(self, name: str) -> None:
+            """Raise ValueError if this task is one that cannot be read."""
+            try:
+                super().load([name])
+            except Exception as error:
+                place = getattr(self.task_index.get(name), "yaml_path", None) or "of the harness"
+                reasons = _reasons(error)
+                raise ValueError(f"--tasks {name} ({place}): cannot be read: {reasons}") from error
+
+    return Manager(include_path=None if include_path is None else str(include_path))
+
+
+def _reasons(error: BaseException | None) -> str:
+    """Return what an error says, and what those say that it came from."""
+    texts: list[str] = []
+    while error is not None:
+        text = str(error) or type(error).__name__
+        if not any(text in other for other in texts):
+            texts.append(text)
+        error = error.__cause__ or error.__context__
+    return ": ".join(texts)
 
 
 def _check(options: argparse.Namespace) -> None:

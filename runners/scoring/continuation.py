@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from moeut.decoding import Decoded
 from moeut.sampling import check_settings, generate
-from runners.config.schema import ConfigError
 from runners.scoring.language_model import LanguageModel
+from runners.scoring.room import check_room, tokens_after
 from runners.training.batches import padded_batch
 
 
@@ -111,18 +113,53 @@ def continue_ids(
     generator: torch.Generator | None = None,
     on_token: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Decoded:
-    """Continue rows of ids in one batch.
+    """Continue rows of ids, in one batch where all have the same room for what follows.
 
     Args:
         loaded: the model.
         rows: ids, at least one in each row.
-        settings: sampling, depth and length.
+        settings: sampling, depth and length; a row near the end of learned positions gets as many
+            tokens as they allow.
         generator: what is drawn from, on the model's device.
         on_token: called after each step, see ``moeut.sampling.generate``.
 
     Raises:
-        ValueError: a setting out of range, or a depth that the model cannot take.
+        ValueError: a setting out of range, a depth that the model cannot take, or a row that
+            learned positions have no room for.
     """
+    alike: dict[int, list[int]] = {}  # room → rows
+    for index, row in enumerate(rows):
+        alike.setdefault(tokens_after(loaded, len(row), settings.max_tokens), []).append(index)
+    parts = {
+        room: _continue_alike(
+            loaded,
+            [rows[index] for index in indices],
+            dataclasses.replace(settings, max_tokens=room),
+            generator,
+            on_token,
+        )
+        for room, indices in alike.items()
+    }
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    size = max(part.tokens.shape[1] for part in parts.values())
+    order = torch.tensor([index for indices in alike.values() for index in indices])
+    place = order.argsort().to(loaded.device)
+    padded = [F.pad(part.tokens, (0, size - part.tokens.shape[1])) for part in parts.values()]
+    return Decoded(
+        torch.cat(padded)[place],
+        torch.cat([part.lengths for part in parts.values()])[place],
+        torch.cat([part.finished for part in parts.values()])[place],
+    )
+
+
+def _continue_alike(
+    loaded: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    settings: Settings,
+    generator: torch.Generator | None,
+    on_token: Callable[[torch.Tensor, torch.Tensor], None] | None,
+) -> Decoded:
     tokens, mask = padded_batch(rows, 0, loaded.device)
     with loaded.autocast():
         return generate(
@@ -140,6 +177,11 @@ def continue_ids(
             use_cache=settings.use_cache,
             on_token=on_token,
         )
+
+
+def prompt_ids(loaded: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of each prompt, after what precedes a document in training."""
+    return [[*loaded.prefix, *loaded.tokenizer.encode(prompt)] for prompt in prompts]
 
 
 def continue_prompts(
@@ -162,13 +204,11 @@ def continue_prompts(
         speed: adds up tokens and seconds.
 
     Raises:
-        ValueError: a setting out of range, a depth that the model cannot take, or nothing to
-            begin from.
+        ValueError: a setting out of range, a depth that the model cannot take, nothing to begin
+            from, or a prompt that learned positions have no room for.
     """
-    ids = [[*loaded.prefix, *loaded.tokenizer.encode(prompt)] for prompt in prompts]
-    for prompt, row in zip(prompts, ids, strict=True):
-        if not row:
-            raise ConfigError(f"prompt {prompt!r}: has no tokens, and the model no boundary token")
+    ids = prompt_ids(loaded, prompts)
+    check_room(loaded, ids, prompts)
     text = TextStream(loaded, ids[0])
     ends = [time.monotonic()]
 

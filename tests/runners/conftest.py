@@ -327,7 +327,7 @@ TINY = {
 }
 
 
-def _tiny_language_model(architecture="moeut", *, tokenizer=None, context_length=24):
+def _tiny_language_model(architecture="moeut", *, tokenizer=None, context_length=24, **options):
     """Return a random float64 language model with 4 applied layers, over bytes."""
     tokenizer = tokenizer or Bytes(Bytes.CONTENT)
     torch.manual_seed(1)
@@ -337,6 +337,7 @@ def _tiny_language_model(architecture="moeut", *, tokenizer=None, context_length
         vocabulary_size=tokenizer.vocabulary_size,
         d_model=16,
         **TINY[architecture],
+        **options,
     )
     return LanguageModel(
         model=moeut.build(config).double().eval(),

@@ -15,6 +15,15 @@ from runners.generate import main
 from runners.scoring.language_model import load_language_model
 from tasks.language.tokenizers import Bytes
 
+LEARNED = """
+task: {name: language, corpus: files, files: [FILE], tokenizer: bytes, context_length: 16,
+       validation_fraction: 0.2, test_fraction: 0.2}
+model: {architecture: moeut, d_model: 16, depth: {group: 1, repeats: 2}, attention: {num_heads: 2},
+        position: {kind: learned, max_length: 20},
+        feed_forward: {num_experts: 4, expert_size: 8, top_k: 2}}
+train: {steps: 2, batch_size: 2, checkpoint_interval: 1}
+"""
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory, language_run) -> Path:
@@ -79,6 +88,50 @@ def test_what_is_longer_than_a_window_is_said(directory: Path, capsys) -> None:
         printed = capsys.readouterr()
         assert json.loads(printed.out)["num_tokens"] == count  # it is written all the same
         assert ("windows of 16" in printed.err) == is_said
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, language_run) -> Path:
+    """A model of 20 positions, one of which the boundary takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        return language_run(tmp_path_factory.mktemp("learned"), patch, LEARNED)
+
+
+def test_where_positions_end_fewer_tokens_follow_and_it_is_said(
+    learned: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("abc\n" + "x" * 19 + "\nabcdefg\n")
+    monkeypatch.setattr(
+        "moeut.sampling._choose", lambda logits, *rest: logits[:, :1].argmax(1) + 97
+    )
+    for word in ("--greedy", "--no-cache"):
+        assert main([str(learned), "--prompts", str(path), "--json", word]) == 0
+        printed = capsys.readouterr()
+        rows = [json.loads(line) for line in printed.out.splitlines()]
+        # The last token written is not read: 21 - 1 - the prompt's.
+        assert [(row["prompt"], row["num_tokens"]) for row in rows] == [
+            ("abc", 17),
+            ("x" * 19, 1),
+            ("abcdefg", 13),
+        ]
+        assert [row["text"] for row in rows] == ["a" * 17, "a", "a" * 13]
+        assert "3 of 3 prompts: fewer than 128 tokens can follow (the fewest: 1)" in printed.err
+        assert "positions end at 20" in printed.err
+    assert main([str(learned), "--prompt", "abc", "--max-tokens", "17"]) == 0
+    assert "fewer" not in capsys.readouterr().err
+
+
+def test_a_prompt_without_room_is_refused_before_anything_is_computed(
+    learned: Path, tmp_path: Path, capsys
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("abc\n" + "x" * 20 + "\n")
+    assert main([str(learned), "--prompts", str(path), "--batch-size", "1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "21 tokens; the model's learned positions end at 20" in printed.err
+    assert printed.err.count("\n") == 1
 
 
 def test_ids_that_the_tokenizer_lacks_are_not_written(

@@ -214,7 +214,7 @@ def test_generation_is_greedy_and_ends_at_a_stop_string(lm_eval, tiny_language_m
     model = harness.harness_model(language)
     found = model.generate_until([instance("generate_until", p, settings) for p in prompts])
     for prompt, text in zip(prompts, found, strict=True):
-        tokens = [256, *prompt.encode()][-(40 - 8) :]
+        tokens = [256, *prompt.encode()]  # whole, also where it is longer than the context
         written: list[int] = []
         with torch.no_grad():
             for _ in range(8):
@@ -227,6 +227,104 @@ def test_generation_is_greedy_and_ends_at_a_stop_string(lm_eval, tiny_language_m
     (cut,) = model.generate_until([instance("generate_until", "abc", settings | {"until": [stop]})])
     assert cut == found[0].split(stop)[0]
     assert len(cut) < len(found[0])
+
+
+def read_prompts(monkeypatch, module=harness):
+    """Return a list that gets the rows of ids that are continued."""
+    seen: list[list[int]] = []
+    real = module.continue_ids
+
+    def spy(language, rows, settings, **options):
+        seen.extend(rows)
+        return real(language, rows, settings, **options)
+
+    monkeypatch.setattr(module, "continue_ids", spy)
+    return seen
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("limit", [None, 30])
+def test_a_prompt_stays_whole_however_many_tokens_are_asked_for(
+    lm_eval, tiny_language_model, monkeypatch, caplog, limit
+):
+    """The default of 256 tokens is more than the context holds."""
+    position = {} if limit is None else {"position": {"kind": "learned", "max_length": limit}}
+    language = tiny_language_model("transformer", context_length=24, **position)
+    monkeypatch.setattr(type(language.tokenizer), "boundary_id", None)  # nothing ends a text
+    seen = read_prompts(monkeypatch)
+    prompts = ["the cat sat on a mat", "x" * 30, "a"]
+    found = harness.harness_model(language).generate_until(
+        [instance("generate_until", prompt, {"until": []}) for prompt in prompts]
+    )
+    assert seen == [list(prompt.encode()) for prompt in prompts]
+    with torch.no_grad():
+        for prompt, text in zip(prompts, found, strict=True):
+            written: list[int] = []
+            # The last token written is not read.
+            for _ in range(256 if limit is None else limit + 1 - len(prompt)):
+                ids = torch.tensor([list(prompt.encode()) + written])
+                written.append(int(language.model(ids).logits[0, -1, :256].argmax()))
+                if limit is None and len(written) == 12:
+                    break
+            decoded = language.tokenizer.decode(written)
+            assert text == decoded if limit else text.startswith(decoded[:4])
+    said = [record.message for record in caplog.records]
+    assert any("1 of 3 prompts are longer than the windows of 24 tokens" in line for line in said)
+    assert any("3 of 3 prompts: fewer than 256 tokens" in line for line in said) == bool(limit)
+
+
+@pytest.mark.extras
+def test_a_prompt_without_room_is_refused_before_anything_is_generated(
+    lm_eval, tiny_language_model, monkeypatch
+):
+    position = {"kind": "learned", "max_length": 30}
+    language = tiny_language_model("transformer", position=position)
+    seen = read_prompts(monkeypatch)
+    requests = [instance("generate_until", text, {"until": []}) for text in ("a", "x" * 30)]
+    with pytest.raises(ValueError, match="31 tokens; the model's learned positions end at 30"):
+        harness.harness_model(language).generate_until(requests)
+    assert seen == []
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("key", harness.MAX_TOKENS_KEYS)
+def test_every_name_of_the_number_of_tokens_counts(lm_eval, tiny_language_model, monkeypatch, key):
+    language = tiny_language_model()
+    monkeypatch.setattr(type(language.tokenizer), "boundary_id", None)  # nothing ends a text
+    monkeypatch.setattr(type(language.tokenizer), "decode", lambda self, ids: "." * len(ids))
+    model = harness.harness_model(language)
+    requests = [instance("generate_until", "abc", {"until": [], key: n}) for n in (1, 30)]
+    assert [len(text) for text in model.generate_until(requests)] == [1, 30]
+
+
+@pytest.mark.extras
+def test_wildcards_name_tasks_and_unreadable_data_is_one_line(
+    lm_eval, tmp_path, tiny_language_model, monkeypatch, capsys
+):
+    monkeypatch.setattr(harness, "load_language_model", lambda *a, **o: tiny_language_model())
+    for name in ("ours_one", "ours_two"):
+        write(
+            tmp_path,
+            name,
+            blimp_rows(2),
+            kind="multiple_choice",
+            text='""',
+            target="0",
+            choices='doc_to_choice: "{{[sentence_good, sentence_bad]}}"',
+            metrics="acc",
+        )
+    words = ["run", "--include-path", str(tmp_path), "--json"]
+    assert harness.main([*words, "--tasks", "ours_*"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["results"]) == {"ours_one", "ours_two"}
+    assert harness.main([*words, "--tasks", "theirs_*"]) == exit_status.BAD_INPUT
+    assert "--tasks theirs_*: not among the harness's tasks" in capsys.readouterr().err
+    for spoil in (lambda file: file.write_text("no json\n"), lambda file: file.unlink()):
+        spoil(tmp_path / "ours_two.jsonl")
+        assert harness.main([*words, "--tasks", "ours_two"]) == exit_status.BAD_INPUT
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        assert "--tasks ours_two" in error.strip().splitlines()[-1]
+        assert "ours_two.yaml" in error.strip().splitlines()[-1]
 
 
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):

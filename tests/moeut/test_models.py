@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moeut.blocks.layer import Layer
+from moeut.blocks.updates import CopyGate
 from moeut.models import build
 from moeut.recurrence.halting import AdaptiveComputationTime
 from moeut.recurrence.inputs import Inputs
@@ -267,9 +268,10 @@ def test_tokens_have_to_be_whole_numbers_in_two_dimensions(make_model):
         model(torch.zeros(2, 3))
 
 
-@pytest.mark.parametrize("attention", ["dense", "switch_head"])
+@pytest.mark.parametrize("attention", ["dense", "switch_head", "geometric"])
 def test_compiles_without_a_graph_break(make_model, attention):
-    model = make_model(attention=attention).float().train()
+    others = {"position": "none", "update": CopyGate()} if attention == "geometric" else {}
+    model = make_model(attention=attention, **others).float().train()
     tokens = _batch()[0]
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

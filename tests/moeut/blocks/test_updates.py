@@ -144,7 +144,7 @@ CROSSED = {
         "architecture": "ndr",
         "feed_forward": {"kind": "sigma_moe", "num_experts": 6, "expert_size": 8, "top_k": 2},
     },
-    "ndr_switch_head": {"architecture": "ndr_gate", "attention": "switch_head"},
+    "ndr_switch_head": {"architecture": "ndr_gate", "attention": {"kind": "switch_head"}},
     "gated_moeut": {"architecture": "moeut", "update": "copy_gate"},
     "halting": {"architecture": "ndr", "halting": "act"},
     "injection": {"architecture": "ndr", "state": {"injection": "add"}},
@@ -153,19 +153,15 @@ CROSSED = {
 
 def make_model(name: str, form: str, **options: Any) -> torch.nn.Module:
     torch.manual_seed(0)
-    section = {"d_model": 16, "attention": {"num_heads": 2}} | options
-    chosen = {**CROSSED[name]}
-    if isinstance(chosen.get("attention"), str):
-        section["attention"] = {"kind": chosen.pop("attention"), "num_heads": 2}
-    section = chosen | section
+    section = {"d_model": 16, "attention": {"num_heads": 2}} | CROSSED[name] | options
     config = moeut.configure(moeut.blueprint(section), form=form, vocabulary_size=9, **FORMS[form])
     return moeut.build(config)
 
 
-def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor, **options: Any):
+def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor):
     form = model.config.form
     if form == "encoder_decoder":
-        return model(tokens, tokens, source_mask=mask, target_mask=mask, **options)
+        return model(tokens, tokens, source_mask=mask, target_mask=mask)
     return model(tokens, **{"padding_mask" if form == "decoder_lm" else "source_mask": mask})
 
 

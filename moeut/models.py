@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from moeut.blocks import masks
 from moeut.blocks.embeddings import Embedding, Head
-from moeut.blocks.routing import RoutingRecord
+from moeut.blocks.routing import RouterRecord, RoutingRecord
 from moeut.config import Form, ModelConfig
 from moeut.initialization import initialize
 from moeut.recurrence.cache import StackCache
@@ -49,6 +50,12 @@ class ModelOutput:
 
     repeats: dict[str, list[Tensor]] = field(default_factory=dict)
     """By stack: (B, T, D) the state that each repeat ended with, before coda and final norm."""
+
+
+# FSDP sends gradients where a backward pass meets a tensor that a module has returned. PyTorch 2.11
+# looks for those in what it can flatten alone: without this they would stay 0, in silence.
+for _returned in (ModelOutput, RoutingRecord, RouterRecord):
+    register_dataclass(_returned)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from moeut.blocks.routing import RouterRecord, RoutingRecord
-from moeut.models import ModelOutput
 from runners.process.ranks import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -32,24 +30,12 @@ def shard(model: Any, world: World) -> None:
     gathering them, and scattering their gradients, at each application would cost more than it
     saves.
     """
-    register_outputs()
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (world.size,))
     if model.config.form == "decoder_lm" and not model.config.depth.is_shared:
         for layer in model.decoder.layers:
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-
-
-def register_outputs() -> None:
-    """Let FSDP see the tensors in what models and layers return.
-
-    In a backward pass it gathers weights, and sends gradients, where it meets one of them. PyTorch
-    2.11 looks into tuples and dicts alone: gradients would stay unsent, and 0, in silence.
-    """
-    for record in (ModelOutput, RoutingRecord, RouterRecord):
-        if record not in torch.utils._pytree.SUPPORTED_NODES:
-            torch.utils._pytree.register_dataclass(record)
 
 
 def part_of(whole: torch.Tensor, *, like: Any) -> Any:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from moeut.blocks.layer import Layer
 from moeut.blocks.updates import CopyGate
@@ -214,6 +215,22 @@ def test_auxiliary_loss_is_for_training(make_model, form):
         ).auxiliary_loss
         assert training.item() == pytest.approx((encoder + decoder).item(), abs=1e-13)
         assert min(-encoder.item(), -decoder.item()) > 0.1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_gradients_go_through_tensors_that_fsdp_sees(make_model, form):
+    """An output that torch does not flatten hides its tensors: their gradients stay unsent."""
+    model = make_model(form).train()
+    outputs = []
+    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    for module in (model, *layers):
+        module.register_forward_hook(lambda module, args, output: outputs.append(output))
+    _run(model)
+    assert len(outputs) > len(layers) > 0
+    for output in outputs:
+        leaves = tree_leaves(output)
+        assert not [leaf for leaf in leaves if dataclasses.is_dataclass(leaf)]
+        assert any(torch.is_tensor(leaf) and leaf.requires_grad for leaf in leaves)
 
 
 @pytest.mark.parametrize("loss_over", ["real", "all"])

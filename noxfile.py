@@ -4,6 +4,7 @@ Every session installs the project into an environment of its own. One thread pe
 processes that fight over two cores with several threads each can be thirty times slower than one.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -39,6 +40,18 @@ def extras(session: nox.Session) -> None:
     """Run the tests of what needs the optional packages: the harness, Hugging Face."""
     session.install("-e", ".[test,lm,eval,hf]")
     session.run("pytest", "-m", "extras", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Damage users' files at random, thousands of times each: refused in one line, or read whole.
+
+    Extra arguments go to pytest; MOEUT_MUTANTS is the number for each kind of file.
+    """
+    session.install("-e", ".[test]")
+    number = os.environ.get("MOEUT_MUTANTS", "3000")
+    wanted = {**ONE_THREAD, "MOEUT_MUTANTS": number}
+    session.run("pytest", "-n", "2", "tests/tasks/test_mutants.py", *session.posargs, env=wanted)
 
 
 @nox.session

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import json
@@ -64,6 +65,7 @@ def nearest(value: object, allowed: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
+@functools.cache  # a source is looked up and parsed in 20 ms
 def field_docstrings(cls: type) -> dict[str, str]:
     """Return the string literal that stands under each annotated field of a class, on one line."""
     try:

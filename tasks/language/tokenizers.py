@@ -170,7 +170,10 @@ def _failures_in_words(what: str) -> Iterator[None]:
         is_panic = type(error).__name__ == "PanicException"
         if not isinstance(error, Exception) and not is_panic:
             raise
-        raise ValueError(f"{what} ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split())
+        if len(reason) > 300:  # it may quote the file; the place stands at its end
+            reason = f"{reason[:200]} … {reason[-80:]}"
+        raise ValueError(f"{what} ({reason})") from None
 
 
 @contextlib.contextmanager

@@ -19,11 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from runners.process import signals
 from runners.process.signals import Stopped
-from runners.process.terminal import make_console
 from runners.reporting import zero_shot as zero_shot_report
 from runners.reporting.run_result import Score, to_plain
 from runners.scoring import zero_shot
@@ -32,6 +30,7 @@ from runners.scoring.language_model import add_tokenizer_argument
 from runners.scoring.likelihoods import BATCH_SIZE
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
+from tasks.base.console import WholeTable, make_console
 from tasks.zero_shot import ZERO_SHOT
 
 EXAMPLES = """examples:
@@ -95,7 +94,7 @@ def _evaluate_benchmarks(options: argparse.Namespace, check: Callable[[], None])
 def print_table(scores: Sequence[Score], console: Console) -> None:
     """Print scores, one row for each split and depth."""
     names = list(dict.fromkeys(name for score in scores for name in score.metrics))
-    table = Table(box=None, pad_edge=False)
+    table = WholeTable(box=None, pad_edge=False)
     for column in ("split", "repeats", "rows", *names, "ceiling", "chance", "majority"):
         # Spaces, at which a narrow terminal breaks the line instead of cutting the word.
         title = column.replace("_", " ")

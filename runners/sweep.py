@@ -23,7 +23,6 @@ from typing import Any
 from runners.config.grid import PlannedRun, Sweep, expand, read_sweep, write_plan
 from runners.config.schema import ConfigError
 from runners.process import environment, signals
-from runners.process.terminal import make_console
 from runners.sweeping.executor import Executor, Job
 from runners.sweeping.local import LocalExecutor, default_workers
 from runners.sweeping.reconcile import job_of, reconcile, sweep_status
@@ -31,6 +30,7 @@ from runners.training.experiment import Built, build, data_hash, missing_data
 from runners.training.tensorboard import check_tensorboard
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
+from tasks.base.console import make_console
 from tasks.base.lease import Lease, Locked
 from tasks.base.options import nearest
 

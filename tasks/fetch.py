@@ -31,6 +31,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from tasks import scan
 from tasks.base.command_line import Parser, run
+from tasks.base.console import make_console, say
 from tasks.base.data_files import DataFile, cache_folder, data_folders
 from tasks.base.options import nearest
 from tasks.base.storage import open_atomically, sha256_of_file
@@ -204,9 +205,9 @@ def fetch(files: Sequence[DataFile], mirror: str | None, console: Console) -> in
         FetchError: a file fails; those fetched before it are kept.
     """
     missing = [file for file in files if not is_present(file)]
-    console.print(f"{len(files)} files, {len(files) - len(missing)} already there")
+    say(console, f"{len(files)} files, {len(files) - len(missing)} already there")
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -222,7 +223,7 @@ def fetch(files: Sequence[DataFile], mirror: str | None, console: Console) -> in
 
             goal = fetch_file(file, cache_folder(), mirror, report)
             progress.remove_task(bar)
-            console.print(f"{goal}", soft_wrap=True, highlight=False)
+            say(console, str(goal))
     for archive in {file.archive.path for file in missing if file.archive is not None}:
         (cache_folder() / archive).unlink(missing_ok=True)
     return len(missing)
@@ -264,7 +265,7 @@ interrupted download goes on where it stopped.""",
         help="where the same paths lie, instead of their authors' servers",
     )
     arguments = parser.parse_intermixed_args(words)
-    fetch(choose(arguments.names), arguments.mirror, Console())
+    fetch(choose(arguments.names), arguments.mirror, make_console())
 
 
 if __name__ == "__main__":

@@ -15,14 +15,12 @@ language`` and the same options.
 from __future__ import annotations
 
 import logging
-import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from tasks.base import options
 from tasks.base.command_line import Parser, run
+from tasks.base.console import make_console
 from tasks.language.corpora import CORPORA
 from tasks.language.shards import check_files
 from tasks.language.task import Language
@@ -64,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> None:
     task = Language(**options.parse_words("language", Language, arguments.options))
     prepared = task.prepare(workers=arguments.workers)
     read = check_files(prepared.folder, prepared.shards(), prepared.dtype, thorough=arguments.check)
-    show_text(task, Console(width=None if sys.stdout.isatty() else 120), num_windows=0)
+    show_text(task, make_console(120), num_windows=0)
     if arguments.check:
         print(f"{read} files read: all as they were packed")
 

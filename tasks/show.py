@@ -16,12 +16,12 @@ from collections.abc import Sequence
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from tasks.base import scoring
 from tasks.base.command_line import run
+from tasks.base.console import WholeTable, make_console, say
 from tasks.base.numbers import exact_text
+from tasks.base.printable import printable
 from tasks.base.task import Example, ExampleTask, Task, select_rows
 from tasks.base.text import TextTask
 from tasks.menu import parse_task_arguments, task_from_words, task_parser
@@ -56,15 +56,15 @@ def overlap(task: ExampleTask, split: str) -> dict[str, int]:
     }
 
 
-def split_table(task: ExampleTask) -> Table:
+def split_table(task: ExampleTask) -> WholeTable:
     """Return sizes and lengths of every split."""
-    table = Table(title="splits: rows, tokens (least–most, mean)", title_justify="left")
-    table.add_column("split", no_wrap=True)
+    table = WholeTable(title="splits: rows, tokens (least–most, mean)")
+    table.add_column("split")
     for column in ("rows", "distinct", "source", "target", task.difficulty_name):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for name, rows in task.splits().items():
         table.add_row(
-            escape(name),
+            name,
             f"{len(rows):,}",
             f"{len({row.source for row in rows}):,}",
             _spread([len(row.source) for row in rows]),
@@ -74,11 +74,11 @@ def split_table(task: ExampleTask) -> Table:
     return table
 
 
-def comparison_table(task: ExampleTask) -> Table:
+def comparison_table(task: ExampleTask) -> WholeTable:
     """Return how every other split relates to train: overlap, unseen tokens, ceiling, baselines."""
     title = "beside train: rows that train has too, tokens it never shows, scores in %"
-    table = Table(title=title, title_justify="left")
-    table.add_column("split", no_wrap=True)
+    table = WholeTable(title=title)
+    table.add_column("split")
     for column in (
         "shared sources",
         "shared rows",
@@ -95,7 +95,7 @@ def comparison_table(task: ExampleTask) -> Table:
         shared = overlap(task, name)
         source, target = unseen_tokens(task, name)
         table.add_row(
-            escape(name),
+            name,
             f"{shared['same_source']:,}",
             f"{shared['same_row']:,}",
             _listed(source),
@@ -109,10 +109,10 @@ def comparison_table(task: ExampleTask) -> Table:
 
 def count_table(
     task: ExampleTask, title: str, counts: dict[str, collections.Counter[str]]
-) -> Table:
+) -> WholeTable:
     """Return how often each label occurs in each split, most frequent in train first."""
-    table = Table(title=title, title_justify="left")
-    table.add_column(title.split()[0], overflow="fold")
+    table = WholeTable(title=title)
+    table.add_column(title.split()[0])
     for name in counts:
         table.add_column(name, justify="right")
     labels = {label for counter in counts.values() for label in counter}
@@ -122,7 +122,7 @@ def count_table(
         for counter in counts.values():
             share = f" ({100 * counter[label] / counter.total():.1f} %)" if counter[label] else ""
             cells.append(f"{counter[label]:,}{share}")
-        table.add_row(escape(label), *cells)
+        table.add_row(label, *cells)
     return table
 
 
@@ -133,7 +133,7 @@ def show(task: Task, console: Console, num_examples: int = 3) -> None:
         DataMissing, DataDamaged: the data cannot be read; nothing is printed.
     """
     task.splits()
-    console.print(f"[bold]{escape(repr(task))}[/bold]", highlight=False, soft_wrap=True)
+    say(console, repr(task), style="bold")
     if isinstance(task, TextTask):
         show_text(task, console, num_examples)
     elif isinstance(task, ExampleTask):
@@ -143,7 +143,7 @@ def show(task: Task, console: Console, num_examples: int = 3) -> None:
 def show_facts(task: Task, console: Console) -> None:
     """Print the facts of a task, one a line."""
     for what, value in task.facts().items():
-        console.print(escape(f"{what}: {value}"), highlight=False, soft_wrap=True)
+        say(console, f"{what}: {value}")
 
 
 def show_examples(task: ExampleTask, console: Console, num_examples: int) -> None:
@@ -160,15 +160,11 @@ def show_examples(task: ExampleTask, console: Console, num_examples: int) -> Non
     if any(set(counter) != {""} for counter in categories.values()):
         console.print(count_table(task, "category counts", categories))
     for name, rows in splits.items():
-        console.print(f"[bold]{escape(name)}[/bold]")
+        say(console, name, style="bold")
         for row in examples_of(rows, num_examples):
             note = f"  ({row.category})" if row.category else ""
-            console.print(
-                f"  {' '.join(row.source)}\n    -> {' '.join(row.target)}{note}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(console, f"  {printable(' '.join(row.source))}")
+            say(console, f"    -> {printable(' '.join(row.target) + note)}")
 
 
 def show_text(task: TextTask, console: Console, num_windows: int) -> None:
@@ -179,30 +175,24 @@ def show_text(task: TextTask, console: Console, num_windows: int) -> None:
         return
     tokenizer = task.load_tokenizer()
     for name, split in task.splits().items():
-        console.print(
-            f"[bold]{escape(name)}[/bold]: {len(split):,} windows of {task.context_length:,} "
-            f"tokens, the first as text:",
-            highlight=False,
-        )
+        size = f"{len(split):,} windows of {task.context_length:,} tokens"
+        say(console, f"{name}: {size}, the first as text:", style="bold")
         for window in split.windows(np.arange(min(num_windows, len(split)))):
             text = tokenizer.decode(window.tolist())
-            console.print(f"  {text[:WINDOW_CHARACTERS]!r}", markup=False, soft_wrap=True)
+            say(console, f"  {text[:WINDOW_CHARACTERS]!r}")
 
 
-def text_table(task: TextTask) -> Table:
+def text_table(task: TextTask) -> WholeTable:
     """Return how much text each split holds."""
-    table = Table(
-        title="splits (duplicates: documents dropped)",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+    table = WholeTable(
+        title="splits (duplicates: documents dropped)", box=SIMPLE_HEAD, pad_edge=False
     )
-    table.add_column("split", no_wrap=True)
+    table.add_column("split")
     for column in ("documents", "duplicates", "tokens", "bytes", "bytes/token"):
         table.add_column(column, justify="right")
     for name, split in task.splits().items():
         table.add_row(
-            escape(name),
+            name,
             f"{split.num_documents:,}",
             f"{split.num_duplicates:,}",
             f"{split.num_tokens:,}",
@@ -229,7 +219,7 @@ def _listed(tokens: Sequence[str]) -> str:
     if not tokens:
         return "0"
     shown = ", ".join(tokens[:4]) + (", …" if len(tokens) > 4 else "")
-    return escape(f"{len(tokens)}: {shown}")
+    return f"{len(tokens)}: {shown}"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -249,7 +239,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parse_task_arguments(parser, words)
     if arguments.examples < 0:
         raise ValueError(f"--examples={arguments.examples}: must be at least 0")
-    show(task_from_words(arguments.task, arguments.options), Console(), arguments.examples)
+    show(task_from_words(arguments.task, arguments.options), make_console(), arguments.examples)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.text import Text
 
 from runners.bench.results import write_result
 from runners.reporting.tables import Table, to_rich
+from tasks.base.console import make_console
 
 DEVICE_FAILED = 3
 """Exit status after an error that leaves the device unusable for this process."""
@@ -55,12 +55,12 @@ def deliver(
     width: int = 110,
 ) -> None:
     """Print a heading and tables, ``width`` columns wide off a terminal, and write ``--json``."""
-    console = Console(width=None if sys.stdout.isatty() else width)
-    console.print(heading, markup=False)
+    console = make_console(width)
+    console.print(Text(heading))
     for table in tables:
         console.print(to_rich(table))
         for note in table.notes:
-            console.print(note, markup=False)
+            console.print(Text(note))
     if options.json is not None:
         write_result(options.json, result)
 

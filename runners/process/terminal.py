@@ -1,15 +1,6 @@
-"""What commands print with: a console, and times in words."""
+"""Times in words, as commands print them."""
 
 from __future__ import annotations
-
-import sys
-
-from rich.console import Console
-
-
-def make_console() -> Console:
-    """Return the console of the standard output; a log gets lines of 160 columns, not 80."""
-    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def duration(seconds: float) -> str:

@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from runners.reporting import breakdown, comparison, figures, tables
 from runners.reporting.results import Setting, SweepResults, load
 from runners.reporting.run_result import to_plain
 from runners.reporting.statistics import TOO_SMALL, Comparison, summarize
+from tasks.base.console import make_console
 from tasks.base.metrics import is_lower_better
+from tasks.base.printable import printable
 from tasks.base.storage import write_atomically
 
 # --- writing ----------------------------------------------------------------------------
@@ -73,13 +77,11 @@ def print_report(results: SweepResults) -> None:
     if not sys.stdout.isatty():
         print("\n".join(map(tables.to_markdown, shown)), end="")
         return
-    from rich.console import Console
-
-    console = Console()
+    console = make_console()
     for table in shown:
         console.print(tables.to_rich(table))
         for note in table.notes:
-            console.print(f"  {note}", markup=False, highlight=False)
+            console.print(Text(f"  {printable(note)}"))
 
 
 # --- rows -------------------------------------------------------------------------------

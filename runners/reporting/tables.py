@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from rich.text import Text
 
 from runners.process.terminal import duration
 from runners.reporting.statistics import TOO_SMALL, Comparison, Summary, summarize
+from tasks.base.console import WholeTable
 from tasks.base.metrics import METRICS
+from tasks.base.printable import printable
 
 MISSING = "–"
 
@@ -106,22 +109,16 @@ def to_latex(table: Table) -> str:
     )
 
 
-def to_rich(table: Table) -> Any:
-    """Return the table as a ``rich.table.Table``."""
-    import rich.markup
-    import rich.table
-
-    shown = rich.table.Table(title=table.title, title_justify="left")
+def to_rich(table: Table) -> WholeTable:
+    """Return the table for a terminal."""
+    shown = WholeTable(title=table.title)
     for index, column in enumerate(table.columns):
-        shown.add_column(
-            rich.markup.escape(column), justify="left" if index < table.num_names else "right"
-        )
+        shown.add_column(column, justify="left" if index < table.num_names else "right")
     for r, row in enumerate(table.rows):
-        cells = [rich.markup.escape(cell) for cell in row]
         shown.add_row(
             *(
-                f"[bold]{cell}[/bold]" if (r, c) in table.bold else cell
-                for c, cell in enumerate(cells)
+                Text(printable(cell), style="bold" if (r, c) in table.bold else "")
+                for c, cell in enumerate(row)
             )
         )
     return shown

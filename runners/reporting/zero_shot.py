@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from runners.reporting.tables import MISSING, Table, to_latex, to_markdown, to_rich
+from tasks.base.printable import printable
 from tasks.zero_shot import Result, Score, get
 from tasks.zero_shot.scoring import AVERAGES
 
@@ -127,5 +129,5 @@ def show(reports: Sequence[Report], style: str, console: Console) -> None:
                 continue
             console.print(shown)
             for note in table.notes:
-                console.print(note, style="dim", highlight=False)
+                console.print(Text(printable(note), style="dim"))
             console.print()

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runners.reporting.zero_shot import Report
 from runners.scoring.language_model import LanguageModel, load_language_model
 from runners.scoring.likelihoods import BATCH_SIZE, encode, is_truncated, score_requests
+from tasks.base.console import PlainConsole
 from tasks.zero_shot import ZERO_SHOT, Benchmark, Question, Result, get, score
 
 ALL = "all"
@@ -119,9 +119,9 @@ class _Bar:
 
     def __init__(self, title: str, check: Callable[[], None]) -> None:
         self.title, self.check = title, check
-        console = Console(stderr=True)
+        console = PlainConsole(stderr=True)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
 from runners.config.grid import PlannedRun
 from runners.config.labels import compact
@@ -18,6 +17,7 @@ from runners.process.run_directory import RunDirectory
 from runners.process.terminal import duration
 from runners.training.cost import describe_model, macs_per_token, mean_lengths, seconds_per_step
 from runners.training.experiment import Built
+from tasks.base.console import WholeTable, say
 
 MEASURE_SECONDS = 2.0
 """Time that the updates of one setting are measured over."""
@@ -105,7 +105,7 @@ def print_plan(
     for run in planned:
         settings.setdefault(run.hash, []).append(run)
     estimate = _Estimate()
-    table = Table(box=None, pad_edge=False)
+    table = WholeTable(box=None, pad_edge=False)
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "setting" else "right")
     lines = []
@@ -116,12 +116,12 @@ def print_plan(
     console.print(table)
     marked = [name for name in ours if any(run.variant == name for run in planned)]
     if marked:
-        _say(console, f"ours, and not among the paper's: {', '.join(marked)}")
+        say(console, f"ours, and not among the paper's: {', '.join(marked)}")
     missing = dict.fromkeys(each.missing for each in built.values() if each.missing)
     if missing:
-        _say(console, f"{len(planned)} runs, none of which can start:", *missing)
+        say(console, "\n".join([f"{len(planned)} runs, none of which can start:", *missing]))
     else:
-        _say(console, _summary(lines, workers, num_measured=len(estimate.measured)))
+        say(console, _summary(lines, workers, num_measured=len(estimate.measured)))
 
 
 def _summary(lines: Sequence[_Line], workers: int, *, num_measured: int) -> str:
@@ -136,11 +136,6 @@ def _summary(lines: Sequence[_Line], workers: int, *, num_measured: int) -> str:
         "in proportion to MACs; scoring comes on top)"
         + (f"; {unknown} settings are too large to be timed on this CPU" if unknown else "")
     )
-
-
-def _say(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Estimate:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -23,7 +24,10 @@ from runners.process.messages import (
     TrainingProgress,
 )
 from runners.process.terminal import duration
+from tasks.base.console import say
+from tasks.base.printable import printable
 
+BAR_WIDTH = 12
 LINE_SECONDS = 30.0
 """Time between two plain lines about the same run."""
 
@@ -152,14 +156,23 @@ class Display:
         return (waiting * mean + running) / self.num_workers
 
     def _print(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, line)
 
     def _table(self) -> Group:
+        """Return one line a run; where those do not fit, its label on a line above, and no bar."""
+        rows = [(Text(printable(row.label)), row.cells(), row.share) for row in self._rows.values()]
+        tally = Text(self._tally().strip())
+        columns = zip(*([label.plain, *cells] for label, cells, _ in rows), strict=True)
+        width = sum(max(map(cell_len, column)) + 1 for column in columns) + BAR_WIDTH
+        if width > self.console.width:
+            lines = (
+                (label, Text("  " + "  ".join(filter(None, cells)))) for label, cells, _ in rows
+            )
+            return Group(*(line for pair in lines for line in pair), tally)
         table = Table(box=None, pad_edge=False, show_header=False)
         for _ in range(6):
             table.add_column(no_wrap=True)
-        for row in self._rows.values():
-            step, loss, speed, left = row.cells()
-            bar = ProgressBar(total=1.0, completed=row.share, width=12)
-            table.add_row(row.label, bar, step, loss, speed, left)
-        return Group(table, Text(self._tally().strip()))
+        for label, cells, share in rows:
+            bar = ProgressBar(total=1.0, completed=share, width=BAR_WIDTH)
+            table.add_row(label, bar, *map(Text, cells))
+        return Group(table, tally)

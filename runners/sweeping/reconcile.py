@@ -17,6 +17,7 @@ from runners.process.signals import Stop
 from runners.sweeping.executor import Executor, Job
 from runners.sweeping.progress import Display
 from tasks.base import exit_status
+from tasks.base.console import say
 
 
 def job_of(run: PlannedRun) -> Job:
@@ -109,13 +110,8 @@ def _lay_out(run: PlannedRun, sweep: str) -> None:
 def _print_statuses(statuses: dict[Path, str], labels: dict[Path, str], console: Console) -> None:
     counts = Counter(statuses.values())
     words = [f"{count} {status}" for status, count in sorted(counts.items())]
-    console.print(f"{len(statuses)} runs: {', '.join(words)}", highlight=False)
+    say(console, f"{len(statuses)} runs: {', '.join(words)}")
     for directory, status in statuses.items():
         if status == "failed":
             message = RunDirectory(directory).failure()
-            console.print(
-                f"{labels[directory]}: has failed: {message}; --retry-failed tries again",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(console, f"{labels[directory]}: has failed: {message}; --retry-failed tries again")

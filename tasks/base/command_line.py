@@ -27,6 +27,10 @@ class Parser(argparse.ArgumentParser):
             self.epilog = self._reference()
         return super().format_help()
 
+    def print_help(self, file: Any = None) -> None:
+        # argparse swallows that the reader has gone.
+        print(self.format_help(), end="", file=file)
+
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see --help", file=sys.stderr)
         sys.exit(BAD_INPUT)

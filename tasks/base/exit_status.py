@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
 import signal
 import sys
@@ -37,20 +39,40 @@ def bad_input_in_one_line(
 def exit_with(main: Callable[[], int | None], *, reader_gone: int = RESUMABLE) -> NoReturn:
     """Run a command line and exit with the status that it returns; None counts as done.
 
+    What the encoding of the output lacks is printed as ``?``.
+
     Args:
         main: the command line. Ctrl-C in it is one line and status 130.
         reader_gone: status if what reads the output (head, less) has closed it.
     """
     try:
+        _replace_what_cannot_be_printed()
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = main()
+        status = _status_of(main)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # Python would complain once more when it closes the stream at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Python would complain once more when it closes the streams at the end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os.dup2(nowhere, sys.stderr.fileno())
         sys.exit(reader_gone)
-    sys.exit(DONE if status is None else status)
+    sys.exit(status)
+
+
+def _status_of(main: Callable[[], int | None]) -> int | str:
+    """Return the status that a command ends with, also where it exits by itself, as from --help."""
+    try:
+        return main() or DONE
+    except SystemExit as end:
+        return DONE if end.code is None else end.code
+
+
+def _replace_what_cannot_be_printed() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # standard error escapes such characters already
+        sys.stdout.reconfigure(errors="replace")

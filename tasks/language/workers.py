@@ -14,8 +14,9 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import connection
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tasks.base.console import PlainConsole
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +83,9 @@ class Bar:
         self._what, self._unit, self._total = what, unit, total
         self._done = 0
         self._shown = time.monotonic()
-        console = Console(stderr=True)
+        console = PlainConsole(stderr=True)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
             TimeRemainingColumn(),

@@ -186,6 +186,23 @@ def test_workers_are_no_part_of_a_run(command, tmp_path):
     assert "workers" not in json.dumps(planned[0].config.to_dict()["train"])
 
 
+def test_a_plan_shows_the_values_of_the_grid_as_they_are(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_SECONDS", 0.01)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[").mkdir()
+    names = ["[a-m].tsv", "[/x].tsv", ":cat:.tsv"]
+    lines = (tmp_path / "train.tsv").read_text().splitlines(keepends=True)
+    for count, name in enumerate(names, start=20):
+        (tmp_path / name).write_text("".join(lines[:count]))
+    file = tmp_path / "pair.yaml"
+    values = ", ".join(f"'{name}'" for name in names)
+    file.write_text(f"{file.read_text()}parameters:\n  task.train: {{values: [{values}]}}\n")
+    assert sweep.main([*command, "--dry-run", "--only=universal"]) == 0
+    shown = capsys.readouterr().out
+    for name in names:
+        assert f"universal task.train={name} " in shown
+
+
 def test_dry_run_times_large_models_by_fewer_rows_or_not_at_all(command, capsys, monkeypatch):
     monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_SECONDS", 0.01)
     timed = []

@@ -92,3 +92,23 @@ def test_notice_about_a_run_is_a_line_of_its_own():
     display.on_message(ONE, Started())
     display.on_message(ONE, Notice("step_000005: damaged"))
     assert output.getvalue().splitlines()[-1] == f"{LABELS[ONE]}: step_000005: damaged"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_text_of_users_is_shown_whole_and_as_it_is(width, is_terminal):
+    label = "transformer files=[a-m]*.txt name=[/x] :cat: seed 0"
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=is_terminal, width=width, color_system=None)
+    with Display({ONE: label}, console, 1) as display:
+        display.on_message(ONE, Started())
+        display.on_message(ONE, message(51))
+        if is_terminal:
+            display._live.refresh()
+            shown = " ".join(text.getvalue().split())
+            assert label in shown
+            assert "51/100" in shown
+            assert "loss 1.2500" in shown
+            assert "12,346 tokens/s" in shown
+        display.on_message(ONE, Ended("failed", "[bold]no[/x]"))
+    assert f"{label}: failed after 0 s: [bold]no[/x]" in text.getvalue()

@@ -69,3 +69,66 @@ def test_reader_that_has_gone_is_no_traceback(status):
     process.stdout.close()
     error = process.stderr.read()
     assert (process.wait(timeout=30), error) == (status, b"")
+
+
+def run_in(encoding, code, *arguments):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    code = f"from tasks.base.exit_status import exit_with\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        timeout=60,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", b"0.5 ? 0.1\n"), ("latin-1", b"0.5 \xb1 0.1\n"), ("utf-8", b"0.5 \xc2\xb1 0.1\n")],
+)
+def test_what_the_encoding_lacks_is_replaced(encoding, shown):
+    ended = run_in(encoding, "exit_with(lambda: print('0.5 \\u00b1 0.1'))")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, shown, b"")
+    ended = run_in(encoding, "exit_with(lambda: print('a\\ud800b'))")
+    assert (ended.returncode, ended.stdout) == (0, b"a?b\n")
+
+
+def test_help_is_printed_in_any_encoding():
+    code = (
+        "from tasks.base.command_line import Parser\n"
+        "exit_with(Parser(prog='x', description='a \\u2013 b').parse_args)"
+    )
+    ended = run_in("ascii", code, "--help")
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"a ? b" in ended.stdout
+
+
+def test_help_without_a_reader():
+    code = (
+        "from tasks.base.exit_status import exit_with\n"
+        "from tasks.base.command_line import Parser\n"
+        "exit_with(Parser(prog='x', description='long ' * 9999).parse_args)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    error = process.stderr.read()
+    assert (process.wait(timeout=30), error) == (75, b"")
+
+
+def test_reader_of_both_streams_has_gone():
+    code = (
+        "import sys\nfrom tasks.base.exit_status import exit_with\n"
+        "def main():\n"
+        "    for n in range(100_000): print(n)\n"
+        "    print('problem', file=sys.stderr)\n"
+        "exit_with(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 75

@@ -253,12 +253,16 @@ class _Passing:
         self._held: dict[int, Source] = {}
         self._layers = [cast(Layer, layer) for layer in stack.layers]
         self._enters = x
+        self._without_gradient: SharedWeights | None = None
         self.context = self._self_attention(x, window)
         self.cross_context, self.sources, self.source_routing = self._read_memory(x)
 
-    @functools.cached_property
     def _weights_without_gradient(self) -> SharedWeights:
-        return self._share_weights(self._enters)
+        """Return the shared weights of applications without gradient, prepared at the first."""
+        # No cached_property: its lock breaks a compiled graph.
+        if self._without_gradient is None:
+            self._without_gradient = self._share_weights(self._enters)
+        return self._without_gradient
 
     def apply_once(self, place: Place, x: Tensor) -> Tensor:
         """Return the state (B, T, D) after an application outside the repeats."""
@@ -273,7 +277,7 @@ class _Passing:
         context, cross_context = self.context, self.cross_context
         routed = context.routing
         if without_gradient:
-            routed = replace(routed, weights=self._weights_without_gradient)
+            routed = replace(routed, weights=self._weights_without_gradient())
         of_source = None
         if step.active is not None:
             # Who sits out holds keys and values of an application before; without one, all of them

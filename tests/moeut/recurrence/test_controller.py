@@ -16,6 +16,8 @@ from recurrent_cases import (
 )
 
 import moeut
+from moeut.recurrence.controller import Controller, ControllerOptions, Run
+from moeut.recurrence.halting import HALTING
 
 TABLE = list(itertools.product(FORMS, CONTROLLERS, BLOCKS))
 every = pytest.mark.parametrize(("form", "controller", "blocks"), TABLE)
@@ -34,9 +36,10 @@ def gradients(model, **options):
     return output, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-@every
-def test_saved_and_loaded_bit_for_bit(make_recurrent, tmp_path, form, controller, blocks):
-    model = make_recurrent(form, controller, blocks).float().eval()
+@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_saved_and_loaded_bit_for_bit(make_recurrent, tmp_path, form, controller):
+    model = make_recurrent(form, controller).float().eval()
     model.save(tmp_path)
     loaded = moeut.load(tmp_path)
     assert loaded.config == model.config
@@ -177,3 +180,65 @@ def test_controllers_keep_no_state_of_a_pass(make_recurrent, controller):
     run(model).auxiliary_loss.backward()
     assert before == {name: set(vars(module)) for name, module in model.named_modules()}
     assert not list(model.buffers())
+
+
+class _EvenFirst(ControllerOptions):
+    """Odd positions sit out the first repeat."""
+
+    kind = "even_first"
+
+    def build(self, d_model):
+        return _EvenFirstController()
+
+
+class _EvenFirstController(Controller):
+    def begin(self, about):
+        return _EvenFirstRun(about)
+
+
+class _EvenFirstRun(Run):
+    def __init__(self, about):
+        self.even = (about.positions % 2 == 0).expand(about.embedded.shape[:2])
+
+    def before(self, place, step):
+        return step._replace(active=self.even) if place.repeat == 0 else step
+
+
+@torch.no_grad()
+def test_who_sits_out_from_the_first_has_keys_and_values(make_recurrent, monkeypatch):
+    monkeypatch.setitem(HALTING, _EvenFirst.kind, _EvenFirst)
+    model = make_recurrent(halting=_EvenFirst(), prelude=0, coda=0).eval()
+    tokens = torch.arange(14).view(2, 7) % 11
+    output = model(tokens, trace=True)
+    even = (torch.arange(7) % 2 == 0).expand(2, 7)
+    for application, record in enumerate(output.trace["decoder"]):
+        works = {
+            name: (router.selection >= 0).flatten(2).any(-1)
+            for name, router in record.routers.items()
+        }
+        sits_out = application < 2  # both layers of the group, in the first repeat
+        wanted = even if sits_out else torch.ones_like(even)
+        assert torch.equal(works["feed_forward"], wanted)
+        assert torch.equal(works["attention.output"], wanted)
+        assert works["attention.value"].all()
+    first = output.repeats["decoder"][0]
+    assert torch.equal(first[~even], output.hidden["decoder"][0][~even])
+    assert (first[even] - output.hidden["decoder"][0][even]).abs().min() > 0
+    cache = model.new_cache()
+    steps = [model(tokens[:, i : i + 1], cache=cache).logits for i in range(7)]
+    assert (torch.cat(steps, 1) - output.logits).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("controller", ["act", "input_linear"])
+def test_compiled_in_one_graph_it_computes_the_same(make_recurrent, controller):
+    options = {"backprop_repeats": 1} if controller == "input_linear" else {}
+    model = make_recurrent("decoder_lm", controller, "dense", group=1, prelude=0, coda=0).train()
+    plain, wanted = gradients(model, num_repeats=2, **options)
+    call = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
+    model.zero_grad()
+    arguments, masks = batch(model)
+    output = call(*arguments, **masks, num_repeats=2, **options)
+    assert (output.logits - plain.logits).abs().max() < 1e-12
+    loss_of(model, output).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, wanted[name], atol=1e-11), name

@@ -10,10 +10,10 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
-from tasks.base.lines import MARK, parse_json
+from tasks.base.lines import MARK, parse_json, shortened
 from tasks.base.options import OptionError, nearest
 from tasks.language.documents import Document
 from tasks.language.extras import need
@@ -177,13 +177,18 @@ def text_of_row(row: dict[str, Any], place: str, text_field: str) -> str:
         raise OptionError(
             "task.text_field",
             text_field,
-            f"no such field in {place}; it has {', '.join(row) or 'none'}"
-            f"{nearest(text_field, row)}",
+            f"no such field in {place}; it has {_listed(row)}{nearest(text_field, row)}",
         )
     text = row[text_field]
     if not isinstance(text, str):
         raise ValueError(f"{place}: field {text_field!r} holds {_words(text)}, expected text")
     return whole_text(text)
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [shortened(name) for name in names]
+    more = ["…"] if len(shown) > 20 else []
+    return ", ".join(shown[:20] + more) or "none"
 
 
 def whole_text(text: str) -> str:
@@ -233,7 +238,7 @@ def read_parquet(
         raise OptionError(
             "task.text_field",
             text_field,
-            f"no such column in {name}; it has {', '.join(schema.names) or 'none'}"
+            f"no such column in {name}; it has {_listed(schema.names)}"
             f"{nearest(text_field, schema.names)}",
         )
     kind = schema.field(text_field).type

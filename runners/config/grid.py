@@ -155,7 +155,8 @@ def _matching(exclude: Sequence[Node], setting: _Setting, seed: int) -> list[int
 def _same_run(sweep: Sweep, one: _Setting, other: _Setting) -> ConfigError:
     change = sweep.variants[one.variant]
     return ConfigError(
-        f"{one} and {other} are the same run; a variant or grid value must change something",
+        f"{one} and {other} are the same run; a variant or grid value must change "
+        "something, and where the same data lies is nothing",
         path=f"variants.{one.variant}",
         place=change.place if one.variant != other.variant else sweep.root.place,
     )

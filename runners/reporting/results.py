@@ -22,6 +22,7 @@ from runners.config.labels import compact, setting_labels
 from runners.config.yaml_nodes import ConfigError
 from runners.reporting.run_result import RunResult, Score, Timings
 from tasks.base.lease import holder
+from tasks.base.lines import numbered_lines
 from tasks.base.metrics import HEADLINES
 from tasks.base.options import nearest
 
@@ -73,7 +74,7 @@ class Outcome:
         path = self.directory / "metrics.jsonl"
         rows = []
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for _, line in numbered_lines(path.read_text(encoding="utf-8")):
                 try:
                     rows.append(json.loads(line))
                 except json.JSONDecodeError:

@@ -172,20 +172,27 @@ class ActRun(Run):
     def finish(self, x: Tensor) -> Verdict:
         """Return the weighted sum of states, the loss, and the repeats each token took (B, T)."""
         assert self.result is not None
-        real = None if self.options.loss_over == "all" else self.about.real
-        shares = self.about.row_shares
-        if shares is not None:
-            used = torch.ones_like(self.remainder) if real is None else real.to(self.dtype)
-            of_row = (self.remainder * used).sum(dim=1) / used.sum(dim=1).clamp_min(1)
-            remainder = (of_row * shares.to(self.dtype)).sum()
-        elif real is None:
-            remainder = self.remainder.mean()
-        else:  # a mean over rows of means over tokens, so that a batch may be split among ranks
-            lengths = real.sum(dim=1)
-            means = self.remainder.sum(dim=1) / lengths.clamp_min(1)
-            remainder = means.sum() / (lengths > 0).sum().clamp_min(1)
         return Verdict(
             self.result.to(x.dtype),
-            remainder * self.options.loss_weight,
+            self._mean_remainder() * self.options.loss_weight,
             {"repeats": self.repeats, "remainder": self.remainder},
         )
+
+    def _mean_remainder(self) -> Tensor:
+        """Return the mean over rows of each row's mean over tokens, or the sum by rows' shares.
+
+        A mean over all tokens at once would weigh rows by their length, so that the parts of a
+        split batch would not add up.
+        """
+        real = self.about.real
+        if real is None or self.options.loss_over == "all":
+            of_row, lengths = self.remainder.mean(dim=1), None
+        else:  # the remainder of padding is 0
+            lengths = real.sum(dim=1)
+            of_row = self.remainder.sum(dim=1) / lengths.clamp_min(1)
+        shares = self.about.row_shares
+        if shares is not None:
+            return (of_row * shares.to(self.dtype)).sum()
+        if lengths is None:
+            return self.remainder.mean()  # as published code takes it, to the last bit
+        return of_row.sum() / (lengths > 0).sum().clamp_min(1)

@@ -1,29 +1,25 @@
 """The figures of a report: the score by difficulty, by depth at evaluation, and learning curves.
 
-matplotlib is an extra (``pip install moeut-suite[plots]``), imported here alone and only to draw.
+matplotlib is an extra (``pip install moeut-suite[plots]``), imported only to draw.
 Files carry no dates, so the same results give the same bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runners.reporting.breakdown import depth_values, difficulty_name, trained_depth
+from runners.reporting.drawing import TOKENS, Curve, Panel, draw, save
 from runners.reporting.results import Outcome, Setting, SweepResults
 from runners.reporting.run_result import Depth
 from tasks.base.metrics import is_lower_better
 
-Curve = Mapping[float, Sequence[float]]
-"""Position on the x axis → every seed's value there."""
-
 NO_MATPLOTLIB = "no figures: matplotlib is not installed (pip install 'moeut-suite[plots]')"
-PANEL_INCHES = (4.2, 3.2)
-TOKENS = "tokens seen"
 
 
 class FiguresUnavailable(RuntimeError):
@@ -54,37 +50,6 @@ def draw_all(results: SweepResults, directory: Path) -> list[Path]:
 
 
 # --- what is drawn ----------------------------------------------------------------------
-
-
-class Panel:
-    """One pair of axes: a curve per setting.
-
-    Args:
-        title: Above the axes.
-        x: Label of the x axis.
-        y: Label of the y axis.
-        curves: Setting's label → curve.
-        marks: Setting's label → x of a vertical mark.
-        accuracy: Whether y runs from 0 to 1; otherwise it is logarithmic.
-        points: Whether every seed is drawn as a point beside its band.
-        wide: Whether x is logarithmic.
-    """
-
-    def __init__(
-        self,
-        *,
-        title: str,
-        x: str,
-        y: str,
-        curves: Mapping[str, Curve],
-        marks: Mapping[str, float] | None = None,
-        accuracy: bool = True,
-        points: bool = True,
-        wide: bool = False,
-    ) -> None:
-        self.title, self.x, self.y = title, x, y
-        self.curves, self.marks = curves, marks or {}
-        self.accuracy, self.points, self.wide = accuracy, points, wide
 
 
 def difficulty_panels(results: SweepResults) -> list[Panel]:
@@ -237,99 +202,3 @@ def _curve(
             if value is not None and math.isfinite(value):
                 curve.setdefault(at, []).append(value)
     return curve
-
-
-# --- drawing ----------------------------------------------------------------------------
-
-
-def draw(panels: Sequence[Panel]) -> Any:
-    """Return a figure with the panels side by side, at most three in a row.
-
-    A band is one standard deviation (ddof = 1) around the mean over seeds, within 0 and 1 for an
-    accuracy; the points are the seeds, since accuracies are often bimodal.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    width, height = PANEL_INCHES
-    figure = Figure(figsize=(width * columns, height * lines + 0.4), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False)
-    labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
-    palette = colormaps["tab10" if len(labels) <= 10 else "turbo"]
-    colours = {
-        label: palette(index if len(labels) <= 10 else index / (len(labels) - 1))
-        for index, label in enumerate(labels)
-    }
-    for index, panel in enumerate(panels):
-        _draw_panel(axes[index // columns][index % columns], panel, colours)
-    for index in range(len(panels), lines * columns):
-        axes[index // columns][index % columns].set_visible(False)
-    handles, names = _legend(axes.flat)
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names) or 1))
-    return figure
-
-
-def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, Any]) -> None:
-    for label, curve in panel.curves.items():
-        if not curve:
-            continue
-        x = np.array(sorted(curve))
-        mean = np.array([np.mean(curve[at]) for at in x])
-        std = np.array([np.std(curve[at], ddof=1) if len(curve[at]) > 1 else 0.0 for at in x])
-        low, high = mean - std, mean + std
-        if panel.accuracy:
-            low, high = low.clip(0, 1), high.clip(0, 1)
-        else:
-            low = np.maximum(low, mean / 10)
-        colour = colours[label]
-        axes.plot(x, mean, color=colour, label=label, marker="o" if panel.points else "", ms=3)
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-        if panel.points:
-            xs = [at for at in x for _ in curve[at]]
-            ys = [value for at in x for value in curve[at]]
-            axes.scatter(xs, ys, color=colour, s=8, alpha=0.5, linewidths=0)
-        if label in panel.marks:
-            axes.axvline(panel.marks[label], color=colour, linestyle=":", linewidth=1)
-    axes.set_title(panel.title)
-    axes.set_xlabel(panel.x)
-    axes.set_ylabel(panel.y.replace("_", " "))
-    if panel.x == TOKENS:
-        from matplotlib.ticker import EngFormatter
-
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 2.5G rather than 2500000000
-    if panel.accuracy:
-        axes.set_ylim(-0.03, 1.03)
-    else:
-        axes.set_yscale("log")
-        _write_numbers_out(axes.yaxis)
-    if panel.wide:
-        axes.set_xscale("log", base=2)
-        _write_numbers_out(axes.xaxis)
-    axes.grid(alpha=0.3, which="both")
-
-
-def _write_numbers_out(axis: Any) -> None:
-    """Label a logarithmic axis with numbers (1.5, not 1.5 × 10⁰), also between powers."""
-    from matplotlib.ticker import FuncFormatter, LogFormatter
-
-    axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
-    # Labels between powers are left out where the axis spans many powers.
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
-
-
-def _legend(all_axes: Iterable[Any]) -> tuple[list[Any], list[str]]:
-    found: dict[str, Any] = {}
-    for axes in all_axes:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    return list(found.values()), list(found)
-
-
-def save(figure: Any, stem: Path) -> list[Path]:
-    """Write a figure as PNG and PDF without dates or version strings, and return the paths."""
-    png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
-    figure.savefig(png, dpi=150, metadata={"Software": None})
-    figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    return [png, pdf]

@@ -1,0 +1,102 @@
+"""Nothing of a figure is cut, and its axes keep their size, whatever names are in the legend."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from runners.reporting.drawing import PANEL_INCHES, Panel, draw
+
+GRID = itertools.product(
+    ("transformer", "universal", "moeut"),
+    (0.00031622776601683794, 0.001, 0.003, 0.01),
+    (0.0, 0.01, 0.1, 0.2, 0.3),
+)
+LABELS = [f"{name} (learning_rate={rate}, weight_decay={decay})" for name, rate, decay in GRID]
+HOSTILE = [
+    "_first",
+    r"$\frac{$ (x=$1$)",
+    "two\nlines",
+    "long " * 40,
+    "x" * 400,
+    r"a_b^c \alpha",
+    "",
+]
+
+
+def make_panels(labels, count, title="gen"):
+    curves = {label: {1: [0.1 + n / 99, 0.3], 2: [0.5, 0.6]} for n, label in enumerate(labels)}
+    return [
+        Panel(title=title, x="step", y="exact_match", curves=curves, marks={labels[0]: 1.0})
+        for _ in range(count)
+    ]
+
+
+def pixels(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def is_framed(image):
+    """Whether the outermost pixels are white: whatever is cut touches the border."""
+    edges = image[0], image[-1], image[:, 0], image[:, -1]
+    return all((edge == 255).all() for edge in edges)
+
+
+@pytest.mark.parametrize("num_panels", [1, 2, 4])
+@pytest.mark.parametrize("labels", [LABELS[:1], LABELS[:4], LABELS[:12], LABELS, HOSTILE])
+def test_nothing_is_cut(labels, num_panels):
+    figure = draw(make_panels(labels, num_panels))
+    image = pixels(figure)
+    assert is_framed(image)
+    renderer = figure.canvas.get_renderer()
+    (legend,) = figure.legends
+    box = legend.get_window_extent(renderer)
+    width, height = figure.bbox.width, figure.bbox.height
+    texts = legend.get_texts()
+    assert len(texts) == len(labels)
+    for text in texts:
+        extent = text.get_window_extent(renderer)
+        assert min(extent.x0, extent.y0, width - extent.x1, height - extent.y1) >= 0
+    for one, other in itertools.pairwise(t.get_window_extent(renderer) for t in texts):
+        # One below the other, or in the next column.
+        assert other.y1 <= one.y0 + 2 or other.x0 >= one.x1
+    for axes in figure.axes:
+        if axes.get_visible():
+            inches = axes.get_window_extent(renderer)
+            assert inches.width / figure.dpi > 0.7 * PANEL_INCHES[0]
+            assert inches.height / figure.dpi > 0.7 * PANEL_INCHES[1]
+            assert axes.get_tightbbox(renderer).y0 >= box.y1  # the legend hides nothing
+
+
+def test_few_short_names_leave_the_figure_its_size():
+    names = ["transformer", "universal", "moeut", "sigma_moe"]
+    figure = draw(make_panels(names, 2))
+    assert tuple(figure.get_size_inches()) == (8.4, 3.6)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
+def test_names_are_written_as_they_are():
+    figure = draw(make_panels(HOSTILE, 1, title="$x$ and _y_"))
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown[:3] == ["_first", r"$\frac{$ (x=$1$)", r"two\nlines"]
+    assert shown[3].replace("\n", " ") == HOSTILE[3]
+    assert shown[4].replace("\n", "") == HOSTILE[4]
+    assert figure.axes[0].get_title() == "$x$ and _y_"
+    assert not figure.axes[0].title.get_parse_math()
+
+
+def test_the_colours_of_sixty_settings_differ():
+    (axes,) = draw(make_panels(LABELS, 1)).axes
+    means = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
+    assert len({tuple(line.get_color()) for line in means}) == 60
+
+
+@pytest.mark.parametrize("title", ["a long title of a split " * 6, "w" * 200])
+def test_titles_stay_inside(title):
+    assert is_framed(pixels(draw(make_panels(["a"], 1, title=title))))

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tasks.base.lines import JSON_SUFFIXES, numbered_lines, parse_json_object, shortened, text_of
+from tasks.base.lines import JSON_SUFFIXES, lines_of, parse_json_object, shortened, shown
 from tasks.base.options import LOCATION, OptionError, nearest, require
 from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask
 
@@ -151,7 +151,7 @@ def read_records(name: str, option: str) -> list[tuple[str, dict[str, Any]]]:
         ValueError: a binary or malformed file; the message names file and line.
     """
     path = Path(name).expanduser()
-    lines = list(numbered_lines(text_of(_read_bytes(option, name, path), name)))
+    lines = lines_of(_read_bytes(option, name, path), name)
     while lines and not lines[-1][1].strip(" \r"):
         lines.pop()
     is_json = path.suffix.lower() in JSON_SUFFIXES
@@ -236,16 +236,16 @@ def _check_value(key: str, value: Any) -> None:
     if key == "difficulty":
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value):
-            raise ValueError(f"difficulty={shortened(repr(value))}: expected a number")
+            raise ValueError(f"difficulty={shown(value)}: expected a number")
         return
     if isinstance(value, list) and key != "category":
         for token in value:
             is_token = isinstance(token, str) and (len(token) == 1 or token.split() == [token])
             if not is_token:
                 raise ValueError(
-                    f"{key} has {shortened(repr(token))}: expected tokens, each one character or "
+                    f"{key} has {shown(token)}: expected tokens, each one character or "
                     "text without white space"
                 )
     elif not isinstance(value, str):
         expected = "text" if key == "category" else "text, or a list of tokens"
-        raise ValueError(f"{key}={shortened(repr(value))}: expected {expected}")
+        raise ValueError(f"{key}={shown(value)}: expected {expected}")

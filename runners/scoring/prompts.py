@@ -11,10 +11,9 @@ from runners.config.schema import ConfigError
 from tasks.base.lines import (
     JSON_SUFFIXES,
     decoded_lines,
+    lines_of,
     lone_surrogate,
-    numbered_lines,
     parse_json_object,
-    text_of,
 )
 
 
@@ -29,8 +28,7 @@ def read_prompts(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise ConfigError(f"--prompts {path}: no such file")
-    text = text_of(path.read_bytes(), str(path))
-    lines = [(number, line) for number, line in numbered_lines(text) if line.strip()]
+    lines = [row for row in lines_of(path.read_bytes(), str(path)) if row[1].strip()]
     if not lines:
         raise ConfigError(f"{path}: holds no prompt")
     if path.suffix.lower() not in JSON_SUFFIXES:
@@ -66,6 +64,8 @@ def typed_prompts() -> Iterator[str]:
     Raises:
         ValueError: bytes that are not UTF-8, when their line is reached.
     """
+    if sys.stdin is None:  # it was closed by who started the command
+        return
     lines = decoded_lines(sys.stdin.buffer, "standard input")
     while True:
         if sys.stdin.isatty():

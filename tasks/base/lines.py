@@ -65,6 +65,18 @@ def text_of(data: bytes, name: str, first_line: int = 1) -> str:
     return text.removeprefix(MARK) if first_line == 1 else text
 
 
+def lines_of(data: bytes, name: str) -> list[tuple[int, str]]:
+    """Return every line of a file with its number, from 1, without its end.
+
+    Raises:
+        ValueError: as ``text_of``; also a file whose lines all end in a lone carriage return, which
+            would be one line.
+    """
+    if data.count(b"\r") > 1 and LINE_END not in data:
+        raise ValueError(f"{name}:1: lines end in a carriage return alone, expected a line feed")
+    return list(numbered_lines(text_of(data, name)))
+
+
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     """Yield every line with its number, from 1, without its end; a blank line is one, too."""
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
@@ -106,13 +118,21 @@ def parse_json_object(line: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{shortened(line)!r}: expected a JSON object")
     if "\\u" in line:  # only an escape can spell one
-        _check_whole(record, "")
+        _check_whole(record)
     return record
 
 
 def shortened(text: str) -> str:
     """Return the beginning of a text, for messages."""
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, for messages; long and deeply nested ones are cut."""
+    try:
+        return shortened(repr(value))
+    except RecursionError:
+        return "a deeply nested value"
 
 
 def lone_surrogate(text: str) -> str | None:
@@ -128,16 +148,18 @@ def lone_surrogate(text: str) -> str | None:
     return None
 
 
-def _check_whole(value: Any, key: str) -> None:
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _check_whole(name, "a key")
-            _check_whole(item, key or repr(name))
-    elif isinstance(value, list):
-        for item in value:
-            _check_whole(item, key)
-    elif isinstance(value, str) and (half := lone_surrogate(value)):
-        raise ValueError(f"{key} holds {half}, half a surrogate pair: text was cut there")
+def _check_whole(record: dict[str, Any]) -> None:
+    """Raise ValueError for half a surrogate pair in a key or in a value, however deep."""
+    waiting: list[tuple[str, Any]] = [(repr(shortened(key)), record[key]) for key in record]
+    waiting += [("a key", key) for key in record]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(name, item) for pair in value.items() for item in pair]
+        elif isinstance(value, list):
+            waiting += [(name, item) for item in value]
+        elif isinstance(value, str) and (half := lone_surrogate(value)):
+            raise ValueError(f"{name} holds {half}, half a surrogate pair: text was cut there")
 
 
 def _whole_number(digits: str) -> int:

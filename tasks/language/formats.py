@@ -163,6 +163,10 @@ def _text_of_line(line: str, place: str, text_field: str) -> str:
         raise ValueError(f"{place}: not a JSON object on one line ({error})") from None
     if not isinstance(row, dict):
         raise ValueError(f"{place}: expected a JSON object on each line, found {_words(row)}")
+    if line.count(f'"{text_field}"') > 1:  # the parser keeps the last of equal keys
+        keys = [key for key, _ in parse_json(line, object_pairs_hook=list)]
+        if keys.count(text_field) > 1:
+            raise ValueError(f"{place}: field {text_field!r} is given twice")
     return text_of_row(row, place, text_field)
 
 
@@ -246,7 +250,7 @@ def read_parquet(
     if not (pyarrow.types.is_string(inner) or pyarrow.types.is_large_string(inner)):
         raise ValueError(f"{name}: column {text_field!r} holds {kind}, expected text")
     for group in range(file.num_row_groups) if row_groups is None else row_groups:
-        row = 0
+        row, expected = 0, file.metadata.row_group(group).num_rows
         try:
             for batch in file.iter_batches(
                 BATCH_ROWS, row_groups=[group], columns=[text_field], use_threads=False
@@ -263,7 +267,12 @@ def read_parquet(
                 f"{name}: not UTF-8: row group {group}, at or soon after row {row}"
             ) from None
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{name}: damaged Parquet file: row group {group}: {error}") from None
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{name}: damaged Parquet file: row group {group}: {reason}") from None
+        if row != expected:
+            raise ValueError(
+                f"{name}: damaged Parquet file: row group {group} has {row} rows of {expected}"
+            )
 
 
 def open_parquet(stream: BinaryIO, name: str) -> Any:
@@ -274,9 +283,18 @@ def open_parquet(stream: BinaryIO, name: str) -> Any:
     """
     pyarrow = need("pyarrow", "reading Parquet")
     try:
-        return need("pyarrow.parquet", "reading Parquet").ParquetFile(stream)
+        file = need("pyarrow.parquet", "reading Parquet").ParquetFile(stream)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{name}: damaged, or not a Parquet file ({error})") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: damaged, or not a Parquet file ({reason})") from None
+    # Nothing protects the list of row groups but the number of rows beside it.
+    groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    if sum(groups) != file.metadata.num_rows:
+        raise ValueError(
+            f"{name}: damaged Parquet file: {sum(groups)} rows in its row groups, and "
+            f"{file.metadata.num_rows} in all"
+        )
+    return file
 
 
 def decompressed(stream: BinaryIO, compression: str) -> BinaryIO:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.language.documents import Corpus, Document, Part, grouped_by_size
+from tasks.language.formats import whole_text
 
 LEFT_OUT_FOLDERS = frozenset(
     {"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"}
@@ -49,8 +50,8 @@ class SourcePart(Part):
             data = (self.folder / file).read_bytes()
             try:
                 encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-                text = data.decode(encoding)
-            except (SyntaxError, UnicodeDecodeError) as error:
+                text = whole_text(data.decode(encoding))
+            except (SyntaxError, LookupError, UnicodeError) as error:
                 raise ValueError(f"{self.folder / file}: not Python source: {error}") from None
             if text:
                 yield Document(text, file)

@@ -108,6 +108,12 @@ def test_windows_line_ends_and_byte_order_mark_are_no_tokens(folder):
         ("j.jsonl", b'{"source": "a", "target": "b", "difficulty": 1e400}\n', ["difficulty=inf"]),
         ("j.jsonl", b"\n" + b"[" * 100_000 + b"\n", ["j.jsonl:1", "column 1", "JSON object"]),
         ("j.jsonl", b'{"source":' + b"[" * 100_000, ["j.jsonl:1", "nested too deeply"]),
+        (
+            "j.jsonl",
+            b'{"source": %s, "target": "b"}' % (b"[" * 300 + b"]" * 300),
+            ["j.jsonl:1", "source has [[["],
+        ),
+        ("m.tsv", b"a\tb\rc\td\r", ["m.tsv:1", "carriage return alone"]),
         ("j.jsonl", b'{"a":' * 100_000, ["j.jsonl:1", "nested too deeply"]),
         (
             "j.jsonl",

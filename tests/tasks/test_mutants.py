@@ -38,6 +38,7 @@ PIECES = [
     rb"\ud800", rb"\udc00", rb"\u0000", b"\\", b'"', b"'", b",", b":", b"{", b"}", b"[", b"]",
     b"<pad>", b"<eos>", b"null", b"NaN", b"-Infinity", b"true", b"1e999", b"-1", b"9" * 400,
     b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"source\ttarget\n", b'{"source": "a"}\n', b"{}\n",
+    b"[" * 600 + b"]" * 600, b'"text": "x", ', b'"source": "x", ',
 ]  # fmt: skip
 """What is put into a file, beside what is taken from it."""
 
@@ -144,8 +145,8 @@ def check_documents(path: Path) -> None:
     with one_line(rf"^(task\.files=|{field}|\S*{path.name}:( not UTF-8|\d+: ))"):
         read = [document.text for document in Files([path.name]).documents()]
         lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
-        texts = [json.loads(line)["text"] for line in lines]
-        assert len(read) == sum(text != "" for text in texts)
+        pairs = [pair for line in lines for pair in json.loads(line, object_pairs_hook=list)]
+        assert len(read) == sum(key == "text" and text != "" for key, text in pairs)
 
 
 def check_compressed(path: Path) -> None:
@@ -154,6 +155,12 @@ def check_compressed(path: Path) -> None:
         read = [document.text for document in Files([path.name]).documents()]
         lines = gzip.decompress(path.read_bytes()).split(b"\n")
         assert len(read) == sum(bool(line.strip()) for line in lines)
+
+
+def check_parquet(path: Path) -> None:
+    """Check a Parquet file, whose list of row groups no checksum protects."""
+    with one_line(rf"^(task\.|\S*{path.name}:)"):
+        assert len(list(Files([path.name]).documents())) == 12
 
 
 def check_packed(path: Path) -> None:
@@ -178,6 +185,15 @@ def check_tokenizer(path: Path) -> None:
             ids = tokenizer.encode(text)
             assert all(0 <= number < tokenizer.vocabulary_size for number in ids)
             assert isinstance(tokenizer.decode(ids), str)
+
+
+def parquet() -> bytes:
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    table = pyarrow.table({"text": [f"document {number} é" for number in range(12)]})
+    pyarrow.parquet.write_table(table, buffer, row_group_size=4)
+    return buffer.getvalue()
 
 
 def tokenizer_json() -> bytes:
@@ -225,6 +241,7 @@ KINDS = {
     "text": Kind("text.txt", lambda: TEXT, check_text),
     "documents": Kind("documents.jsonl", lambda: DOCUMENTS, check_documents),
     "compressed": Kind("d.jsonl.gz", lambda: gzip.compress(DOCUMENTS, mtime=0), check_compressed),
+    "parquet": Kind("d.parquet", parquet, check_parquet),
     "packed": Kind("documents.jsonl", lambda: DOCUMENTS, check_packed, share=0.1),
     "tokenizer": Kind("tokenizer.json", tokenizer_json, check_tokenizer),
 }

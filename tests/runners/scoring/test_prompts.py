@@ -64,6 +64,11 @@ def test_standard_input_is_read_like_a_file(monkeypatch):
         typed(monkeypatch, b"one\ntwo\xff\n")
 
 
+def test_a_closed_standard_input_has_no_prompts(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert list(typed_prompts()) == []
+
+
 def test_a_prompt_of_the_command_line_is_text():
     assert given_prompt(r"a\nb") == "a\nb"
     with pytest.raises(ConfigError, match=r"--prompt 'a\\udcff': bytes that are not UTF-8"):

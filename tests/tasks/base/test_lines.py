@@ -6,7 +6,15 @@ import io
 
 import pytest
 
-from tasks.base.lines import decoded_lines, numbered_lines, parse_json, parse_json_object, text_of
+from tasks.base.lines import (
+    decoded_lines,
+    lines_of,
+    numbered_lines,
+    parse_json,
+    parse_json_object,
+    shown,
+    text_of,
+)
 
 ODD = "a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029b"
 """Everything that ``str.splitlines`` splits at but the two real line ends."""
@@ -72,6 +80,24 @@ def test_json_that_cannot_be_read_is_one_plain_error(line, message):
 def test_a_json_object_holds_whole_text(line, message):
     with pytest.raises(ValueError, match=message):
         parse_json_object(line)
+
+
+@pytest.mark.parametrize("depth", [300, 900, 950, 990, 5000])
+def test_deep_json_is_read_or_refused_at_every_depth(depth):
+    """How deep the parser of JSON goes, and how deep other functions go, differs with Python."""
+    nested = "[" * depth + r'"\ud800"' + "]" * depth
+    with pytest.raises(ValueError, match=r"^nested too deeply|^'a' holds \\ud800"):
+        parse_json_object(f'{{"a": {nested}}}')
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    assert shown(value) in ("[" * 57 + "...", "a deeply nested value")
+
+
+def test_a_file_whose_lines_end_in_carriage_returns_alone_is_refused():
+    with pytest.raises(ValueError, match=r"^f:1: lines end in a carriage return alone"):
+        lines_of(b"a\tb\rc\td\r", "f")
+    assert lines_of(b"a\rb\n\rc", "f") == [(1, "a\rb"), (2, "\rc")]
 
 
 def test_a_whole_surrogate_pair_is_a_character():

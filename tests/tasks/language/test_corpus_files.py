@@ -280,6 +280,9 @@ def test_a_missing_field_is_named_with_those_there_are(tmp_path, name):
     ("line", "match"),
     [
         ('{"text": "a"', "a.jsonl:2: not a JSON object on one line"),
+        ('{"text": "a", "id": 1, "text": "b"}', "a.jsonl:2: field 'text' is given twice"),
+        ("[" * 100_000, "a.jsonl:2: not a JSON object on one line .nested too deeply"),
+        ('{"id": %s, "text": "a"}' % ("9" * 5000), r"a.jsonl:2: .*a number of 5,000 digits"),
         ('["a"]', "a.jsonl:2: expected a JSON object on each line, found a list"),
         ('{"text": null}', "a.jsonl:2: field 'text' holds null, expected text"),
         ('{"text": true}', "a.jsonl:2: field 'text' holds true or false, expected text"),
@@ -288,6 +291,12 @@ def test_a_missing_field_is_named_with_those_there_are(tmp_path, name):
 def test_bad_lines_are_named_by_number(tmp_path, line, match):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
     refused(tmp_path, match, "a.jsonl")
+
+
+def test_the_name_of_the_field_inside_of_text_or_deeper_is_no_second_one(tmp_path):
+    line = {"text": 'says "text"', "more": {"text": "not this", "x": ["text", '"text"']}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    assert texts_of(Files([str(tmp_path / "a.jsonl")])) == ['says "text"']
 
 
 def test_null_in_parquet_is_named_by_row(tmp_path):

@@ -44,6 +44,14 @@ def test_every_file_is_a_document_decoded_as_it_declares(library):
     assert documents[2].text.endswith("# é\n")
 
 
+def test_text_that_no_file_can_hold_becomes_the_replacement_character(library):
+    (library.folder / "half.py").write_bytes(rb"# -*- coding: unicode_escape -*- \ud800")
+    assert [d.text[-1] for d in library.documents() if d.name == "half.py"] == ["\ufffd"]
+    (library.folder / "half.py").write_bytes(b"# -*- coding: rot13 -*-")
+    with pytest.raises(ValueError, match=r"half.py: not Python source: 'rot13' is not a text enc"):
+        list(library.documents())
+
+
 def test_fingerprint_changes_with_content_and_with_names(library):
     first = library.fingerprint()
     assert first["python"] == platform.python_version()

@@ -44,14 +44,15 @@ def extras(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Damage users' files at random, thousands of times each: refused in one line, or read whole.
+    """Damage configs and users' files at random, 3,000 times each: read whole, or one line.
 
     Extra arguments go to pytest; MOEUT_MUTANTS is the number for each kind of file.
     """
     session.install("-e", ".[test]")
     number = os.environ.get("MOEUT_MUTANTS", "3000")
     wanted = {**ONE_THREAD, "MOEUT_MUTANTS": number}
-    session.run("pytest", "-n", "2", "tests/tasks/test_mutants.py", *session.posargs, env=wanted)
+    files = ("tests/tasks/test_mutants.py", "tests/runners/config/test_mutants.py")
+    session.run("pytest", "-n", "2", *files, *session.posargs, env=wanted)
 
 
 @nox.session

@@ -28,6 +28,12 @@ def at_least(config: Any, minimum: int, *names: str) -> None:
             refuse(config, name, f"must be at least {minimum}{finite}")
 
 
+def check_seed(config: Any, name: str, seed: int, must: str) -> None:
+    """Raise OptionError for a seed that torch does not take; ``must`` begins the sentence."""
+    if not 0 <= seed < 2**64:
+        refuse(config, name, f"{must} be at least 0 and below 2^64")
+
+
 def above_zero(config: Any, *names: str) -> None:
     """Raise OptionError unless each field is None or finite and above 0."""
     for name in names:

@@ -411,12 +411,12 @@ def include(base: Node, source: Path, seen: tuple[Path, ...] = ()) -> Node:
         raise wrong_value(base, "base", "a mapping or the name of a YAML file")
     target = source.parent / base.value
     shown = {"path": "base", "value": base.value, "place": base.place}
-    if target.resolve() in seen:
-        raise ConfigError("files include each other", **shown)
     try:
         node = yaml_nodes.read(target)
     except ConfigError as error:
         raise ConfigError(str(error), **shown) from error
+    if target.resolve() in seen:
+        raise ConfigError("files include each other", **shown)
     if "base" in node.value and set(node.value) & (set(hints(SweepConfig)) - {"base"}):
         return include(node.value["base"], target, (*seen, target.resolve()))
     return load_run_node(node, target, seen)

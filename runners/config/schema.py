@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tasks
-from runners.config.checks import above_zero, at_least, below_one, refuse, words
+from runners.config.checks import above_zero, at_least, below_one, check_seed, refuse, words
 from runners.config.yaml_nodes import ConfigError, Node
 from tasks.base.data_files import DataDamaged, DataMissing
 from tasks.base.options import nearest
@@ -29,6 +29,10 @@ NOT_IDENTITY = {"identity": False}
 below the hash, a name, or what only decides how often and where is logged and saved and over how
 many processes a batch is spread. A run may go on with more or fewer, and is then the same within
 rounding."""
+
+MOST_COUNTED = 1000
+"""Seeds that a number may stand for; more are given as a list, since a seed is easily written where
+their number belongs."""
 
 __all__ = [
     "NOT_IDENTITY",
@@ -252,7 +256,7 @@ class RunConfig:
     best_prefix: ClassVar[str] = "best:"
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "seed")
+        check_seed(self, "seed", self.seed, "must")
         if self.select != "final" and not self.selection_split:
             hint = nearest(self.select, ("final",))
             refuse(self, "select", f"expected final or best:<split>{hint}")
@@ -385,7 +389,7 @@ class SweepConfig:
     parameters: dict[str, Any] = field(default_factory=dict)
     """Grid in W&B's form: dotted key → {value: x} or {values: [x, y]}."""
     seeds: list[int] | int = 1
-    """A list of seeds, or how many (0, 1, …)."""
+    """A list of seeds, or how many (0, 1, …), up to 1,000."""
     exclude: list[dict[str, Any]] = field(default_factory=list)
     """Grid points left out: every key given must match; ``variant`` is a key too."""
     baseline: str | None = None
@@ -397,11 +401,14 @@ class SweepConfig:
     accuracy or bits per byte."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.seeds, int) and self.seeds > MOST_COUNTED:
+            expected = f"is how many seeds (0, 1, …); above {MOST_COUNTED:,} give a list of them"
+            refuse(self, "seeds", f"{expected}, as [{self.seeds}] for this one")
         seeds = self.seed_list
         if not seeds:
             refuse(self, "seeds", "must be at least 1, or a list of seeds")
-        if min(seeds) < 0:
-            refuse(self, "seeds", "a seed must be at least 0")
+        for seed in seeds:
+            check_seed(self, "seeds", seed, "a seed must")
         if len(set(seeds)) != len(seeds):
             refuse(self, "seeds", "one is given twice")
 

@@ -28,6 +28,11 @@ from runners.config.yaml_nodes import (
 from tasks.base.metrics import METRICS, metrics_of
 
 WANDB_KEYS = ("program", "command", "method", "metric", "description", "project", "entity")
+_WANDB_UNSUPPORTED = {
+    "early_terminate": "every run trains to its end",
+    "run_cap": "every run of the grid is made; exclude leaves some out",
+}
+"""Keys of W&B that would change which runs there are → what is done instead."""
 _RUN_KEYS = tuple(hints(RunConfig))
 _SWEEP_KEYS = tuple(hints(SweepConfig))
 _GRID_WORDS = ("value", "values", "distribution", "min", "max", "mu", "sigma", "q")
@@ -103,6 +108,8 @@ def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         else:
             raise unknown_key(value, key, [*_SWEEP_KEYS, *_RUN_KEYS], "expected one of")
     for key, child in root.value.items():
+        if key in _WANDB_UNSUPPORTED:
+            raise _refused(child, key, f"not supported: {_WANDB_UNSUPPORTED[key]}; remove the key")
         if key not in (*_SWEEP_KEYS, *WANDB_KEYS):
             hint = f" ({key} belongs under base)" if key in _RUN_KEYS else ""
             raise unknown_key(child, key, _SWEEP_KEYS, f"a sweep{hint} takes")

@@ -144,16 +144,18 @@ def read(path: str | Path) -> Node:
         ConfigError: the file is missing, empty, binary, not UTF-8, or not strict YAML.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError("is a directory; expected a YAML file", place=str(path))
     try:
         raw = path.read_bytes()
+    except IsADirectoryError as error:
+        raise ConfigError("is a directory; expected a YAML file", place=str(path)) from error
     except FileNotFoundError as error:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings)
         raise ConfigError(f"no such file{hint}", place=str(path)) from error
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", place=str(path)) from error
+        raise ConfigError(f"cannot be read: {error.strerror}", place=_short(path)) from error
+    except ValueError as error:  # a zero byte or half a character in the name
+        raise ConfigError(f"cannot be read: {error}", place=repr(_short(path))) from error
     line = 1 + raw.count(b"\n", 0, max(raw.find(b"\0"), 0))
     if b"\0" in raw:
         raise ConfigError(
@@ -175,6 +177,11 @@ def read(path: str | Path) -> Node:
             f"{show(root.plain())}: expected a mapping of keys to values", place=root.place
         )
     return root
+
+
+def _short(path: Path) -> str:
+    name = str(path)
+    return name if len(name) <= 200 else name[:200] + "…"
 
 
 def parse(text: str, name: str) -> Node | None:
@@ -245,6 +252,13 @@ class _Builder:
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError("a key must be a word", place=place)
             full = f"{path}.{key.value}" if path else key.value
+            if key.value == "<<" and key.tag == _PLAIN:
+                raise ConfigError(
+                    "merge keys are not supported; write the keys out, or put what several files "
+                    "share into one of them and name it under base",
+                    path=full,
+                    place=place,
+                )
             if key.value in result:
                 raise given_twice(full, place, first=result[key.value])
             built = self.build(child, full)

@@ -43,6 +43,12 @@ def differences(one, other):
     return [name for name in one if one[name] != other[name]]
 
 
+def test_the_largest_seed_trains(make_run, train):
+    directory = make_run("run", f"seed={2**64 - 1}", "train.steps=4", "evaluate.interval=null")
+    assert train(directory, stop_at=2) == "stopped"
+    assert train(directory) == "done"
+
+
 @pytest.mark.parametrize("kind", FORMS)
 def test_stopped_and_resumed_run_is_bitwise_the_same(kind, make_run, train):
     form, architecture = FORMS[kind]

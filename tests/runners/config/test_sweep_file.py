@@ -49,6 +49,21 @@ def test_files_written_for_wandb(toy, write):
     assert f"{bayes}:3: method='bayes': expected grid" in message(bayes)
 
 
+def test_keys_of_wandb_that_would_change_the_runs_are_refused(toy, write):
+    for extra in ("early_terminate: {type: hyperband, min_iter: 3}\n", "run_cap: 5\n"):
+        path = write(extra + SWEEP)
+        assert f"{path}:1: {extra[:7]}" in message(path)
+        assert "not supported" in message(path)
+
+
+def test_a_number_counts_seeds_up_to_a_thousand_and_a_list_may_be_longer(toy, write):
+    path = write(SWEEP)
+    assert len(read_sweep(path, ["seeds=1000"]).config.seed_list) == 1000
+    many = str(list(range(1001)))
+    assert len(read_sweep(path, [f"seeds={many}"]).config.seed_list) == 1001
+    assert {run.seed for run in plan(path, f"seeds=[{2**64 - 1}]")} == {2**64 - 1}
+
+
 def test_overrides_address_base_and_top(toy, write):
     path = write(SWEEP)
     assert {run.config.train.steps for run in plan(path, "train.steps=5")} == {5}
@@ -80,6 +95,10 @@ def test_an_override_beats_variant_and_grid(toy, write):
         ("sedes=3", "sedes=3: unknown key; expected one of name, base, variants"),
         ("train.steps=0", "command line: train.steps=0: must be at least 1"),
         ("seeds=0", "command line: seeds=0: must be at least 1"),
+        ("seeds=20240101", "give a list of them, as [20240101] for this one"),
+        ("seeds=1001", "seeds=1001: is how many seeds (0, 1, …); above 1,000 give a list"),
+        ("seeds=[-1]", "seeds=[-1]: a seed must be at least 0"),
+        ("seeds=[18446744073709551616]", "a seed must be at least 0 and below 2^64"),
         ("seeds=two", "command line: seeds='two': expected"),
         ("seeds=[1, 1]", "command line: seeds=[1, 1]: one is given twice"),
         ("seed=3", "command line: seed=3: a sweep takes seeds="),

@@ -94,6 +94,7 @@ def test_anchors_are_copies():
         ("a: !!python/object:os.system {}\n", "f:1: a: tag "),
         ("a: !!float 3\n", "f:1: a: tag "),
         ("? [a, b]\n: 1\n", "f:1: a key must be a word"),
+        ("a: &x {b: 1}\nc:\n  <<: *x\n", "f:3: c.<<: merge keys are not supported; write"),
         ("a: &x [*x]\n", "f:1: a[0]: an alias to a value that contains it"),
         ("a: b\x07c\n", "f:1: control character"),
     ],

@@ -146,3 +146,16 @@ def test_a_grid_reaches_nested_keys_and_kinds(toy, write):
     assert len({run.hash for run in runs}) == 4
     assert runs[1].parameters["model.attention"] == {"top_k": 1}
     assert len(plan(write(text), "model.depth.repeats=3")) == 2
+
+
+def test_two_places_of_the_same_rows_are_one_run_and_said_to_be(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.tsv", "b.tsv", "c.tsv"):
+        (tmp_path / name).write_text("x y\ty x\n" + "z\tz\n" * (name == "c.tsv"))
+    grid = (
+        "base: {{task: {{name: file, train: a.tsv}}, model: {{architecture: transformer}}}}\n"
+        "parameters: {{task.train: {{values: [{}]}}}}\n"
+    )
+    assert len({run.hash for run in expand(read_sweep(write(grid.format("a.tsv, c.tsv"))))}) == 2
+    with pytest.raises(ConfigError, match=r"task\.train=.*a.tsv.* and .*b.tsv.* are the same run"):
+        expand(read_sweep(write(grid.format("a.tsv, b.tsv"))))

@@ -165,4 +165,5 @@ def problems_table(results: SweepResults) -> Table | None:
         title=f"Without a usable result: {len(rows)} of {len(results.runs)} runs",
         columns=["model", "seed", "status", "what happened"],
         rows=rows,
+        num_names=4,
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from runners.reporting import breakdown, comparison, figures, tables
+from runners.reporting.markup import escape_markdown, markdown_heading
 from runners.reporting.results import Setting, SweepResults, load
 from runners.reporting.run_result import to_plain
 from runners.reporting.statistics import TOO_SMALL, Comparison, summarize
@@ -127,12 +127,8 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Return rows as CSV: LF line ends, floats in full, empty where there is no value."""
     if not rows:
         return ""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _cell(value) for key, value in row.items()})
-    return stream.getvalue()
+    lines = [list(rows[0]), *(list(map(_cell, row.values())) for row in rows)]
+    return "".join(",".join(map(_quoted, line)) + "\n" for line in lines)
 
 
 def _cell(value: Any) -> str:
@@ -141,6 +137,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def _quoted(text: str) -> str:
+    # The csv module leaves a lone carriage return bare, at which it ends the row in reading.
+    return '"' + text.replace('"', '""') + '"' if re.search('[,"\n\r]', text) else text
 
 
 # --- summaries --------------------------------------------------------------------------
@@ -160,9 +161,12 @@ def report_tables(results: SweepResults) -> list[tables.Table]:
 
 def to_markdown(results: SweepResults) -> str:
     """Return ``summary.md``."""
-    parts = [f"# {results.name}\n", *map(tables.to_markdown, report_tables(results))]
+    parts = [
+        f"# {markdown_heading(results.name)}\n",
+        *map(tables.to_markdown, report_tables(results)),
+    ]
     if results.unplanned:
-        listed = ", ".join(results.unplanned)
+        listed = escape_markdown(", ".join(results.unplanned))
         parts.append(f"Not in this sweep's current plan, and left out: {listed}\n")
     return "\n".join(parts)
 

@@ -9,6 +9,15 @@ from dataclasses import dataclass, field
 from rich.text import Text
 
 from runners.process.terminal import duration
+from runners.reporting.markup import (
+    PRELUDE,
+    escape_latex,
+    escape_markdown,
+    latex_label,
+    latex_row,
+    markdown_heading,
+    markdown_line,
+)
 from runners.reporting.statistics import TOO_SMALL, Comparison, Summary, summarize
 from tasks.base.console import WholeTable
 from tasks.base.metrics import METRICS
@@ -38,75 +47,45 @@ class Table:
 
 def to_markdown(table: Table) -> str:
     """Return the table in Markdown, its columns aligned, its notes as a list below."""
-    cells = [[_escape_markdown(cell) for cell in row] for row in [table.columns, *table.rows]]
+    cells = [[escape_markdown(cell) for cell in row] for row in [table.columns, *table.rows]]
     for row, column in table.bold:
         cells[row + 1][column] = f"**{cells[row + 1][column]}**"
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [_pad(row, widths) for row in cells]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
-    notes = [f"- {note}" for note in table.notes]
-    return "\n".join([f"## {table.title}", "", *lines, *([""] if notes else []), *notes]) + "\n"
+    notes = [f"- {markdown_line(note)}" for note in table.notes]
+    heading = f"## {markdown_heading(table.title)}"
+    return "\n".join([heading, "", *lines, *([""] if notes else []), *notes]) + "\n"
 
 
 def _pad(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
 
 
-def _escape_markdown(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "–": "--",
-    "σ": r"$\sigma$",
-    "→": r"$\rightarrow$",
-    "↓": r"$\downarrow$",
-}
-
-
-def escape_latex(text: str) -> str:
-    """Return text with the characters escaped that mean something in LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
 def to_latex(table: Table) -> str:
     """Return the table as a LaTeX ``table`` in the style of the booktabs package."""
-    cells = [[escape_latex(cell) for cell in row] for row in table.rows]
+    cells = [[escape_latex(cell) for cell in row] for row in [table.columns, *table.rows]]
     for row, column in table.bold:
-        cells[row][column] = rf"\textbf{{{cells[row][column]}}}"
+        cells[row + 1][column] = rf"\textbf{{{cells[row + 1][column]}}}"
     caption = ". ".join([table.title, *(note.rstrip(".") for note in table.notes)]) + "."
-    body = [" & ".join(row) + r" \\" for row in cells]
+    columns, *body = map(latex_row, cells)
     alignment = "l" * table.num_names + "r" * (len(table.columns) - table.num_names)
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering\small",
-            rf"\begin{{tabular}}{{{alignment}}}",
-            r"\toprule",
-            " & ".join(map(escape_latex, table.columns)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            rf"\caption{{{escape_latex(caption)}}}",
-            rf"\label{{tab:{table.name}}}",
-            r"\end{table}",
-        ]
-    )
+    lines = [
+        r"\begin{table}",
+        r"\centering\small",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        columns,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{escape_latex(caption)}}}",
+        rf"\label{{tab:{latex_label(table.name)}}}",
+        r"\end{table}",
+    ]
+    needs_prelude = any(r"\anychar" in line for line in lines)
+    return "\n".join([PRELUDE, *lines] if needs_prelude else lines)
 
 
 def to_rich(table: Table) -> WholeTable:

@@ -89,3 +89,25 @@ def test_nan_scores_reach_the_files_without_breaking_them(make_sweep):
     data = json.loads((directory / "summary.json").read_text(), parse_constant=pytest.fail)
     assert data["settings"][0]["scores"]["gen"]["exact_match"]["n"] == 2
     assert "not a number" in (directory / "summary.md").read_text()
+
+
+def test_categories_that_mean_something_in_markdown_and_latex(make_sweep):
+    names = ["[np]", "*", "two\nlines", "a\rb", "[vp]"]
+
+    def rename(variant, seed, data):
+        cell = {"exact_match": 0.5, "rows": 20}
+        data["scores"][1]["by_category"] = dict.fromkeys(names, cell)
+
+    directory = make_sweep(a=[0.5], result=rename)
+    write_report(directory, with_figures=False)
+    lines = (directory / "summary.md").read_text(encoding="utf-8").splitlines()
+    start = lines.index("## gen: by category") + 4
+    shown = [line.split("|")[1].strip() for line in lines[start : start + len(names)]]
+    assert shown == ["*", "[np]", "[vp]", "a\\rb", "two\\nlines"]
+    assert lines[start + len(names)] == ""
+    latex = (directory / "summary.tex").read_text(encoding="utf-8")
+    assert "{}[np] & 20" in latex
+    assert "{}* & 20" in latex
+    assert "two\\textbackslash{}nlines & 20" in latex
+    rows = [row["row"] for row in read(directory / "breakdown.csv") if row["table"] == "category"]
+    assert set(names) < set(rows)

@@ -75,7 +75,8 @@ class Pass(NamedTuple):
 
     may_end: bool
     """Whether ``before`` may end the pass early: not while a cache is filled, since later tokens
-    look at what every application has stored, nor where asking for the reason costs more."""
+    look at what every application has stored, nor before the repeats that gradients flow through,
+    nor where asking for the reason costs more."""
 
     row_shares: Tensor | None = None
     """(B,) share of each row in the loss; None: a mean is due, and which one is the kind's."""

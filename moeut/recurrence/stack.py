@@ -140,7 +140,9 @@ class DepthStack(nn.Module):
         end = len(places) - coda
         for place in places[:prelude]:
             x = passing.apply_once(place, x)
-        may_end = inputs.cache is None and self._may_look(x)
+        # Where first repeats have no gradient, the last ones run even if no token does: so every
+        # parameter gets a gradient, be it 0, as it does on ranks that never end early.
+        may_end = inputs.cache is None and not without and self._may_look(x)
         about = Pass(x, positions, inputs.real, repeats, may_end, inputs.row_shares)
         runs = {name: controller.begin(about) for name, controller in self._controllers()}
         x = self._repeat(x, places[prelude:end], list(runs.values()), passing, without)

@@ -7,6 +7,7 @@ import torch
 from recurrent_cases import batch, loss_of
 
 import moeut
+from moeut.recurrence.halting import AdaptiveComputationTime
 from moeut.recurrence.inputs import Inputs
 from moeut.recurrence.schedule import Depth
 
@@ -50,6 +51,17 @@ def test_as_many_as_there_are_is_all_of_them(make_recurrent):
         output = model(*arguments, **masks, backprop_repeats=number)
         for name, gradient in _gradients(model, loss_of(model, output)).items():
             assert torch.equal(gradient, wanted[name]), name
+
+
+def test_gradients_are_there_where_all_tokens_halt_before_them(make_recurrent):
+    """They are 0 and not missing, or an optimiser would skip what ranks that go on do step."""
+    halting = AdaptiveComputationTime(threshold=0.5, initial_bias=30.0)
+    model = make_recurrent("decoder_lm", "act_noise_linear", halting=halting).train()
+    arguments, masks = batch(model)
+    output = model(*arguments, **masks, backprop_repeats=1)
+    assert len(output.repeats["decoder"]) == 4
+    for name, gradient in _gradients(model, loss_of(model, output)).items():
+        assert gradient is not None, name
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, True])

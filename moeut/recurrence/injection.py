@@ -159,8 +159,10 @@ class LinearRule(nn.Module):
         return {"weight": Role("mix", both, d_model)}
 
     def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
-        """Return W [state; input] (B, T, D)."""
-        return nn.functional.linear(torch.cat((state, embedded), dim=-1), self.weight)
+        """Return W [state; input] (B, T, D), in the dtype of the state."""
+        both = torch.cat((state, embedded), dim=-1)
+        # Autocast gives a product in bfloat16; layers would then add up the state itself in that.
+        return nn.functional.linear(both, self.weight).to(state.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

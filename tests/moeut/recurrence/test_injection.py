@@ -1,6 +1,6 @@
 import pytest
 import torch
-from recurrent_cases import batch, loss_of, state
+from recurrent_cases import CONTROLLERS, batch, loss_of, state
 
 from moeut.blocks.attention import AttentionContext
 from moeut.options import OptionError
@@ -97,6 +97,15 @@ def test_padding_changes_no_noise_of_training(make_recurrent):
         arguments, masks = batch(model, width=width)
         losses.append(loss_of(model, model(*arguments, **masks), width=width).item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-11)
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+@torch.no_grad()
+def test_autocast_leaves_the_state_in_float32(make_recurrent, controller):
+    model = make_recurrent("decoder_lm", controller, "dense").float()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(batch(model)[0][0])
+    assert {x.dtype for x in output.repeats["decoder"]} == {torch.float32}
 
 
 @pytest.mark.parametrize("start", ["zero", "noise"])

@@ -93,7 +93,11 @@ Variant = Literal[
 
 
 def _read_data_files() -> dict[str, DataFile]:
-    table = importlib.resources.files("tasks").joinpath("data/scan_sha256.txt").read_text()
+    table = (
+        importlib.resources.files("tasks")
+        .joinpath("data/scan_sha256.txt")
+        .read_text(encoding="utf-8")
+    )
     files = {}
     for line in table.splitlines():
         if not line.startswith("#"):

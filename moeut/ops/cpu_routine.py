@@ -105,7 +105,7 @@ def onednn_is_faster() -> bool:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists() or "GenuineIntel" in cpuinfo.read_text():
+    if not cpuinfo.exists() or "GenuineIntel" in cpuinfo.read_text(encoding="utf-8"):
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False

@@ -90,7 +90,7 @@ def is_done(file: Path, arguments: list[str]) -> bool:
         return False
     sizes = arguments[arguments.index("--sizes") + 1 :]
     sizes = sizes[: sizes.index("--modes")] if "--modes" in sizes else sizes
-    return set(sizes) <= set(json.loads(file.read_text())["done"])
+    return set(sizes) <= set(json.loads(file.read_text(encoding="utf-8"))["done"])
 
 
 def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
@@ -103,7 +103,7 @@ def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
     end = None if seconds is None else time.monotonic() + seconds
     while not is_done(file, arguments):
         left = None if end is None else end - time.monotonic()
-        before = file.read_text() if file.exists() else None
+        before = file.read_text(encoding="utf-8") if file.exists() else None
         try:
             status = subprocess.run(command, check=False, timeout=left, env=environment).returncode
         except subprocess.TimeoutExpired:
@@ -112,13 +112,13 @@ def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
         if status in (-signal.SIGINT, -signal.SIGTERM):
             return False
         if status < 0 and file.exists():
-            result = json.loads(file.read_text())
+            result = json.loads(file.read_text(encoding="utf-8"))
             if result["trying"] is not None:
                 record_failure(result, f"the process ended by signal {-status} in it")
                 write_result(file, result)
         # A new process goes on where one has died, or its device.
         can_go_on = status == DEVICE_FAILED or status < 0
-        changed = file.exists() and file.read_text() != before
+        changed = file.exists() and file.read_text(encoding="utf-8") != before
         if status != 0 and not (can_go_on and changed):
             return False
     return True
@@ -127,7 +127,7 @@ def _finish(file: Path, arguments: list[str], seconds: float | None) -> bool:
 def report(folder: Path) -> None:
     """Write ``report.md`` from the JSON files of a folder."""
     found = [
-        (kind, json.loads(file.read_text()))
+        (kind, json.loads(file.read_text(encoding="utf-8")))
         for kind in TABLES
         for file in sorted(folder.glob(f"{kind}-*.json"))
     ]

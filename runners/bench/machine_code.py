@@ -235,7 +235,9 @@ def _resources(cubin: bytes) -> dict[str, int]:
         file.write(cubin)
         file.flush()
         command = [str(tool), "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", said))
     return {
         "registers": int(found["REG"]),

@@ -102,13 +102,14 @@ def _load_file(name: str, file: Path) -> Any:
 
 def _import(name: str, file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file.resolve())
-    source, folder = file.read_text(), None
+    source, folder = file.read_text(encoding="utf-8"), None
     if "mylib::" in source:
         # The published kernel and its rewrite register operators of the same name, which PyTorch
         # refuses: each gets a namespace of its own. Triton reads the source from the file.
         folder = tempfile.TemporaryDirectory(prefix=name)
         copy = Path(folder.name) / file.name
-        copy.write_text(source.replace("mylib::", f"{name}::").replace("ops.mylib", f"ops.{name}"))
+        renamed = source.replace("mylib::", f"{name}::").replace("ops.mylib", f"ops.{name}")
+        copy.write_text(renamed, encoding="utf-8")
         spec = importlib.util.spec_from_file_location(name, copy)
     assert spec is not None
     assert spec.loader is not None

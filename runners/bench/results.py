@@ -51,7 +51,7 @@ def resumed(options: argparse.Namespace, fresh: dict[str, Any], *same: str) -> d
         raise ValueError("--resume: expected --json FILE too")
     if not options.json.exists():
         return fresh
-    before = json.loads(options.json.read_text())
+    before = json.loads(options.json.read_text(encoding="utf-8"))
     for key in ("benchmark", "conditions", *same):
         if before.get(key) != fresh[key]:
             raise ValueError(

@@ -189,7 +189,9 @@ def _commit() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
     try:
         folder = Path(__file__).parent
-        said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        said = subprocess.run(
+            command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return said.stdout.strip()
@@ -206,7 +208,7 @@ def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         fields: dict[str, str] = {}
-        for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").split("\n\n")[0].splitlines():
             key, _, value = line.partition(":")
             fields[key.strip()] = value.strip()
         if "model name" in fields:

@@ -171,7 +171,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     manifest = path / MANIFEST
     try:
-        content = json.loads(manifest.read_text())
+        content = json.loads(manifest.read_text(encoding="utf-8"))
         step, checksums = int(content["step"]), dict(content["sha256"])
     except FileNotFoundError:
         raise Damaged(f"{manifest}: missing") from None

@@ -95,6 +95,7 @@ def _log_to(path: Path) -> None:
 
 def main() -> int:
     """Serve a driver over the standard input and output."""
+    exit_status.print_what_can_be()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     # A private copy of the pipe: a library that prints must not write into the messages.
     messages = os.fdopen(os.dup(1), "wb")

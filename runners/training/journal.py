@@ -206,6 +206,6 @@ class Journal:
 def _read_timings(files: RunDirectory) -> Timings:
     """Return the times of earlier starts; zeros where there are none, or damaged ones."""
     try:
-        return Timings.from_json(json.loads(files.timings.read_text()))
+        return Timings.from_json(json.loads(files.timings.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
         return Timings()

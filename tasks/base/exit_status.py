@@ -46,7 +46,7 @@ def exit_with(main: Callable[[], int | None], *, reader_gone: int = RESUMABLE) -
         reader_gone: status if what reads the output (head, less) has closed it.
     """
     try:
-        _replace_what_cannot_be_printed()
+        print_what_can_be()
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(signal.SIGINT, signal.default_int_handler)
         status = _status_of(main)
@@ -73,6 +73,7 @@ def _status_of(main: Callable[[], int | None]) -> int | str:
         return DONE if end.code is None else end.code
 
 
-def _replace_what_cannot_be_printed() -> None:
+def print_what_can_be() -> None:
+    """Let the standard output print ``?`` for what its encoding lacks, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # standard error escapes such characters already
         sys.stdout.reconfigure(errors="replace")

@@ -84,7 +84,7 @@ class Owner:
 def _machine() -> tuple[str, str | None, str | None]:
     host = socket.gethostname()
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return host, boot, os.readlink("/proc/self/ns/pid")
     except OSError:
         return host, None, None
@@ -102,7 +102,7 @@ def _stat(pid: int) -> list[str] | None:
     spaces and brackets itself.
     """
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     return text.rpartition(")")[2].split()

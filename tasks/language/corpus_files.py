@@ -284,7 +284,7 @@ def remembered_sha256(path: Path) -> str:
     key = f"{path.absolute()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}"
     memory = cache_folder() / "sha256" / hashlib.sha256(os.fsencode(key)).hexdigest()
     if status.st_size >= REMEMBERED_BYTES and memory.is_file():
-        return memory.read_text()
+        return memory.read_text(encoding="utf-8")
     digest = sha256_of_file(path)
     if status.st_size >= REMEMBERED_BYTES:
         memory.parent.mkdir(parents=True, exist_ok=True)

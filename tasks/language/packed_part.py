@@ -70,7 +70,7 @@ def read_record(
         dtype: type of the ids.
     """
     try:
-        content = json.loads(_record_path(folder, number).read_text())
+        content = json.loads(_record_path(folder, number).read_text(encoding="utf-8"))
         train = content.pop("train")
         record = PartRecord(**content, train=Shard(**train) if train else None)
         if record.has_held_out and not held_out_path(folder, number).is_file():

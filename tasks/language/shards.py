@@ -166,7 +166,7 @@ def check_files(
     """
     note = root / VERIFIED
     try:
-        known = json.loads(note.read_text())
+        known = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     found: dict[str, list[int]] = {}

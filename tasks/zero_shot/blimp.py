@@ -46,7 +46,11 @@ FIELDS = {"syntax/semantics": "syntax_semantics"}
 
 
 def _read_data_files() -> tuple[DataFile, ...]:
-    table = importlib.resources.files("tasks").joinpath("data/blimp_sha256.txt").read_text()
+    table = (
+        importlib.resources.files("tasks")
+        .joinpath("data/blimp_sha256.txt")
+        .read_text(encoding="utf-8")
+    )
     lines = [line.split() for line in table.splitlines() if not line.startswith("#")]
     return tuple(
         DataFile(path=f"blimp/{name}", url=f"{REPOSITORY}/{name}", sha256=sha256, rows=int(rows))

@@ -299,7 +299,7 @@ def _read(path: Path) -> dict[str, Blocks]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return {key: Blocks(**fields) for key, fields in content.items()}
     except (ValueError, TypeError, AttributeError) as error:
         logger.warning("%s: not readable as block sizes (%s); the defaults serve", path, error)

@@ -33,6 +33,7 @@ from tasks import scan
 from tasks.base.command_line import Parser, run
 from tasks.base.console import make_console, say
 from tasks.base.data_files import DataFile, cache_folder, data_folders
+from tasks.base.home import NoHome
 from tasks.base.options import nearest
 from tasks.base.storage import open_atomically, sha256_of_file
 from tasks.cogs import official
@@ -229,6 +230,13 @@ def fetch(files: Sequence[DataFile], mirror: str | None, console: Console) -> in
     return len(missing)
 
 
+def _shown_cache() -> str:
+    try:
+        return f"{cache_folder()} (MOEUT_CACHE names another)"
+    except NoHome as error:
+        return f"none yet, since {error}"
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Fetch as the command line says.
 
@@ -239,7 +247,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="python -m tasks.fetch",
         description="Download official data files, check them and keep them in the cache:\n"
-        f"{cache_folder()} (MOEUT_CACHE names another).",
+        f"{_shown_cache()}.",
         epilog="""examples:
   python -m tasks.fetch scan cogs                  what these tasks read
   python -m tasks.fetch blimp piqa                 for runners.evaluate --task blimp --task piqa

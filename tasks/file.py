@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from tasks.base.home import expand_user
 from tasks.base.lines import JSON_SUFFIXES, lines_of, parse_json_object, shortened, shown
 from tasks.base.options import LOCATION, OptionError, nearest, require
 from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask
@@ -150,7 +151,7 @@ def read_records(name: str, option: str) -> list[tuple[str, dict[str, Any]]]:
         OptionError: no such file, or an empty one; it names ``option``, which gave the path.
         ValueError: a binary or malformed file; the message names file and line.
     """
-    path = Path(name).expanduser()
+    path = expand_user(name, option)
     lines = lines_of(_read_bytes(option, name, path), name)
     while lines and not lines[-1][1].strip(" \r"):
         lines.pop()

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.base.home import NoHome, below_home
 from tasks.base.storage import sha256_of
 
 
@@ -53,15 +54,29 @@ class DataFile:
 
 
 def cache_folder() -> Path:
-    """Return the folder that fetched files are kept in; it need not exist."""
+    """Return the folder that fetched files are kept in; it need not exist.
+
+    Raises:
+        NoHome: there is neither ``MOEUT_CACHE`` nor a home directory.
+    """
     folder = os.environ.get("MOEUT_CACHE")
-    return Path(folder) if folder else Path.home() / ".cache" / "moeut"
+    return Path(folder) if folder else below_home(".cache", "moeut", variable="MOEUT_CACHE")
 
 
 def data_folders() -> list[Path]:
-    """Return the folders that data files are looked for in, in order."""
+    """Return the folders that data files are looked for in, in order.
+
+    Raises:
+        NoHome: there is neither ``MOEUT_DATA`` nor a cache.
+    """
     folder = os.environ.get("MOEUT_DATA")
-    return ([Path(folder)] if folder else []) + [cache_folder()]
+    given = [Path(folder)] if folder else []
+    try:
+        return [*given, cache_folder()]
+    except NoHome:
+        if given:
+            return given
+        raise
 
 
 def locate(file: DataFile) -> Path:

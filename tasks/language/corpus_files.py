@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks.base.data_files import cache_folder
+from tasks.base.home import expand_user
 from tasks.base.options import OptionError, nearest
 from tasks.base.storage import sha256_of_file, write_atomically
 from tasks.language.documents import Corpus, Document, Part, grouped_by_size
@@ -214,7 +215,7 @@ class Files(Corpus):
 
 def _resolve(entry: str, walk: Walk) -> list[tuple[Path, tuple[str, str]]]:
     """Return the files that one entry of ``task.files`` names, in order, but those of before."""
-    path = Path(entry).expanduser()
+    path = expand_user(entry, "task.files")
     if path.is_dir():
         found, is_text = walk.files(path), False
         expected = f"no file to read there; expected {describe_formats()}"

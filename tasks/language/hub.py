@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from tasks.base.home import expand_user
 from tasks.base.options import OptionError
 from tasks.language.corpus_files import DOCUMENT_BYTES, remembered_sha256
 from tasks.language.documents import DOCUMENT_SEPARATOR, Corpus, Document, Part
@@ -216,7 +217,7 @@ class HubDataset(Corpus):
             raise OptionError("task.hub", repository, expected)
         self.is_folder = is_folder(repository)
         if self.is_folder:
-            repository = str(Path(repository).expanduser().absolute())
+            repository = str(expand_user(repository, "task.hub").absolute())
         elif revision is None:
             raise OptionError(
                 "task.hub_revision",
@@ -289,7 +290,7 @@ class HubDataset(Corpus):
 
 def is_folder(hub: str) -> bool:
     """Return whether what stands for the name of a data set is a folder on this machine."""
-    return Path(hub).expanduser().is_dir()
+    return expand_user(hub, "task.hub").is_dir()
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tasks.base.home import expand_user
 from tasks.base.options import OptionError
 from tasks.base.storage import sha256_of_file
 from tasks.base.text import Tokenizer
@@ -61,8 +62,9 @@ class TokenizerChoice:
             OptionError: the file cannot be read, or its tokenizer has no boundary token, which
                 ``boundary: token`` needs.
         """
+        path = expand_user(self.tokenizer, "task.tokenizer")
         try:
-            tokenizer = load_tokenizer(Path(self.tokenizer).expanduser())
+            tokenizer = load_tokenizer(path)
         except ValueError as error:
             raise OptionError("task.tokenizer", self.tokenizer, str(error)) from None
         if self.boundary == "token" and tokenizer.boundary_id is None:
@@ -105,8 +107,9 @@ def tokenizer_sha256(option: str) -> str:
     Raises:
         OptionError: there is no such file.
     """
+    path = expand_user(option, "task.tokenizer")
     try:
-        return sha256_of_file(find_tokenizer(Path(option).expanduser()))
+        return sha256_of_file(find_tokenizer(path))
     except (ValueError, OSError) as error:
         raise OptionError("task.tokenizer", option, str(error)) from None
 

@@ -211,7 +211,8 @@ class Tuner:
             return default_blocks(shape)
         name = _file_name(device.index)
         if name not in self.found:
-            self.found[name] = _read(cache_directory() / name)
+            folder = cache_directory()
+            self.found[name] = {} if folder is None else _read(folder / name)
         known = self.found[name].get(shape.key)
         if known is not None:
             return known
@@ -219,7 +220,8 @@ class Tuner:
             return default_blocks(shape)
         best = _search(shape, launch, torch.cuda.get_device_capability(device))
         self.found[name][shape.key] = best
-        _write(cache_directory() / name, self.found[name])
+        if (folder := cache_directory()) is not None:
+            _write(folder / name, self.found[name])
         return best
 
     @contextlib.contextmanager
@@ -249,9 +251,15 @@ def warmup(step: Callable[[], object], *, search: bool = True) -> None:
         torch.cuda.synchronize()
 
 
-def cache_directory() -> Path:
-    """Return the folder that search results are kept in."""
-    return Path(os.environ.get("MOEUT_CACHE") or Path.home() / ".cache" / "moeut")
+def cache_directory() -> Path | None:
+    """Return the folder that search results are kept in; None without ``MOEUT_CACHE`` and home."""
+    given = os.environ.get("MOEUT_CACHE")
+    if given:
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "moeut"
+    except RuntimeError:
+        return None
 
 
 @functools.cache

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-RunEnd = Literal["done", "failed", "refused", "busy", "stopped"]
+RunEnd = Literal["done", "failed", "refused", "busy", "stopped", "killed"]
 """How a run has left: with its result; for a reason that its directory keeps (``error.json``); for
-a config that does not fit; before it began, since another process works on it; or resumable."""
+a config that does not fit; before it began, since another process works on it; or resumable, of
+which ``killed`` was not asked for by anybody, as when memory runs out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,13 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from runners.process.environment import thread_environment
-from runners.process.messages import Ended, Message, Ready, Started, decode
+from runners.process.messages import Ended, Message, Notice, Ready, Started, decode
 from runners.process.run_directory import RunDirectory
 from runners.process.signals import Stop
 from runners.sweeping.executor import Job, OnMessage
@@ -82,6 +83,10 @@ class LocalExecutor:
         self.devices = tuple(devices)
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
+        self._pending: deque[Job] = deque()
+        self._is_stopping = False
+        self._killed: set[Path] = set()
+        """Runs that are tried for the second time."""
 
     @classmethod
     def for_jobs(cls, jobs: Sequence[Job], workers: int | None) -> LocalExecutor:
@@ -93,14 +98,17 @@ class LocalExecutor:
         """Execute every job, in order, and return when all have ended.
 
         After ``stop.requested`` no job is started, and those under way save and end. The run of a
-        worker that dies is marked as failed.
+        worker that dies is marked as failed; but that of one that something else has killed, as
+        Linux does when memory runs out, is tried again once, after all others, and then stays
+        resumable: it has done nothing wrong.
         """
-        pending = deque(jobs)
-        is_stopping = False
+        pending = self._pending = deque(jobs)
+        self._killed.clear()
+        self._is_stopping = False
         try:
             while True:
-                if stop.requested and not is_stopping:
-                    is_stopping = True
+                if stop.requested and not self._is_stopping:
+                    self._is_stopping = True
                     pending.clear()
                     for worker in list(self._workers):
                         self._stop(worker, on_message)
@@ -193,11 +201,29 @@ class LocalExecutor:
         if status == exit_status.RESUMABLE:
             on_message(job.directory, Ended("stopped"))
             return
+        if status == -signal.SIGKILL:
+            self._note_kill(job, on_message)
+            return
         reason = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         files = RunDirectory(job.directory)
         text = f"the process ended with {reason}; see {files.log}"
         files.fail(text, step=None)
         on_message(job.directory, Ended("failed", text))
+
+    def _note_kill(self, job: Job, on_message: OnMessage) -> None:
+        """Put back the run of a worker that was killed from outside, or leave it after two times.
+
+        Nothing tells a process what it was killed for. Memory is by far the most frequent reason,
+        and a run of which that is true fits when fewer run beside it.
+        """
+        log = RunDirectory(job.directory).log
+        text = f"killed from outside (SIGKILL), most likely since memory ran out; see {log}"
+        if job.directory not in self._killed and not self._is_stopping:
+            self._killed.add(job.directory)
+            self._pending.append(job)
+            on_message(job.directory, Notice(f"{text}; it is tried once more, after the others"))
+            return
+        on_message(job.directory, Ended("killed", f"{text}; the same command continues it"))
 
     def _quit(self, worker: _Worker) -> None:
         worker.send({"order": "quit"})

@@ -5,16 +5,18 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from runners.process import signals
-from runners.process.messages import Ended, Started, TrainingProgress
+from runners.process.messages import Ended, Notice, Started, TrainingProgress
 from runners.process.run_directory import RunDirectory
 from runners.sweeping import worker
 from runners.sweeping.executor import Job
 from runners.sweeping.local import LocalExecutor, default_workers
+from runners.sweeping.reconcile import sweep_status
 
 
 class Messages(list):
@@ -75,16 +77,49 @@ def test_one_worker_serves_runs_in_turn_and_a_failure_stops_no_other(make_run, r
     assert len(pids) == 1
 
 
-def test_killed_worker_fails_its_run_alone(make_run, run_jobs):
+def test_a_worker_that_dies_fails_its_run_alone(make_run, run_jobs):
     long, short = make_run("long", *LONG), make_run("short", *SHORT)
 
-    def kill(directory, message):
+    def abort(directory, message):
         if directory == long and isinstance(message, TrainingProgress):
-            os.kill(pid_at_work(long), signal.SIGKILL)
+            os.kill(pid_at_work(long), signal.SIGABRT)
 
-    messages = run_jobs([long, short], react=kill)
+    messages = run_jobs([long, short], react=abort)
     assert messages.ended() == {"long": "failed", "short": "done"}
-    assert "signal SIGKILL" in json.loads((long / "error.json").read_text())["message"]
+    assert "signal SIGABRT" in json.loads((long / "error.json").read_text())["message"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_killed_run_is_tried_once_more_after_the_others_and_has_not_failed(
+    make_run, run_jobs, times
+):
+    """SIGKILL is what Linux sends when memory runs out."""
+    big = make_run("big", "train.steps=300", "evaluate.interval=null")
+    small = make_run("small", *SHORT)
+    killed = []
+
+    def kill(directory, message):
+        is_new = len(killed) < [d for d, m in messages if isinstance(m, Started)].count(big)
+        if directory == big and isinstance(message, TrainingProgress) and is_new:
+            if len(killed) < times:
+                os.kill(pid_at_work(big), signal.SIGKILL)
+            killed.append(message.step)
+
+    messages = Messages(kill)
+    jobs = [Job(directory, 1) for directory in (big, small)]
+    LocalExecutor(1).run(jobs, stop=signals.Stop(), on_message=messages)
+    assert [d.name for d, m in messages if isinstance(m, Started)] == ["big", "small", "big"]
+    (notice,) = [m.text for _, m in messages if isinstance(m, Notice) and "SIGKILL" in m.text]
+    assert "most likely since memory ran out" in notice
+    assert not (big / "error.json").exists()
+    if times == 1:
+        assert messages.ended() == {"big": "done", "small": "done"}
+    else:
+        assert messages.ended() == {"big": "killed", "small": "done"}
+        (reason,) = [m.reason for _, m in messages if isinstance(m, Ended) and m.reason]
+        assert "memory ran out" in reason
+        assert sweep_status(Counter(messages.ended().values()), signals.Stop()) == 75
+        assert run_jobs([big]).ended() == {"big": "done"}  # the same command goes on
 
 
 def test_stop_saves_what_runs_and_starts_nothing(make_run, run_jobs):

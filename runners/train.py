@@ -105,27 +105,40 @@ def _check(options: argparse.Namespace, world: World) -> tuple[RunConfig, RunRec
     build(config)
     directory, record = plan_single(config, name=Path(options.config).stem, root=options.runs_dir)
     files = RunDirectory(options.run_directory or directory)
-    return config, _check_directory(files, config, record), files
+    return config, _check_directory(files, config, record, world), files
 
 
-def _check_directory(files: RunDirectory, config: RunConfig, record: RunRecord) -> RunRecord:
+def _check_directory(
+    files: RunDirectory, config: RunConfig, record: RunRecord, world: World
+) -> RunRecord:
     """Return what the directory says of its run, or the record of a run that begins there.
 
-    A run that a sweep has planned stays the sweep's.
+    A run that a sweep has planned stays the sweep's. Where ``run.json`` is lost but the config is
+    the same, the run goes on under the record given.
 
     Raises:
         ConfigError: it holds a run with another config; the message shows the difference.
     """
     if not files.config.is_file():
         return record
-    if (files.path / "run.json").is_file():
-        found = files.read_record()
-        if (found.hash, found.seed) == (record.hash, record.seed):
-            return found
     changed = difference(files.config.read_text(encoding="utf-8"), to_yaml(config))
-    raise ConfigError(
-        f"{files.path}: holds a run with another config: {changed or 'its data was changed'}"
-    )
+    try:
+        found = files.read_record()
+    except ConfigError:
+        if changed:
+            raise _another(files, changed) from None
+        # A checkpoint has the hash too, and is refused if it is another run's.
+        if world.is_first:
+            lost = f"{files.record}: lost or damaged; written anew, as of a run outside of a sweep"
+            print(lost, file=sys.stderr)
+        return record
+    if (found.hash, found.seed) == (record.hash, record.seed):
+        return found
+    raise _another(files, changed or "its data was changed")
+
+
+def _another(files: RunDirectory, changed: str) -> ConfigError:
+    return ConfigError(f"{files.path}: holds a run with another config: {changed}")
 
 
 if __name__ == "__main__":

@@ -196,14 +196,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, step=step, state=state)
 
 
-def check_run(checkpoint: Checkpoint, run_hash: str) -> None:
-    """Check that a checkpoint was made by the run of this hash.
+def check_run(checkpoint: Checkpoint, run_hash: str | None) -> None:
+    """Check that a checkpoint was made by the run of this hash; None: of an unknown one.
 
     Raises:
         Refused: it was not.
     """
     found = checkpoint.state.get("hash")
-    if found != run_hash:
+    if run_hash is not None and found != run_hash:
         raise Refused(
             f"{checkpoint.path}: a checkpoint of the run {found}, expected one of {run_hash}, "
             "whose directory it lies in"

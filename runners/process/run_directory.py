@@ -23,6 +23,7 @@ import dataclasses
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -103,7 +104,7 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, to_yaml(config))
-        write_json(self.path / "run.json", dataclasses.asdict(record))
+        write_json(self.record, dataclasses.asdict(record))
 
     def read_config(self) -> RunConfig:
         """Return the config that the directory holds.
@@ -115,19 +116,36 @@ class RunDirectory:
             raise ConfigError(f"{self.config}: no such file; the directory holds no run")
         return from_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
 
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
     def read_record(self) -> RunRecord:
         """Return which run this is.
 
         Raises:
             ConfigError: the directory does not say it.
         """
-        file = self.path / "run.json"
         try:
-            return RunRecord(**json.loads(file.read_text(encoding="utf-8")))
+            return RunRecord(**json.loads(self.record.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise ConfigError(f"{file}: no such file; the directory holds no run") from None
+            reason = "no such file"
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{file}: damaged ({error})") from None
+            reason = f"damaged ({error})"
+        if not self.config.is_file():
+            raise ConfigError(f"{self.record}: {reason}; the directory holds no run")
+        raise ConfigError(
+            f"{self.record}: {reason}; it says which run this is. The command that planned the run "
+            "(runners.sweep or runners.train) writes it again, and the run goes on"
+        )
+
+    def find_hash(self) -> str | None:
+        """Return the run's hash, or None, with a warning, where ``run.json`` is lost."""
+        try:
+            return self.read_record().hash
+        except ConfigError as error:
+            logger.warning("%s; so it is not checked that the weights are this run's", error)
+            return None
 
     def fail(self, message: str, *, step: int | None) -> None:
         """Write that the run has failed, and why.
@@ -159,15 +177,21 @@ class MetricsLog:
         path: the file.
         size: bytes that stay. Rows behind them were written after the checkpoint that the run
             resumes from, which writes them again.
-
-    Raises:
-        ValueError: the file is shorter than that.
+        warn: gets a line if the file is shorter than that, as one that was deleted. The weights do
+            not depend on it: what is there of it stays, but for half a row at its end.
     """
 
-    def __init__(self, path: Path, *, size: int = 0) -> None:
+    def __init__(
+        self, path: Path, *, size: int = 0, warn: Callable[[str], None] = logger.warning
+    ) -> None:
         path.touch()
-        if path.stat().st_size < size:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes; the checkpoint knows of {size}")
+        found = path.stat().st_size
+        if found < size:
+            warn(
+                f"{path}: {size - found:,} of {size:,} bytes are lost, and with them rows of the "
+                "learning curve; the run goes on from its weights, which do not depend on them"
+            )
+            size = path.read_bytes().rfind(b"\n") + 1
         os.truncate(path, size)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
 

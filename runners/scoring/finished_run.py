@@ -69,7 +69,7 @@ def _last_checkpoint(files: RunDirectory) -> Checkpoint:
     if not checkpoints:
         raise ConfigError(f"{files.checkpoints}: holds no checkpoint")
     checkpoint = load_checkpoint(checkpoints[-1])
-    check_run(checkpoint, files.read_record().hash)
+    check_run(checkpoint, files.find_hash())
     return checkpoint
 
 

@@ -129,7 +129,7 @@ def _from_run(path: Path, tokenizer: Path | None) -> LanguageModel:
     if not steps:
         raise ConfigError(f"{files.checkpoints}: holds no checkpoint yet")
     checkpoint = load_checkpoint(steps[-1])
-    check_run(checkpoint, files.read_record().hash)
+    check_run(checkpoint, files.find_hash())
     model = moeut.load(checkpoint.path)
     assert isinstance(model, DecoderLM)  # which is what a task over text trains
     if config.selection_split is not None and not is_step:

@@ -132,15 +132,12 @@ class Journal:
         """Open the learning curve where training goes on.
 
         Args:
-            size: bytes of ``metrics.jsonl`` to keep.
+            size: bytes of ``metrics.jsonl`` to keep; a notice says if it has lost some.
             step: last step of the checkpoint; later ones on the board are hidden.
             tensorboard: whether to write the board, too.
-
-        Raises:
-            ValueError: the file is shorter than ``size``.
         """
         if self._writes:
-            self._metrics = MetricsLog(self._files.metrics, size=size)
+            self._metrics = MetricsLog(self._files.metrics, size=size, warn=self.notice)
             if tensorboard:
                 self._board = Board(self._files.path / "tensorboard", step=step)
 

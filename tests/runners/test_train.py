@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from runners import run as run_module
 from runners import train as module
 from runners.process.run_directory import RunDirectory
 
@@ -54,6 +55,34 @@ def test_named_directory_of_another_run_is_refused(command, tmp_path, capsys):
     assert module.main([*command, f"--run-directory={directory}"]) == 0
     assert module.main([*command, "seed=0", "train.steps=3", f"--run-directory={directory}"]) == 2
     assert "-steps: 2; +steps: 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_a_run_whose_record_is_lost_goes_on_from_its_weights(
+    command, tmp_path, capsys, caplog, content
+):
+    directory = tmp_path / "mine"
+    command = [*command, f"--run-directory={directory}"]
+    assert module.main(command) == 0
+    before = (directory / "run.json").read_bytes()
+    for name in ("result.json", "run.json", "metrics.jsonl"):
+        (directory / name).unlink()
+    if content is not None:
+        (directory / "run.json").write_text(content)
+    assert run_module.main([str(directory)]) == 2
+    error = capsys.readouterr().err
+    assert "run.json: " in error
+    assert "The command that planned the run (runners.sweep or runners.train) writes it" in error
+    assert module.main([*command, "train.steps=3"]) == 2
+    assert "-steps: 2; +steps: 3" in capsys.readouterr().err
+    weights = (directory / "checkpoints" / "step_000002" / "model.safetensors").read_bytes()
+    assert module.main(command) == 0
+    error = capsys.readouterr().err
+    assert "run.json: lost or damaged; written anew" in error
+    assert "bytes are lost, and with them rows of the learning curve" in caplog.text
+    assert (directory / "run.json").read_bytes() == before
+    after = (directory / "checkpoints" / "step_000002" / "model.safetensors").read_bytes()
+    assert after == weights
 
 
 def test_failed_run_is_tried_again_only_on_request(command, tmp_path, capsys):

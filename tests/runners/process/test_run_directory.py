@@ -47,9 +47,18 @@ def test_log_is_cut_where_the_run_resumes(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
-def test_log_shorter_than_the_checkpoint_knows_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="the checkpoint knows of 5"):
-        MetricsLog(tmp_path / "metrics.jsonl", size=5)
+@pytest.mark.parametrize(("left", "kept"), [(None, ""), ('{"a": 1}\n{"b', '{"a": 1}\n')])
+def test_what_a_shortened_log_has_lost_is_said_and_whole_rows_stay(tmp_path, left, kept):
+    path = tmp_path / "metrics.jsonl"
+    if left is not None:
+        path.write_text(left)
+    said = []
+    log = MetricsLog(path, size=1234, warn=said.append)
+    log.append({"step": 3})
+    log.close()
+    assert path.read_text() == kept + '{"step": 3}\n'
+    (line,) = said
+    assert f"{1234 - len(left or ''):,} of 1,234 bytes are lost" in line
 
 
 def test_failure_on_a_full_disk_is_in_the_log_alone(make_run, monkeypatch, caplog):

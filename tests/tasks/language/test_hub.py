@@ -12,9 +12,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tasks.language import hub
 from tasks.language.corpora import open_corpus
 from tasks.language.hub import HubDataset
 
@@ -230,6 +232,23 @@ def test_attempts_to_reach_the_hub_are_not_printed(folder):
 def test_one_split_alone_is_left_to_be_divided(folder):
     (folder / "validation.jsonl").unlink()
     assert {part.split for part in HubDataset(str(folder)).parts()} == {None}
+
+
+def test_splits_that_are_left_out_are_named(tmp_path, monkeypatch, caplog):
+    splits = dict.fromkeys(("train", "unlabelled", "test"), SimpleNamespace(num_shards=1))
+    monkeypatch.setattr(hub, "_streamed", lambda *source: splits)
+    assert [part.split for part in HubDataset(str(tmp_path)).parts()] == ["train", "test"]
+    assert caplog.messages == [f"{tmp_path}: splits passed over: unlabelled"]
+
+
+def test_the_fingerprint_of_a_folder_enters_linked_folders(folder, tmp_path):
+    more = tmp_path / "more"
+    more.mkdir()
+    (folder / "linked").symlink_to(more)
+    before = HubDataset(str(folder)).fingerprint()
+    (more / "test.jsonl").write_bytes(rows(["linked"]))
+    after = HubDataset(str(folder)).fingerprint()
+    assert (before["files"], after["files"]) == (3, 4)
 
 
 def test_the_fingerprint_of_a_folder_is_of_its_content(folder):

@@ -7,7 +7,6 @@ from runners.process.interrupt import end_at_interrupt
 if __name__ == "__main__":
     end_at_interrupt()  # what follows takes seconds to import
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from runners.bench import data, everything, experts, generate, kernels, model
 from runners.bench.command import DEVICE_FAILED
 from runners.bench.timing import DeviceFailedError
 from tasks.base import exit_status
+from tasks.base.command_line import Parser
 
 BENCHMARKS = {
     "all": everything,
@@ -32,7 +32,7 @@ BENCHMARKS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run the benchmark it names and return the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m runners.bench",
         description=__doc__,
         epilog="Each benchmark has its own help: python -m runners.bench experts --help",

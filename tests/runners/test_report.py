@@ -1,5 +1,6 @@
 """The report as a whole: files, bytes, exit status."""
 
+import os
 import subprocess
 import sys
 
@@ -71,6 +72,31 @@ def test_missing_matplotlib_does_not_stop_the_tables(directory, monkeypatch, cap
     assert main([str(directory)]) == 0
     assert capsys.readouterr().err.count("pip install") == 1
     assert (directory / "summary.md").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_report_is_printed_in_any_encoding(directory, encoding):
+    ended = subprocess.run(
+        [sys.executable, "-m", "runners.report", str(directory), "--no-figures"],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert "0.810 ± 0.016".encode(encoding, errors="replace") in ended.stdout
+    assert "0.810 ± 0.016" in (directory / "summary.md").read_text(encoding="utf-8")
+
+
+def test_a_narrow_terminal_is_shown_every_number(directory, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    assert main([str(directory), "--no-figures"]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for number in ("0.810 ± 0.016", "0.800 ± 0.100", "0.810 0.800 0.820 0.790 0.830", "1 min 04 s"):
+        assert number in shown
+    assert max(map(len, shown.splitlines()[:-1])) <= 80
 
 
 def test_a_report_needs_no_torch():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import doctest
 import io
+import re
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from runners.config.schema import ConfigError
 from runners.scoring import prompts
@@ -50,6 +53,29 @@ def test_a_wrong_file_is_one_line_with_the_place(tmp_path, name, content, messag
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / name)
+
+
+PIECES = [b"a", b"\n", b"\r", b" ", b"\x0c", b"\0", b"\xff", b"\xef\xbb\xbf", "\u2028".encode()]
+JSON_PIECES = [*PIECES, b'{"prompt": "', b'"}', b'"}\n{"prompt": "', rb"\ud800", rb"\u00e9", b"["]
+
+
+@given(st.lists(st.sampled_from(PIECES)), st.lists(st.sampled_from(JSON_PIECES)))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_prompt_is_read_or_the_file_refused(tmp_path, text, json_text):
+    for name, pieces in (("p.txt", text), ("p.jsonl", json_text)):
+        data = b"".join(pieces)
+        (tmp_path / name).write_bytes(data)
+        try:
+            read = read_prompts(tmp_path / name)
+        except ValueError as error:
+            message = str(error)
+            named = re.search(rf"{name}:(\d+): ", message)
+            is_placed = named is not None and 1 <= int(named[1]) <= data.count(b"\n") + 1
+            if "\n" in message or not (is_placed or message.endswith("holds no prompt")):
+                raise
+        else:
+            lines = data.decode().removeprefix("\ufeff").split("\n")
+            assert len(read) == sum(bool(line.strip()) for line in lines)
 
 
 def typed(monkeypatch, data: bytes) -> list[str]:

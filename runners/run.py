@@ -47,7 +47,7 @@ from tasks.base import exit_status
 from tasks.base.command_line import Parser
 from tasks.base.lease import Locked
 from tasks.base.metrics import selection_score
-from tasks.base.storage import write_atomically, write_json
+from tasks.base.storage import why_not_written, write_atomically, write_json
 
 Result = TypeVar("Result")
 
@@ -198,7 +198,7 @@ def execute(
         try:
             lay_out()
         except OSError as error:
-            problem = str(error)
+            problem = why_not_written(error)
     problem = world.share(problem)
     if problem is not None:
         say(f"{files.path}: cannot be written: {problem}", error=True)
@@ -216,7 +216,7 @@ def execute(
             say(error, error=True)
             return exit_status.BAD_INPUT
         except OSError as error:  # in the run itself it would be why the run has failed
-            say(f"{files.path}: cannot be written: {error}", error=True)
+            say(f"{files.path}: cannot be written: {why_not_written(error)}", error=True)
             return exit_status.FAILED
     if status == "failed":
         say(files.failure(), error=True)

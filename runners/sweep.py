@@ -33,6 +33,7 @@ from tasks.base.command_line import Parser
 from tasks.base.console import make_console
 from tasks.base.lease import Lease, Locked
 from tasks.base.options import nearest
+from tasks.base.storage import why_not_written
 
 EXECUTORS: dict[str, Callable[[Sequence[Job], int | None], Executor]] = {
     "local": LocalExecutor.for_jobs,
@@ -172,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, or a place that may not be written to
-        print(f"{directory}: {error}; the same command continues", file=sys.stderr)
+        print(f"{directory}: {why_not_written(error)}", file=sys.stderr)
         return exit_status.FAILED
     status = sweep_status(counts, stop)
     if status in (exit_status.RESUMABLE, exit_status.INTERRUPTED):

@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from runners.config.run_file import from_yaml, to_yaml
 from runners.config.schema import ConfigError, RunConfig
-from tasks.base.storage import write_atomically, write_json
+from tasks.base.storage import flush, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class MetricsLog:
 
     def flush(self) -> int:
         """Bring all rows to the disk and return the size of the file in bytes."""
-        os.fsync(self._file.fileno())
+        flush(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ behind; a process that is killed leaves its hidden file, which no other one mist
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -64,7 +65,7 @@ def open_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         yield stream
         if durable:
             stream.flush()
-            os.fsync(stream.fileno())
+            flush(stream.fileno())
         stream.close()
         os.replace(temporary, path)
     finally:
@@ -90,22 +91,72 @@ def make_folder_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         # A folder with content cannot be renamed over: for a moment there is none of that name.
         if path.exists():
-            os.rename(path, replaced)
+            _move_away(path, replaced)
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def _move_away(path: Path, goal: Path) -> None:
+    try:
+        os.rename(path, goal)
+    except OSError as error:
+        # In a container, a folder of the image below cannot be renamed (overlayfs: EXDEV).
+        if error.errno not in (errno.EXDEV, *_LACKING):
+            raise
+        shutil.rmtree(path)
+
+
+_LACKING = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What file systems answer to an operation that they do not have."""
+
+
+def why_not_written(error: OSError) -> str:
+    """Return what an error of a write says, and what to do about it where that is known."""
+    if error.errno in (errno.EXDEV, *_LACKING):
+        remedy = "the file system lacks an operation that is needed here"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "it may not be written to"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error}; make room, and the same command continues"
+    else:
+        return f"{error}; the same command tries again"
+    return f"{error}; {remedy}: name another place, for runs by --runs-dir, for data by MOEUT_CACHE"
+
+
+def flush(descriptor: int) -> None:
+    """Bring a file to the disk, where its file system can be asked to.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, *_LACKING):  # EINVAL: such files know no fsync
+            raise
+
+
 def flush_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk: which files it has, under which names.
+
+    Some network and FUSE file systems cannot be asked to; then they do it in their own time.
 
     Raises:
         OSError: there is no such folder.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EISDIR, errno.EINVAL, *_LACKING):
+            return
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, *_LACKING):
+            raise
     finally:
         os.close(descriptor)
 

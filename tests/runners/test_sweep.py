@@ -154,7 +154,7 @@ def test_full_disk_of_the_driver_is_one_line(where, command, capsys, monkeypatch
     monkeypatch.setattr(sweep, "reconcile", lambda *arguments, **options: Counter())
     assert sweep.main(command) == 1
     message = capsys.readouterr().err
-    assert "No space left on device; the same command continues" in message
+    assert "No space left on device; make room, and the same command continues" in message
     assert message.count("\n") == 1
 
 

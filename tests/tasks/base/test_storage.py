@@ -112,3 +112,63 @@ def test_a_data_folder_has_one_holder_at_a_time(tmp_path, caplog):
         raise ZeroDivisionError
     with lock_folder(folder):
         pass
+
+
+LACKING = [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP]
+
+
+@pytest.mark.parametrize("number", LACKING)
+def test_a_file_system_without_fsync_is_written_to(tmp_path, monkeypatch, number):
+    def fsync(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    storage.write_atomically(tmp_path / "a", "a")
+    storage.flush_folder(tmp_path)
+    assert (tmp_path / "a").read_text() == "a"
+
+
+def test_a_disk_that_fails_to_flush_is_no_such_file_system(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output"):
+        storage.write_atomically(tmp_path / "a", "a")
+    with pytest.raises(OSError, match="Input/output"):
+        storage.flush_folder(tmp_path)
+
+
+def test_a_folder_of_the_image_below_is_replaced(tmp_path, monkeypatch):
+    """On overlayfs, such a folder cannot be renamed."""
+    goal = tmp_path / "folder"
+    goal.mkdir()
+    (goal / "old").write_text("old")
+    rename = os.rename
+
+    def refuse(source, target):
+        if source == goal:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with make_folder_atomically(goal) as folder:
+        (folder / "new").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert [path.name for path in goal.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSYS, "lacks an operation that is needed here: name another place, for runs by"),
+        (
+            errno.EROFS,
+            "may not be written to: name another place, for runs by --runs-dir, for data",
+        ),
+        (errno.ENOSPC, "make room, and the same command continues"),
+        (errno.EIO, "the same command tries again"),
+    ],
+)
+def test_what_to_do_is_said(number, remedy):
+    assert remedy in storage.why_not_written(OSError(number, os.strerror(number), "here"))

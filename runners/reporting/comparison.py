@@ -84,7 +84,7 @@ def main_table(results: SweepResults) -> Table:
     rows, bold = [], set()
     for index, setting in enumerate(results.settings):
         values, metric = headline_values(results, setting), results.headline_metric(setting)
-        row = [setting.variant]
+        row = [setting.variant_label]
         row += [
             compact(setting.parameters[key]) if key in setting.parameters else MISSING
             for key in results.grid_keys

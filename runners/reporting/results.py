@@ -94,6 +94,12 @@ class Setting:
     """Name for tables and legends, which no other setting of the sweep has."""
 
     @property
+    def variant_label(self) -> str:
+        """Name where the grid values stand beside it: with the hash if they are not enough."""
+        is_shared = self.label.endswith(f" {self.hash}")
+        return f"{self.variant} {self.hash}" if is_shared else self.variant
+
+    @property
     def done(self) -> list[Outcome]:
         """The runs that have a result."""
         return [run for run in self.runs if run.result is not None]

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from runners.config.yaml_nodes import ConfigError
+from runners.reporting.comparison import main_table
 from runners.reporting.results import load
 
 
@@ -69,6 +70,15 @@ def test_a_torn_last_row_of_the_curve_is_left_out(make_sweep):
     assert [row["step"] for row in load(directory).runs[0].metrics_rows()] == [1, 2, 3, 1, 3]
 
 
+def test_only_a_line_feed_ends_a_row_of_the_curve(make_sweep):
+    directory = make_sweep(a=[0.5])
+    path = next(directory.glob("*/seed0/metrics.jsonl"))
+    rows = [{"step": 1, "split": "a\u2028b\x85", "metrics": {}}, {"step": 2, "loss": 1.0}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    assert load(directory).runs[0].metrics_rows() == rows
+
+
 def test_labels_and_headlines(make_sweep):
     directory = make_sweep(a=[0.5], parameters={"model.num_layers": 8}, headline={"split": "test"})
     results = load(directory)
@@ -120,6 +130,8 @@ def test_labels_of_two_settings_differ(make_sweep):
         "a (model.dropout=0.1, attention.dropout=0) ffff0001",
         "a (model.dropout=0.2, attention.dropout=0)",
     ]
+    shown = [row[:3] for row in main_table(load(directory)).rows]
+    assert shown == [["a ffff0000", "0.1", "0"], ["a ffff0001", "0.1", "0"], ["a", "0.2", "0"]]
 
 
 def test_tidy_rows(make_sweep):

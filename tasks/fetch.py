@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from tasks import scan
 from tasks.base.command_line import Parser, run
-from tasks.base.console import make_console, say
+from tasks.base.console import make_console, make_progress, say
 from tasks.base.data_files import DataFile, cache_folder, data_folders
 from tasks.base.home import NoHome
 from tasks.base.options import nearest
@@ -207,15 +207,7 @@ def fetch(files: Sequence[DataFile], mirror: str | None, console: Console) -> in
     """
     missing = [file for file in files if not is_present(file)]
     say(console, f"{len(files)} files, {len(files) - len(missing)} already there")
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
+    with make_progress(console, DownloadColumn, TransferSpeedColumn) as progress:
         for number, file in enumerate(missing, start=1):
             bar = progress.add_task(f"{number}/{len(missing)} {file.path}", total=None)
 

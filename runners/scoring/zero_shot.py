@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from runners.reporting.zero_shot import Report
 from runners.scoring.language_model import LanguageModel, load_language_model
 from runners.scoring.likelihoods import BATCH_SIZE, encode, is_truncated, score_requests
-from tasks.base.console import PlainConsole
+from tasks.base.console import PlainConsole, make_progress
 from tasks.zero_shot import ZERO_SHOT, Benchmark, Question, Result, get, score
 
 ALL = "all"
@@ -119,16 +119,7 @@ class _Bar:
 
     def __init__(self, title: str, check: Callable[[], None]) -> None:
         self.title, self.check = title, check
-        console = PlainConsole(stderr=True)
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        )
+        self.bar = make_progress(PlainConsole(stderr=True), MofNCompleteColumn, TimeRemainingColumn)
 
     def __enter__(self) -> Callable[[int, int], None]:
         self.bar.__enter__()

@@ -7,13 +7,15 @@ the width of the terminal, and ends the process when the reader has gone. None o
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import rich.table
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from tasks.base.printable import printable
@@ -21,6 +23,7 @@ from tasks.base.printable import printable
 LOG_WIDTH = 160
 """Columns of what is no terminal: a file or a pipe."""
 UNLIMITED = 1 << 20
+BAR_WIDTH = 20
 
 
 class PlainConsole(Console):
@@ -47,6 +50,24 @@ def say(console: Console, line: str, style: str = "") -> None:
     """Print a line as it is, whatever its length; line ends in it stay."""
     text = "\n".join(map(printable, line.split("\n")))
     console.print(Text(text, style=style), soft_wrap=True)
+
+
+def make_progress(
+    console: Console, *numbers: Callable[..., ProgressColumn], **options: Any
+) -> Progress:
+    """Return a display of progress: what is done, a bar, numbers; only the first is ever wrapped.
+
+    It is empty where the console is no terminal, and leaves nothing behind.
+    """
+    what = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+    columns = [number(table_column=Column(no_wrap=True)) for number in numbers]
+    return Progress(
+        *(what, BarColumn(BAR_WIDTH), *columns),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        **options,
+    )
 
 
 class WholeTable(rich.table.Table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -14,9 +15,9 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import connection
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn, TimeRemainingColumn
 
-from tasks.base.console import PlainConsole
+from tasks.base.console import PlainConsole, make_progress
 
 logger = logging.getLogger(__name__)
 
@@ -83,18 +84,10 @@ class Bar:
         self._what, self._unit, self._total = what, unit, total
         self._done = 0
         self._shown = time.monotonic()
-        console = PlainConsole(stderr=True)
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(
-            *columns,
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        self._progress = make_progress(
+            PlainConsole(stderr=True),
+            functools.partial(TextColumn, "{task.completed:,.0f}/{task.total:,.0f} " + unit),
+            TimeRemainingColumn,
             speed_estimate_period=600.0,
         )
         self._row = self._progress.add_task(what, total=total)

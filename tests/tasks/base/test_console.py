@@ -7,8 +7,9 @@ import sys
 
 import pytest
 from rich.console import Console
+from rich.progress import DownloadColumn, MofNCompleteColumn
 
-from tasks.base.console import PlainConsole, WholeTable, say
+from tasks.base.console import PlainConsole, WholeTable, make_progress, say
 
 HOSTILE = ["[a-m]*.txt", "[/x]", "[bold]", "a\\", "\\[red]", ":cat:", "[link=x]y", "[]", "[[1]"]
 
@@ -100,6 +101,22 @@ def test_no_number_or_word_is_cut_at_any_width():
         words = text.replace("│", " ").replace("┃", " ").split()
         for cell in cells:
             assert cell in words, (width, text)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_progress_cuts_neither_names_nor_numbers(width):
+    stream = io.StringIO()
+    console = PlainConsole(file=stream, force_terminal=True, width=width, color_system=None)
+    name = "1/14 scan/template_split/tasks_train_template_[a-m]_around_right.txt"
+    with make_progress(console, DownloadColumn, MofNCompleteColumn) as progress:
+        progress.add_task(name, total=123_456_789, completed=98_765_432)
+        progress.refresh()
+        shown = stream.getvalue()
+    assert "…" not in shown
+    assert "98.8/123.5 MB" in shown
+    assert "98765432/123456789" in shown
+    if width == 200:
+        assert name in shown
 
 
 def test_rich_lets_the_reader_leave():

@@ -13,8 +13,10 @@ SHELF = 15
 """Modules and rooms on the top floor of ``runners``."""
 LINES = 450
 """Length of a file."""
-REACH = 92
-"""Own modules that ``import runners.train`` executes; the aim is 60."""
+KINDS = ("moeut.blocks.attention", "moeut.blocks.feed_forward", "moeut.recurrence")
+"""Rooms that grow by a file with every kind that is added to them."""
+REACH = 77
+"""Own modules, those of ``KINDS`` aside, that ``import runners.train`` executes."""
 
 FLOORS = (
     {"tasks", "moeut"},
@@ -176,5 +178,5 @@ def test_files_are_short():
 
 
 def test_a_training_run_reads_few_modules():
-    found = reach("runners.train")
+    found = {name for name in reach("runners.train") if not name.startswith(KINDS)}
     assert len(found) <= REACH, sorted(found)

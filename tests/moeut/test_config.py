@@ -112,7 +112,7 @@ def test_stacks_of_each_form() -> None:
         (
             {"attention": "dens"},
             "attention.kind",
-            r"switch_head, geometric; did you mean 'dense",
+            r"one of dense, switch_head, .*; did you mean 'dense'",
         ),
         ({"attention": 3}, "attention", "a mapping with a kind, or one of dense, switch_head, geo"),
         ({"attention": {}}, "attention.kind", "expected one of dense, switch_head, geometric"),

@@ -181,6 +181,8 @@ class DepthStack(nn.Module):
         for place in places:
             assert place.repeat is not None
             cut = place.repeat < without
+            if place.is_first and 0 < without == place.repeat:
+                _forget_casts()
             with torch.no_grad() if cut else contextlib.nullcontext():
                 step: Step | None = Step(x)
                 for run in runs:
@@ -396,6 +398,16 @@ class _Passing:
             for index, layer in enumerate(self._layers):
                 sources[index] = layer.project_memory(memory.states, routing_of_source)
         return cross_context, sources, routing_of_source
+
+
+def _forget_casts() -> None:
+    """Drop the low-precision copies of weights that autocast has made so far.
+
+    PyTorch 2.10 uses a copy that was made without gradient again where one is wanted: the weight
+    then gets no gradient, in silence. A compiled graph keeps no copies.
+    """
+    if not torch.compiler.is_compiling():
+        torch.clear_autocast_cache()
 
 
 def _balance_weights(options: StackConfig) -> dict[str, float]:

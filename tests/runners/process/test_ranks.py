@@ -106,6 +106,13 @@ RECURRENT = {
         "train.backprop_repeats=2",
     ),
     "halting": ("model.halting={kind: act, loss_weight: 0.5}", "model.depth.prelude=1"),
+    "all of them": (
+        "model.depth.coda=1",
+        "model.state={start: zero, injection: linear}",
+        "model.halting={kind: act, loss_weight: 0.5, threshold: 0.8}",
+        "train.repeats={kind: uniform, low: 1, high: 4}",
+        "train.backprop_repeats=2",
+    ),
 }
 
 

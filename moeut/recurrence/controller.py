@@ -79,7 +79,25 @@ class Pass(NamedTuple):
     nor where asking for the reason costs more."""
 
     row_shares: Tensor | None = None
-    """(B,) share of each row in the loss; None: a mean is due, and which one is the kind's."""
+    """(B,) share of each row in the loss; None: all rows with a real token count alike."""
+
+    def mean(self, values: Tensor, *, padding: bool = False) -> Tensor:
+        """Return the mean over rows of each row's mean over tokens, or the sum by rows' shares.
+
+        ``values`` (B, T) are one number for each token; those of padding are left out, unless
+        ``padding``. A mean over all tokens at once would weigh rows by their length, so that the
+        losses of the parts of a split batch would not add up to that of the whole.
+        """
+        if self.real is None or padding:
+            of_row, counts = values.mean(dim=1), None
+        else:
+            counts = self.real.sum(dim=1)
+            of_row = (values * self.real).sum(dim=1) / counts.clamp_min(1)
+        if self.row_shares is not None:
+            return (of_row * self.row_shares.to(values.dtype)).sum()
+        if counts is None:
+            return values.mean()  # as published code takes it, to the last bit
+        return of_row.sum() / (counts > 0).sum().clamp_min(1)
 
 
 class Run:

@@ -172,27 +172,9 @@ class ActRun(Run):
     def finish(self, x: Tensor) -> Verdict:
         """Return the weighted sum of states, the loss, and the repeats each token took (B, T)."""
         assert self.result is not None
+        remainder = self.about.mean(self.remainder, padding=self.options.loss_over == "all")
         return Verdict(
             self.result.to(x.dtype),
-            self._mean_remainder() * self.options.loss_weight,
+            remainder * self.options.loss_weight,
             {"repeats": self.repeats, "remainder": self.remainder},
         )
-
-    def _mean_remainder(self) -> Tensor:
-        """Return the mean over rows of each row's mean over tokens, or the sum by rows' shares.
-
-        A mean over all tokens at once would weigh rows by their length, so that the parts of a
-        split batch would not add up.
-        """
-        real = self.about.real
-        if real is None or self.options.loss_over == "all":
-            of_row, lengths = self.remainder.mean(dim=1), None
-        else:  # the remainder of padding is 0
-            lengths = real.sum(dim=1)
-            of_row = self.remainder.sum(dim=1) / lengths.clamp_min(1)
-        shares = self.about.row_shares
-        if shares is not None:
-            return (of_row * shares.to(self.dtype)).sum()
-        if lengths is None:
-            return self.remainder.mean()  # as published code takes it, to the last bit
-        return of_row.sum() / (lengths > 0).sum().clamp_min(1)

@@ -127,6 +127,33 @@ def test_controller(monkeypatch):
             assert torch.equal(works, taken > application // 2)
 
 
+def test_controller_with_parameters_and_a_loss(monkeypatch):
+    made = module("moeut/recurrence/brake.py", monkeypatch)
+    entry("brake", HALTING, vars(made), monkeypatch)
+    options = {"form": "decoder_lm", "vocabulary_size": 9, "d_model": 16, "depth": {"repeats": 3}}
+    plain = moeut.architecture("universal", **options)
+    config = moeut.architecture("universal", **options, halting={"kind": "brake"})
+    assert moeut.count_parameters(config) == moeut.count_parameters(plain) + 16
+    macs = [moeut.macs_per_token(one, sequence_length=5) for one in (plain, config)]
+    assert macs[1] - macs[0] == 3 * 16
+
+    torch.manual_seed(0)
+    model = moeut.build(config).double()
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 0, 0, 0]])
+    real = tokens > 0
+    output = model(tokens, padding_mask=real)
+    way = output.decisions["decoder"]["halting.way"]
+    assert 0 < way.min() < way.max() < 3
+    wanted = 0.01 * torch.stack([way[0].mean(), way[1, :2].mean()]).mean()
+    assert output.auxiliary_loss.item() == pytest.approx(wanted.item(), abs=1e-12)
+    rows = [model(tokens[i : i + 1], padding_mask=real[i : i + 1]) for i in range(2)]
+    parts = sum(row.auxiliary_loss for row in rows) / 2  # parts of a batch add up
+    assert parts.item() == pytest.approx(output.auxiliary_loss.item(), abs=1e-12)
+    output.auxiliary_loss.backward()
+    assert model.decoder.controllers["halting"].weight.grad.abs().sum() > 0
+    assert model.eval()(tokens, padding_mask=real).auxiliary_loss == 0
+
+
 def test_metric(tmp_path, monkeypatch):
     exec(block("# tasks/base/metrics.py\n"), scope := dict(vars(metrics)))
     entry("right_length", metrics.METRICS, scope, monkeypatch)

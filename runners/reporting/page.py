@@ -246,6 +246,7 @@ def _test_data(
         "difference": test.difference,
         "p": test.p,
         "p_holm": test.adjusted,
+        "is_exact": test.is_exact,
         "is_different": test.is_different,
         "is_better": is_better,
         "verdict": TOO_SMALL if test.adjusted is None else None,

@@ -41,6 +41,13 @@ def test_five_seeds(make_sweep):
     assert {table.columns[c] for _, c in table.bold} == {"gen exact_match"}
 
 
+@pytest.mark.parametrize(("seeds", "how"), [(10, "exact"), (11, "approximate (normal)")])
+def test_notes_say_how_p_was_found(make_sweep, seeds, how):
+    low, high = [n / 100 for n in range(seeds)], [n / 100 + 0.5 for n in range(seeds)]
+    notes = main_table(load(make_sweep(transformer=low, moeut=high))).notes
+    assert f"p: {how} two-sided Mann–Whitney, Holm-corrected over 1 comparison." in notes[1]
+
+
 def test_three_seeds_claim_nothing(make_sweep):
     results = load(make_sweep(transformer=[0.1, 0.11, 0.12], moeut=[0.9, 0.91, 0.92]))
     table = main_table(results)

@@ -48,7 +48,7 @@ def is_framed(image):
     return all((edge == 255).all() for edge in edges)
 
 
-@pytest.mark.parametrize("num_panels", [1, 2, 4])
+@pytest.mark.parametrize("num_panels", [1, 4])
 @pytest.mark.parametrize("labels", [LABELS[:1], LABELS[:4], LABELS[:12], LABELS, HOSTILE])
 def test_nothing_is_cut(labels, num_panels):
     figure = draw(make_panels(labels, num_panels))

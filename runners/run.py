@@ -94,6 +94,8 @@ def run(
             with Journal(
                 files, clock, writes=world.is_first, on_progress=on_progress, lease=lease
             ) as journal:
+                for notice in prepared.notices:
+                    journal.notice(notice)
                 active = Training(prepared, journal)
                 active.train()
                 active.score()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from tasks.base.options import OptionError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "triton", "PyYAML", "rich")
+
+ROOT = Path(__file__).resolve().parents[2]
+"""Folder that holds the packages."""
+CODE = ("moeut", "tasks", "runners")
+"""The packages, whose files decide what a run computes."""
 
 
 def thread_environment(num_threads: int) -> dict[str, str]:
@@ -94,7 +101,7 @@ def describe_environment(config: RunConfig, device: torch.device) -> dict[str, A
     """Return what env.json holds: how the run was started, from which code, on what."""
     return {
         "argv": sys.argv,
-        "git": _git(Path(__file__).resolve().parent),
+        **describe_code(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
@@ -110,19 +117,50 @@ def describe_environment(config: RunConfig, device: torch.device) -> dict[str, A
     }
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
-    """Return commit and state of the work tree that the code is in; None outside of one."""
+def describe_code(root: Path = ROOT) -> dict[str, Any]:
+    """Return which code this is, as plain data.
+
+    Args:
+        root: folder that holds the packages.
+
+    Returns:
+        ``version`` of the package, and ``git``: the ``commit`` of the work tree that holds it,
+        whether the code in it is ``dirty``, and a hash of its ``changes``; None outside of one.
+    """
 
     def ask(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
+        command = ["git", "-C", str(root), *words]
         return subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", check=True
         ).stdout.strip()
 
+    git: dict[str, Any] | None = None
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+        # An installed package may lie inside the work tree of something else.
+        ask("ls-files", "--error-unmatch", "runners/__init__.py")
+        changes = ask("status", "--porcelain", "--", *CODE)
+        git = {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes), "changes": None}
+        if changes:
+            changes += ask("diff", "HEAD", "--", *CODE)
+            git["changes"] = hashlib.sha256(changes.encode()).hexdigest()[:12]
     except (OSError, subprocess.CalledProcessError):
+        pass
+    return {"version": _version("moeut-suite"), "git": git}
+
+
+def code_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return in words how the code of one start differs from that of another, if it does."""
+    if all(before.get(key) == now.get(key) for key in ("version", "git")):
         return None
+    return f"{_code_words(before)} before, {_code_words(now)} now"
+
+
+def _code_words(code: Mapping[str, Any]) -> str:
+    git = code.get("git")
+    if not isinstance(git, dict):
+        return f"version {code.get('version')}, outside of a work tree"
+    changes = f" with the changes {git.get('changes')}" if git.get("dirty") else ""
+    return f"commit {str(git.get('commit'))[:12]}{changes}"
 
 
 def _version(package: str) -> str | None:

@@ -5,7 +5,7 @@
     config.yaml       the resolved config
     run.json          its place in a sweep: variant, parameters, seed, hash
     .lease/           who works on it, or did last
-    env.json          where and with what it runs
+    env.json          where and with what it runs, and from which code at every start
     metrics.jsonl     learning curve; the same however often it was resumed, apart from what a
                       language run's rows have under "speed"
     tensorboard/      the same for TensorBoard, if asked for

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +32,8 @@ class Prepared:
     data_hash: str
     device: torch.device
     agreement: Agreement
+    notices: tuple[str, ...] = ()
+    """What is to be said before the run begins."""
 
     @property
     def world(self) -> World:
@@ -55,11 +61,36 @@ def prepare(files: RunDirectory, agreement: Agreement) -> Prepared:
             f"{files.config}: its config and data have the hash {found}, but the run is "
             f"{record.hash}: the file or the data was changed; plan the run anew"
         )
+    notices: list[str] = []
     if world.is_first:
-        write_json(
-            files.path / "env.json",
-            environment.describe_environment(config, device)
-            | ({"ranks": world.size} if world.size > 1 else {}),
-        )
+        notices = _write_environment(files.path / "env.json", config, device, world)
         built.task.save_files(files.path)
-    return Prepared(files, config, record, built, data_hash, device, agreement)
+    return Prepared(files, config, record, built, data_hash, device, agreement, tuple(notices))
+
+
+def _write_environment(
+    path: Path, config: RunConfig, device: torch.device, world: World
+) -> list[str]:
+    """Write ``env.json`` for this start, and return what is to be said of it.
+
+    The file describes the last start; its list ``starts`` has time, host and code of each.
+    """
+    now = environment.describe_environment(config, device)
+    starts = _earlier_starts(path)
+    start = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    start |= {key: now[key] for key in ("host", "version", "git")}
+    ranks = {"ranks": world.size} if world.size > 1 else {}
+    write_json(path, {**now, **ranks, "starts": [*starts, start]})
+    changed = environment.code_difference(starts[-1], start) if starts else None
+    if changed is None:
+        return []
+    return [f"the code was changed since the run was last started: {changed}; see {path}"]
+
+
+def _earlier_starts(path: Path) -> list[dict[str, Any]]:
+    """Return the starts that a file lists; none where it is not there, or damaged."""
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        return [start for start in starts if isinstance(start, dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

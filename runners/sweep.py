@@ -94,7 +94,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         reference=_reference,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help="YAML file of a sweep")
+    parser.add_argument(
+        "config", help="YAML file of a sweep, or the name of a shipped one: quickstart, cogs/small"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="values that replace the file's"
     )

@@ -60,7 +60,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         reference=_reference,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help="YAML file of a run")
+    parser.add_argument(
+        "config", help="YAML file of a run, or the name of a shipped one: language/44m"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -21,6 +21,7 @@ from moeut.options import OptionError
 from runners.config import yaml_nodes
 from runners.config.renamed import RENAMED
 from runners.config.schema import ConfigError, ModelSection, RunConfig, SweepConfig, located
+from runners.config.shipped import find_config
 from runners.config.yaml_nodes import Node, merge, nest, override, parse_scalar
 from tasks.base.options import is_of_type, nearest, type_words
 
@@ -40,12 +41,14 @@ def read_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> R
 
     Args:
         path: YAML file with the fields of ``RunConfig``; ``base: other.yaml`` includes another.
+            Or the name of one that ships.
         overrides: Dotted paths with values, for example ``train.steps=100``.
 
     Raises:
         ConfigError: one line that says where, what, and what is allowed.
     """
-    node = load_run_node(yaml_nodes.read(path), Path(path))
+    path = find_config(path)
+    node = load_run_node(yaml_nodes.read(path), path)
     for text in overrides:
         node = override(node, *yaml_nodes.parse_override(text))
     return build_run(node, SectionChecker())

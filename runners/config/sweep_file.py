@@ -16,6 +16,7 @@ from pathlib import Path
 from runners.config import yaml_nodes
 from runners.config.run_file import build, hints, include, unknown_key, wrong_value
 from runners.config.schema import RunConfig, SweepConfig
+from runners.config.shipped import find_config
 from runners.config.yaml_nodes import (
     COMMAND_LINE,
     ConfigError,
@@ -87,14 +88,14 @@ def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep's file, then the overrides ``key=value`` over it.
 
     Args:
-        path: YAML file with the fields of ``SweepConfig``.
+        path: YAML file with the fields of ``SweepConfig``, or the name of one that ships.
         overrides: ``train.steps=100`` changes every run, ``seeds=2`` the sweep itself.
 
     Raises:
         ConfigError: one line that says where, what, and what is allowed. What only a combination
             of values shows to be wrong is found by ``expand``.
     """
-    path = Path(path)
+    path = find_config(path)
     root = yaml_nodes.read(path)
     root = _flatten_top(root)
     pairs = [yaml_nodes.parse_override(text) for text in overrides]

@@ -39,7 +39,8 @@ def bad_input_in_one_line(
 def exit_with(main: Callable[[], int | None], *, reader_gone: int = RESUMABLE) -> NoReturn:
     """Run a command line and exit with the status that it returns; None counts as done.
 
-    What the encoding of the output lacks is printed as ``?``.
+    What the encoding of the output lacks is printed as ``?``, and nothing where it is closed. An
+    output that is full is one line and status 1.
 
     Args:
         main: the command line. Ctrl-C in it is one line and status 130.
@@ -50,7 +51,14 @@ def exit_with(main: Callable[[], int | None], *, reader_gone: int = RESUMABLE) -
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(signal.SIGINT, signal.default_int_handler)
         status = _status_of(main)
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            print(f"standard output: {error}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = status or FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -74,6 +82,16 @@ def _status_of(main: Callable[[], int | None]) -> int | str:
 
 
 def print_what_can_be() -> None:
-    """Let the standard output print ``?`` for what its encoding lacks, instead of failing."""
+    """Let the standard output print ``?`` for what its encoding lacks, instead of failing.
+
+    Standard streams that were closed lead nowhere: a file that is opened would take their number.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # standard error escapes such characters already
         sys.stdout.reconfigure(errors="replace")

@@ -132,3 +132,41 @@ def test_reader_of_both_streams_has_gone():
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=30) == 75
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_lead_nowhere(closed, tmp_path):
+    code = (
+        "import os, sys\n"
+        "from tasks.base.console import make_console\n"
+        "from tasks.base.exit_status import exit_with\n"
+        "def main():\n"
+        "    file = open(sys.argv[1], 'w')\n"
+        "    print('out'); make_console().print('out'); print('error', file=sys.stderr)\n"
+        "    os.write(1, b'raw'); file.write('content')\n"
+        "    return 75\n"
+        "exit_with(main)"
+    )
+    path = tmp_path / "file"
+    command = [sys.executable, "-c", code, str(path)]
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command], capture_output=True, check=False
+    )
+    assert ended.returncode == 75
+    assert path.read_text() == "content"
+    assert b"Traceback" not in ended.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_output_that_is_full_is_one_line():
+    code = "from tasks.base.exit_status import exit_with\nexit_with(lambda: print('text'))"
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == b"standard output: [Errno 28] No space left on device\n"

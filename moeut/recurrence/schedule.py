@@ -49,7 +49,8 @@ class Depth(Options):
     coda: int = 0
     """Layers applied once, after the group."""
     order: Order = "cycle"
-    """Order of the repeats of a group of layers A and B: ``cycle`` ABAB, ``sequence`` AABB."""
+    """Order of the repeats of a group of layers A and B: ``cycle`` ABAB, ``sequence`` AABB, which
+    takes a group and repeats of at least 2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +58,10 @@ class Depth(Options):
         for name in ("prelude", "coda"):
             value = getattr(self, name)
             require(value >= 0, name, value, "must be a whole number of at least 0")
+        for name in ("group", "repeats"):
+            value = getattr(self, name)
+            said = f"has no effect with {name}={value}; expected cycle"
+            require(self.order == "cycle" or value > 1, "order", self.order, said)
 
     @property
     def num_distinct(self) -> int:
@@ -76,7 +81,7 @@ class Depth(Options):
     @property
     def has_whole_repeats(self) -> bool:
         """Whether a repeat is a pass through the whole group, one after the other."""
-        return self.order == "cycle" or self.group == 1
+        return self.order == "cycle"
 
     def schedule(self, num_repeats: int | None = None) -> list[int]:
         """Return the index of the layer of each application, for the configured repeats or others.

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from moeut.ops import Dispatch
 from moeut.options import OptionError
 from moeut.recurrence.halting import AdaptiveComputationTime
-from moeut.recurrence.schedule import Depth
 
 
 def _sums(model, states, threshold):
@@ -186,4 +185,3 @@ def test_halting_needs_whole_repeats(make_config):
         make_config(order="sequence", halting=ACT)
     with pytest.raises(OptionError, match=r"depth.repeats=1: halting needs at least 2"):
         make_config(group=4, repeats=1, halting=ACT)
-    assert Depth(group=1, repeats=3, order="sequence").has_whole_repeats

@@ -48,3 +48,9 @@ def test_sizes_out_of_range_are_refused(options, option):
         Depth(**{"group": 1, "repeats": 1} | options)
     assert caught.value.option == option
     assert caught.value.value == options[option]
+
+
+@pytest.mark.parametrize("one", ["group", "repeats"])
+def test_an_order_without_effect_is_refused(one):
+    with pytest.raises(OptionError, match=f"order='sequence': has no effect with {one}=1;"):
+        Depth(**{"group": 2, "repeats": 2, "order": "sequence"} | {one: 1})

@@ -75,15 +75,19 @@ class Options:
         return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any], *, path: str = "model") -> Self:
         """Read options from plain data, ``kind`` left out.
+
+        Args:
+            data: Names and values.
+            path: Dotted path that a message calls these options by.
 
         Raises:
             OptionError: an unknown or missing key, a value of a wrong type, or sizes that do not
                 fit together; its path starts at ``cls``.
         """
         hints = type_hints(cls)
-        values = {name: _read_field(cls, name, value) for name, value in data.items()}
+        values = {name: _read_field(cls, name, value, path) for name, value in data.items()}
         for field in dataclasses.fields(cls):
             if field.name not in values and not _has_default(field):
                 what = words_of(hints[field.name])
@@ -121,18 +125,20 @@ def is_derived(cls: type[Options], name: str) -> bool:
 # --- reading plain data -----------------------------------------------------------------
 
 
-def _read_field(cls: type[Options], name: str, data: Any) -> Any:
+def _read_field(cls: type[Options], name: str, data: Any, path: str) -> Any:
     """Return the value of one field from plain data, its errors below the field's name."""
     hints = type_hints(cls)
     if name not in hints:
-        raise OptionError(name, data, _unknown(name, f"{cls.__name__} takes", hints))
+        raise OptionError(name, data, _unknown(name, f"{path} takes", hints))
     kinds = kinds_of(cls, name)
+    below = f"{path}.{name}"
     try:
         if kinds is not None:
-            return _read_kind(kinds, data, _default_kind(cls, name))
+            return _read_kind(kinds, data, _default_kind(cls, name), below)
         for nested in _alternatives(hints[name]):
             if isinstance(nested, type) and issubclass(nested, Options) and data is not None:
-                return nested.from_dict(_mapping(data, f"a mapping of {_listed(nested)}"))
+                mapping = _mapping(data, f"a mapping of {_listed(nested)}")
+                return nested.from_dict(mapping, path=below)
     except _OfTheBlock as error:
         raise OptionError(name, data, error.expected) from None
     except OptionError as error:
@@ -140,7 +146,9 @@ def _read_field(cls: type[Options], name: str, data: Any) -> Any:
     return data
 
 
-def _read_kind(kinds: Mapping[str, type[Options]], data: Any, default: str | None) -> Options:
+def _read_kind(
+    kinds: Mapping[str, type[Options]], data: Any, default: str | None, path: str
+) -> Options:
     """Return the options of one of ``kinds``; a bare word is short for its kind alone."""
     if isinstance(data, str):
         data = {"kind": data}
@@ -156,7 +164,7 @@ def _read_kind(kinds: Mapping[str, type[Options]], data: Any, default: str | Non
             owners = [repr(other) for other, cls in kinds.items() if name in type_hints(cls)]
             owned = f" (it is an option of kind {' and '.join(owners)})" if owners else ""
             raise OptionError(name, value, message + owned)
-    return chosen.from_dict(data)
+    return chosen.from_dict(data, path=path)
 
 
 class _OfTheBlock(Exception):

@@ -172,12 +172,18 @@ def _plain(value: Any) -> Any:
 
 
 def _check_model(node: Node, kind: str) -> ModelSection:
-    from moeut import architectures  # at the first model, since --help of a command needs no torch
+    # At the first model, since --help of a command needs no torch.
+    from moeut import architectures
+    from moeut.config import Blueprint
 
     if not isinstance(node.value, dict):
         raise wrong_value(node, "model", "a mapping")
     given = dict(node.value)
     _refuse_flat(given)
+    known = ("architecture", "preset", "form", "match_parameters", *hints(Blueprint))
+    for key, child in given.items():
+        if key not in known:
+            raise unknown_key(child, f"model.{key}", known, "model takes")
     name = given.get("preset") or given.get("architecture")
     if name is None:
         names = ", ".join(architectures.ARCHITECTURES)

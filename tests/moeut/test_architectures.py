@@ -205,7 +205,7 @@ def test_published_encoder_decoders_can_be_written(
             "architecture",
             "either architecture or preset, which is 'moeut-44m'",
         ),
-        ({"architecture": "moeut", "num_expert": 3}, "num_expert", "unknown; Blueprint takes"),
+        ({"architecture": "moeut", "num_expert": 3}, "num_expert", "unknown; model takes"),
         (
             {"architecture": "transformer", "feed_forward": {"num_experts": 3}},
             "feed_forward.num_experts",

@@ -95,12 +95,16 @@ def test_stacks_of_each_form() -> None:
 @pytest.mark.parametrize(
     ("changes", "option", "expected"),
     [
-        ({"d_modle": 3}, "d_modle", r"unknown; ModelConfig takes .*did you mean 'd_model'"),
+        ({"d_modle": 3}, "d_modle", r"unknown; model takes .*did you mean 'd_model'"),
         ({"d_model": 0}, "d_model", "must be a whole number of at least 1"),
         ({"d_model": True}, "d_model", "expected a whole number"),
         ({"d_model": 9}, "attention.num_heads", "must divide d_model=9 unless head_size"),
         ({"depth": {"group": 2}}, "depth.repeats", "missing; expected a whole number"),
-        ({"depth": {"grop": 2, "repeats": 1}}, "depth.grop", "did you mean 'group'"),
+        (
+            {"depth": {"grop": 2, "repeats": 1}},
+            "depth.grop",
+            "unknown; model.depth takes prelude, group, .*did you mean 'group'",
+        ),
         ({"depth": 4}, "depth", "expected a mapping of prelude, group, repeats, coda, order"),
         ({"final_norm": "no"}, "final_norm", "expected true or false"),
         ({"norm": "peri_"}, "norm", r"expected one of pre, post, peri; did you mean 'peri'"),

@@ -69,7 +69,7 @@ def test_a_bare_word_is_short_for_its_kind():
 @pytest.mark.parametrize(
     ("change", "option", "value", "parts"),
     [
-        ({"lmap": 1}, "lmap", 1, ["unknown", "table, lamp, spare, doors", "did you mean 'lamp'?"]),
+        ({"lmap": 1}, "lmap", 1, ["model takes table, lamp, spare, doors", "mean 'lamp'?"]),
         ({"lamp": "tub"}, "lamp.kind", "tub", ["bulb, tube", "did you mean 'tube'?"]),
         ({"lamp": 3}, "lamp", 3, ["mapping", "bulb, tube"]),
         (
@@ -83,6 +83,7 @@ def test_a_bare_word_is_short_for_its_kind():
         ({"lamp": {"colour": "wram"}}, "lamp.colour", "wram", ["white, warm", "mean 'warm'?"]),
         ({"lamp": {"length": "long"}}, "lamp.length", "long", ["a number"]),
         ({"table": 3}, "table", 3, ["a mapping of width"]),
+        ({"table": {"widht": 3}}, "table.widht", 3, ["unknown; model.table takes width"]),
         ({"spare": {"width": 1.5}}, "spare.width", 1.5, ["a whole number"]),
         ({"doors": "two"}, "doors", "two", ["a whole number"]),
     ],

@@ -193,6 +193,7 @@ def _check_model(node: Node, kind: str) -> ModelSection:
     if form.value not in FORMS[kind]:
         expected = f"one of {', '.join(FORMS[kind])} for a {kind} task"
         raise wrong_value(form, "model.form", expected, FORMS[kind])
+    _refuse_encoder_depth(given.get("encoder_depth"), form.value)
     if "match_parameters" in given:
         convert(given["match_parameters"], int | None, "model.match_parameters")
     section = Node(given, node.place).plain()
@@ -211,6 +212,20 @@ def _check_model(node: Node, kind: str) -> ModelSection:
         match_parameters=section.get("match_parameters"),
         blueprint=blueprint,
     )
+
+
+def _refuse_encoder_depth(node: Node | None, form: str) -> None:
+    """Raise ConfigError for a depth of an encoder where there is no encoder beside a decoder.
+
+    A blueprint drops the depth that equals ``depth``, so no later check would find it.
+    """
+    if node is not None and node.value is not None and form != "encoder_decoder":
+        raise ConfigError(
+            f"has no effect with form={form!r}, only with encoder_decoder",
+            path="model.encoder_depth",
+            value=node.plain(),
+            place=node.place,
+        )
 
 
 def _refuse_flat(given: dict[str, Node]) -> None:

@@ -28,6 +28,17 @@ def message(path, *overrides) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("override", ["task.is_classification=true", "model.form=decoder_lm"])
+def test_a_depth_of_the_encoder_is_refused_where_no_decoder_is_beside_it(toy, write, override):
+    path = write(RUN)
+    same = "model.encoder_depth={group: 4, repeats: 1}"  # as model.depth
+    assert read_run(path, [same]).model.form == "encoder_decoder"
+    assert read_run(path, [override, "model.encoder_depth=null"])
+    assert "model.encoder_depth={'group': 4, 'repeats': 1}: has no effect with form=" in message(
+        path, override, same
+    )
+
+
 def test_a_run_is_read_with_its_defaults_filled_in(toy, write):
     config = read_run(write(RUN))
     assert config.train.steps == 10

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import moeut
+from moeut.blocks.positions import Learned
 from moeut.config import ModelConfig
 from moeut.models import DecoderLM, ModelOutput
 from moeut.options import nearest
@@ -237,6 +238,23 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         if holder is not None:
             holder.num_columns += input_ids.shape[1]
         return output, output.logits if padding is None else _roll(output.logits, padding)
+
+    def _validate_generated_length(
+        self, generation_config: Any, input_ids_length: int, has_default_max_length: bool
+    ) -> None:
+        """Refuse, before anything is computed, more tokens than learned positions reach."""
+        super()._validate_generated_length(
+            generation_config, input_ids_length, has_default_max_length
+        )
+        position = self.model.config.stacks["decoder"].position
+        # The last token is not read.
+        if isinstance(position, Learned) and generation_config.max_length - 1 > position.max_length:
+            room = max(0, position.max_length + 1 - input_ids_length)
+            raise ValueError(
+                f"max_length={generation_config.max_length}: the model's learned positions end at "
+                f"{position.max_length}; after a prompt of {input_ids_length} tokens, "
+                f"max_new_tokens={room} is the most"
+            )
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,

@@ -35,10 +35,11 @@ def shipped_configs(packages: Path = Path(__file__).parents[2]) -> dict[str, Pat
         files = metadata.files(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return {}
+    listed = {file.as_posix().partition(INSTALLED)[2]: file for file in files}
     return {
-        file.as_posix().partition(INSTALLED)[2].removesuffix(".yaml"): Path(str(file.locate()))
-        for file in files
-        if INSTALLED in file.as_posix()
+        name.removesuffix(".yaml"): Path(str(file.locate())).resolve()
+        for name, file in listed.items()
+        if name
     }
 
 

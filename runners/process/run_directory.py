@@ -113,7 +113,12 @@ class RunDirectory:
             ConfigError: there is none, or it has an error.
         """
         if not self.config.is_file():
-            raise ConfigError(f"{self.config}: no such file; the directory holds no run")
+            if not self.checkpoints.is_dir():
+                raise ConfigError(f"{self.config}: no such file; the directory holds no run")
+            raise ConfigError(
+                f"{self.config}: no such file, though there are checkpoints. The command that "
+                "planned the run (runners.sweep or runners.train) writes it again"
+            )
         return from_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
 
     @property

@@ -299,3 +299,21 @@ def test_other_forms_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="expected decoder_lm"):
         hf.MoEUTConfig(decoder_lm=config.to_dict())
+
+
+def test_more_tokens_than_learned_positions_reach_are_refused_before_computing(monkeypatch):
+    config = moeut.architecture(
+        "transformer",
+        form="decoder_lm",
+        vocabulary_size=13,
+        d_model=16,
+        attention={"num_heads": 2},
+        position={"kind": "learned", "max_length": 8},
+    )
+    wrapped = hf.wrap(moeut.build(config).eval())
+    prompt = torch.tensor([[1, 2, 3, 4, 5]])
+    # The last token is not read: 5 + 4 - 1 positions.
+    assert wrapped.generate(prompt, max_new_tokens=4, do_sample=False).shape == (1, 9)
+    monkeypatch.setattr(wrapped.model, "forward", None)
+    with pytest.raises(ValueError, match=r"positions end at 8; .* max_new_tokens=4 is the most"):
+        wrapped.generate(prompt, max_new_tokens=5)

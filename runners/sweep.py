@@ -26,7 +26,7 @@ from runners.process import environment, signals
 from runners.sweeping.executor import Executor, Job
 from runners.sweeping.local import LocalExecutor, default_workers
 from runners.sweeping.reconcile import job_of, reconcile, sweep_status
-from runners.training.experiment import Built, build, data_hash, missing_data
+from runners.training.experiment import Built, build, data_hash, missing_data, notice_of_repeats
 from runners.training.tensorboard import check_tensorboard
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
@@ -144,7 +144,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return exit_status.BAD_INPUT
-    for notice in sweep.notices:
+    fixed = {run.variant: None for run in chosen if built[run.hash].ignores_repeats(run.config)}
+    notices = [notice_of_repeats(", ".join(fixed))] if fixed else []
+    for notice in (*sweep.notices, *notices):
         print(notice, file=sys.stderr)
     if options.dry_run:
         from runners.sweeping.dry_run import print_plan

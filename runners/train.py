@@ -34,7 +34,7 @@ from runners.process import ranks
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, RunRecord
 from runners.run import check_start, check_together, execute
-from runners.training.experiment import build, build_task
+from runners.training.experiment import build, build_task, notice_of_repeats
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
 
@@ -104,7 +104,8 @@ def _check(options: argparse.Namespace, world: World) -> tuple[RunConfig, RunRec
     """Check all that can be checked before anything is written."""
     config = read_run(options.config, options.overrides)
     check_start(config, world)
-    build(config)
+    if build(config).ignores_repeats(config) and world.is_first:
+        print(notice_of_repeats("this run"), file=sys.stderr)
     directory, record = plan_single(config, name=Path(options.config).stem, root=options.runs_dir)
     files = RunDirectory(options.run_directory or directory)
     return config, _check_directory(files, config, record, world), files

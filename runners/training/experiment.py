@@ -53,6 +53,10 @@ class Built:
         further = [[number, number] if pair else number for number in wanted]
         return [self.default_repeats, *(f for f in further if f != self.default_repeats)]
 
+    def ignores_repeats(self, config: RunConfig) -> bool:
+        """Return whether ``evaluate.repeats`` is given and has no effect."""
+        return bool(config.evaluate.repeats) and not self.is_shared
+
     def final_splits(self, config: RunConfig) -> list[str]:
         """Return the splits scored at the end."""
         every = [name for name in self.split_names if name != self.task.train_split]
@@ -64,6 +68,12 @@ class Built:
         splits = config.evaluate.interval_splits or [default]
         chosen = config.selection_split
         return splits if chosen is None or chosen in splits else [*splits, chosen]
+
+
+def notice_of_repeats(names: str) -> str:
+    """Return what is said of the runs ``names``, which ignore ``evaluate.repeats``."""
+    why = "a stack shares no layers, so its depth is fixed (depth.repeats=1)"
+    return f"evaluate.repeats has no effect on {names}: {why}"
 
 
 def build(config: RunConfig, *, needs_data: bool = True) -> Built:

@@ -95,8 +95,10 @@ def test_second_driver_is_told_and_changes_nothing(command, tmp_path, capsys):
 def test_dry_run_writes_nothing(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_SECONDS", 0.01)
     monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_LIMIT", 1)
-    assert sweep.main([*command, "--dry-run"]) == 0
-    output = capsys.readouterr().out
+    assert sweep.main([*command, "--dry-run", "evaluate.repeats=[2, 3]"]) == 0
+    output, notices = capsys.readouterr()
+    assert notices.startswith("evaluate.repeats has no effect on transformer, universal: a stack ")
+    assert notices.count("\n") == 1
     assert "4 runs, 0 of them done" in output
     assert "with 1 at a time" in output
     assert "each of 1 settings" in output

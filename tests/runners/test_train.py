@@ -17,8 +17,11 @@ def command(tmp_path, run_text):
 
 
 def test_command_line_trains_and_finds_the_run_done(command, tmp_path, capsys):
+    command.append("evaluate.repeats=[2]")
     assert module.main(command) == 0
-    assert "exact_match" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "exact_match" in printed.out
+    assert printed.err.count("evaluate.repeats has no effect on this run: a stack shares no") == 1
     (result,) = (tmp_path / "runs" / "tiny").glob("transformer-*/seed0/result.json")
     before = result.stat().st_mtime_ns
     assert module.main(command) == 0

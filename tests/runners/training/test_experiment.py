@@ -47,6 +47,11 @@ def test_depths_of_a_shared_model(built):
 def test_depth_of_an_unshared_model_is_fixed(built):
     one, config = built("evaluate.repeats=[4, 2]", architecture="transformer")
     assert one.depths(config) == [[1, 1]]
+    assert one.ignores_repeats(config)
+    one, config = built(architecture="transformer")
+    assert not one.ignores_repeats(config)
+    one, config = built("evaluate.repeats=[4, 2]", architecture="universal")
+    assert not one.ignores_repeats(config)
 
 
 def test_splits(built):

@@ -159,12 +159,18 @@ class Display:
         say(self.console, line)
 
     def _table(self) -> Group:
-        """Return one line a run; where those do not fit, its label on a line above, and no bar."""
+        """Return one line a run; where those do not fit, its label on a line above, and no bar.
+
+        Of more runs than the terminal has lines for, the first are shown and the others counted.
+        """
         rows = [(Text(printable(row.label)), row.cells(), row.share) for row in self._rows.values()]
-        tally = Text(self._tally().strip())
         columns = zip(*([label.plain, *cells] for label, cells, _ in rows), strict=True)
         width = sum(max(map(cell_len, column)) + 1 for column in columns) + BAR_WIDTH
-        if width > self.console.width:
+        is_narrow = width > self.console.width
+        room = max(1, (self.console.height - 2) // (2 if is_narrow else 1))
+        more = f"  and {len(rows) - room} more at work" if len(rows) > room else ""
+        rows, tally = rows[:room], Text(self._tally().strip() + more)
+        if is_narrow:
             lines = (
                 (label, Text("  " + "  ".join(filter(None, cells)))) for label, cells, _ in rows
             )

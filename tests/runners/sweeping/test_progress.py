@@ -112,3 +112,20 @@ def test_text_of_users_is_shown_whole_and_as_it_is(width, is_terminal):
             assert "12,346 tokens/s" in shown
         display.on_message(ONE, Ended("failed", "[bold]no[/x]"))
     assert f"{label}: failed after 0 s: [bold]no[/x]" in text.getvalue()
+
+
+def test_runs_below_the_last_line_of_the_terminal_are_counted():
+    labels = {Path(f"{n}"): f"run {n}" for n in range(30)}
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80, height=12, color_system=None)
+    with Display(labels, console, 30) as display:
+        for path in labels:
+            display.on_message(path, Started())
+        text.truncate(0)
+        text.seek(0)
+        display._live.refresh()
+        shown = text.getvalue()
+    assert "run 9" in shown
+    assert "run 10" not in shown
+    assert "and 20 more at work" in shown
+    assert "…" not in shown

@@ -26,6 +26,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
+CLOSE = 0.62
+"""Likeness from which on a word may have been meant: that of ``cosine`` and ``none`` is 0.6."""
+
 
 class OptionError(ValueError):
     """An option has a value that is not allowed."""
@@ -251,8 +254,9 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def nearest(value: object, allowed: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest allowed word, or an empty string."""
-    match = difflib.get_close_matches(str(value), [str(word) for word in allowed], n=1)
+    """Return ``; did you mean 'x'?`` for an allowed word that is close, or an empty string."""
+    words = [str(word) for word in allowed]
+    match = difflib.get_close_matches(str(value), words, n=1, cutoff=CLOSE)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 

@@ -5,13 +5,14 @@ Finds out whether Triton is installed without importing it, so that the package 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.util
 import logging
 import os
 
 import torch
+
+from moeut.options import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +118,7 @@ def _check(name: str, where: str, device: torch.device | str, dtype: torch.dtype
     if name in BACKENDS:
         return name
     names = ("auto", *BACKENDS)
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"{where}: expected one of {', '.join(names)}{hint}")
+    raise ValueError(f"{where}: expected one of {', '.join(names)}{nearest(name, names)}")
 
 
 @functools.cache  # one log line per device type and choice

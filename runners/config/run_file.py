@@ -23,7 +23,7 @@ from runners.config.renamed import RENAMED
 from runners.config.schema import ConfigError, ModelSection, RunConfig, SweepConfig, located
 from runners.config.shipped import find_config
 from runners.config.yaml_nodes import Node, merge, nest, override, parse_scalar
-from tasks.base.options import is_of_type, nearest, type_words
+from tasks.base.options import closest, is_of_type, nearest, type_words
 
 if TYPE_CHECKING:
     from moeut.config import Form
@@ -377,8 +377,9 @@ def unknown_key(node: Node, path: str, allowed: Iterable[str], what: str = "") -
     """Return the error for the key at the end of ``path``, which is none of ``allowed``."""
     allowed = list(allowed)
     parent, _, key = path.rpartition(".")
-    close = difflib.get_close_matches(key, allowed, n=1)
-    hint = f"; did you mean {f'{parent}.{close[0]}' if parent else close[0]!r}?" if close else ""
+    close = closest(key, allowed)
+    meant = f"{parent}.{close}" if parent else close
+    hint = "" if close is None else f"; did you mean {meant!r}?"
     names = ", ".join(allowed) if allowed else "no options"
     return ConfigError(
         f"unknown key; {what or 'expected one of'} {names}{hint}",

@@ -25,6 +25,10 @@ LOCATION = {"location": True}
 decides by ``Task.data_hash``."""
 
 
+CLOSE = 0.62
+"""Likeness from which on a word may have been meant: that of ``cosine`` and ``none`` is 0.6."""
+
+
 class OptionError(ValueError):
     """An option has a value that is not allowed: ``task.cutoff=99: must be between 1 and 40``."""
 
@@ -59,10 +63,15 @@ class Option:
         return self.default is dataclasses.MISSING
 
 
+def closest(value: object, allowed: Iterable[str]) -> str | None:
+    """Return the allowed word that may have been meant, if one is close."""
+    return next(iter(difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=CLOSE)), None)
+
+
 def nearest(value: object, allowed: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest allowed word, or an empty string."""
-    match = difflib.get_close_matches(str(value), list(allowed), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    """Return ``; did you mean 'x'?`` for an allowed word that is close, or an empty string."""
+    match = closest(value, allowed)
+    return "" if match is None else f"; did you mean {match!r}?"
 
 
 @functools.cache  # a source is looked up and parsed in 20 ms

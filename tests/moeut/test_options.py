@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from moeut.options import OptionError, Options, derived, one_of
+from moeut.options import OptionError, Options, derived, nearest, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,3 +108,9 @@ def test_an_error_moves_one_level_deeper_and_between_processes():
     assert str(error) == "model.lamp.watts=1: must be 2"
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.option, copy.value, copy.expected) == (error.option, 1, "must be 2")
+
+
+@pytest.mark.parametrize(("word", "meant"), [("acts", "act"), ("nnoe", "none"), ("cosine", None)])
+def test_only_a_word_that_is_close_is_offered(word, meant):
+    hint = "" if meant is None else f"; did you mean {meant!r}?"
+    assert nearest(word, ["none", "act"]) == hint

@@ -112,3 +112,9 @@ def test_words_are_read_by_the_type_of_their_option():
 def test_wrong_words_are_refused(words, message):
     with pytest.raises(ValueError, match=message):
         options.parse_words("toy", Toy, words)
+
+
+@pytest.mark.parametrize(("word", "meant"), [("acts", "act"), ("nnoe", "none"), ("cosine", None)])
+def test_only_a_word_that_is_close_is_offered(word, meant):
+    hint = "" if meant is None else f"; did you mean {meant!r}?"
+    assert options.nearest(word, ["none", "act"]) == hint

@@ -80,8 +80,7 @@ class StackCache:
             self._next = start + num_tokens, num_keys
         else:
             ends = start + real.sum(dim=1)
-            # The exact length is looked up where that waits for nothing.
-            self._next = ends, int(ends.max()) if ends.device.type == "cpu" else num_keys
+            self._next = ends, _longest(ends, num_keys)
         self._batch, self._window = batch, window
         return window
 
@@ -110,9 +109,10 @@ class StackCache:
         chosen.sources = [
             None if source is None else source.select(rows) for source in self.sources
         ]
-        lengths = self._lengths
-        chosen._lengths = lengths if isinstance(lengths, int) else lengths[rows]
-        chosen._longest = self._longest
+        chosen._lengths, chosen._longest = self._lengths, self._longest
+        if not isinstance(self._lengths, int):
+            chosen._lengths = self._lengths[rows]
+            chosen._longest = _longest(chosen._lengths, self._longest)
         chosen._batch = rows.shape[0]
         return chosen
 
@@ -135,6 +135,12 @@ def _write(stored: list[Tensor | None], application: int, new: Tensor, window: W
         rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
         buffer[rows, :, window.positions] = new.transpose(1, 2)
     return buffer[:, :, : window.num_keys]
+
+
+def _longest(lengths: Tensor, bound: int) -> int:
+    """Return the longest of ``lengths`` (N,) where looking waits for nothing, else the bound."""
+    can_look = lengths.device.type == "cpu" and lengths.numel() > 0
+    return int(lengths.max()) if can_look else bound
 
 
 def _select(tensor: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -150,6 +150,19 @@ def test_rows_can_be_selected(make_model, form, ragged):
 
 
 @torch.no_grad()
+def test_selected_rows_go_on_as_far_as_their_own_positions(make_model):
+    model = make_model(position="learned").eval()  # 40 positions
+    tokens = torch.randint(0, 11, (2, 40), generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([39, 4])
+    cache = model.new_cache()
+    mask = torch.arange(39) < lengths[:, None]
+    model(tokens[:, :39], padding_mask=mask, cache=cache)
+    cache = cache.select(torch.tensor([1]))
+    logits = model(tokens[1:, 4:], cache=cache).logits
+    assert (logits - model(tokens[1:]).logits[:, 4:]).abs().max() < 1e-10
+
+
+@torch.no_grad()
 def test_cross_attention_reads_the_memory_once_per_layer(make_model, monkeypatch):
     model = make_model("encoder_decoder").eval()
     tokens, memory = _inputs(model)

@@ -56,10 +56,12 @@ class SharedWeights:
         That is where Triton computes them; a compiled graph merges equal casts by itself, and
         parameters in pieces (FSDP) are whole only inside their own module.
         """
-        dtype = compute_dtype(like)
-        if torch.compiler.is_compiling() or resolve_backend("auto", like.device, dtype) != "triton":
+        if torch.compiler.is_compiling():
             return cls()
-        whole = (one for one in parameters if not hasattr(one, "device_mesh"))
+        dtype = compute_dtype(like)
+        whole = [one for one in parameters if not hasattr(one, "device_mesh")]
+        if not whole or resolve_backend("auto", like.device, dtype) != "triton":
+            return cls()
         return cls(SharedWeight(parameter, dtype) for parameter in whole)
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+import moeut
 from moeut.ops import Dispatch, available_backends, backend, expert_linear, resolve_backend
 
 
@@ -28,6 +29,16 @@ def test_automatic_choice_is_logged_once(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "expert backend on cpu: grouped (the fastest)"
     ]
+
+
+@pytest.mark.parametrize(("architecture", "lines"), [("universal", 0), ("moeut", 1)])
+def test_choice_is_logged_for_models_with_experts_alone(architecture, lines, caplog):
+    config = moeut.architecture(architecture, form="decoder_lm", vocabulary_size=5, d_model=16)
+    model = moeut.build(config)
+    backend._announce.cache_clear()
+    with caplog.at_level(logging.INFO, logger="moeut.ops.backend"):
+        model(torch.zeros(1, 2, dtype=torch.long))
+    assert len(caplog.records) == lines
 
 
 def test_backend_that_cannot_serve_says_why(monkeypatch):

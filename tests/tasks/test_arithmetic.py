@@ -1,12 +1,10 @@
 """Nested modular arithmetic: published rows, depths, splits without overlap, balance, options."""
 
 import csv
-import doctest
 from collections import Counter
 
 import pytest
 
-from tasks import arithmetic
 from tasks.arithmetic import Arithmetic, evaluate, nesting_depth, steps
 
 
@@ -17,12 +15,6 @@ def small(**options) -> Arithmetic:
 
 def text(example) -> str:
     return "".join(example.source)
-
-
-def test_examples_of_the_docstring():
-    result = doctest.testmod(arithmetic)
-    assert result.attempted >= 4
-    assert result.failed == 0
 
 
 @pytest.mark.golden

@@ -1,12 +1,10 @@
 """Multi-digit addition and multiplication: answers, lengths, formats, no overlap."""
 
-import doctest
 import random
 from collections import Counter
 
 import pytest
 
-from tasks import digits
 from tasks.digits import Addition, Multiplication, distinct_pairs
 
 SMALL = {"train_rows": 3000, "iid_rows": 200, "valid_rows": 60, "test_rows": 90}
@@ -24,12 +22,6 @@ def multiply(**options) -> Multiplication:
 
 def text(example) -> tuple[str, str]:
     return "".join(example.source), "".join(example.target)
-
-
-def test_examples_of_the_docstring():
-    result = doctest.testmod(digits)
-    assert result.attempted >= 4
-    assert result.failed == 0
 
 
 @pytest.mark.parametrize("make", [add, multiply])

@@ -1,12 +1,10 @@
 """Compositional table lookup: published rows, tables, depths, splits without overlap."""
 
 import csv
-import doctest
 from collections import Counter
 
 import pytest
 
-from tasks import table_lookup
 from tasks.table_lookup import TableLookup, lookup
 
 
@@ -29,12 +27,6 @@ def small(**options) -> TableLookup:
 
 def chain_of(example) -> tuple[str, ...]:
     return example.source[1:]
-
-
-def test_examples_of_the_docstring():
-    result = doctest.testmod(table_lookup)
-    assert result.attempted >= 3
-    assert result.failed == 0
 
 
 @pytest.mark.golden

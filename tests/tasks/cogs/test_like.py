@@ -1,7 +1,6 @@
 """The generated task: splits that are apart, words in the roles they should have, COGS's shares."""
 
 import collections
-import doctest
 import statistics
 
 import pytest
@@ -53,12 +52,6 @@ def roles_of(word, row):
             if nouns.get(term, term) == word or head == word:
                 found.add(role)
     return found
-
-
-def test_examples_of_the_docstrings():
-    result = doctest.testmod(like)
-    assert result.attempted >= 4
-    assert result.failed == 0
 
 
 def test_sizes_are_those_of_cogs(full):

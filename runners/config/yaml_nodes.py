@@ -89,6 +89,7 @@ def show(value: Any) -> str:
 # --- scalars ----------------------------------------------------------------------------
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+MAX_DIGITS = 308
 _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, Any] = {
     "": None,
@@ -112,13 +113,13 @@ _WORDS: dict[str, Any] = {
 def parse_scalar(text: str) -> Any:
     """Return the value of a plain (unquoted) scalar.
 
-    ``3e-4`` is a float and ``-7`` an integer; ``yes``, ``on``, ``012``, ``1_000`` and dates are
-    strings.
+    ``3e-4`` is a float and ``-7`` an integer; ``yes``, ``on``, ``012``, ``1_000``, dates and
+    integers that no float can hold are strings, which whatever wants a number refuses.
     """
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):
-        return int(text)
+        return int(text) if len(text) <= MAX_DIGITS else text
     if _FLOAT.fullmatch(text):
         return float(text)
     return text
@@ -287,7 +288,7 @@ def parse_override(text: str) -> tuple[str, Node]:
     key = key.strip()
     if not equals or not key or any(not part for part in key.split(".")):
         raise ConfigError(
-            f"{text!r}: expected key=value, for example train.steps=100", place=COMMAND_LINE
+            f"{show(text)}: expected key=value, for example train.steps=100", place=COMMAND_LINE
         )
     try:
         node = parse(value, COMMAND_LINE)

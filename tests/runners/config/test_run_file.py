@@ -114,6 +114,7 @@ def test_written_and_read_back_equal(toy, write):
         ("select: fin", ":8: select='fin': expected final or best:<split>; did you mean 'final'?"),
         ("select: 'best:'", "expected final or best:<split>"),
         ("seed: -1", ":8: seed=-1: must be at least 0"),
+        ("train.weight_decay: 1" + "0" * 400, ": expected a number"),
         ("seed: 18446744073709551616", "must be at least 0 and below 2^64"),
         ("seed: null", ":8: seed=null: expected a whole number"),
         ("train.steps: 7", ":8: train.steps: key given twice; first at"),

@@ -26,7 +26,7 @@ import sys
 from collections.abc import Sequence
 
 from runners.config.yaml_nodes import ConfigError
-from runners.reporting.page import print_report, write_files
+from runners.reporting.page import FILES, print_report, write_files
 from runners.reporting.results import SweepResults, load
 from tasks.base import exit_status
 from tasks.base.command_line import Parser
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = _with_choices(load(options.sweep), options)
     trouble = write_files(results, with_figures=not options.no_figures)
     print_report(results)
-    print(f"\nwritten to {results.directory}: results.csv, summary.md, summary.tex, summary.json")
+    print(f"\nwritten to {results.directory}: {', '.join(FILES)}")
     if trouble:
         print(trouble, file=sys.stderr)
     return exit_status.DONE

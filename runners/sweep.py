@@ -186,13 +186,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(directory: Path, *, with_figures: bool) -> None:
-    from runners.reporting.page import print_report, write_report
+    from runners.reporting.page import FILES, print_report, write_report
 
     results, trouble = write_report(directory, with_figures=with_figures)
     print_report(results)
-    print(
-        f"\nwritten to {directory}: results.csv, timings.csv, summary.md, summary.tex, summary.json"
-    )
+    print(f"\nwritten to {directory}: {', '.join(FILES)}")
     if trouble:
         print(trouble, file=sys.stderr)
 

@@ -24,6 +24,16 @@ from tasks.base.storage import write_atomically
 
 # --- writing ----------------------------------------------------------------------------
 
+FILES = (
+    "results.csv",
+    "breakdown.csv",
+    "timings.csv",
+    "summary.md",
+    "summary.tex",
+    "summary.json",
+)
+"""What a report is made of, besides the figures."""
+
 
 def write_report(directory: str | Path, *, with_figures: bool = True) -> tuple[SweepResults, str]:
     """Write every file of the report into a sweep's directory.
@@ -40,15 +50,15 @@ def write_report(directory: str | Path, *, with_figures: bool = True) -> tuple[S
 
 def write_files(results: SweepResults, *, with_figures: bool = True) -> str:
     """Write the report of loaded results; return a line about figures not drawn, or nothing."""
-    files = {
-        "results.csv": to_csv(results.frame()),
-        "breakdown.csv": to_csv(breakdown_rows(results)),
-        "timings.csv": to_csv(timings_rows(results)),
-        "summary.md": to_markdown(results),
-        "summary.tex": to_latex(results),
-        "summary.json": json.dumps(_finite(to_data(results)), indent=1, ensure_ascii=False) + "\n",
-    }
-    for name, text in files.items():
+    texts = (
+        to_csv(results.frame()),
+        to_csv(breakdown_rows(results)),
+        to_csv(timings_rows(results)),
+        to_markdown(results),
+        to_latex(results),
+        json.dumps(_finite(to_data(results)), indent=1, ensure_ascii=False) + "\n",
+    )
+    for name, text in zip(FILES, texts, strict=True):
         write_atomically(results.directory / name, text)
     if not with_figures:
         return ""

@@ -59,14 +59,17 @@ class StackConfig:
     cross_attention: bool
     """Whether each layer reads an encoder's output too."""
 
-    def refuses_truncation(self) -> str | None:
-        """Return why gradients cannot flow through the last repeats alone; None: they can."""
+    def refuses_truncation(self, prefix: str = "") -> str | None:
+        """Return why gradients cannot flow through the last repeats alone; None: they can.
+
+        ``prefix`` stands before the options that are named, such as ``model.``.
+        """
         if not self.depth.is_shared:
-            return "no layer is repeated (depth.repeats=1)"
+            return f"no layer is repeated ({prefix}depth.repeats=1)"
         if not self.depth.has_whole_repeats:
-            return "depth.order=sequence has no last repeat of the whole group"
+            return f"{prefix}depth.order=sequence has no last repeat of the whole group"
         if isinstance(self.state.injection, NoInjection):
-            return "needs state.injection, by which gradients still reach the embedding"
+            return f"needs {prefix}state.injection, by which gradients still reach the embedding"
         return None
 
 

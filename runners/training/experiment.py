@@ -156,9 +156,9 @@ def _check_depth(config: RunConfig, model_config: ModelConfig) -> None:
                 repeats.kind,
                 f"the {name} shares no layers, so its depth is fixed (model.depth.repeats=1)",
             )
-        reason = None if last is None else stack.refuses_truncation()
+        reason = None if last is None else stack.refuses_truncation("model.")
         if reason is not None:
-            raise config.error("train.backprop_repeats", last, f"{reason} (in the {name})")
+            raise config.error("train.backprop_repeats", last, f"{name}: {reason}")
 
 
 def build_task(section: dict[str, Any]) -> Task:

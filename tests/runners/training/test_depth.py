@@ -80,11 +80,11 @@ def test_options_are_checked(overrides, message, tmp_path, run_text):
         ),
         (
             ["train.backprop_repeats=1", "model.depth.repeats=2"],
-            r"train.backprop_repeats=1.*: needs state.injection",
+            r"train.backprop_repeats=1.*: encoder: needs model.state.injection",
         ),
         (
             ["train.backprop_repeats=1", "model.state.injection=add"],
-            "train.backprop_repeats=1.*: no layer is repeated",
+            r"=1: encoder: no layer is repeated \(model.depth.repeats=1\)$",
         ),
     ],
 )

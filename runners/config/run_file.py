@@ -144,7 +144,9 @@ def _check_task(node: Node) -> tuple[dict[str, Any], str]:
     import tasks
 
     if not isinstance(node.value, dict):
-        raise wrong_value(node, "task", "a mapping")
+        is_name = node.value in tuple(tasks.TASKS)
+        meant = f"; write task: {{name: {node.value}}}" if is_name else ""
+        raise wrong_value(node, "task", f"a mapping{meant}")
     names = ", ".join(tasks.TASKS)
     options = dict(node.value)
     name = options.pop("name", None)

@@ -138,6 +138,10 @@ def test_bad_values(toy, write, line, expected):
         (("size: 5", "size: 0"), ":1: task.size=0: must be at least 1"),
         (("size: 5", "size: five"), ":1: task.size='five': expected a whole number"),
         (("size: 5", "style: fncy"), "expected one of plain, fancy; did you mean 'fancy'?"),
+        (
+            ("{name: toy, size: 5}", "toy"),
+            "task='toy': expected a mapping; write task: {name: toy}",
+        ),
         (("name: toy, ", ""), ":1: task.name: missing; expected one of "),
         (("architecture: transformer", "architecture: transfromer"), "did you mean 'transformer'?"),
         (("architecture: transformer", "norm: pre"), ":2: model.architecture: missing (or preset)"),

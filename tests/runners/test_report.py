@@ -24,7 +24,7 @@ def test_the_command(directory, capsys):
     assert "\x1b" not in out
     named = out.splitlines()[-1].removeprefix(f"written to {directory}: ").split(", ")
     written = {path.name for path in directory.iterdir() if path.is_file()}
-    assert sorted(named) == sorted(written - {"sweep.yaml", "sweep.json", "plan.json"})
+    assert sorted(named) == sorted(written - {"sweep.json"})
     assert main([str(directory), "--no-figures", "--baseline", "moeut", "--split", "test"]) == 0
     assert "p against moeut" in capsys.readouterr().out
     assert not (directory / "figures").exists()

@@ -268,8 +268,8 @@ def _roofline(
         "unfused_bytes_forward_backward_ms": unfused,
         "roofline_forward_ms": round(forward, 6),
         "roofline_forward_backward_ms": round(both, 6),
-        "roofline_forward_fraction": round(forward / timing.forward_ms, 4),
-        "roofline_forward_backward_fraction": round(both / timing.forward_backward_ms, 4),
+        "roofline_forward_fraction": round(forward / timing.forward_ms, 6),
+        "roofline_forward_backward_fraction": round(both / timing.forward_backward_ms, 6),
     }
 
 

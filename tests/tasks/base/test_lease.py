@@ -294,7 +294,7 @@ def work_in_turns(directory, seed, until):
     """Hold the lease again and again; fail if another process works at the same time."""
     generator = random.Random(seed)
     inside = directory / "inside"
-    while time.monotonic() < until:
+    while time.monotonic() < until and not (directory / "over").exists():
         try:
             with Lease(directory, wait=5.0, heartbeat=0.05, stale=3.0) as own:
                 marker = inside / f"{os.getpid()}-{own._number}"
@@ -322,12 +322,14 @@ def _is_running(pid):
 
 def test_of_many_processes_one_works_at_a_time_though_some_are_killed(tmp_path):
     (tmp_path / "inside").mkdir()
-    until = time.monotonic() + 4.0
+    until = time.monotonic() + 120.0  # a busy machine takes its time
     seeds = iter(range(1000))
     running = [fork(work_in_turns, tmp_path, next(seeds), until) for _ in range(5)]
     generator = random.Random(0)
+    count = tmp_path / "count"
     killed = 0
-    while time.monotonic() < until - 1.0:
+    while killed < 16 or not count.exists() or count.stat().st_size <= 50:
+        assert time.monotonic() < until
         time.sleep(generator.uniform(0.02, 0.2))
         victim = generator.choice(running)
         os.kill(victim, signal.SIGKILL)
@@ -335,6 +337,5 @@ def test_of_many_processes_one_works_at_a_time_though_some_are_killed(tmp_path):
         running.remove(victim)
         running.append(fork(work_in_turns, tmp_path, next(seeds), until))
         killed += 1
+    (tmp_path / "over").touch()
     assert [status_of(pid) for pid in running] == [0] * 5
-    assert killed > 15
-    assert (tmp_path / "count").stat().st_size > 50

@@ -96,6 +96,9 @@ class NoiseStart(Start):
 START: Mapping[str, type[Start]] = {"input": InputStart, "zero": ZeroStart, "noise": NoiseStart}
 
 
+# An operator that the compiler leaves whole: fused into a larger graph, PyTorch 2.13's Inductor
+# computes other hashes on a CPU, and says nothing.
+@torch.library.custom_op("moeut::position_noise", mutates_args=())
 def position_noise(positions: Tensor, rows: Tensor, seed: Tensor, width: int) -> Tensor:
     """Return float32 standard normal numbers (B, T, width), each a function of where it stands.
 
@@ -108,6 +111,11 @@ def position_noise(positions: Tensor, rows: Tensor, seed: Tensor, width: int) ->
     channels = torch.arange(1, 2 * width + 1, device=positions.device)
     first, second = _uniform(_mix(key ^ _mix(channels))).chunk(2, dim=-1)
     return (-2.0 * first.log()).sqrt() * (2.0 * math.pi * second).cos()
+
+
+@position_noise.register_fake
+def _(positions, rows, seed, width):
+    return positions.new_empty(*positions.shape, width, dtype=torch.float32)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from recurrent_cases import CONTROLLERS, batch, loss_of, state
 
 from moeut.blocks.attention import AttentionContext
 from moeut.options import OptionError
-from moeut.recurrence.injection import position_noise
+from moeut.recurrence.injection import AddInjection, NoiseStart, State, position_noise
 
 CAUSAL = AttentionContext(is_causal=True)
 
@@ -112,3 +112,17 @@ def test_autocast_leaves_the_state_in_float32(make_recurrent, controller):
 def test_a_start_that_reads_nothing_needs_an_injection(start):
     with pytest.raises(OptionError, match=rf"injection='none': start={start} needs an injection"):
         state(start, "none")
+
+
+def test_compiled_noise_is_the_same(make_model):
+    """Fused into the graph around it, the hashes would come out as others."""
+    noisy = State(start=NoiseStart(), injection=AddInjection())
+    model = make_model(
+        group=1, attention="dense", feed_forward="dense", position="none", norm="pre", state=noisy
+    ).float()
+    tokens = torch.arange(12).remainder(11).view(2, 6)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        wanted = model.eval()(tokens, padding_mask=mask).logits
+        found = torch.compile(model)(tokens, padding_mask=mask).logits
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()

@@ -243,9 +243,8 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         self, generation_config: Any, input_ids_length: int, has_default_max_length: bool
     ) -> None:
         """Refuse, before anything is computed, more tokens than learned positions reach."""
-        super()._validate_generated_length(
-            generation_config, input_ids_length, has_default_max_length
-        )
+        check = super()._validate_generated_length  # type: ignore[misc] # its self is a protocol
+        check(generation_config, input_ids_length, has_default_max_length)
         position = self.model.config.stacks["decoder"].position
         # The last token is not read.
         if isinstance(position, Learned) and generation_config.max_length - 1 > position.max_length:

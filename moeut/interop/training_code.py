@@ -114,7 +114,10 @@ def _depth(num_layers: int, group_size: int, *, order: Order) -> Depth:
             f"transformer.universal.group_size={group_size}: must divide "
             f"transformer.encoder_n_layers={num_layers} (option of the MoEUT training code)"
         )
-    return Depth(group=group_size, repeats=num_layers // group_size, order=order)
+    repeats = num_layers // group_size
+    # Of one layer, or one repeat, the two orders are the same, and only one of them has a name.
+    has_order = group_size > 1 and repeats > 1
+    return Depth(group=group_size, repeats=repeats, order=order if has_order else "cycle")
 
 
 def training_code_maps(config: ModelConfig) -> list[TensorMap]:

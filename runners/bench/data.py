@@ -102,7 +102,7 @@ def time_packing(
 
 def _rates(size: int, tokens: int, seconds: float) -> dict[str, float]:
     return {
-        "seconds": round(seconds, 4),
+        "seconds": round(seconds, 7),
         "megabytes_per_second": round(size / seconds / 1e6, 3),
         "tokens_per_second": round(tokens / seconds),
         "bytes_per_token": round(size / tokens, 3),

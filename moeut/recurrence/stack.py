@@ -196,7 +196,7 @@ class DepthStack(nn.Module):
                 for run in reversed(runs):
                     result = run.after(place, step, result)
                 x = result
-            passing.hidden.append(x)
+            passing.keep_traced(x)
             if place.is_last and self.options.depth.has_whole_repeats:
                 passing.repeats.append(x)
         return x
@@ -256,7 +256,6 @@ class _Passing:
         self.repeats: list[Tensor] = []
         self._held: dict[int, Source] = {}
         self._layers = [cast(Layer, layer) for layer in stack.layers]
-        self._enters = x
         self._without_gradient: SharedWeights | None = None
         self.context = self._self_attention(x, window)
         self.cross_context, self.sources, self.source_routing = self._read_memory(x)
@@ -265,14 +264,19 @@ class _Passing:
         """Return the shared weights of applications without gradient, prepared at the first."""
         # No cached_property: its lock breaks a compiled graph.
         if self._without_gradient is None:
-            self._without_gradient = self._share_weights(self._enters)
+            self._without_gradient = self._share_weights(self.hidden[0])
         return self._without_gradient
 
     def apply_once(self, place: Place, x: Tensor) -> Tensor:
         """Return the state (B, T, D) after an application outside the repeats."""
         x = self.apply(place, Step(x))
-        self.hidden.append(x)
+        self.keep_traced(x)
         return x
+
+    def keep_traced(self, x: Tensor) -> None:
+        """Keep the state (B, T, D) after an application, if the pass is traced."""
+        if self.inputs.trace:
+            self.hidden.append(x)
 
     def apply(
         self, place: Place, step: Step, *, without_gradient: bool = False, keep: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+
+from moeut.interop import mapping
 
 FAMILIES = ("moeut_release", "training_code", "devil", "ndr")
 
@@ -107,3 +110,27 @@ def golden(request: pytest.FixtureRequest, golden_dir: Path) -> Golden:
 def all_golden(golden_dir: Path) -> list[Golden]:
     """Every golden file of the four families."""
     return [read_golden(path) for path in _paths(FAMILIES)]
+
+
+@pytest.fixture(scope="session")
+def assert_imported_once() -> Callable[..., None]:
+    """Return a check that every element of another code's tensors arrives, once, in its place."""
+
+    def check(
+        model: torch.nn.Module, maps: list[mapping.TensorMap], theirs: dict[str, torch.Tensor]
+    ) -> None:
+        sizes = {name: tensor.numel() for name, tensor in theirs.items()}
+        numbers = torch.arange(sum(sizes.values())).split(list(sizes.values()))
+        numbered = {
+            name: one.view(theirs[name].shape) for name, one in zip(theirs, numbers, strict=True)
+        }
+        ours = mapping.to_ours(maps, numbered)
+        assert {n: t.shape for n, t in ours.items()} == {
+            n: t.shape for n, t in model.state_dict().items()
+        }
+        arrived = torch.cat([tensor.flatten() for tensor in ours.values()])
+        assert torch.equal(arrived.sort().values, torch.arange(len(arrived)))
+        for name, tensor in mapping.to_ours(maps, theirs).items():
+            assert torch.equal(model.state_dict()[name], tensor), name
+
+    return check

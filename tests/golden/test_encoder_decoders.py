@@ -153,22 +153,10 @@ def test_greedy_decoding(golden) -> None:
     assert distance(loss_of(every_step, labels, mask), greedy["eval_loss"]) <= LOGITS
 
 
-def test_every_element_is_imported_once(golden) -> None:
+def test_every_element_is_imported_once(golden, assert_imported_once) -> None:
     model, theirs = imported(golden), golden.part("param")
     maps = tensor_maps(golden, model.config)
-    sizes = {name: tensor.numel() for name, tensor in theirs.items()}
-    numbers = torch.arange(sum(sizes.values())).split(list(sizes.values()))
-    numbered = {
-        name: one.view(theirs[name].shape) for name, one in zip(theirs, numbers, strict=True)
-    }
-    ours = mapping.to_ours(maps, numbered)
-    assert {n: t.shape for n, t in ours.items()} == {
-        n: t.shape for n, t in model.state_dict().items()
-    }
-    arrived = torch.cat([tensor.flatten() for tensor in ours.values()])
-    assert torch.equal(arrived.sort().values, torch.arange(len(arrived)))
-    for name, tensor in mapping.to_ours(maps, theirs).items():
-        assert torch.equal(model.state_dict()[name], tensor), name
+    assert_imported_once(model, maps, theirs)
 
 
 def test_tables_in_the_state_dict_are_passed_over(golden) -> None:

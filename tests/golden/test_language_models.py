@@ -138,22 +138,10 @@ def test_state_after_each_layer(golden) -> None:
         assert distance(hidden[int(index) + 1], state) <= bounds(golden)["logits"], index
 
 
-def test_every_element_is_imported_once(golden) -> None:
+def test_every_element_is_imported_once(golden, assert_imported_once) -> None:
     model, maps = imported(golden)
     theirs = weights(golden)
-    sizes = {name: tensor.numel() for name, tensor in theirs.items()}
-    numbers = torch.arange(sum(sizes.values())).split(list(sizes.values()))
-    numbered = {
-        name: one.view(theirs[name].shape) for name, one in zip(theirs, numbers, strict=True)
-    }
-    ours = mapping.to_ours(maps, numbered)
-    assert {n: t.shape for n, t in ours.items()} == {
-        n: t.shape for n, t in model.state_dict().items()
-    }
-    arrived = torch.cat([tensor.flatten() for tensor in ours.values()])
-    assert torch.equal(arrived.sort().values, torch.arange(len(arrived)))
-    for name, tensor in mapping.to_ours(maps, theirs).items():
-        assert torch.equal(model.state_dict()[name], tensor), name
+    assert_imported_once(model, maps, theirs)
 
 
 def test_every_tensor_is_needed_and_none_left_over(golden) -> None:

@@ -4,39 +4,10 @@ import json
 import time
 
 import pytest
+from toy_sweep import SWEEP, message, plan
 
 from runners.config.grid import expand, plan_record, read_sweep, write_plan
 from runners.config.schema import ConfigError
-
-SWEEP = """\
-name: demo
-base:
-  task: {name: toy}
-  model: {architecture: transformer, d_model: 32}
-  train: {steps: 10}
-variants:
-  transformer: {}
-  universal: {model.architecture: universal}
-  wide:
-    model:
-      architecture: moeut
-      d_model: 64
-parameters:
-  model.depth.group: {values: [2, 4]}
-  train: {parameters: {learning_rate: {value: 1e-3}}}
-seeds: 3
-"""
-
-
-def plan(path, *overrides):
-    return expand(read_sweep(path, list(overrides)), data_hash=lambda task: "data")
-
-
-def message(path, *overrides) -> str:
-    with pytest.raises(ConfigError) as caught:
-        plan(path, *overrides)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_every_combination_once(toy, write):

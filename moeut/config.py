@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from moeut.blocks.attention import ATTENTION, AttentionOptions
 from moeut.blocks.feed_forward import FEED_FORWARD, FeedForwardOptions
-from moeut.blocks.norms import NormPlacement
+from moeut.blocks.norms import NormKind, NormOptions, NormPlacement
 from moeut.blocks.positions import POSITION, PositionOptions, Rotary
 from moeut.blocks.updates import UPDATE, Residual, UpdateOptions
 from moeut.options import (
@@ -49,7 +49,10 @@ class StackConfig:
     feed_forward: FeedForwardOptions
     position: PositionOptions
     norm: NormPlacement
+    norm_kind: NormKind
+    norm_weights: bool
     norm_input: bool
+    norm_input_weights: bool
     final_norm: bool
     norm_epsilon: float
     update: UpdateOptions
@@ -58,6 +61,11 @@ class StackConfig:
     """Whether tokens look at earlier tokens only."""
     cross_attention: bool
     """Whether each layer reads an encoder's output too."""
+
+    @property
+    def norms(self) -> NormOptions:
+        """What all norms of the stack are."""
+        return NormOptions(self.norm_kind, self.norm_epsilon, self.norm_weights)
 
     def refuses_truncation(self, prefix: str = "") -> str | None:
         """Return why gradients cannot flow through the last repeats alone; None: they can.
@@ -98,14 +106,22 @@ class Blueprint(Options):
     position: PositionOptions = one_of(POSITION, Rotary)
     """What tells positions apart."""
     norm: NormPlacement = "pre"
-    """Where the layer norms stand: before the sublayers, after, or (``peri``) only before what
-    precedes a softmax or a sigmoid."""
+    """Where the norms stand: before the sublayers, after, or (``peri``) only before what precedes a
+    softmax or a sigmoid; ``sandwich``: before them and on their sum with what they read;
+    ``branch``: before them and on what they give."""
+    norm_kind: NormKind = "layer"
+    """Layer norm; root mean square without a mean and a bias (``rms``); or layer norm with the
+    unbiased deviation, to which epsilon is added (``unbiased``)."""
+    norm_weights: bool = True
+    """Learned weights (and biases) in the norms; false: they only normalise."""
     norm_input: bool = False
-    """Layer norm without weights on the embedded input."""
+    """Norm on the embedded input."""
+    norm_input_weights: bool = False
+    """Learned weights in the norm on the embedded input."""
     final_norm: bool = derived()
-    """Layer norm after the last layer; left out: yes, except with ``norm: post``."""
+    """Norm after the last layer; left out: yes, except with ``norm: post``."""
     norm_epsilon: float = 1e-5
-    """What every layer norm adds to the variance."""
+    """What every norm adds to the variance."""
     update: UpdateOptions = one_of(UPDATE, Residual)
     """How the output of a sublayer becomes the next state."""
     dropout: float = 0.0
@@ -126,6 +142,8 @@ class Blueprint(Options):
         require_positive(self, "d_model")
         require_probability(self, "dropout")
         require(self.norm_epsilon > 0.0, "norm_epsilon", self.norm_epsilon, "must be above 0")
+        said = "has no effect without norm_input"
+        require(self.norm_input or not self.norm_input_weights, "norm_input_weights", True, said)
         try:
             attention = self.attention.within(d_model=self.d_model, dropout=self.dropout)
         except OptionError as error:

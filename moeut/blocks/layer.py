@@ -19,7 +19,7 @@ from moeut.blocks.attention import (
     Participation,
     Source,
 )
-from moeut.blocks.norms import Norm, views
+from moeut.blocks.norms import views
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
 from moeut.config import StackConfig
 
@@ -45,17 +45,23 @@ class Layer(nn.Module):
         self.norm = config.norm
         self.dropout = config.dropout
         self.attention = config.attention.build(d_model, config.position)
-        self.attention_norm = Norm(d_model, config.norm_epsilon)
-        self.cross_attention = self.cross_attention_norm = None
+        norms = config.norms
+        has_second = config.norm in ("sandwich", "branch")
+        self.attention_norm = norms.build(d_model)
+        self.attention_second_norm = norms.build(d_model) if has_second else None
+        self.cross_attention = self.cross_attention_norm = self.cross_attention_second_norm = None
         if cross_attention:
             self.cross_attention = config.attention.across().build(d_model)
-            self.cross_attention_norm = Norm(d_model, config.norm_epsilon)
+            self.cross_attention_norm = norms.build(d_model)
+            self.cross_attention_second_norm = norms.build(d_model) if has_second else None
         self.feed_forward = config.feed_forward.build(d_model)
-        self.feed_forward_norm = None
+        self.feed_forward_norm = self.feed_forward_second_norm = None
         has_router = config.feed_forward.has_router()
         if config.update.needs_norm(config.norm, has_router=has_router):
-            self.feed_forward_norm = Norm(d_model, config.norm_epsilon)
-        self.update = config.update.build(d_model, norm_epsilon=config.norm_epsilon)
+            self.feed_forward_norm = norms.build(d_model)
+        if config.update.needs_second_norm(config.norm):
+            self.feed_forward_second_norm = norms.build(d_model)
+        self.update = config.update.build(d_model, norms)
 
     def forward(
         self,
@@ -93,7 +99,8 @@ class Layer(nn.Module):
             participation=participation,
         )
         kept = attended.kept
-        x = self._between(x, attended.output, self.attention_norm)
+        norms = self.attention_norm, self.attention_second_norm
+        x = self._between(x, attended.output, *norms)
         routers: dict[str, RouterRecord] = {}
         weights: dict[str, Tensor] = {}
         _note(attended, "attention", routers, weights)
@@ -104,13 +111,18 @@ class Layer(nn.Module):
             assert cross_context is not None
             routed, plain = views(x, self.cross_attention_norm, self.norm)
             attended = self.cross_attention(routed, plain, cross_context, source=memory)
-            x = self._between(x, attended.output, self.cross_attention_norm)
+            norms = self.cross_attention_norm, self.cross_attention_second_norm
+            x = self._between(x, attended.output, *norms)
             _note(attended, "cross_attention", routers, weights)
 
         routed, plain = views(x, self.feed_forward_norm, self.norm)
         mapped, record = self.feed_forward(routed, plain, context.routing)
-        change = self._drop(mapped) if self.update.drops_last else mapped
-        x = self.update.last(start, x, change, self._behind(self.feed_forward_norm), routed)
+        second = self.feed_forward_second_norm
+        change = self._of_branch(mapped, second)
+        if self.update.drops_last:
+            change = self._drop(change)
+        behind = self._behind(self.feed_forward_norm, second)
+        x = self.update.last(start, x, change, behind, routed)
         if record is not None:
             routers["feed_forward"] = record
         return LayerOutput(x, RoutingRecord(routers, weights), kept)
@@ -136,11 +148,20 @@ class Layer(nn.Module):
         routed = self.cross_attention_norm(states) if self.norm == "peri" else states
         return self.cross_attention.project_source(routed, states, routing)
 
-    def _between(self, x: Tensor, change: Tensor, norm: Norm) -> Tensor:
-        return self.update.between(x, self._drop(change), self._behind(norm))
+    def _between(
+        self, x: Tensor, change: Tensor, norm: nn.Module, second: nn.Module | None
+    ) -> Tensor:
+        change = self._drop(self._of_branch(change, second))
+        return self.update.between(x, change, self._behind(norm, second))
 
-    def _behind(self, norm: Norm | None) -> Norm | None:
-        """Return the norm if it stands behind its sublayer."""
+    def _of_branch(self, change: Tensor, second: nn.Module | None) -> Tensor:
+        """Return the output of a sublayer, normed where a norm acts on it alone."""
+        return second(change) if second is not None and self.norm == "branch" else change
+
+    def _behind(self, norm: nn.Module | None, second: nn.Module | None) -> nn.Module | None:
+        """Return the norm that acts on the sum of a sublayer and its input."""
+        if self.norm == "sandwich":
+            return second
         return norm if self.norm == "post" else None
 
     def _drop(self, change: Tensor) -> Tensor:

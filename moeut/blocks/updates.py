@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moeut.blocks.norms import Norm, NormPlacement
+from moeut.blocks.norms import NormOptions, NormPlacement
 from moeut.blocks.roles import Role, Roles, constant, linear
 from moeut.options import Options, derived, require_positive, require_probability
 
@@ -27,16 +27,16 @@ class Update(nn.Module):
     drops_last: ClassVar[bool] = True
     """Whether the model's dropout falls on what ``last`` is given to change."""
 
-    def between(self, x: Tensor, change: Tensor, norm: Norm | None) -> Tensor:
+    def between(self, x: Tensor, change: Tensor, norm: nn.Module | None) -> Tensor:
         """Return the state (B, T, D) after an attention that read x and gave ``change``.
 
-        ``norm`` is the sublayer's norm where it stands behind (``norm: post``), else None.
+        ``norm`` is the sublayer's norm where it norms the sum (``post``, ``sandwich``), else None.
         """
         x = x + change
         return x if norm is None else norm(x)
 
     def last(
-        self, start: Tensor, x: Tensor, change: Tensor, norm: Norm | None, routed: Tensor
+        self, start: Tensor, x: Tensor, change: Tensor, norm: nn.Module | None, routed: Tensor
     ) -> Tensor:
         """Return the layer's result (B, T, D).
 
@@ -61,7 +61,11 @@ class UpdateOptions(Options):
         """
         return placement != "peri" or has_router
 
-    def build(self, d_model: int, *, norm_epsilon: float) -> Update:
+    def needs_second_norm(self, placement: NormPlacement) -> bool:
+        """Return whether a second norm stands behind the feed-forward."""
+        return placement in ("sandwich", "branch")
+
+    def build(self, d_model: int, norms: NormOptions) -> Update:
         """Return the module of one layer, for states of width ``d_model``."""
         raise NotImplementedError
 
@@ -76,7 +80,7 @@ class Residual(UpdateOptions):
 
     kind: ClassVar[str] = "residual"
 
-    def build(self, d_model: int, *, norm_epsilon: float) -> Update:
+    def build(self, d_model: int, norms: NormOptions) -> Update:
         """Return the update, which has no parameters."""
         return Update()
 
@@ -124,9 +128,13 @@ class CopyGate(UpdateOptions):
         """
         return placement != "post"
 
-    def build(self, d_model: int, *, norm_epsilon: float) -> Update:
+    def needs_second_norm(self, placement: NormPlacement) -> bool:
+        """Return that what the update makes of p stands in its place."""
+        return False
+
+    def build(self, d_model: int, norms: NormOptions) -> Update:
         """Return the gate, and the norm of the proposal where it has one."""
-        return CopyGateUpdate(self, d_model, norm_epsilon)
+        return CopyGateUpdate(self, d_model, norms)
 
     def macs(self, d_model: int) -> int:
         """Return the multiply-accumulates of the gate for one token."""
@@ -139,13 +147,13 @@ class CopyGateUpdate(Update):
 
     drops_last = False
 
-    def __init__(self, options: CopyGate, d_model: int, norm_epsilon: float) -> None:
+    def __init__(self, options: CopyGate, d_model: int, norms: NormOptions) -> None:
         super().__init__()
         self.options = options
         hidden = options.hidden_multiple * d_model
         self.up = nn.Linear(d_model, hidden)
         self.down = nn.Linear(hidden, d_model if options.gate == "vector" else 1)
-        self.norm = Norm(d_model, norm_epsilon) if options.proposal == "norm" else None
+        self.norm = norms.build(d_model) if options.proposal == "norm" else None
 
     def roles(self) -> Roles:
         """Return the role of each parameter of the gate."""
@@ -158,7 +166,7 @@ class CopyGateUpdate(Update):
         }
 
     def last(
-        self, start: Tensor, x: Tensor, change: Tensor, norm: Norm | None, routed: Tensor
+        self, start: Tensor, x: Tensor, change: Tensor, norm: nn.Module | None, routed: Tensor
     ) -> Tensor:
         """Return (B, T, D) between ``start`` and the proposal, by the gate of ``routed``."""
         proposal = change.tanh() if self.norm is None else self.norm(change)

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from moeut.blocks import masks, routing
 from moeut.blocks.attention import AttentionContext, Participation, Source
 from moeut.blocks.layer import Layer, LayerOutput
-from moeut.blocks.norms import Norm
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
 from moeut.config import StackConfig
 from moeut.ops import SharedWeights
@@ -48,7 +47,11 @@ class DepthStack(nn.Module):
         )
         self.final_norm = None
         if options.final_norm:
-            self.final_norm = Norm(d_model, options.norm_epsilon)
+            self.final_norm = options.norms.build(d_model)
+        self.input_norm = None
+        if options.norm_input:
+            weights = options.norm_input_weights
+            self.input_norm = options.norms.build(d_model, weights=weights)
         # Halting reads the state itself, so it comes before the injection changes what is read.
         built = {
             "halting": options.halting.build(d_model),
@@ -236,8 +239,8 @@ class DepthStack(nn.Module):
         if self.position is not None:
             self.position.check_length(length)
             x = x + self.position(positions, x.dtype)
-        if self.options.norm_input:
-            x = F.layer_norm(x, (self.d_model,), eps=self.options.norm_epsilon)
+        if self.input_norm is not None:
+            x = self.input_norm(x)
         if self.options.dropout and self.training:
             x = F.dropout(x, self.options.dropout)
         return x

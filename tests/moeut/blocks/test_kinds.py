@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import moeut
 from moeut.blocks.attention import ATTENTION, Attention, AttentionContext, DenseAttention
 from moeut.blocks.attention.dense import DenseMultiHeadAttention
-from moeut.blocks.norms import Norm
+from moeut.blocks.norms import NormOptions
 from moeut.blocks.positions import PositionOptions
 from moeut.blocks.roles import Roles, constant, linear
 from moeut.blocks.updates import UPDATE, Update, UpdateOptions
@@ -54,7 +54,7 @@ class Gate(UpdateOptions):
 
     kind: ClassVar[str] = "gate"
 
-    def build(self, d_model: int, *, norm_epsilon: float) -> Update:
+    def build(self, d_model: int, norms: NormOptions) -> Update:
         return GatedUpdate(d_model)
 
     def macs(self, d_model: int) -> int:
@@ -70,7 +70,7 @@ class GatedUpdate(Update):
         return {"gate.weight": linear(self.gate.in_features, self.gate.out_features)}
 
     def last(
-        self, start: Tensor, x: Tensor, change: Tensor, norm: Norm | None, routed: Tensor
+        self, start: Tensor, x: Tensor, change: Tensor, norm: nn.Module | None, routed: Tensor
     ) -> Tensor:
         gate = self.gate(routed).sigmoid()
         return start * (1 - gate) + super().last(start, x, change, norm, routed) * gate

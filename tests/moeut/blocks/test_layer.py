@@ -6,6 +6,7 @@ from moeut.blocks.layer import Layer
 from moeut.blocks.routing import RoutingContext
 
 CONTEXT = AttentionContext(is_causal=True)
+PLACEMENTS = ("pre", "post", "peri", "sandwich", "branch")
 
 
 def _layer(make_config, *, cross_attention=False, **options):
@@ -24,32 +25,38 @@ def _states(seed=1):
 def _formula(layer, x, memory, placement):
     """The layer as its placement defines it, with the layer's own blocks."""
 
-    def sublayer(x, norm, block):
+    def sublayer(x, name, block):
+        norm, second = (getattr(layer, f"{name}_{which}") for which in ("norm", "second_norm"))
+        second = norm if second is None else second
         if placement == "pre":
             return x + block(norm(x), norm(x))
         if placement == "post":
             return norm(x + block(x, x))
+        if placement == "sandwich":
+            return second(x + block(norm(x), norm(x)))
+        if placement == "branch":
+            return x + second(block(norm(x), norm(x)))
         return x + block(norm(x), x)
 
-    x = sublayer(x, layer.attention_norm, lambda r, p: layer.attention(r, p, CONTEXT).output)
+    x = sublayer(x, "attention", lambda r, p: layer.attention(r, p, CONTEXT).output)
     if memory is not None:
         routed = layer.cross_attention_norm(memory) if placement == "peri" else memory
         source = layer.cross_attention.project_source(routed, memory, RoutingContext())
         x = sublayer(
             x,
-            layer.cross_attention_norm,
+            "cross_attention",
             lambda r, p: layer.cross_attention(r, p, AttentionContext(), source=source).output,
         )
-    return sublayer(
-        x, layer.feed_forward_norm, lambda r, p: layer.feed_forward(r, p, RoutingContext())[0]
-    )
+    return sublayer(x, "feed_forward", lambda r, p: layer.feed_forward(r, p, RoutingContext())[0])
 
 
-@pytest.mark.parametrize("norm", ["pre", "post", "peri"])
+@pytest.mark.parametrize("norm", PLACEMENTS)
 @pytest.mark.parametrize("attention", ["dense", "gates", "switch_head"])
 @pytest.mark.parametrize("cross", [False, True])
-def test_norm_placement(make_config, norm, attention, cross):
-    layer = _layer(make_config, norm=norm, attention=attention, cross_attention=cross)
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norm_placement(make_config, norm, attention, cross, kind):
+    options = {"norm": norm, "norm_kind": kind, "attention": attention}
+    layer = _layer(make_config, cross_attention=cross, **options)
     x, memory = _states()
     options = {}
     if cross:
@@ -58,7 +65,7 @@ def test_norm_placement(make_config, norm, attention, cross):
             "cross_context": AttentionContext(),
         }
     output = layer(x, CONTEXT, **options).x
-    for placement in ("pre", "post", "peri"):
+    for placement in PLACEMENTS:
         difference = (output - _formula(layer, x, memory if cross else None, placement)).abs().max()
         if placement == norm:
             assert difference < 1e-12
@@ -76,7 +83,7 @@ def test_dense_feed_forward_with_peri_norms_has_no_norm(make_config):
     assert torch.allclose(layer(x, CONTEXT).x, wanted, atol=1e-13)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post", "peri"])
+@pytest.mark.parametrize("norm", PLACEMENTS)
 def test_keys_and_values_may_come_from_another_state(make_config, norm):
     layer = _layer(make_config, norm=norm)
     x, other = _states()

@@ -219,6 +219,10 @@ class ModelConfig(Blueprint):
             require(value is None or needed, name, value, f"{where} does not take it")
         self._refuse("encoder_depth", unless="encoder_decoder")
         self._refuse("pooling", unless="encoder_classifier")
+        reason = self.halting.looks_ahead()
+        if reason is not None and self.form != "encoder_classifier":
+            said = f"form={self.form!r} has a stack that looks back alone: {reason}"
+            raise OptionError("halting", self.halting.to_dict(), said)
         if self.tie_embeddings and self.form == "encoder_classifier":
             said = f"form={self.form!r} has no output vocabulary"
             raise OptionError("tie_embeddings", True, said)

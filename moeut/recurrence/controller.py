@@ -142,3 +142,7 @@ class ControllerOptions(Options):
     def macs(self, d_model: int) -> int:
         """Return the multiply-accumulates of one repeat for one token."""
         return 0
+
+    def looks_ahead(self) -> str | None:
+        """Return why a stack that looks back alone cannot have it; None: it can."""
+        return None

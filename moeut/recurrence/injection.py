@@ -82,18 +82,27 @@ class NoiseStart(Start):
     def state(self, about: Pass, *, training: bool) -> Tensor:
         """Return noise (B, T, D), in training seeded by PyTorch's global generator."""
         batch, length, width = about.embedded.shape
-        positions = about.positions.expand(batch, length)
-        seed = torch.zeros((), dtype=torch.int64, device=positions.device)
-        rows = torch.zeros(batch, 1, dtype=torch.int64, device=positions.device)
-        if training:
-            # Drawn where the global generator lives, so that ranks and resumed runs agree with it.
-            seed = torch.randint(1, 2**62, ()).to(positions.device)
-            rows = torch.arange(1, batch + 1, device=positions.device).unsqueeze(1)
-        noise = position_noise(positions, rows, seed, width)
+        noise = noise_by_position(about.positions.expand(batch, length), width, training=training)
         return (noise * self.deviation).to(about.embedded.dtype)
 
 
 START: Mapping[str, type[Start]] = {"input": InputStart, "zero": ZeroStart, "noise": NoiseStart}
+
+
+def noise_by_position(positions: Tensor, width: int, *, training: bool, salt: int = 0) -> Tensor:
+    """Return float32 normal noise (B, T, width) for tokens at ``positions`` (B, T).
+
+    In training each row has noise of its own, seeded by PyTorch's global generator. Outside, noise
+    depends on position, channel and ``salt`` alone.
+    """
+    batch, device = positions.shape[0], positions.device
+    seed = torch.full((), salt, dtype=torch.int64, device=device)
+    rows = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    if training:
+        # Drawn where the global generator lives, so that ranks and resumed runs agree with it.
+        seed = torch.randint(1, 2**62, ()).to(device)
+        rows = torch.arange(1, batch + 1, device=device).unsqueeze(1)
+    return position_noise(positions, rows, seed, width)
 
 
 # An operator that the compiler leaves whole: fused into a larger graph, PyTorch 2.13's Inductor

@@ -54,6 +54,7 @@ class StackConfig:
     norm_input: bool
     norm_input_weights: bool
     final_norm: bool
+    repeat_norm: bool
     norm_epsilon: float
     update: UpdateOptions
     dropout: float
@@ -119,7 +120,9 @@ class Blueprint(Options):
     norm_input_weights: bool = False
     """Learned weights in the norm on the embedded input."""
     final_norm: bool = derived()
-    """Norm after the last layer; left out: yes, except with ``norm: post``."""
+    """Norm after the last layer; left out: yes, except with ``norm: post`` or ``repeat_norm``."""
+    repeat_norm: bool = False
+    """Norm where each repeat ends, whose result the next repeat goes on with (arXiv 2510.25741)."""
     norm_epsilon: float = 1e-5
     """What every norm adds to the variance."""
     update: UpdateOptions = one_of(UPDATE, Residual)
@@ -160,17 +163,22 @@ class Blueprint(Options):
         feed_forward = self.feed_forward.within(dropout=self.dropout)
         update = self.update.within(dropout=self.dropout)
         final_norm: bool | None = self.final_norm
+        is_normed = self.norm == "post" or self.repeat_norm
         self._fill_in(
             attention=attention,
             feed_forward=feed_forward,
             update=update,
-            final_norm=self.norm != "post" if final_norm is None else final_norm,
+            final_norm=not is_normed if final_norm is None else final_norm,
             encoder_depth=None if self.encoder_depth == self.depth else self.encoder_depth,
         )
 
     def _check_recurrence(self) -> None:
         """Refuse what decides at each repeat where a repeat is no whole pass through the group."""
-        decided = {"state": self.state.is_plain, "halting": isinstance(self.halting, NoHalting)}
+        decided = {
+            "state": self.state.is_plain,
+            "halting": isinstance(self.halting, NoHalting),
+            "repeat_norm": not self.repeat_norm,
+        }
         for name in ("depth", "encoder_depth"):
             depth = getattr(self, name)
             if depth is None:

@@ -48,6 +48,9 @@ class DepthStack(nn.Module):
         self.final_norm = None
         if options.final_norm:
             self.final_norm = options.norms.build(d_model)
+        self.repeat_norm = None
+        if options.repeat_norm:
+            self.repeat_norm = options.norms.build(d_model)
         self.input_norm = None
         if options.norm_input:
             weights = options.norm_input_weights
@@ -194,6 +197,8 @@ class DepthStack(nn.Module):
                 if step is None:
                     break
                 result = passing.apply(place, step, without_gradient=cut, keep=bool(runs))
+                if place.is_last and self.repeat_norm is not None:
+                    result = self.repeat_norm(result)
                 if step.active is not None:  # the others stay as they were before any injection
                     result = torch.where(step.active.unsqueeze(-1), result, x)
                 for run in reversed(runs):

@@ -45,6 +45,22 @@ def test_schedule(make_config, schedule, repeats, wanted):
     assert _stack(make_config, order=schedule).schedule(repeats) == wanted
 
 
+def test_a_norm_where_each_repeat_ends_is_passed_on(make_config):
+    """And stands alone: no norm follows the last of them."""
+    stack = _stack(make_config, repeat_norm=True, prelude=1, coda=1, norm_kind="rms").eval()
+    assert stack.final_norm is None
+    context = AttentionContext(is_causal=True)
+    prelude, first, second, coda = stack.layers
+    state = prelude(_x(), context).x
+    for _ in range(2):
+        state = stack.repeat_norm(second(first(state, context).x, context).x)
+    out = stack(_x())
+    assert (out.states - coda(state, context).x).abs().max() < 1e-12
+    assert (out.repeats[-1] - state).abs().max() < 1e-12
+    with pytest.raises(ValueError, match=r"order='sequence': repeat_norm"):
+        _stack(make_config, repeat_norm=True, order="sequence")
+
+
 @pytest.mark.parametrize("schedule", ["cycle", "sequence"])
 @pytest.mark.parametrize("repeats", [None, 1, 3])
 def test_repeats_are_an_unrolled_loop_with_its_gradients(make_config, schedule, repeats):

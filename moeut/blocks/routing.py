@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moeut.ops.backend import resolve_backend
 from moeut.ops.shared import SharedWeights
+from moeut.recurrence.schedule import Place
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class RoutingContext:
 
     mass: Tensor | None = None
     """(B,) part of each row's real tokens that take part in this application; None: all do."""
+
+    place: Place | None = None
+    """Where in its schedule the application is; None outside a stack."""
+
+    @property
+    def repeat(self) -> int | None:
+        """Number of the pass through the group, from 0; None in prelude and coda."""
+        return None if self.place is None else self.place.repeat
 
     @classmethod
     def create(

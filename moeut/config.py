@@ -11,6 +11,7 @@ What a block is made of is described where the block is: ``moeut.blocks`` and ``
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,10 +31,12 @@ from moeut.options import (
 )
 from moeut.recurrence.controller import ControllerOptions
 from moeut.recurrence.halting import HALTING, NoHalting
-from moeut.recurrence.injection import NoInjection, State
+from moeut.recurrence.injection import NoInjection
 from moeut.recurrence.schedule import Depth
+from moeut.recurrence.state import State
 
 Form = Literal["decoder_lm", "encoder_decoder", "encoder_classifier"]
+EmbeddingScale = Literal["none", "sqrt_d_model"]
 Initialization = Literal["moeut", "depth_scaled", "glorot", "normal", "kaiming"]
 
 
@@ -56,6 +59,7 @@ class StackConfig:
     final_norm: bool
     repeat_norm: bool
     norm_epsilon: float
+    embedding_scale: EmbeddingScale
     update: UpdateOptions
     dropout: float
     causal: bool
@@ -67,6 +71,11 @@ class StackConfig:
     def norms(self) -> NormOptions:
         """What all norms of the stack are."""
         return NormOptions(self.norm_kind, self.norm_epsilon, self.norm_weights)
+
+    @property
+    def embedding_factor(self) -> float:
+        """What token embeddings are multiplied by."""
+        return math.sqrt(self.d_model) if self.embedding_scale == "sqrt_d_model" else 1.0
 
     def refuses_truncation(self, prefix: str = "") -> str | None:
         """Return why gradients cannot flow through the last repeats alone; None: they can.
@@ -135,7 +144,7 @@ class Blueprint(Options):
     """Share the output projection with the embedding of the output vocabulary."""
     head_bias: bool = True
     """Bias of the output projection."""
-    embedding_scale: Literal["none", "sqrt_d_model"] = "none"
+    embedding_scale: EmbeddingScale = "none"
     """Factor on token embeddings; the tied output projection is never scaled."""
     initialization: Initialization = "depth_scaled"
     """Distribution of the initial weights; the table is in ``moeut.initialization``."""
@@ -171,6 +180,9 @@ class Blueprint(Options):
             final_norm=not is_normed if final_norm is None else final_norm,
             encoder_depth=None if self.encoder_depth == self.depth else self.encoder_depth,
         )
+        if self.state.output == "final_norm":
+            said = "needs final_norm, which it uses a second time"
+            require(self.final_norm, "state.output", "final_norm", said)
 
     def _check_recurrence(self) -> None:
         """Refuse what decides at each repeat where a repeat is no whole pass through the group."""

@@ -35,7 +35,10 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     attention output      N(s/sqrt(H·d))         T(s/sqrt(H·d))           G
     feed-forward up       N(s/sqrt(D))           T(s/sqrt(D))             G × sqrt(2)
     feed-forward down     N(s/sqrt(N·F))         T(s/sqrt(N·F))           G
-    injection             N(1/sqrt(2·D))         N(1/sqrt(2·D))           G
+    injection, its last   N(1/sqrt(2·D))         N(1/sqrt(2·D))           G
+    weight
+    diagonal injection,   the identity matrix; decay as configured         same
+    output of the state
     feed-forward biases   0                      0                        U(1/sqrt(fan-in))
     head weight           U(1/sqrt(D))           U(1/sqrt(D))             G
     head bias             U(1/sqrt(D)), 0 if tied to the embedding        same
@@ -93,6 +96,8 @@ def _draw(parameter: Tensor, role: Role, scheme: Initialization, depth: int) -> 
     is_scaled = scheme in ("moeut", "depth_scaled")
     if role.part == "constant":
         parameter.fill_(role.value)
+    elif role.part == "identity":
+        nn.init.eye_(parameter)
     elif role.part == "embedding":
         _embedding(parameter, role, scheme)
     elif role.part == "head" and not is_scaled:

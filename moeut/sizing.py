@@ -78,7 +78,8 @@ def _stack_macs(stack: StackConfig, length: int) -> int:
     )
     macs += stack.feed_forward.macs(stack.d_model) + stack.update.macs(stack.d_model)
     decided = stack.state.macs(stack.d_model) + stack.halting.macs(stack.d_model)
-    return length * (macs * stack.depth.num_applications + decided * stack.depth.repeats)
+    once = stack.state.output_macs(stack.d_model)
+    return length * (macs * stack.depth.num_applications + decided * stack.depth.repeats + once)
 
 
 def _memory_macs(stack: StackConfig, source_length: int, target_length: int) -> int:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-Part = Literal["embedding", "weight", "up", "mix", "bias", "head", "head_bias", "constant"]
+Part = Literal[
+    "embedding", "weight", "up", "mix", "identity", "bias", "head", "head_bias", "constant"
+]
 
 
 class Role(NamedTuple):
@@ -16,7 +18,8 @@ class Role(NamedTuple):
 
     part: Part
     """``weight`` is any projection, router or gate; ``up`` the first weight of a feed-forward,
-    ``mix`` a projection of the state itself and of no branch beside it."""
+    ``mix`` a projection of the state itself and of no branch beside it, ``identity`` such a one
+    that begins as the identity matrix."""
 
     fan_in: int = 0
     """Units that feed a unit on its other side, all experts of a feed-forward counted together."""

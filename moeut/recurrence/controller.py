@@ -81,6 +81,9 @@ class Pass(NamedTuple):
     row_shares: Tensor | None = None
     """(B,) share of each row in the loss; None: all rows with a real token count alike."""
 
+    embedding_factor: float = 1.0
+    """What token embeddings were multiplied by."""
+
     def mean(self, values: Tensor, *, padding: bool = False) -> Tensor:
         """Return the mean over rows of each row's mean over tokens, or the sum by rows' shares.
 

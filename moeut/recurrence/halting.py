@@ -41,8 +41,8 @@ from moeut.recurrence.controller import (
     Step,
     Verdict,
 )
-from moeut.recurrence.injection import noise_by_position
 from moeut.recurrence.schedule import Place
+from moeut.recurrence.start import noise_by_position
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,161 +1,56 @@
-"""Where the recurrence begins, and how the embedded input enters each repeat.
+"""How the embedded input enters each repeat.
 
 With e the embedded input after the prelude and s the state, repeat r computes
 
     s₀ = start(e),    s ← group(inject(s, e))
 
-============  ===================================================================================
-injection     inject(s, e)
-============  ===================================================================================
-``none``      s
-``add``       s + e (arXiv 2409.15647)
-``linear``    W [s; e], state first, W of D × 2D without bias (arXiv 2502.05171)
-============  ===================================================================================
+================  ================================================================================
+injection         inject(s, e)
+================  ================================================================================
+``none``          s
+``add``           s + e (arXiv 2409.15647)
+``gate``          s · e, channel by channel
+``linear``        W [s; e], state first, W of D × 2D (arXiv 2502.05171)
+``feed_forward``  a feed-forward of [s; e], state first, back to D
+``diagonal``      a · s + b · (B e): b and a = exp(-b · exp(rate)) are numbers of each channel, and
+                  a is below 1 whatever is learned, so the state forgets
+                  (sandyresearch/parcae at dee8363)
+================  ================================================================================
+
+All but ``diagonal`` are options of seal-rg/recurrent-pretraining at 59e0b69.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from moeut.blocks.roles import Role, Roles
-from moeut.options import Options, one_of, require
-from moeut.recurrence.controller import Controller, Pass, Run, Step
-from moeut.recurrence.schedule import Place
+from moeut.blocks.roles import Role, Roles, constant
+from moeut.options import Options, require, require_positive
 
-# --- start ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start(Options):
-    """What the first repeat begins from."""
-
-    def state(self, about: Pass, *, training: bool) -> Tensor:
-        """Return the first state (B, T, D)."""
-        raise NotImplementedError
+Activation = Literal["relu", "gelu", "silu"]
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class InputStart(Start):
-    """The embedded input itself."""
-
-    kind: ClassVar[str] = "input"
-
-    def state(self, about: Pass, *, training: bool) -> Tensor:
-        """Return the embedded input (B, T, D)."""
-        return about.embedded
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroStart(Start):
-    """Zeros; the input reaches the state through the injection alone."""
-
-    kind: ClassVar[str] = "zero"
-
-    def state(self, about: Pass, *, training: bool) -> Tensor:
-        """Return zeros (B, T, D)."""
-        return torch.zeros_like(about.embedded)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseStart(Start):
-    """Normal noise, another one in every training pass (arXiv 2502.05171).
-
-    Outside training the noise of a token depends on its position alone: the same token gets the
-    same noise whatever the batch, the padding, and whether a cache is used.
-    """
-
-    kind: ClassVar[str] = "noise"
-    deviation: float = 1.0
-    """Standard deviation of the noise."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        ok = 0.0 < self.deviation < math.inf
-        require(ok, "deviation", self.deviation, "must be a finite number above 0")
-
-    def state(self, about: Pass, *, training: bool) -> Tensor:
-        """Return noise (B, T, D), in training seeded by PyTorch's global generator."""
-        batch, length, width = about.embedded.shape
-        noise = noise_by_position(about.positions.expand(batch, length), width, training=training)
-        return (noise * self.deviation).to(about.embedded.dtype)
-
-
-START: Mapping[str, type[Start]] = {"input": InputStart, "zero": ZeroStart, "noise": NoiseStart}
-
-
-def noise_by_position(positions: Tensor, width: int, *, training: bool, salt: int = 0) -> Tensor:
-    """Return float32 normal noise (B, T, width) for tokens at ``positions`` (B, T).
-
-    In training each row has noise of its own, seeded by PyTorch's global generator. Outside, noise
-    depends on position, channel and ``salt`` alone.
-    """
-    batch, device = positions.shape[0], positions.device
-    seed = torch.full((), salt, dtype=torch.int64, device=device)
-    rows = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-    if training:
-        # Drawn where the global generator lives, so that ranks and resumed runs agree with it.
-        seed = torch.randint(1, 2**62, ()).to(device)
-        rows = torch.arange(1, batch + 1, device=device).unsqueeze(1)
-    return position_noise(positions, rows, seed, width)
-
-
-# An operator that the compiler leaves whole: fused into a larger graph, PyTorch 2.13's Inductor
-# computes other hashes on a CPU, and says nothing.
-@torch.library.custom_op("moeut::position_noise", mutates_args=())
-def position_noise(positions: Tensor, rows: Tensor, seed: Tensor, width: int) -> Tensor:
-    """Return float32 standard normal numbers (B, T, width), each a function of where it stands.
-
-    A number depends on its position (B, T), the number of its row (B, 1), ``seed`` () and its
-    channel, by a counter-based generator: two hashes give the uniform numbers of a Box–Muller
-    transform. No generator keeps a state, so no number depends on how many others are drawn.
-    """
-    key = _mix(_mix(seed + 0x2545F4914F6CDD1D) ^ rows)
-    key = _mix(key ^ _mix(positions + 1)).unsqueeze(-1)  # (B, T, 1)
-    channels = torch.arange(1, 2 * width + 1, device=positions.device)
-    first, second = _uniform(_mix(key ^ _mix(channels))).chunk(2, dim=-1)
-    return (-2.0 * first.log()).sqrt() * (2.0 * math.pi * second).cos()
-
-
-@position_noise.register_fake
-def _(positions, rows, seed, width):
-    return positions.new_empty(*positions.shape, width, dtype=torch.float32)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Return the finaliser of splitmix64 of each int64; products wrap around, as they should."""
-    x = (x ^ _shifted(x, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
-    x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
-    return x ^ _shifted(x, 31)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    # The shift of a signed number copies its sign; a shift of an unsigned one is meant.
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _uniform(x: Tensor) -> Tensor:
-    """Return float32 numbers in (0, 1), from the upper 24 bits of each int64."""
-    return (_shifted(x, 40).float() + 0.5) * 2.0**-24
-
-
-# --- injection --------------------------------------------------------------------------
-
-
-class NoInjectionRule(nn.Module):
-    """The input enters nowhere but at the start."""
+class Rule(nn.Module):
+    """Maps state and input (B, T, D) to what the group reads; here the input enters nowhere."""
 
     def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
-        """Return the state (B, T, D)."""
+        """Return what the group reads (B, T, D), in the dtype of the state."""
         return state
 
 
-class AddRule(nn.Module):
+class AddRule(Rule):
     """The input is added to the state."""
 
     def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
@@ -163,30 +58,107 @@ class AddRule(nn.Module):
         return state + embedded
 
 
-class LinearRule(nn.Module):
+class GateRule(Rule):
+    """The state is multiplied by the input."""
+
+    def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
+        """Return state · input (B, T, D)."""
+        return state * embedded
+
+
+class LinearRule(Rule):
     """State and input, side by side, through one projection ``weight`` (D, 2D)."""
 
-    def __init__(self, d_model: int) -> None:
+    def __init__(self, d_model: int, *, bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_model, 2 * d_model))
+        self.bias = nn.Parameter(torch.empty(d_model)) if bias else None
 
     def roles(self) -> Roles:
-        """Return the role of the projection."""
+        """Return the roles of weight and bias."""
         d_model, both = self.weight.shape
-        return {"weight": Role("mix", both, d_model)}
+        roles = {"weight": Role("mix", both, d_model)}
+        return roles if self.bias is None else roles | {"bias": Role("bias", both)}
 
     def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
         """Return W [state; input] (B, T, D), in the dtype of the state."""
         both = torch.cat((state, embedded), dim=-1)
         # Autocast gives a product in bfloat16; layers would then add up the state itself in that.
-        return nn.functional.linear(both, self.weight).to(state.dtype)
+        return F.linear(both, self.weight, self.bias).to(state.dtype)
+
+
+class FeedForwardRule(Rule):
+    """State and input, side by side, through a feed-forward.
+
+    ``up`` is (F, 2D), or (2F, 2D) where the first half gates the second; ``down`` is (D, F).
+    """
+
+    def __init__(self, options: FeedForwardInjection, d_model: int) -> None:
+        super().__init__()
+        hidden = options.width(d_model)
+        self.gated, self.activation = options.gated, ACTIVATIONS[options.activation]
+        self.up = nn.Parameter(torch.empty(hidden * (1 + options.gated), 2 * d_model))
+        self.down = nn.Parameter(torch.empty(d_model, hidden))
+        self.up_bias = nn.Parameter(torch.empty(len(self.up))) if options.bias else None
+        self.down_bias = nn.Parameter(torch.empty(d_model)) if options.bias else None
+
+    def roles(self) -> Roles:
+        """Return the roles of weights and biases."""
+        (rows, both), (d_model, hidden) = self.up.shape, self.down.shape
+        roles = {"up": Role("up", both, rows), "down": Role("mix", hidden, d_model)}
+        if self.up_bias is not None:
+            roles |= {"up_bias": Role("bias", both), "down_bias": Role("bias", hidden)}
+        return roles
+
+    def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
+        """Return the feed-forward of [state; input] (B, T, D), in the dtype of the state."""
+        hidden = F.linear(torch.cat((state, embedded), dim=-1), self.up, self.up_bias)
+        if self.gated:
+            gate, value = hidden.chunk(2, dim=-1)
+            hidden = self.activation(gate) * value
+        else:
+            hidden = self.activation(hidden)
+        return F.linear(hidden, self.down, self.down_bias).to(state.dtype)
+
+
+class DiagonalRule(Rule):
+    """A stable linear recurrence of each channel, driven by a projection of the input.
+
+    With b = softplus(``step``) and a = exp(-b · exp(``rate``)), both (D), it is
+    a · state + b · (B input), where B is ``weight`` (D, D), which begins as the identity.
+    """
+
+    def __init__(self, d_model: int, *, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.rate = nn.Parameter(torch.empty(d_model))
+        self.step = nn.Parameter(torch.empty(d_model))
+        self.weight = nn.Parameter(torch.empty(d_model, d_model))
+
+    def roles(self) -> Roles:
+        """Return the roles: exp(rate) begins as 1, and a as ``decay``."""
+        begun = -math.log(self.decay)  # b, of which the inverse of softplus is taken
+        return {
+            "rate": constant(0.0),
+            "step": constant(begun + math.log(-math.expm1(-begun))),
+            "weight": Role("identity"),
+        }
+
+    def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
+        """Return a · state + b · (B input) (B, T, D), in the dtype of the state."""
+        step = F.softplus(self.step)
+        decay = (-step * self.rate.exp()).exp()
+        return state * decay + step * F.linear(embedded, self.weight).to(state.dtype)
+
+
+# --- options ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Injection(Options):
     """How the embedded input enters each repeat."""
 
-    def build(self, d_model: int) -> nn.Module:
+    def build(self, d_model: int) -> Rule:
         """Return the module that maps state and input (B, T, D) to what the group reads."""
         raise NotImplementedError
 
@@ -201,9 +173,9 @@ class NoInjection(Injection):
 
     kind: ClassVar[str] = "none"
 
-    def build(self, d_model: int) -> nn.Module:
+    def build(self, d_model: int) -> Rule:
         """Return the module, which has no parameters."""
-        return NoInjectionRule()
+        return Rule()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,9 +184,20 @@ class AddInjection(Injection):
 
     kind: ClassVar[str] = "add"
 
-    def build(self, d_model: int) -> nn.Module:
+    def build(self, d_model: int) -> Rule:
         """Return the module, which has no parameters."""
         return AddRule()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateInjection(Injection):
+    """The state is multiplied by the input, channel by channel, before each repeat."""
+
+    kind: ClassVar[str] = "gate"
+
+    def build(self, d_model: int) -> Rule:
+        """Return the module, which has no parameters."""
+        return GateRule()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,86 +205,75 @@ class LinearInjection(Injection):
     """State and input go through one projection before each repeat, state first."""
 
     kind: ClassVar[str] = "linear"
+    bias: bool = False
+    """Whether the projection has a bias."""
 
-    def build(self, d_model: int) -> nn.Module:
+    def build(self, d_model: int) -> Rule:
         """Return the module with its projection (D, 2D)."""
-        return LinearRule(d_model)
+        return LinearRule(d_model, bias=self.bias)
 
     def macs(self, d_model: int) -> int:
         """Return the multiply-accumulates of the projection for one token."""
         return 2 * d_model * d_model
 
 
-INJECTION: Mapping[str, type[Injection]] = {
-    "none": NoInjection,
-    "add": AddInjection,
-    "linear": LinearInjection,
-}
-
-
-# --- the controller ---------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
-class State(Options):
-    """What the recurrence begins from, and what enters each repeat."""
+class FeedForwardInjection(Injection):
+    """State and input go through a feed-forward before each repeat, state first."""
 
-    start: Start = one_of(START, InputStart)
-    """What the first repeat begins from."""
-    injection: Injection = one_of(INJECTION, NoInjection)
-    """How the embedded input enters each repeat."""
+    kind: ClassVar[str] = "feed_forward"
+    hidden_size: int | None = None
+    """Hidden units (F); null: twice the width of the model."""
+    activation: Activation = "gelu"
+    """What the hidden units, or their gates, go through."""
+    gated: bool = False
+    """Whether as many units more are multiplied by the activated ones."""
+    bias: bool = False
+    """Whether both projections have a bias."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        reaches = isinstance(self.start, InputStart) or not isinstance(self.injection, NoInjection)
-        require(
-            reaches,
-            "injection",
-            self.injection.kind,
-            f"start={self.start.kind} needs an injection (add or linear), since nothing else "
-            "brings the input to the state",
-        )
+        require_positive(self, "hidden_size")
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the recurrence is a plain loop: it starts from the input and nothing enters."""
-        return isinstance(self.start, InputStart) and isinstance(self.injection, NoInjection)
+    def width(self, d_model: int) -> int:
+        """Return the hidden units in a model of width ``d_model``."""
+        return 2 * d_model if self.hidden_size is None else self.hidden_size
 
-    def build(self, d_model: int) -> Controller | None:
-        """Return the controller; None for a plain loop."""
-        return None if self.is_plain else InjectionController(self, d_model)
+    def build(self, d_model: int) -> Rule:
+        """Return the module with its projections."""
+        return FeedForwardRule(self, d_model)
 
     def macs(self, d_model: int) -> int:
-        """Return the multiply-accumulates of one repeat for one token."""
-        return self.injection.macs(d_model)
+        """Return the multiply-accumulates of both projections for one token."""
+        return self.width(d_model) * d_model * (2 * (1 + self.gated) + 1)
 
 
-class InjectionController(Controller):
-    """Starts the state and feeds the input in again before each repeat."""
+@dataclass(frozen=True, kw_only=True)
+class DiagonalInjection(Injection):
+    """Each channel of the state decays, and a projection of the input is added."""
 
-    def __init__(self, options: State, d_model: int) -> None:
-        super().__init__()
-        self.options = options
-        self.rule = options.injection.build(d_model)
+    kind: ClassVar[str] = "diagonal"
+    decay: float = math.sqrt(0.2)
+    """Share of the state that one repeat keeps at first; 0.447 is that of the published code."""
 
-    def begin(self, about: Pass) -> Run:
-        """Return the run of a pass."""
-        return InjectionRun(self, about)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0.0 < self.decay < 1.0, "decay", self.decay, "must be above 0 and below 1")
+
+    def build(self, d_model: int) -> Rule:
+        """Return the module with its projection (D, D)."""
+        return DiagonalRule(d_model, decay=self.decay)
+
+    def macs(self, d_model: int) -> int:
+        """Return the multiply-accumulates of the projection for one token."""
+        return d_model * d_model
 
 
-class InjectionRun(Run):
-    """One pass of an ``InjectionController``."""
-
-    def __init__(self, controller: InjectionController, about: Pass) -> None:
-        self.controller, self.about = controller, about
-
-    def start(self, x: Tensor) -> Tensor:
-        """Return the first state (B, T, D)."""
-        controller = self.controller
-        return controller.options.start.state(self.about, training=controller.training)
-
-    def before(self, place: Place, step: Step) -> Step:
-        """Inject the input where a repeat begins."""
-        if not place.is_first:
-            return step
-        return step._replace(x=self.controller.rule(step.x, self.about.embedded))
+INJECTION: Mapping[str, type[Injection]] = {
+    "none": NoInjection,
+    "add": AddInjection,
+    "gate": GateInjection,
+    "linear": LinearInjection,
+    "feed_forward": FeedForwardInjection,
+    "diagonal": DiagonalInjection,
+}

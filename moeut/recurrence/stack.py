@@ -55,6 +55,7 @@ class DepthStack(nn.Module):
             "injection": options.state.build(d_model),
         }
         self.controllers = nn.ModuleDict({k: v for k, v in built.items() if v is not None})
+        self.output = options.state.build_output(d_model)
         self._balance_weights = _balance_weights(options)
 
     # --- depth --------------------------------------------------------------------------
@@ -153,7 +154,8 @@ class DepthStack(nn.Module):
         # Where first repeats have no gradient, the last ones run even if no token does: so every
         # parameter gets a gradient, be it 0, as it does on ranks that never end early.
         may_end = inputs.cache is None and not without and self._may_look(x)
-        about = Pass(x, positions, inputs.real, repeats, may_end, inputs.row_shares)
+        factor = self.options.embedding_factor
+        about = Pass(x, positions, inputs.real, repeats, may_end, inputs.row_shares, factor)
         runs = {name: controller.begin(about) for name, controller in self._controllers()}
         x = self._repeat(x, places[prelude:end], list(runs.values()), passing, without)
         decisions: dict[str, Tensor] = {}
@@ -163,6 +165,7 @@ class DepthStack(nn.Module):
             x = verdict.x
             decisions |= {f"{name}.{key}": value for key, value in verdict.record.items()}
             losses += [] if verdict.loss is None or not self.training else [verdict.loss]
+        x = self._leave(x)
         for place in places[end:]:
             x = passing.apply_once(place, x)
 
@@ -212,6 +215,13 @@ class DepthStack(nn.Module):
             if place.is_last and self.options.depth.has_whole_repeats:
                 passing.repeats.append(x)
         return x
+
+    def _leave(self, x: Tensor) -> Tensor:
+        """Return what the coda reads of the last state x (B, T, D)."""
+        if self.options.state.output == "final_norm":
+            assert self.final_norm is not None
+            return self.final_norm(x)
+        return x if self.output is None else self.output(x)
 
     def _may_look(self, x: Tensor) -> bool:
         """Return whether a pass over ``x`` may depend on whether anyone still runs.

@@ -3,7 +3,7 @@
 import torch
 
 from moeut.recurrence.halting import AdaptiveComputationTime
-from moeut.recurrence.injection import State
+from moeut.recurrence.state import State
 
 FORMS = ["decoder_lm", "encoder_decoder", "encoder_classifier"]
 BLOCKS = {
@@ -14,14 +14,21 @@ ACT = AdaptiveComputationTime(threshold=0.8, loss_weight=0.3, initial_bias=-1.0)
 UPDATE = AdaptiveComputationTime(threshold=0.8, loss_weight=0.3, initial_bias=-1.0, halted="update")
 
 
-def state(start, injection):
-    return State.from_dict({"start": start, "injection": injection})
+BOTH_GATED = {"kind": "feed_forward", "hidden_size": 9, "gated": True, "bias": True}
+
+LIKE_INIT = {"kind": "noise", "shape": "like_init"}
+
+
+def state(start, injection, output="none"):
+    return State.from_dict({"start": start, "injection": injection, "output": output})
 
 
 CONTROLLERS = {
     "zero_add": {"state": state("zero", "add")},
     "noise_linear": {"state": state("noise", "linear")},
     "input_linear": {"state": state("input", "linear")},
+    "noise_diagonal": {"state": state(LIKE_INIT, "diagonal", "linear")},
+    "input_feed_forward": {"state": state("input", BOTH_GATED, "final_norm")},
     "act": {"halting": ACT},
     "act_update": {"halting": UPDATE},
     "act_noise_linear": {"halting": ACT, "state": state("noise", "linear")},

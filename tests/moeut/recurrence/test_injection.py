@@ -1,10 +1,13 @@
 import pytest
 import torch
-from recurrent_cases import CONTROLLERS, batch, loss_of, state
+from recurrent_cases import BOTH_GATED, CONTROLLERS, batch, loss_of, state
 
 from moeut.blocks.attention import AttentionContext
 from moeut.options import OptionError
-from moeut.recurrence.injection import AddInjection, NoiseStart, State, position_noise
+from moeut.recurrence.controller import Pass
+from moeut.recurrence.injection import AddInjection
+from moeut.recurrence.start import NoiseStart, position_noise
+from moeut.recurrence.state import State
 
 CAUSAL = AttentionContext(is_causal=True)
 
@@ -21,12 +24,37 @@ def _unrolled(model, start, inject, tokens, repeats):
     return model.head(model.decoder.final_norm(last(x, CAUSAL).x), model.embedding.weight)
 
 
+def _rule(model):
+    return model.decoder.controllers["injection"].rule
+
+
+def _feed_forward(model):
+    rule = _rule(model)
+
+    def inject(x, e):
+        hidden = x @ rule.up[:, :16].T + e @ rule.up[:, 16:].T + rule.up_bias
+        hidden = torch.nn.functional.gelu(hidden[..., :9]) * hidden[..., 9:]
+        return hidden @ rule.down.T + rule.down_bias
+
+    return inject
+
+
+def _diagonal(model):
+    rule = _rule(model)
+    step = (1 + rule.step.exp()).log()
+    return lambda x, e: x * (-step * rule.rate.exp()).exp() + step * (e @ rule.weight.T)
+
+
 INJECTIONS = {
     "add": lambda model: lambda x, e: x + e,
+    "gate": lambda model: lambda x, e: x * e,
+    "feed_forward": _feed_forward,
+    "diagonal": _diagonal,
     "linear": lambda model: (
         lambda x, e: (
-            x @ model.decoder.controllers["injection"].rule.weight[:, :16].T
-            + e @ model.decoder.controllers["injection"].rule.weight[:, 16:].T
+            x @ _rule(model).weight[:, :16].T
+            + e @ _rule(model).weight[:, 16:].T
+            + (0 if _rule(model).bias is None else _rule(model).bias)
         )
     ),
 }
@@ -36,9 +64,11 @@ INJECTIONS = {
 @pytest.mark.parametrize("start", ["input", "zero"])
 @torch.no_grad()
 def test_repeats_read_state_and_input(make_recurrent, start, injection):
-    model = make_recurrent(
-        "decoder_lm", "zero_add", "dense", state=state(start, injection), position="none"
-    ).eval()
+    options = {"feed_forward": BOTH_GATED, "linear": {"kind": "linear", "bias": True}}
+    chosen = state(start, options.get(injection, injection))
+    model = make_recurrent("decoder_lm", "zero_add", "dense", state=chosen, position="none").eval()
+    for parameter in _rule(model).parameters():  # away from 0 and from the identity
+        parameter.add_(0.1 * torch.randn_like(parameter))
     tokens = batch(model)[0][0]
     begin = {"input": lambda e: e, "zero": torch.zeros_like}[start]
     inject = INJECTIONS[injection](model)
@@ -46,7 +76,35 @@ def test_repeats_read_state_and_input(make_recurrent, start, injection):
     assert (model(tokens, num_repeats=3).logits - wanted).abs().max() < 1e-12
     swapped = _unrolled(model, begin, lambda x, e: inject(e, x), tokens, 3)
     differs = (swapped - wanted).abs().max() > 1e-3
-    assert differs == (injection == "linear")  # which side is the state's matters
+    # Which side is the state's matters.
+    assert differs == (injection not in ("add", "gate"))
+
+
+@torch.no_grad()
+def test_a_channel_of_the_diagonal_recurrence_decays_whatever_is_learned(make_recurrent):
+    model = make_recurrent("decoder_lm", "noise_diagonal", "dense")
+    rule = _rule(model)
+    x, nothing = torch.ones(1, 1, 16).double(), torch.zeros(1, 1, 16).double()
+    assert rule(x, nothing).mean().item() == pytest.approx(0.2**0.5, abs=1e-6)
+    assert torch.equal(rule.weight, torch.eye(16).double())
+    rule.rate.fill_(-9.0)
+    rule.step.copy_(torch.linspace(-9, 9, 16))
+    assert (rule(x, nothing) < 1).all()
+
+
+@torch.no_grad()
+def test_the_last_state_passes_its_output_before_the_coda(make_recurrent):
+    """The final norm stands before the coda and before the head, and is one norm."""
+    for controller, wanted in (("noise_diagonal", "output"), ("input_feed_forward", "final_norm")):
+        model = make_recurrent("decoder_lm", controller, "dense", position="none").eval()
+        decoder = model.decoder
+        for parameter in getattr(decoder, wanted).parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        output = model(batch(model)[0][0])
+        last = output.repeats["decoder"][-1]
+        x = getattr(decoder, wanted)(last)
+        x = decoder.final_norm(decoder.layers[-1](x, CAUSAL).x)
+        assert (model.head(x, model.embedding.weight) - output.logits).abs().max() < 1e-12
 
 
 @torch.no_grad()
@@ -74,6 +132,31 @@ def test_noise_is_normal_and_a_function_of_where_it_stands():
     part = position_noise(positions[3:5, 100:110], rows[3:5], seed, 32)
     assert torch.equal(part, noise[3:5, 100:110])
     assert not torch.equal(position_noise(positions, rows, seed + 1, 32), noise)
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor", "deviation", "fourth"),
+    [
+        ("normal", 1.0, 1.0, 3.0),
+        ("embed", 1.0, 1 / 8, 3.0),
+        ("like_init", 1.0, 0.986578 * (2 / 320) ** 0.5, 2.8323),
+        ("like_init", 8.0, 0.986578 * (2 / 5) ** 0.5, 2.8323),
+        ("unit", 1.0, (63 / 64) ** 0.5, 3 * 63 / 65 / (63 / 64)),
+    ],
+)
+def test_the_shapes_of_noise(shape, factor, deviation, fourth):
+    """Fourth moment over the square of the variance: N(1) has 3, and 2.83 if cut at 3."""
+    embedded = torch.zeros(40, 300, 64, dtype=torch.float64)
+    about = Pass(embedded, torch.arange(300), None, 4, True, None, factor)
+    noise = NoiseStart(shape=shape, deviation=2.0).state(about, training=True) / 2
+    assert noise.std().item() == pytest.approx(deviation, rel=0.01)
+    assert abs(noise.mean().item()) < 0.01 * deviation
+    assert (noise.pow(4).mean() / noise.var() ** 2).item() == pytest.approx(fourth, rel=0.02)
+    if shape == "unit":
+        assert noise.mean(-1).abs().max() < 1e-6
+        assert (noise.std(-1) - 1).abs().max() < 1e-6
+    if shape == "like_init":
+        assert noise.abs().max().item() == pytest.approx(3 * (2 / 320) ** 0.5 * factor, rel=0.01)
 
 
 def test_training_draws_new_noise_from_the_global_generator(make_recurrent):

@@ -10,8 +10,10 @@ from moeut.blocks.feed_forward import FEED_FORWARD
 from moeut.blocks.positions import POSITION
 from moeut.config import Blueprint
 from moeut.recurrence.halting import HALTING
-from moeut.recurrence.injection import INJECTION, START, State
+from moeut.recurrence.injection import INJECTION
 from moeut.recurrence.schedule import Depth
+from moeut.recurrence.start import START
+from moeut.recurrence.state import State
 from runners.config.help import describe_fields, run_help, sweep_help
 from runners.config.schema import EvaluateConfig, RunConfig, SweepConfig, TrainConfig
 from tasks.base.options import describe

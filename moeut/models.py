@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +50,13 @@ class ModelOutput:
     None without any."""
 
     repeats: dict[str, list[Tensor]] = field(default_factory=dict)
-    """By stack: (B, T, D) the state that each repeat ended with, before coda and final norm."""
+    """By stack: (B, T, D) the state that each repeat ended with, before coda and final norm; kept
+    if traced, or if repeats are read out."""
+
+    repeat_logits: list[Tensor] = field(default_factory=list)
+    """The logits of each of ``read_repeats``, as ``logits``: its state went through coda, final
+    norm and head. The last one's are ``logits`` themselves unless a controller changed the result.
+    """
 
 
 # FSDP sends gradients where a backward pass meets a tensor that a module has returned. PyTorch 2.11
@@ -84,6 +91,7 @@ class Model(nn.Module):
         self.activation_checkpointing = False
         """Recompute each layer in the backward pass instead of keeping its activations."""
         self.embedding = Embedding(config.vocabulary_size, config.d_model)
+        self.head: Head
 
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``directory``."""
@@ -99,6 +107,10 @@ class Model(nn.Module):
         if self.config.embedding_scale == "sqrt_d_model":
             x = x * math.sqrt(self.config.d_model)
         return x
+
+    def _read_out(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the logits of what a stack returned, states (B, T, D)."""
+        return self.head(states, self.embedding.weight)
 
 
 class DecoderLM(Model):
@@ -129,6 +141,7 @@ class DecoderLM(Model):
         backprop_repeats: int | None = None,
         cache: StackCache | None = None,
         row_shares: Tensor | None = None,
+        read_repeats: Sequence[int] | None = None,
         trace: bool = False,
     ) -> ModelOutput:
         """Predict the token after each of ``tokens`` (B, T).
@@ -144,6 +157,7 @@ class DecoderLM(Model):
         ``num_repeats``: passes through the group, as configured if left out; gradients flow through
         the last ``backprop_repeats`` of them, or through all. ``row_shares`` (B,): the share of
         each row in the auxiliary loss, where the rows are a part of a larger batch.
+        ``read_repeats``: repeats, from 0, whose logits are returned too; -1 is the last.
         """
         mask = masks.check_mask(padding_mask, tokens, "padding_mask")
         masks.check_right_padded(mask, "padding_mask")
@@ -161,11 +175,12 @@ class DecoderLM(Model):
                 backprop_repeats=backprop_repeats,
                 cache=cache,
                 row_shares=row_shares,
+                read_repeats=read_repeats,
                 trace=trace,
                 activation_checkpointing=self.activation_checkpointing,
             ),
         )
-        return _output(self.head(out.states, self.embedding.weight), cache, decoder=out)
+        return _output(self._read_out, cache, decoder=out)
 
 
 class EncoderDecoder(Model):
@@ -198,13 +213,15 @@ class EncoderDecoder(Model):
         target_mask: Tensor | None = None,
         num_repeats: Repeats = None,
         backprop_repeats: int | None = None,
+        read_repeats: Sequence[int] | None = None,
         trace: bool = False,
     ) -> ModelOutput:
         """Predict the token after each of ``target`` (B, T), having read ``source`` (B, S).
 
         Masks are bool, True at real tokens; the target's padding is on the right.
         ``num_repeats``: one number for both stacks, or a pair (encoder, decoder); gradients flow
-        through the last ``backprop_repeats`` of each, or through all.
+        through the last ``backprop_repeats`` of each, or through all. ``read_repeats``: repeats of
+        the decoder, from 0, whose logits are returned too; -1 is the last.
         """
         encoded = self.encode(
             source,
@@ -219,6 +236,7 @@ class EncoderDecoder(Model):
             target_mask=target_mask,
             num_repeats=num_repeats,
             backprop_repeats=backprop_repeats,
+            read_repeats=read_repeats,
             trace=trace,
         )
 
@@ -254,6 +272,7 @@ class EncoderDecoder(Model):
         num_repeats: Repeats = None,
         backprop_repeats: int | None = None,
         cache: StackCache | None = None,
+        read_repeats: Sequence[int] | None = None,
         trace: bool = False,
     ) -> ModelOutput:
         """Predict the token after each of ``target`` (B, T), given what ``encode`` returned.
@@ -271,12 +290,12 @@ class EncoderDecoder(Model):
                 num_repeats=_pair(num_repeats)[1],
                 backprop_repeats=backprop_repeats,
                 cache=cache,
+                read_repeats=read_repeats,
                 trace=trace,
                 activation_checkpointing=self.activation_checkpointing,
             ),
         )
-        logits = self.head(out.states, self.embedding.weight)
-        return _output(logits, cache, encoder=memory.output, decoder=out)
+        return _output(self._read_out, cache, encoder=memory.output, decoder=out)
 
 
 class EncoderClassifier(Model):
@@ -295,13 +314,14 @@ class EncoderClassifier(Model):
         source_mask: Tensor | None = None,
         num_repeats: int | None = None,
         backprop_repeats: int | None = None,
+        read_repeats: Sequence[int] | None = None,
         trace: bool = False,
     ) -> ModelOutput:
         """Return logits (B, classes) of ``source`` (B, S), read off the first or last real column.
 
         ``source_mask`` (B, S) bool: True at real tokens. ``num_repeats``: passes through the group,
         as configured if left out; gradients flow through the last ``backprop_repeats`` of them, or
-        through all.
+        through all. ``read_repeats``: repeats, from 0, whose logits are returned too.
         """
         mask = masks.check_mask(source_mask, source, "source_mask")
         out = self.encoder(
@@ -310,12 +330,15 @@ class EncoderClassifier(Model):
                 real=mask,
                 num_repeats=num_repeats,
                 backprop_repeats=backprop_repeats,
+                read_repeats=read_repeats,
                 trace=trace,
                 activation_checkpointing=self.activation_checkpointing,
             ),
         )
-        logits = self.head(self._pool(out.states, mask), self.embedding.weight)
-        return _output(logits, encoder=out)
+        return _output(functools.partial(self._read_out, mask=mask), encoder=out)
+
+    def _read_out(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.head(self._pool(states, mask), self.embedding.weight)
 
     def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
         is_last = self.config.pooling == "last"
@@ -359,13 +382,21 @@ def _pair(num_repeats: Repeats) -> tuple[int | None, int | None]:
     return num_repeats, num_repeats
 
 
-def _output(logits: Tensor, cache: StackCache | None = None, **stacks: StackOutput) -> ModelOutput:
-    """Return what a model returns, given what its stacks have, encoder first."""
+def _output(
+    read_out: Callable[[Tensor], Tensor], cache: StackCache | None = None, **stacks: StackOutput
+) -> ModelOutput:
+    """Return what a model returns, given what its stacks have, encoder first.
+
+    ``read_out`` gives the logits of the last stack's states (B, T, D).
+    """
+    last = list(stacks.values())[-1]
+    logits = read_out(last.states)
+    read = [logits if states is last.states else read_out(states) for states in last.read]
     loss = functools.reduce(torch.add, [out.auxiliary_loss for out in stacks.values()])
     traces = {name: out.trace for name, out in stacks.items() if out.trace is not None}
     hidden = {name: out.hidden for name, out in stacks.items() if out.hidden is not None}
     decisions = {name: out.decisions for name, out in stacks.items() if out.decisions is not None}
     repeats = {name: out.repeats for name, out in stacks.items()}
     return ModelOutput(
-        logits, loss, cache, traces or None, hidden or None, decisions or None, repeats
+        logits, loss, cache, traces or None, hidden or None, decisions or None, repeats, read
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -52,6 +53,9 @@ class Inputs:
     trace: bool = False
     """Whether to keep decisions and states of every application."""
 
+    read_repeats: Sequence[int] | None = None
+    """Repeats, from 0, whose states are read out too, negative ones from the last; None: none."""
+
     row_shares: Tensor | None = None
     """(B,) share of each row in the auxiliary losses; None: they are means over the batch."""
 
@@ -79,5 +83,8 @@ class StackOutput:
     """What the controllers recorded, such as ``halting.repeats`` (B, T); None without any."""
 
     repeats: list[Tensor] = field(default_factory=list)
-    """(B, T, D) the state that each repeat ended with, before coda and final norm: for losses that
-    read every repeat, and to begin another pass from. Empty with ``order: sequence``."""
+    """(B, T, D) the state that each repeat ended with, before coda and final norm: to begin another
+    pass from. Empty with ``order: sequence``, and unless the pass is traced or repeats are read."""
+
+    read: list[Tensor] = field(default_factory=list)
+    """(B, T, D) what coda and final norm make of each state in ``Inputs.read_repeats``."""

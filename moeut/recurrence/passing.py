@@ -48,6 +48,9 @@ class Passing:
         self.records: list[tuple[int, RoutingRecord]] = []
         self.hidden = [x]
         self.repeats: list[Tensor] = []
+        self.keeps_repeats = options.depth.has_whole_repeats and (
+            inputs.trace or inputs.read_repeats is not None
+        )
         self._held: dict[int, Source] = {}
         self._without_gradient: SharedWeights | None = None
         self.context = self._self_attention(x, window)
@@ -60,10 +63,14 @@ class Passing:
             self._without_gradient = self._share_weights(self.hidden[0])
         return self._without_gradient
 
-    def apply_once(self, place: Place, x: Tensor) -> Tensor:
-        """Return the state (B, T, D) after an application outside the repeats."""
-        x = self.apply(place, Step(x))
-        self.keep_traced(x)
+    def apply_once(self, place: Place, x: Tensor, *, record: bool = True) -> Tensor:
+        """Return the state (B, T, D) after an application outside the repeats.
+
+        One that reads a repeat out besides the result leaves no ``record``.
+        """
+        x = self.apply(place, Step(x), record=record)
+        if record:
+            self.keep_traced(x)
         return x
 
     def keep_traced(self, x: Tensor) -> None:
@@ -72,9 +79,15 @@ class Passing:
             self.hidden.append(x)
 
     def apply(
-        self, place: Place, step: Step, *, without_gradient: bool = False, keep: bool = False
+        self,
+        place: Place,
+        step: Step,
+        *,
+        without_gradient: bool = False,
+        keep: bool = False,
+        record: bool = True,
     ) -> Tensor:
-        """Return the state (B, T, D) after one application, and record what it decided."""
+        """Return the state (B, T, D) after one application, and ``record`` what it decided."""
         context, cross_context = self.context, self.cross_context
         routed = replace(context.routing, place=place)
         if without_gradient:
@@ -109,7 +122,8 @@ class Passing:
             output = layer(step.x)
         if output.kept is not None:
             self._held[place.layer] = output.kept
-        self.records.append((place.layer, output.record))
+        if record:
+            self.records.append((place.layer, output.record))
         return output.x
 
     def balance_losses(self) -> list[Tensor]:

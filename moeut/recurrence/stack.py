@@ -16,6 +16,7 @@ from moeut.recurrence.cache import StackCache, Window, whole_sequence
 from moeut.recurrence.controller import Controller, Pass, Run, Step
 from moeut.recurrence.inputs import Inputs, StackOutput
 from moeut.recurrence.passing import Passing
+from moeut.recurrence.reading import states_to_read
 from moeut.recurrence.schedule import Place
 
 
@@ -165,13 +166,13 @@ class DepthStack(nn.Module):
             x = verdict.x
             decisions |= {f"{name}.{key}": value for key, value in verdict.record.items()}
             losses += [] if verdict.loss is None or not self.training else [verdict.loss]
-        x = self._leave(x)
-        for place in places[end:]:
-            x = passing.apply_once(place, x)
-
+        result = x
+        x = self._read_out(x, places[end:], passing)
         losses = [*passing.balance_losses(), *losses]
-        if self.final_norm is not None:
-            x = self.final_norm(x)
+        read = [
+            x if state is result else self._read_out(state, places[end:], passing, record=False)
+            for state in states_to_read(passing.repeats, inputs, self.options.depth)
+        ]
         if inputs.cache is not None:
             inputs.cache.finish()
         return StackOutput(
@@ -181,7 +182,17 @@ class DepthStack(nn.Module):
             passing.hidden if inputs.trace else None,
             decisions if runs else None,
             passing.repeats,
+            read,
         )
+
+    def _read_out(
+        self, x: Tensor, coda: list[Place], passing: Passing, *, record: bool = True
+    ) -> Tensor:
+        """Return what coda and final norm make of a state x (B, T, D) after the repeats."""
+        x = self._leave(x)
+        for place in coda:
+            x = passing.apply_once(place, x, record=record)
+        return x if self.final_norm is None else self.final_norm(x)
 
     def _repeat(
         self, x: Tensor, places: list[Place], runs: list[Run], passing: Passing, without: int
@@ -212,7 +223,7 @@ class DepthStack(nn.Module):
                     result = run.after(place, step, result)
                 x = result
             passing.keep_traced(x)
-            if place.is_last and self.options.depth.has_whole_repeats:
+            if place.is_last and passing.keeps_repeats:
                 passing.repeats.append(x)
         return x
 

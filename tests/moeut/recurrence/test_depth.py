@@ -27,7 +27,7 @@ def test_gradients_flow_through_the_last_repeats_alone(make_recurrent, controlle
     x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1)).double()
     weight = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2)).double()
     out = stack(x, Inputs(num_repeats=5, backprop_repeats=2))
-    full = stack(x, Inputs(num_repeats=5))
+    full = stack(x, Inputs(num_repeats=5, read_repeats=[]))
     assert torch.equal(out.states, full.states)
     truncated = _gradients(stack, (out.states * weight).sum())
     whole = _gradients(stack, (full.states * weight).sum())
@@ -58,7 +58,7 @@ def test_gradients_are_there_where_all_tokens_halt_before_them(make_recurrent):
     halting = AdaptiveComputationTime(threshold=0.5, initial_bias=30.0)
     model = make_recurrent("decoder_lm", "act_noise_linear", halting=halting).train()
     arguments, masks = batch(model)
-    output = model(*arguments, **masks, backprop_repeats=1)
+    output = model(*arguments, **masks, backprop_repeats=1, trace=True)
     assert len(output.repeats["decoder"]) == 4
     for name, gradient in _gradients(model, loss_of(model, output)).items():
         assert gradient is not None, name

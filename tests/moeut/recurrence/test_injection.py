@@ -100,7 +100,7 @@ def test_the_last_state_passes_its_output_before_the_coda(make_recurrent):
         decoder = model.decoder
         for parameter in getattr(decoder, wanted).parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        output = model(batch(model)[0][0])
+        output = model(batch(model)[0][0], read_repeats=[])
         last = output.repeats["decoder"][-1]
         x = getattr(decoder, wanted)(last)
         x = decoder.final_norm(decoder.layers[-1](x, CAUSAL).x)
@@ -187,7 +187,7 @@ def test_padding_changes_no_noise_of_training(make_recurrent):
 def test_autocast_leaves_the_state_in_float32(make_recurrent, controller):
     model = make_recurrent("decoder_lm", controller, "dense").float()
     with torch.autocast("cpu", torch.bfloat16):
-        output = model(batch(model)[0][0])
+        output = model(batch(model)[0][0], trace=True)
     assert {x.dtype for x in output.repeats["decoder"]} == {torch.float32}
 
 

@@ -28,8 +28,7 @@ from runners.scoring import zero_shot
 from runners.scoring.finished_run import choose_rows, load_finished_run, score_finished_run
 from runners.scoring.language_model import add_tokenizer_argument
 from runners.scoring.likelihoods import BATCH_SIZE
-from tasks.base import exit_status
-from tasks.base.command_line import Parser
+from tasks.base.command_line import DONE, Parser, bad_input_in_one_line, exit_with
 from tasks.base.console import WholeTable, make_console
 from tasks.zero_shot import ZERO_SHOT
 
@@ -41,7 +40,7 @@ EXAMPLES = """examples:
 A .ckpt file is one of the paper's training code; its SentencePiece file *.model lies beside it."""
 
 
-@exit_status.bad_input_in_one_line
+@bad_input_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         except Stopped as error:
             print(error, file=sys.stderr)
             return stop.exit_status
-    return exit_status.DONE
+    return DONE
 
 
 def _evaluate_splits(options: argparse.Namespace, check: Callable[[], None]) -> None:
@@ -205,4 +204,4 @@ def _numbers(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    exit_status.exit_with(main)
+    exit_with(main)

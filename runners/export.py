@@ -21,8 +21,7 @@ from runners.scoring.language_model import (
     add_tokenizer_argument,
     load_language_model,
 )
-from tasks.base import exit_status
-from tasks.base.command_line import Parser
+from tasks.base.command_line import DONE, Parser, bad_input_in_one_line, exit_with
 
 
 def export(loaded: LanguageModel, folder: Path) -> None:
@@ -52,7 +51,7 @@ def export(loaded: LanguageModel, folder: Path) -> None:
     loaded.tokenizer.save(folder)
 
 
-@exit_status.bad_input_in_one_line
+@bad_input_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = Parser(
@@ -80,8 +79,8 @@ read it back, where moeut is installed, with:
     export(loaded, options.output)
     written = ", ".join(sorted(file.name for file in options.output.iterdir()))
     print(f"{options.output}: {loaded.name}: {written}")
-    return exit_status.DONE
+    return DONE
 
 
 if __name__ == "__main__":
-    exit_status.exit_with(main)
+    exit_with(main)

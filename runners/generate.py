@@ -35,8 +35,7 @@ from runners.scoring.language_model import (
 )
 from runners.scoring.prompts import given_prompt, read_prompts, typed_prompts
 from runners.scoring.room import check_room, shortage
-from tasks.base import exit_status
-from tasks.base.command_line import Parser
+from tasks.base.command_line import DONE, Parser, bad_input_in_one_line, exit_with
 
 EXAMPLES = """examples:
   python -m runners.generate runs/lm_44m/moeut-1a2b3c4d/seed0 --prompt 'def main(' --greedy
@@ -47,7 +46,7 @@ EXAMPLES = """examples:
 A text ends after --max-tokens, or where the model ends the document by itself."""
 
 
-@exit_status.bad_input_in_one_line
+@bad_input_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
@@ -75,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{loaded.context_length} and may lose the thread after them",
             file=sys.stderr,
         )
-    return exit_status.DONE
+    return DONE
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -217,4 +216,4 @@ def _add_model_options(parser: Parser) -> None:
 
 
 if __name__ == "__main__":
-    exit_status.exit_with(main)
+    exit_with(main)

@@ -41,8 +41,7 @@ from runners.scoring.language_model import (
 )
 from runners.scoring.likelihoods import BATCH_SIZE, Request, encode, score_requests
 from runners.scoring.room import check_room, shortage
-from tasks.base import exit_status
-from tasks.base.command_line import Parser
+from tasks.base.command_line import DONE, Parser, bad_input_in_one_line, exit_with
 from tasks.zero_shot import Likelihood
 
 if TYPE_CHECKING:
@@ -242,7 +241,7 @@ def _check_room(language: LanguageModel, requests: Sequence[Instance]) -> list[s
 # --- the command ------------------------------------------------------------------------
 
 
-@exit_status.bad_input_in_one_line
+@bad_input_in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
@@ -265,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(make_table(results))
         if "groups" in results:
             print(make_table(results, "groups"))
-    return exit_status.DONE
+    return DONE
 
 
 def _task_manager(include_path: Path | None) -> Any:
@@ -349,4 +348,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    exit_status.exit_with(main)
+    exit_with(main)

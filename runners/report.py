@@ -28,12 +28,11 @@ from collections.abc import Sequence
 from runners.config.yaml_nodes import ConfigError
 from runners.reporting.page import FILES, print_report, write_files
 from runners.reporting.results import SweepResults, load
-from tasks.base import exit_status
-from tasks.base.command_line import Parser
+from tasks.base.command_line import DONE, Parser, bad_input_in_one_line, exit_with
 from tasks.base.options import nearest
 
 
-@exit_status.bad_input_in_one_line
+@bad_input_in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``python -m runners.report`` and return its exit status."""
     parser = Parser(
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\nwritten to {results.directory}: {', '.join(FILES)}")
     if trouble:
         print(trouble, file=sys.stderr)
-    return exit_status.DONE
+    return DONE
 
 
 def _with_choices(results: SweepResults, options: argparse.Namespace) -> SweepResults:
@@ -82,4 +81,4 @@ def _with_choices(results: SweepResults, options: argparse.Namespace) -> SweepRe
 
 
 if __name__ == "__main__":
-    exit_status.exit_with(main)
+    exit_with(main)

@@ -42,9 +42,7 @@ from runners.training.loop import Loop, NonFinite, fit, seed_everything
 from runners.training.prepared import Prepared, prepare
 from runners.training.snapshots import find_snapshot, resume, save_snapshot
 from runners.training.telemetry import describe_row
-from runners.training.tensorboard import check_tensorboard
-from tasks.base import exit_status
-from tasks.base.command_line import Parser
+from tasks.base.command_line import BAD_INPUT, DONE, FAILED, RESUMABLE, Parser, exit_with
 from tasks.base.lease import Locked
 from tasks.base.metrics import selection_score
 from tasks.base.storage import why_not_written, write_atomically, write_json
@@ -128,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work(world: World) -> int:
         files = check_together(world, lambda: _check_directory(options.directory, world))
         if files is None:
-            return exit_status.BAD_INPUT
+            return BAD_INPUT
         return execute(files, world, retry_failed=options.retry_failed)
 
     return ranks.run_together(work)
@@ -148,7 +146,7 @@ def check_start(config: RunConfig, world: World) -> None:
         ValueError: a batch that the ranks cannot share, or a device or package that is not there.
     """
     ranks.check_batch(config, world.size)
-    check_tensorboard(config)
+    environment.check_packages(config)
     environment.check_device(config, local_rank=world.local_rank if world.size > 1 else None)
 
 
@@ -193,7 +191,7 @@ def execute(
     before = world.share(files.status())
     if before == "failed" and not retry_failed:
         say(f"{files.path}: has failed: {files.failure()}; try again with --retry-failed")
-        return exit_status.FAILED
+        return FAILED
     say(f"{files.path}: {before}")
     problem = None
     if before != "done" and world.is_first:
@@ -204,7 +202,7 @@ def execute(
     problem = world.share(problem)
     if problem is not None:
         say(f"{files.path}: cannot be written: {problem}", error=True)
-        return exit_status.FAILED
+        return FAILED
     with signals.Stop(announce=world.is_first, restore=world.size == 1) as stop:
         try:
             status = run(files.path, stop=stop, on_progress=_print_progress, world=world)
@@ -213,19 +211,19 @@ def execute(
             return stop.exit_status
         except Locked as error:
             say(error, error=True)
-            return exit_status.RESUMABLE
+            return RESUMABLE
         except ConfigError as error:
             say(error, error=True)
-            return exit_status.BAD_INPUT
+            return BAD_INPUT
         except OSError as error:  # in the run itself it would be why the run has failed
             say(f"{files.path}: cannot be written: {why_not_written(error)}", error=True)
-            return exit_status.FAILED
+            return FAILED
     if status == "failed":
         say(files.failure(), error=True)
-        return exit_status.FAILED
+        return FAILED
     if world.is_first:
         _print_result(files)
-    return exit_status.DONE
+    return DONE
 
 
 def _print_progress(message: Progress) -> None:
@@ -395,4 +393,4 @@ class Training:
 
 
 if __name__ == "__main__":
-    exit_status.exit_with(main)
+    exit_with(main)

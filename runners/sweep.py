@@ -27,9 +27,15 @@ from runners.sweeping.executor import Executor, Job
 from runners.sweeping.local import LocalExecutor, default_workers
 from runners.sweeping.reconcile import job_of, reconcile, sweep_status
 from runners.training.experiment import Built, build, data_hash, missing_data, notice_of_repeats
-from runners.training.tensorboard import check_tensorboard
-from tasks.base import exit_status
-from tasks.base.command_line import Parser
+from tasks.base.command_line import (
+    BAD_INPUT,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    RESUMABLE,
+    Parser,
+    exit_with,
+)
 from tasks.base.console import make_console
 from tasks.base.lease import Lease, Locked
 from tasks.base.options import nearest
@@ -56,7 +62,7 @@ def check(planned: Sequence[PlannedRun], *, needs_data: bool = True) -> dict[str
         if run.hash not in built:
             built[run.hash] = build(run.config, needs_data=needs_data)
             environment.check_device(run.config)
-            check_tensorboard(run.config)
+            environment.check_packages(run.config)
     return built
 
 
@@ -143,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             sweep.check_headline(described.split_names, described.task.kind)
     except ValueError as error:
         print(error, file=sys.stderr)
-        return exit_status.BAD_INPUT
+        return BAD_INPUT
     fixed = {run.variant: None for run in chosen if built[run.hash].ignores_repeats(run.config)}
     notices = [notice_of_repeats(", ".join(fixed))] if fixed else []
     for notice in (*sweep.notices, *notices):
@@ -153,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         workers = options.workers or default_workers([job_of(run) for run in chosen])[0]
         print_plan(chosen, built, ours=sweep.config.ours, workers=workers, console=console)
-        return exit_status.DONE
+        return DONE
     directory = options.runs_dir / sweep.config.name
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -170,17 +176,17 @@ def main(arguments: list[str] | None = None) -> int:
             _report(directory, with_figures=not options.no_figures)
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return exit_status.BAD_INPUT
+        return BAD_INPUT
     except Locked as error:
         print(error, file=sys.stderr)
-        return exit_status.RESUMABLE
+        return RESUMABLE
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, or a place that may not be written to
         print(f"{directory}: {why_not_written(error)}", file=sys.stderr)
-        return exit_status.FAILED
+        return FAILED
     status = sweep_status(counts, stop)
-    if status in (exit_status.RESUMABLE, exit_status.INTERRUPTED):
+    if status in (RESUMABLE, INTERRUPTED):
         print("stopped; the same command continues", file=sys.stderr)
     return status
 
@@ -196,4 +202,4 @@ def _report(directory: Path, *, with_figures: bool) -> None:
 
 
 if __name__ == "__main__":
-    exit_status.exit_with(main)
+    exit_with(main)

@@ -35,8 +35,7 @@ from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory, RunRecord
 from runners.run import check_start, check_together, execute
 from runners.training.experiment import build, build_task, notice_of_repeats
-from tasks.base import exit_status
-from tasks.base.command_line import Parser
+from tasks.base.command_line import BAD_INPUT, Parser, exit_with
 
 
 def plan_single(config: RunConfig, *, name: str, root: Path) -> tuple[Path, RunRecord]:
@@ -88,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work(world: World) -> int:
         checked = check_together(world, lambda: _check(options, world))
         if checked is None:
-            return exit_status.BAD_INPUT
+            return BAD_INPUT
         config, record, files = checked
         return execute(
             files,
@@ -145,4 +144,4 @@ def _another(files: RunDirectory, changed: str) -> ConfigError:
 
 
 if __name__ == "__main__":
-    exit_status.exit_with(main)
+    exit_with(main)

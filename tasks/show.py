@@ -20,7 +20,7 @@ from rich.console import Console
 from tasks.base import scoring
 from tasks.base.command_line import run
 from tasks.base.console import WholeTable, make_console, say
-from tasks.base.numbers import exact_text
+from tasks.base.options import exact_text
 from tasks.base.printable import printable
 from tasks.base.task import Example, ExampleTask, Task, select_rows
 from tasks.base.text import TextTask

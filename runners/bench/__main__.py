@@ -17,8 +17,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 from runners.bench import data, everything, experts, generate, kernels, model
 from runners.bench.command import DEVICE_FAILED
 from runners.bench.timing import DeviceFailedError
-from tasks.base import exit_status
-from tasks.base.command_line import Parser
+from tasks.base.command_line import BAD_INPUT, Parser, exit_with
 
 BENCHMARKS = {
     "all": everything,
@@ -47,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except ValueError as error:
         print(f"runners.bench: {error}", file=sys.stderr)
-        return exit_status.BAD_INPUT
+        return BAD_INPUT
     except DeviceFailedError as error:
         print(f"runners.bench: the device failed, {error}; --resume goes on", file=sys.stderr)
         return DEVICE_FAILED
 
 
 if __name__ == "__main__":
-    exit_status.exit_with(main)
+    exit_with(main)

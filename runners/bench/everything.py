@@ -26,7 +26,7 @@ from runners.bench.command import DEVICE_FAILED, add_peer_option, add_tune_optio
 from runners.bench.layers import LAYERS, QUICK_SIZES, USES
 from runners.bench.results import record_failure, write_result
 from runners.reporting.tables import to_markdown
-from tasks.base import exit_status
+from tasks.base.command_line import DONE, RESUMABLE
 from tasks.base.storage import write_atomically
 
 TABLES = {"experts": experts.table, "model": model.table}
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"runners.bench: {options.output / 'report.md'}")
     if left:
         print(f"runners.bench: left for the same command to go on with: {', '.join(left)}")
-    return exit_status.RESUMABLE if left else exit_status.DONE
+    return RESUMABLE if left else DONE
 
 
 def is_done(file: Path, arguments: list[str]) -> bool:

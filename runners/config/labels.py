@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tasks.base.numbers import exact_text
+from tasks.base.options import exact_text
 
 
 def compact(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import socket
@@ -20,6 +21,8 @@ from tasks.base.options import OptionError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "triton", "PyYAML", "rich")
+
+TENSORBOARD = "tensorboard"
 
 ROOT = Path(__file__).resolve().parents[2]
 """Folder that holds the packages."""
@@ -71,6 +74,18 @@ def check_device(config: RunConfig, *, local_rank: int | None = None) -> None:
         choose_device(config.train, local_rank=local_rank)
     except OptionError as error:
         raise config.located(error, "train") from error
+
+
+def check_packages(config: RunConfig) -> None:
+    """Check that the optional packages that a run asks for are installed.
+
+    Raises:
+        ConfigError: TensorBoard is not; the message names the line of the file.
+    """
+    if config.train.tensorboard and importlib.util.find_spec(TENSORBOARD) is None:
+        raise config.error(
+            "train.tensorboard", True, "needs pip install 'moeut-suite[tensorboard]'"
+        )
 
 
 def prepare_process(config: TrainConfig, device: torch.device) -> None:

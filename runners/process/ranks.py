@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 from runners.config.schema import RunConfig
-from tasks.base.exit_status import FAILED
+from tasks.base.command_line import FAILED
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment that torchrun gives each of its processes."""

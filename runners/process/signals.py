@@ -7,7 +7,7 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
-from tasks.base.exit_status import INTERRUPTED, RESUMABLE
+from tasks.base.command_line import INTERRUPTED, RESUMABLE
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

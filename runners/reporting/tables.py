@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from rich.text import Text
 
-from runners.process.terminal import duration
 from runners.reporting.markup import (
     PRELUDE,
     escape_latex,
@@ -19,7 +18,7 @@ from runners.reporting.markup import (
     markdown_line,
 )
 from runners.reporting.statistics import TOO_SMALL, Comparison, Summary, summarize
-from tasks.base.console import WholeTable
+from tasks.base.console import WholeTable, duration
 from tasks.base.metrics import METRICS
 from tasks.base.printable import printable
 

@@ -20,7 +20,7 @@ from runners.config.schema import ConfigError, RunConfig, TrainConfig
 from runners.process import environment
 from runners.process.checkpoint import check_run, list_checkpoints, load_checkpoint
 from runners.process.run_directory import RunDirectory
-from runners.training.precision import autocast
+from runners.training.parallel import autocast
 from tasks.base.text import TOKENIZER_FOLDER
 from tasks.language.documents import DOCUMENT_SEPARATOR
 from tasks.language.tokenizers import Tokenizer, load_tokenizer

@@ -18,7 +18,7 @@ from runners.scoring.answers import Answerer
 from runners.scoring.text import choose_windows, loss_by_position, score_windows, windows_at_once
 from runners.training.experiment import Built
 from runners.training.objective import AnswerObjective, LanguageObjective, Objective
-from runners.training.precision import autocast
+from runners.training.parallel import autocast
 from tasks.base import scoring
 from tasks.base.metrics import Answers
 from tasks.base.scoring import Scores

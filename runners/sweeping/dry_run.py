@@ -14,10 +14,9 @@ from runners.config.labels import compact
 from runners.config.schema import RunConfig
 from runners.process.environment import choose_device
 from runners.process.run_directory import RunDirectory
-from runners.process.terminal import duration
 from runners.training.cost import describe_model, macs_per_token, mean_lengths, seconds_per_step
 from runners.training.experiment import Built
-from tasks.base.console import WholeTable, say
+from tasks.base.console import WholeTable, duration, say
 
 MEASURE_SECONDS = 2.0
 """Time that the updates of one setting are measured over."""

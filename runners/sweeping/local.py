@@ -26,7 +26,7 @@ from runners.process.messages import Ended, Message, Notice, Ready, Started, dec
 from runners.process.run_directory import RunDirectory
 from runners.process.signals import Stop
 from runners.sweeping.executor import Job, OnMessage
-from tasks.base import exit_status
+from tasks.base.command_line import RESUMABLE
 from tasks.base.cores import available_cores
 
 logger = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ class LocalExecutor:
         self._forget(worker)
         if job is None:
             return
-        if status == exit_status.RESUMABLE:
+        if status == RESUMABLE:
             on_message(job.directory, Ended("stopped"))
             return
         if status == -signal.SIGKILL:

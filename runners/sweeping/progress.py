@@ -23,8 +23,7 @@ from runners.process.messages import (
     Started,
     TrainingProgress,
 )
-from runners.process.terminal import duration
-from tasks.base.console import say
+from tasks.base.console import duration, say
 from tasks.base.printable import printable
 
 BAR_WIDTH = 12

@@ -16,7 +16,7 @@ from runners.process.run_directory import RunDirectory, RunRecord
 from runners.process.signals import Stop
 from runners.sweeping.executor import Executor, Job
 from runners.sweeping.progress import Display
-from tasks.base import exit_status
+from tasks.base.command_line import DONE, FAILED, RESUMABLE
 from tasks.base.console import say
 
 
@@ -85,8 +85,8 @@ def sweep_status(counts: Counter[str], stop: Stop) -> int:
     if stop.requested:
         return stop.exit_status
     if counts["failed"] or counts["refused"]:
-        return exit_status.FAILED
-    return exit_status.DONE if set(counts) <= {"done"} else exit_status.RESUMABLE
+        return FAILED
+    return DONE if set(counts) <= {"done"} else RESUMABLE
 
 
 def _status(run: PlannedRun, retry_failed: bool) -> str:

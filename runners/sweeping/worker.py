@@ -22,7 +22,7 @@ from runners.process.messages import Ended, Message, OnProgress, Ready, encode
 from runners.process.run_directory import RunDirectory
 from runners.process.signals import Stop, Stopped
 from runners.run import run
-from tasks.base import exit_status
+from tasks.base.command_line import DONE, RESUMABLE, print_what_can_be
 from tasks.base.lease import Locked
 
 POLL_SECONDS = 0.2
@@ -36,7 +36,7 @@ def work(orders: BinaryIO, messages: BinaryIO) -> int:
             messages.write(encode(message))
             messages.flush()
         except BrokenPipeError:
-            os._exit(exit_status.RESUMABLE)  # the driver has died; no failure of the run
+            os._exit(RESUMABLE)  # the driver has died; no failure of the run
 
     with Stop() as stop:
         directories: queue.Queue[Path | None] = queue.Queue()
@@ -47,10 +47,10 @@ def work(orders: BinaryIO, messages: BinaryIO) -> int:
                 directory = directories.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 if stop.signal is not None:
-                    return exit_status.RESUMABLE
+                    return RESUMABLE
                 continue
             if directory is None:
-                return exit_status.DONE
+                return DONE
             _log_to(RunDirectory(directory).log)
             send(_execute(directory, stop, send))
 
@@ -80,7 +80,7 @@ def _listen(orders: BinaryIO, directories: queue.Queue[Path | None], stop: Stop)
         else:
             directories.put(Path(order["directory"]))
     # The driver has died. Whatever the main thread is doing, checkpoints are whole or not there.
-    os._exit(exit_status.RESUMABLE)
+    os._exit(RESUMABLE)
 
 
 def _log_to(path: Path) -> None:
@@ -95,7 +95,7 @@ def _log_to(path: Path) -> None:
 
 def main() -> int:
     """Serve a driver over the standard input and output."""
-    exit_status.print_what_can_be()
+    print_what_can_be()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     # A private copy of the pipe: a library that prints must not write into the messages.
     messages = os.fdopen(os.dup(1), "wb")

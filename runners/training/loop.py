@@ -22,7 +22,7 @@ from runners.config.schema import TrainConfig
 from runners.process.ranks import World, rank_seed
 from runners.process.signals import Stopped
 from runners.training import parallel
-from runners.training.batches import Batch, BatchOrder, Columns
+from runners.training.batches import Batch, BatchOrder, Columns, Prefetch
 from runners.training.depth import depth_of_step
 from runners.training.objective import Objective
 from runners.training.optimization import (
@@ -31,8 +31,7 @@ from runners.training.optimization import (
     gradient_norm,
     learning_rate,
 )
-from runners.training.precision import autocast
-from runners.training.prefetch import Prefetch
+from runners.training.parallel import autocast
 
 
 class NonFinite(RuntimeError):

@@ -1,4 +1,4 @@
-"""A model spread over ranks: DistributedDataParallel, or FSDP2's ``fully_shard``.
+"""How a model runs: in which precision, and spread over ranks by DDP or FSDP2's ``fully_shard``.
 
 With DDP every rank has all weights, and gradients are averaged during the backward pass. With FSDP
 weights, gradients and optimiser are cut along their first dimension, one piece on each rank, and
@@ -26,6 +26,16 @@ ONE_BY_ONE: dict[str, Any] = {"max_fusion_size": 1}
 They avoid a bug of PyTorch 2.13: a fused kernel reads a buffer before another part of it has
 scattered into that buffer. The gradient of a router with a balance loss is such a buffer, and loses
 what comes through the choice of experts."""
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a model is called, in training and in scoring alike.
+
+    Args:
+        device: where the model is.
+        precision: ``bfloat16`` for PyTorch's mixed precision; anything else changes nothing.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def is_sharded(model: Any) -> bool:

@@ -20,7 +20,7 @@ from runners.training import parallel
 from runners.training.batches import Columns
 from runners.training.loop import Loop
 from runners.training.objective import Objective
-from runners.training.precision import autocast
+from runners.training.parallel import autocast
 from tasks.base.metrics import perplexity
 
 PEAK_FLOPS = {

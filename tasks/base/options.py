@@ -113,6 +113,15 @@ def describe(cls: type) -> dict[str, Option]:
     return options
 
 
+def exact_text(value: float) -> str:
+    """Return a number in few characters, none of which is lost: 0.0001, 1e-05, 3, 0.1234567.
+
+    Six digits are shown without trailing zeros; where they are not the number, as many as it takes.
+    """
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 def type_words(annotation: Any) -> str:
     """Return a type in words, for help and for messages: ``a list (a whole number)``."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

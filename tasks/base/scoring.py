@@ -15,7 +15,7 @@ from tasks.base.metrics import (
     is_label,
     measure,
 )
-from tasks.base.numbers import exact_text
+from tasks.base.options import exact_text
 from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask
 
 Table = dict[str, dict[str, float]]

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
-from tasks.base.numbers import exact_text
+from tasks.base.options import exact_text
 from tasks.base.task import Example, ExampleTask
 from tasks.cogs.logical_form import read
 

@@ -13,7 +13,7 @@ import torch
 from runners import harness
 from runners.scoring import zero_shot
 from runners.scoring.likelihoods import Request, score_requests
-from tasks.base import exit_status
+from tasks.base.command_line import BAD_INPUT
 from tasks.language.tokenizers import Bytes
 from tasks.zero_shot import blimp, get, piqa
 
@@ -316,11 +316,11 @@ def test_wildcards_name_tasks_and_unreadable_data_is_one_line(
     words = ["run", "--include-path", str(tmp_path), "--json"]
     assert harness.main([*words, "--tasks", "ours_*"]) == 0
     assert set(json.loads(capsys.readouterr().out)["results"]) == {"ours_one", "ours_two"}
-    assert harness.main([*words, "--tasks", "theirs_*"]) == exit_status.BAD_INPUT
+    assert harness.main([*words, "--tasks", "theirs_*"]) == BAD_INPUT
     assert "--tasks theirs_*: not among the harness's tasks" in capsys.readouterr().err
     for spoil in (lambda file: file.write_text("no json\n"), lambda file: file.unlink()):
         spoil(tmp_path / "ours_two.jsonl")
-        assert harness.main([*words, "--tasks", "ours_two"]) == exit_status.BAD_INPUT
+        assert harness.main([*words, "--tasks", "ours_two"]) == BAD_INPUT
         error = capsys.readouterr().err
         assert "Traceback" not in error
         assert "--tasks ours_two" in error.strip().splitlines()[-1]
@@ -329,7 +329,7 @@ def test_wildcards_name_tasks_and_unreadable_data_is_one_line(
 
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert harness.main([str(tmp_path), "--tasks", "blimp"]) == exit_status.BAD_INPUT
+    assert harness.main([str(tmp_path), "--tasks", "blimp"]) == BAD_INPUT
     assert "pip install 'moeut-suite[eval]'" in capsys.readouterr().err
 
 
@@ -343,7 +343,7 @@ def test_without_the_harness_one_line_says_what_to_install(monkeypatch, capsys, 
     ],
 )
 def test_bad_input_is_one_line(lm_eval, tmp_path, capsys, words, message):
-    assert harness.main([str(tmp_path / "nothing"), *words]) == exit_status.BAD_INPUT
+    assert harness.main([str(tmp_path / "nothing"), *words]) == BAD_INPUT
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1

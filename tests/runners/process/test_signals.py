@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from runners.process import signals
-from tasks.base import exit_status
+from tasks.base.command_line import INTERRUPTED, RESUMABLE
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ def test_request_without_a_signal():
     stop = signals.Stop()
     stop.request()
     assert stop.requested
-    assert stop.exit_status == exit_status.RESUMABLE
+    assert stop.exit_status == RESUMABLE
 
 
 def test_stop_that_the_ranks_agree_on_has_their_status():
     stop = signals.Stop()
-    stop.adopt(exit_status.INTERRUPTED)
+    stop.adopt(INTERRUPTED)
     assert stop.requested
     assert stop.exit_status == 130
 

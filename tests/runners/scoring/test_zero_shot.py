@@ -17,7 +17,7 @@ from runners.process.signals import Stopped
 from runners.scoring import zero_shot
 from runners.scoring.language_model import load_language_model
 from runners.scoring.likelihoods import encode, score_requests
-from tasks.base import exit_status
+from tasks.base.command_line import BAD_INPUT, DONE
 from tasks.base.storage import sha256_of
 from tasks.language.train_tokenizer import train_tokenizer
 from tasks.zero_shot import get
@@ -136,7 +136,7 @@ def checkpoint(golden_dir: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.golden
 def test_a_checkpoint_file_is_scored_without_any_training_data(checkpoint, blimp_files, capsys):
-    assert evaluate.main([str(checkpoint), "--task", "blimp", "--json"]) == exit_status.DONE
+    assert evaluate.main([str(checkpoint), "--task", "blimp", "--json"]) == DONE
     ((report,),) = (json.loads(capsys.readouterr().out),)
     (result,) = report["results"]
     assert (result["benchmark"], result["headline"]) == ("blimp", "acc")
@@ -201,7 +201,7 @@ def all_files(blimp_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.golden
 def test_all_benchmarks_of_a_checkpoint(checkpoint, all_files, capsys):
-    assert evaluate.main([str(checkpoint), "--task", "all", "--json"]) == exit_status.DONE
+    assert evaluate.main([str(checkpoint), "--task", "all", "--json"]) == DONE
     (report,) = json.loads(capsys.readouterr().out)
     counted = {
         result["benchmark"]: result["metrics"][result["headline"]]["questions"]
@@ -215,7 +215,7 @@ def test_all_benchmarks_of_a_checkpoint(checkpoint, all_files, capsys):
         "lambada": 2,
         "cbt": 4,
     }
-    assert evaluate.main([str(checkpoint), "--task", "cbt", "--task", "all"]) == exit_status.DONE
+    assert evaluate.main([str(checkpoint), "--task", "cbt", "--task", "all"]) == DONE
     shown = capsys.readouterr().out
     assert shown.count("│ CBT ") == 3  # once, with three metrics
     assert "CBT: each category counts the same" in shown
@@ -263,7 +263,7 @@ def test_log_likelihoods_are_those_of_the_papers_code(checkpoint, all_files, nam
 )
 def test_tables_are_printed(checkpoint, blimp_files, capsys, style, expected):
     words = [str(checkpoint), "--task", "blimp", "--limit", "3", "--format", style]
-    assert evaluate.main(words) == exit_status.DONE
+    assert evaluate.main(words) == DONE
     shown = capsys.readouterr().out
     assert expected in shown
     assert "chance" in shown
@@ -275,7 +275,7 @@ def test_tables_are_printed(checkpoint, blimp_files, capsys, style, expected):
 @pytest.mark.golden
 def test_depth_may_be_another(checkpoint, blimp_files, capsys):
     words = [str(checkpoint), "--task", "blimp", "--repeats", "2,3", "--json", "--batch-size", "4"]
-    assert evaluate.main(words) == exit_status.DONE
+    assert evaluate.main(words) == DONE
     reports = json.loads(capsys.readouterr().out)
     assert [report["num_repeats"] for report in reports] == [2, 3]
 
@@ -285,7 +285,7 @@ def test_a_run_is_scored(tmp_path, monkeypatch, language_run, blimp_files, capsy
     directory = language_run(tmp_path, monkeypatch)
     monkeypatch.setenv("MOEUT_DATA", str(data))
     before = sorted(directory.rglob("*"))
-    assert evaluate.main([str(directory), "--task", "blimp", "--json"]) == exit_status.DONE
+    assert evaluate.main([str(directory), "--task", "blimp", "--json"]) == DONE
     (report,) = json.loads(capsys.readouterr().out)
     # Sentences of more bytes than the 16 of a window are scored too.
     assert report["results"][0]["truncated"] > 0
@@ -306,7 +306,7 @@ def test_a_run_is_scored(tmp_path, monkeypatch, language_run, blimp_files, capsy
     ],
 )
 def test_bad_input_is_one_line(tmp_path, blimp_files, capsys, words, message):
-    assert evaluate.main([str(tmp_path / "nothing"), *words]) == exit_status.BAD_INPUT
+    assert evaluate.main([str(tmp_path / "nothing"), *words]) == BAD_INPUT
     shown = capsys.readouterr()
     assert shown.out == ""
     assert len(shown.err.strip().splitlines()) == 1
@@ -327,7 +327,7 @@ class Hostile:
 def test_a_checkpoint_file_with_code_ends_with_status_2(tmp_path, blimp_files, capfd, is_zip):
     path, target = tmp_path / "hostile.ckpt", tmp_path / "executed"
     torch.save({"model": Hostile(target)}, path, _use_new_zipfile_serialization=is_zip)
-    assert evaluate.main([str(path), "--task", "blimp"]) == exit_status.BAD_INPUT
+    assert evaluate.main([str(path), "--task", "blimp"]) == BAD_INPUT
     shown = capfd.readouterr()
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert shown.err.startswith(f"{path}: ")
@@ -337,7 +337,7 @@ def test_a_checkpoint_file_with_code_ends_with_status_2(tmp_path, blimp_files, c
 def test_a_checkpoint_file_has_no_splits(tmp_path, capsys):
     path = tmp_path / "model.ckpt"
     path.touch()
-    assert evaluate.main([str(path)]) == exit_status.BAD_INPUT
+    assert evaluate.main([str(path)]) == BAD_INPUT
     assert "model.ckpt: a file, which has no splits of its own" in capsys.readouterr().err
 
 
@@ -352,7 +352,7 @@ def test_a_reader_that_has_gone_is_no_bad_input(monkeypatch, blimp_files, tmp_pa
 
 def test_a_run_of_another_kind_is_refused(make_run, blimp_files, capsys):
     directory = make_run()
-    assert evaluate.main([str(directory), "--task", "blimp"]) == exit_status.BAD_INPUT
+    assert evaluate.main([str(directory), "--task", "blimp"]) == BAD_INPUT
     assert "a run of task 'file'; expected a language model's" in capsys.readouterr().err
 
 

@@ -1,10 +1,12 @@
 """The order of rows is a function of (seed, epoch, index), and batches are cut to their rows."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from runners.training.batches import IGNORE, BatchOrder, PaddedColumns, pad
+from runners.training.batches import IGNORE, BatchOrder, PaddedColumns, Prefetch, pad
 
 CPU = torch.device("cpu")
 
@@ -116,3 +118,36 @@ def test_batch_is_cut_to_the_longest_row_and_counts():
     assert batch.tensors["source"].dtype == torch.int64
     assert (batch.num_targets, batch.num_tokens) == (3, 5)
     assert columns.shape.tolist() == [[3], [5], [2]]  # what is predicted is not read
+
+
+def test_the_next_is_made_while_this_one_is_used():
+    made, next_made = [], threading.Event()
+
+    def make(step):
+        made.append(step)
+        if step == 4:
+            next_made.set()
+        return step * 10
+
+    ahead = Prefetch(make, num_steps=6)
+    assert ahead.get(3) == 30
+    assert next_made.wait(10)  # nobody has asked for it
+    assert [ahead.get(4), ahead.get(5)] == [40, 50]
+    assert made == [3, 4, 5]  # nothing twice, nothing past the last step
+
+
+def test_any_step_can_be_asked_for():
+    ahead = Prefetch(lambda step: step, num_steps=100)
+    assert [ahead.get(step) for step in (0, 7, 7, 2, 200)] == [0, 7, 7, 2, 200]
+
+
+def test_an_error_comes_with_its_step():
+    def make(step):
+        if step == 1:
+            raise OSError("a token file is cut short")
+        return step
+
+    ahead = Prefetch(make, num_steps=3)
+    assert ahead.get(0) == 0
+    with pytest.raises(OSError, match="cut short"):
+        ahead.get(1)

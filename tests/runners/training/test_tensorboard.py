@@ -7,8 +7,9 @@ import pytest
 from runners import train
 from runners.config.run_file import read_run
 from runners.config.schema import ConfigError
+from runners.process import environment
 from runners.process.run_directory import RunDirectory
-from runners.training import tensorboard as module
+from runners.training.journal import _scalars
 
 events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -35,7 +36,7 @@ def test_rows_come_back_and_those_behind_a_resumed_step_are_hidden(make_run, tra
 
 def test_nested_values_and_nothing():
     row = {"loss": 1, "speed": {"tokens_per_second": 2.0, "model_flops_utilization": None}}
-    assert list(module._scalars(row, "train")) == [
+    assert list(_scalars(row, "train")) == [
         ("train/loss", 1.0),
         ("train/speed/tokens_per_second", 2.0),
     ]
@@ -50,9 +51,9 @@ def test_not_asked_for_nothing_is_written(make_run, train):
 def test_missing_package_is_bad_input(tmp_path, run_text, monkeypatch, capsys):
     file = tmp_path / "tiny.yaml"
     file.write_text(run_text().replace("train: {", "train: {tensorboard: true, "))
-    monkeypatch.setattr(module, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(environment, "TENSORBOARD", "no_such_package")
     with pytest.raises(ConfigError, match=r"train\.tensorboard=true"):
-        module.check_tensorboard(read_run(file))
+        environment.check_packages(read_run(file))
     assert train.main([str(file), f"--run-directory={tmp_path / 'run'}"]) == 2
     assert "tiny.yaml:6: train.tensorboard=true: needs pip install" in capsys.readouterr().err
     assert not RunDirectory(tmp_path / "run").path.exists()

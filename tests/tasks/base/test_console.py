@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.progress import DownloadColumn, MofNCompleteColumn
 
-from tasks.base.console import PlainConsole, WholeTable, make_progress, say
+from tasks.base.console import PlainConsole, WholeTable, duration, make_progress, say
 
 HOSTILE = ["[a-m]*.txt", "[/x]", "[bold]", "a\\", "\\[red]", ":cat:", "[link=x]y", "[]", "[[1]"]
 
@@ -122,7 +122,7 @@ def test_progress_cuts_neither_names_nor_numbers(width):
 def test_rich_lets_the_reader_leave():
     """Its own consoles end the process with 1."""
     code = (
-        "from tasks.base.exit_status import exit_with\n"
+        "from tasks.base.command_line import exit_with\n"
         "from tasks.base.console import make_console\n"
         "def main():\n"
         "    console = make_console()\n"
@@ -136,3 +136,12 @@ def test_rich_lets_the_reader_leave():
     process.stdout.close()
     error = process.stderr.read()
     assert (process.wait(timeout=60), error) == (75, b"")
+
+
+def test_duration():
+    assert [duration(s) for s in (0.4, 59.6, 200, 7500)] == [
+        "0 s",
+        "1 min 00 s",
+        "3 min 20 s",
+        "2 h 05 min",
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import random
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,7 +12,7 @@ import pytest
 
 import tasks
 from tasks.base import options
-from tasks.base.options import OptionError
+from tasks.base.options import OptionError, exact_text
 from tasks.base.task import ExampleTask
 
 
@@ -118,3 +119,28 @@ def test_wrong_words_are_refused(words, message):
 def test_only_a_word_that_is_close_is_offered(word, meant):
     hint = "" if meant is None else f"; did you mean {meant!r}?"
     assert options.nearest(word, ["none", "act"]) == hint
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-5, "1e-05"),
+        (0.5, "0.5"),
+        (3, "3"),
+        (3.0, "3"),
+        (1234567, "1234567"),
+        (1234567.0, "1234567.0"),
+        (1e6, "1e+06"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_exact_text(value, text):
+    assert exact_text(value) == text
+
+
+def test_no_digit_is_lost():
+    draw = random.Random(0)
+    for _ in range(1000):
+        value = draw.uniform(-1, 1) * 10 ** draw.randint(-12, 12)
+        assert float(exact_text(value)) == value

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from tasks.base import exit_status
+from tasks.base.command_line import bad_input_in_one_line, exit_with
 
 
 def status_of(main, **options):
     with pytest.raises(SystemExit) as caught:
-        exit_status.exit_with(main, **options)
+        exit_with(main, **options)
     return caught.value.code
 
 
@@ -39,7 +39,7 @@ def test_interrupt_is_heard_though_the_imports_before_had_their_own_answer():
 
 @pytest.mark.parametrize("kind", [ValueError, OSError])
 def test_bad_input_is_one_line(kind, capsys):
-    @exit_status.bad_input_in_one_line
+    @bad_input_in_one_line
     def main(arguments):
         raise kind(f"{arguments}:\n  wrong")
 
@@ -49,7 +49,7 @@ def test_bad_input_is_one_line(kind, capsys):
 
 @pytest.mark.parametrize("kind", [BrokenPipeError, RuntimeError])
 def test_other_errors_come_through(kind):
-    @exit_status.bad_input_in_one_line
+    @bad_input_in_one_line
     def main():
         raise kind
 
@@ -61,7 +61,7 @@ def test_other_errors_come_through(kind):
 def test_reader_that_has_gone_is_no_traceback(status):
     """What is still in the buffer at the end counts too."""
     code = (
-        f"from tasks.base.exit_status import *; exit_with(lambda: print(7), reader_gone={status})"
+        f"from tasks.base.command_line import *; exit_with(lambda: print(7), reader_gone={status})"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -73,7 +73,7 @@ def test_reader_that_has_gone_is_no_traceback(status):
 
 def run_in(encoding, code, *arguments):
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    code = f"from tasks.base.exit_status import exit_with\n{code}"
+    code = f"from tasks.base.command_line import exit_with\n{code}"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -106,7 +106,7 @@ def test_help_is_printed_in_any_encoding():
 
 def test_help_without_a_reader():
     code = (
-        "from tasks.base.exit_status import exit_with\n"
+        "from tasks.base.command_line import exit_with\n"
         "from tasks.base.command_line import Parser\n"
         "exit_with(Parser(prog='x', description='long ' * 9999).parse_args)"
     )
@@ -120,7 +120,7 @@ def test_help_without_a_reader():
 
 def test_reader_of_both_streams_has_gone():
     code = (
-        "import sys\nfrom tasks.base.exit_status import exit_with\n"
+        "import sys\nfrom tasks.base.command_line import exit_with\n"
         "def main():\n"
         "    for n in range(100_000): print(n)\n"
         "    print('problem', file=sys.stderr)\n"
@@ -139,7 +139,7 @@ def test_closed_streams_lead_nowhere(closed, tmp_path):
     code = (
         "import os, sys\n"
         "from tasks.base.console import make_console\n"
-        "from tasks.base.exit_status import exit_with\n"
+        "from tasks.base.command_line import exit_with\n"
         "def main():\n"
         "    file = open(sys.argv[1], 'w')\n"
         "    print('out'); make_console().print('out'); print('error', file=sys.stderr)\n"
@@ -159,7 +159,7 @@ def test_closed_streams_lead_nowhere(closed, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_an_output_that_is_full_is_one_line():
-    code = "from tasks.base.exit_status import exit_with\nexit_with(lambda: print('text'))"
+    code = "from tasks.base.command_line import exit_with\nexit_with(lambda: print('text'))"
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
             [sys.executable, "-c", code],

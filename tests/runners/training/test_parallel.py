@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from runners.training.precision import autocast
+from runners.training.parallel import autocast
 
 
 @pytest.mark.parametrize(

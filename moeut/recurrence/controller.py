@@ -146,6 +146,13 @@ class ControllerOptions(Options):
         """Return the multiply-accumulates of one repeat for one token."""
         return 0
 
+    def weighs_repeats(self) -> bool:
+        """Return whether training weighs the losses of all repeats by ``log_probability``.
+
+        A controller of which this holds records it (B, T, N) in training.
+        """
+        return False
+
     def looks_ahead(self) -> str | None:
         """Return why a stack that looks back alone cannot have it; None: it can."""
         return None

@@ -41,8 +41,9 @@ from moeut.recurrence.controller import (
     Step,
     Verdict,
 )
+from moeut.recurrence.exit_gate import ExitGate, Ponder
 from moeut.recurrence.schedule import Place
-from moeut.recurrence.start import noise_by_position
+from moeut.recurrence.start import uniform_by_position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,8 @@ class AdaptiveComputationTime(ControllerOptions):
 HALTING: Mapping[str, type[ControllerOptions]] = {
     "none": NoHalting,
     "act": AdaptiveComputationTime,
+    "exit_gate": ExitGate,
+    "ponder": Ponder,
 }
 
 
@@ -139,21 +142,20 @@ class ActController(Controller):
     def probability(self, x: Tensor, place: Place, about: Pass) -> Tensor:
         """Return the probability (B, T) of halting, in float32 or, of float64 states, float64."""
         if self.options.decides == "chance":
-            return self._chance(x, place, about)
+            assert place.repeat is not None
+            exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+            return uniform_by_position(
+                about.positions.expand(x.shape[:2]),
+                salt=place.repeat + 1,
+                like=x.new_empty(0, dtype=exact),
+                training=self.training,
+            )
         p = (router_logits(x, self.weight) + self.bias).sigmoid().squeeze(-1)
         if self.options.decides == "token":
             return p
         real = torch.ones_like(p) if about.real is None else about.real.to(p.dtype)
         count = real.sum(dim=1, keepdim=True).clamp_min(1)
         return ((p * real).sum(dim=1, keepdim=True) / count).expand_as(p)
-
-    def _chance(self, x: Tensor, place: Place, about: Pass) -> Tensor:
-        """Return uniform numbers (B, T): the distribution function of a normal at normal noise."""
-        assert place.repeat is not None
-        positions = about.positions.expand(x.shape[:2])
-        noise = noise_by_position(positions, 1, salt=place.repeat + 1, training=self.training)
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return torch.special.ndtr(noise.squeeze(-1).to(exact))
 
     def begin(self, about: Pass) -> Run:
         """Return the run of a pass."""

@@ -135,6 +135,14 @@ def noise_by_position(
     return draw(positions, rows, seed, width)
 
 
+def uniform_by_position(
+    positions: Tensor, *, salt: int, like: Tensor, training: bool = False
+) -> Tensor:
+    """Return uniform numbers (B, T) in the dtype of ``like``, made as ``noise_by_position`` is."""
+    noise = noise_by_position(positions, 1, training=training, salt=salt).squeeze(-1)
+    return torch.special.ndtr(noise.to(like.dtype))
+
+
 # Operators that the compiler leaves whole: fused into a larger graph, PyTorch 2.13's Inductor
 # computes other hashes on a CPU, and says nothing.
 @torch.library.custom_op("moeut::position_noise", mutates_args=())

@@ -2,6 +2,7 @@
 
 import torch
 
+from moeut.recurrence.exit_gate import ExitGate
 from moeut.recurrence.halting import AdaptiveComputationTime
 from moeut.recurrence.state import State
 
@@ -31,6 +32,7 @@ CONTROLLERS = {
     "input_feed_forward": {"state": state("input", BOTH_GATED, "final_norm")},
     "act": {"halting": ACT},
     "act_update": {"halting": UPDATE},
+    "gate": {"halting": ExitGate(threshold=0.8, initial_bias=-1.5)},
     "act_noise_linear": {"halting": ACT, "state": state("noise", "linear")},
 }
 REPEATS = 4

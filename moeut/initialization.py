@@ -39,6 +39,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     weight
     diagonal injection,   the identity matrix; decay as configured         same
     output of the state
+    attention biases      0                        0                        0
     feed-forward biases   0                      0                        U(1/sqrt(fan-in))
     head weight           U(1/sqrt(D))           U(1/sqrt(D))             G
     head bias             U(1/sqrt(D)), 0 if tied to the embedding        same

@@ -77,13 +77,15 @@ class NoPosition(PositionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary(PositionOptions):
-    """Rotary position embedding on the first channels of each head (RoPE, rotate-half form)."""
+    """Rotary position embedding on the first channels of each head (RoPE)."""
 
     kind: ClassVar[str] = "rotary"
     fraction: float = 0.5
     """Share of the head's channels that are rotated; the width is rounded down to even."""
     base: float = 10000.0
     """Base of the wavelengths."""
+    pairs: bool = False
+    """Rotate neighbouring channels 2i and 2i+1 together, in place of i and i + n/2 of n."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,7 +120,8 @@ class Rotary(PositionOptions):
         """Return the angles of the queries' positions, which are the new keys' too."""
         tables = rotary_tables(positions, self, head_size, like.dtype)
         if offset is None:  # (B, T, n/2) -> (B, 1, T, n/2): one table for all heads of a row
-            tables = RotaryTables(*(table.unsqueeze(1) for table in tables))
+            cosine, sine = (table.unsqueeze(1) for table in (tables.cosine, tables.sine))
+            tables = tables._replace(cosine=cosine, sine=sine)
         return PositionTables(rotary=tables)
 
 
@@ -286,6 +289,8 @@ class RotaryTables(NamedTuple):
 
     cosine: Tensor
     sine: Tensor
+    pairs: bool = False
+    """Whether channels 2i and 2i+1 are rotated together, not i and i + n/2."""
 
 
 def rotary_tables(
@@ -300,20 +305,27 @@ def rotary_tables(
     even = torch.arange(0, width, 2, dtype=exact, device=positions.device)
     frequencies = 1.0 / options.base ** (even / width)
     angles = positions.to(exact).unsqueeze(-1) * frequencies
-    return RotaryTables(angles.cos(), angles.sin())
+    return RotaryTables(angles.cos(), angles.sin(), options.pairs)
 
 
 def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
     """Rotate the first n channels of x (..., T, d) and pass the others through.
 
-    Channel i is paired with channel i + n/2 (the rotate-half form). Computed in the tables' dtype
-    where that is wider, and returned in x's.
+    Channel i is paired with channel i + n/2, or 2i with 2i+1. Computed in the tables' dtype where
+    that is wider, and returned in x's.
     """
-    cosine, sine = tables
+    cosine, sine, pairs = tables
     half = cosine.shape[-1]
-    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    if pairs:
+        turned, rest = x.split([2 * half, x.shape[-1] - 2 * half], dim=-1)
+        first, second = turned.unflatten(-1, (half, 2)).unbind(dim=-1)
+    else:
+        first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
     rotated_first = torch.addcmul(first * cosine, second, sine, value=-1)
     rotated_second = torch.addcmul(second * cosine, first, sine)
+    if pairs:
+        both = torch.stack((rotated_first, rotated_second), dim=-1).flatten(-2)
+        return torch.cat((both.to(x.dtype), rest), dim=-1)
     return torch.cat((rotated_first.to(x.dtype), rotated_second.to(x.dtype), rest), dim=-1)
 
 

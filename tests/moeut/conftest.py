@@ -7,7 +7,7 @@ import torch
 
 from moeut.blocks import positions as p
 from moeut.blocks.attention import DenseAttention, GeometricAttention, SwitchHead
-from moeut.blocks.feed_forward import DenseFeedForward, SigmaMoE
+from moeut.blocks.feed_forward import DenseFeedForward, GatedFeedForward, SigmaMoE
 from moeut.config import ModelConfig
 from moeut.models import build
 from moeut.recurrence.schedule import Depth
@@ -17,6 +17,12 @@ ATTENTION = {
     "output_gate": DenseAttention(num_heads=2, head_size=8, gates="output"),
     "gates": DenseAttention(num_heads=2, head_size=8, gates="value_and_output"),
     "geometric": GeometricAttention(num_heads=2, head_size=8),
+    "grouped": DenseAttention(
+        num_heads=4, head_size=4, num_key_heads=2, qk_norm="after", bias="all", gates="value"
+    ),
+    "grouped_geometric": GeometricAttention(
+        num_heads=4, head_size=4, num_key_heads=2, qk_norm="before", bias="all"
+    ),
     "switch_head": SwitchHead(num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1),
     "dropping_experts": SwitchHead(
         num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1, expert_dropout=0.6
@@ -24,6 +30,7 @@ ATTENTION = {
 }
 FEED_FORWARD = {
     "dense": DenseFeedForward(hidden_size=32),
+    "gated": GatedFeedForward(hidden_size=24, bias=True),
     "sigma_moe": SigmaMoE(num_experts=5, expert_size=8, top_k=2, balance_loss=0.2),
     "softmax": SigmaMoE(num_experts=5, expert_size=8, top_k=2, router="softmax", balance_loss=0.2),
     "dropping_experts": SigmaMoE(
@@ -32,6 +39,7 @@ FEED_FORWARD = {
 }
 POSITION = {
     "rotary": p.Rotary(),
+    "rotary_pairs": p.Rotary(pairs=True),
     "relative": p.Relative(),
     "learned_scale": p.Relative(learned_scale=True),
     "absolute_gate": p.Relative(learned_scale=True, absolute_gate=True),

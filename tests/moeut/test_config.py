@@ -139,7 +139,7 @@ def test_stacks_of_each_form() -> None:
         (
             {"feed_forward": {"kind": "sigma_moe", "hidden_size": 3}},
             "feed_forward.hidden_size",
-            r"kind 'sigma_moe' takes num_experts.*\(it is an option of kind 'dense'\)",
+            r"kind 'sigma_moe' takes num_experts.*\(it is an option of kind 'dense'",
         ),
         (
             {"feed_forward": {"kind": "sigma_moe", "balance_loss": -1.0}},

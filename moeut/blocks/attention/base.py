@@ -1,7 +1,8 @@
 """Multi-head attention: what all kinds share, and the options that each has.
 
-Shapes: B rows, T queries, K keys, D model, H heads, d head size, E experts per head, k active
-experts per head.
+Shapes: B rows, T queries, K keys, D model, H heads, G key heads, d head size, E experts per head,
+k active experts per head. G is H unless keys are grouped; query head h then reads key head
+h // (H / G).
 
 A layer gives attention two views of the same tokens: ``routed`` feeds what ends in a softmax or a
 sigmoid (queries, keys, routers and gates), ``plain`` feeds the values. They are one tensor unless
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,18 @@ from moeut.blocks.positions import (
     RotaryTables,
     rotate,
 )
-from moeut.blocks.roles import Roles, linear
+from moeut.blocks.roles import Roles, constant, linear
 from moeut.blocks.routing import RouterRecord, RoutingContext
-from moeut.options import OptionError, Options, derived, require_positive, require_probability
+from moeut.options import (
+    OptionError,
+    Options,
+    derived,
+    require,
+    require_positive,
+    require_probability,
+)
+
+Bias = Literal["none", "query_key", "input", "output", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +54,18 @@ class AttentionOptions(Options):
     dropout: float = derived()
     """Dropout on attention weights, of a geometric attention on keys; left out: the model's
     ``dropout``."""
+    num_key_heads: int = derived()
+    """Heads of keys and values, each shared by a group of query heads; left out: num_heads."""
+    qk_norm: Literal["none", "before", "after"] = "none"
+    """Divide each head's query and key by its root mean square, before or after the rotation of
+    rotary positions; without weights, with the precision of the numbers as epsilon."""
+    bias: Bias = "none"
+    """Biases of the projections: of queries and keys, of those and values (``input``), of the
+    output, or of all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_heads", "head_size")
+        require_positive(self, "num_heads", "head_size", "num_key_heads")
         require_probability(self, "dropout")
 
     @property
@@ -55,12 +73,27 @@ class AttentionOptions(Options):
         """Channels of all heads together (A = H·d)."""
         return self.num_heads * self.head_size
 
+    @property
+    def key_width(self) -> int:
+        """Channels of the keys of all heads together (G·d)."""
+        return self.num_key_heads * self.head_size
+
+    @property
+    def biased(self) -> frozenset[str]:
+        """The projections that have a bias, by the names of their modules."""
+        return _BIASED[self.bias]
+
     def within(self, *, d_model: int, dropout: float) -> Self:
         """Return these options with what is left out filled in from the model's.
 
         Raises:
-            OptionError: ``head_size`` is left out and the heads do not divide ``d_model``.
+            OptionError: ``head_size`` is left out and the heads do not divide ``d_model``, or key
+                heads do not divide the heads.
         """
+        grouped: int | None = self.num_key_heads
+        key_heads = self.num_heads if grouped is None else grouped
+        said = f"must divide num_heads={self.num_heads}"
+        require(self.num_heads % key_heads == 0, "num_key_heads", key_heads, said)
         head_size: int | None = self.head_size
         if head_size is None:
             if d_model % self.num_heads:
@@ -72,7 +105,10 @@ class AttentionOptions(Options):
             head_size = d_model // self.num_heads
         own: float | None = self.dropout
         return dataclasses.replace(
-            self, head_size=head_size, dropout=dropout if own is None else own
+            self,
+            head_size=head_size,
+            num_key_heads=key_heads,
+            dropout=dropout if own is None else own,
         )
 
     def across(self) -> AttentionOptions:
@@ -93,6 +129,15 @@ class AttentionOptions(Options):
     def balance_weights(self) -> dict[str, float]:
         """Return the weight of the balance loss of each router, by the router's name."""
         return {}
+
+
+_BIASED: Mapping[Bias, frozenset[str]] = {
+    "none": frozenset(),
+    "query_key": frozenset({"query", "key"}),
+    "input": frozenset({"query", "key", "value"}),
+    "output": frozenset({"output"}),
+    "all": frozenset({"query", "key", "value", "output"}),
+}
 
 
 @dataclass(frozen=True)
@@ -125,10 +170,10 @@ class Source(NamedTuple):
     """Projected keys and values that queries from elsewhere attend to."""
 
     key: Tensor
-    """(B, H, K, d)"""
+    """(B, G, K, d)"""
 
     value: Tensor
-    """(B, H, K, d)"""
+    """(B, G, K, d)"""
 
     record: RouterRecord | None = None
     """What the value router decided."""
@@ -164,7 +209,7 @@ class Participation(NamedTuple):
     """Keys and values of the last application of the same layer, for tokens that do not."""
 
     def merge(self, key: Tensor, value: Tensor) -> Source:
-        """Return new keys and values (B, H, T, d) of active tokens beside the held of others."""
+        """Return new keys and values (B, G, T, d) of active tokens beside the held of others."""
         if self.active is None or self.held is None:
             return Source(key, value)
         here = self.active[:, None, :, None]
@@ -177,7 +222,7 @@ class KeyValueStore(Protocol):
     """Keys and values of earlier tokens, which a pass adds to."""
 
     def store(self, application: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Take up new keys and values (B, H, T, d); return those of all tokens (B, H, K, d).
+        """Take up new keys and values (B, G, T, d); return those of all tokens (B, G, K, d).
 
         ``application`` is the number of the layer's application in the pass: a layer that is
         applied many times has as many keys of each token.
@@ -199,18 +244,25 @@ class Attention(nn.Module, Generic[Decision]):
         self, options: AttentionOptions, d_model: int, position: PositionOptions | None = None
     ) -> None:
         super().__init__()
-        self.num_heads = options.num_heads
+        self.num_heads, self.num_key_heads = options.num_heads, options.num_key_heads
         self.head_size = options.head_size
         self.dropout = options.dropout
-        self.d_model, self.width = d_model, options.width
-        self.query = nn.Linear(d_model, options.width, bias=False)
-        self.key = nn.Linear(d_model, options.width, bias=False)
+        self.d_model, self.width, self.key_width = d_model, options.width, options.key_width
+        self.qk_norm = options.qk_norm
+        self.query = nn.Linear(d_model, options.width, bias="query" in options.biased)
+        self.key = nn.Linear(d_model, options.key_width, bias="key" in options.biased)
         position = position or NoPosition()
         self.relative = position.build_relative(self.num_heads, self.head_size, d_model)
 
     def roles(self) -> Roles:
         """Return the roles of queries and keys; a kind adds its own."""
-        return dict.fromkeys(("query.weight", "key.weight"), linear(self.d_model, self.width))
+        roles = {
+            "query.weight": linear(self.d_model, self.width),
+            "key.weight": linear(self.d_model, self.key_width),
+        }
+        if self.query.bias is not None:
+            roles |= dict.fromkeys(("query.bias", "key.bias"), constant(0.0))
+        return roles
 
     def decide(
         self, routed: Tensor, context: RoutingContext
@@ -235,7 +287,7 @@ class Attention(nn.Module, Generic[Decision]):
 
     def values(
         self, plain: Tensor, decision: Decision, context: RoutingContext
-    ) -> Tensor:  # (B, H, K, d)
+    ) -> Tensor:  # (B, G, K, d)
         """Project the plain view (B, K, D) of the source tokens to values."""
         raise NotImplementedError
 
@@ -258,7 +310,7 @@ class Attention(nn.Module, Generic[Decision]):
         Positions are not applied yet: the pass that attends knows them.
         """
         decision, record = self.decide_values(routed, context)
-        key = self._split_heads(self.key(routed), self.num_heads)
+        key = self._split_heads(self.key(routed), self.num_key_heads)
         return Source(key, self.values(plain, decision, context), record)
 
     def forward(
@@ -280,12 +332,13 @@ class Attention(nn.Module, Generic[Decision]):
         ``kept``.
         """
         if source is None:
-            # One product for queries and keys: (B, T, 2·H·d) -> (B, 2·H, T, d), queries first.
-            weight = torch.cat((self.query.weight, self.key.weight))
-            both = self._split_heads(F.linear(routed, weight), 2 * self.num_heads)
-            if context.rotary is not None:
-                both = rotate(both, context.rotary)
-            query, key = both.chunk(2, dim=1)
+            # One product for queries and keys: (B, T, (H+G)·d) -> (B, H+G, T, d), queries first.
+            heads = [self.num_heads, self.num_key_heads]
+            weight, bias = torch.cat((self.query.weight, self.key.weight)), None
+            if self.query.bias is not None:
+                bias = torch.cat((self.query.bias, self.key.bias))
+            both = self._split_heads(F.linear(routed, weight, bias), sum(heads))
+            query, key = self._place(both, context).split(heads, dim=1)
             if context.routing_of_source is None:
                 value_decision, value_record, output_decision, output_record = self.decide(
                     routed, context.routing
@@ -299,15 +352,17 @@ class Attention(nn.Module, Generic[Decision]):
             key, value, value_record = source
             # Only self-attention with keys from elsewhere has positions here, and its source has
             # the same columns as its queries. An encoder's output has none.
-            if context.rotary is not None:
-                query, key = rotate(query, context.rotary), rotate(key, context.rotary)
+            query, key = self._place(query, context), self._place(key, context)
             output_decision, output_record = self.decide_outputs(routed, context.routing)
         kept = None
         if participation is not None:
             kept = participation.merge(key, value)
             key, value = kept.key, kept.value
         if cache is not None:  # keys are stored rotated: their positions never change
-            key, value = cache.store(application, key, value)  # (B, H, T, d) -> (B, H, K, d)
+            key, value = cache.store(application, key, value)  # (B, G, T, d) -> (B, G, K, d)
+        if self.num_key_heads < self.num_heads:
+            group = self.num_heads // self.num_key_heads
+            key, value = (kept.repeat_interleave(group, dim=1) for kept in (key, value))
         attended, weights = self.attend(query, key, value, context, routed)
         output = self.outputs(attended.transpose(1, 2), output_decision, context.routing)
         records = {"value": value_record, "output": output_record}
@@ -343,6 +398,14 @@ class Attention(nn.Module, Generic[Decision]):
         # Under autocast the softmax is float32 and the values are not.
         attended = F.dropout(weights, dropout, training=dropout > 0).to(value.dtype) @ value
         return attended, weights if context.routing.trace else None
+
+    def _place(self, heads: Tensor, context: AttentionContext) -> Tensor:
+        """Norm and rotate queries or keys (B, H, T, d), as far as the options say."""
+        if self.qk_norm == "before":
+            heads = F.rms_norm(heads, (self.head_size,))
+        if context.rotary is not None:
+            heads = rotate(heads, context.rotary)
+        return F.rms_norm(heads, (self.head_size,)) if self.qk_norm == "after" else heads
 
     @staticmethod
     def _split_heads(x: Tensor, num_heads: int) -> Tensor:  # (B, T, H·d) -> (B, H, T, d)

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from moeut.blocks import routing
 from moeut.blocks.attention.base import Attention, AttentionOptions
 from moeut.blocks.positions import PositionOptions
-from moeut.blocks.roles import Roles, linear
+from moeut.blocks.roles import Roles, constant, linear
 from moeut.blocks.routing import RoutingContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseAttention(AttentionOptions):
-    """Multi-head attention with dense projections without bias."""
+    """Multi-head attention with dense projections."""
 
     kind: ClassVar[str] = "dense"
-    gates: Literal["none", "output", "value_and_output"] = "none"
-    """Sigmoid gate per head: on the output (one-expert case of the MoEUT release), or on values and
-    output (one-expert case of its training code)."""
+    gates: Literal["none", "value", "output", "value_and_output"] = "none"
+    """Sigmoid gate per head: on values, on the output (one-expert case of the MoEUT release), or on
+    both (one-expert case of its training code)."""
 
     def build(
         self, d_model: int, position: PositionOptions | None = None
@@ -32,45 +32,53 @@ class DenseAttention(AttentionOptions):
 
     def projection_macs(self, d_model: int) -> tuple[int, int]:
         """Return the work of keys and values, and of queries and output, for one token each."""
-        on_value, on_output = self.gates == "value_and_output", self.gates != "none"
-        both = 2 * self.width
+        on_value, on_output = self.gated
         return (
-            d_model * (both + self.num_heads * on_value),
-            d_model * (both + self.num_heads * on_output),
+            d_model * (2 * self.key_width + self.num_key_heads * on_value),
+            d_model * (2 * self.width + self.num_heads * on_output),
         )
+
+    @property
+    def gated(self) -> tuple[bool, bool]:
+        """Whether values and whether the output have gates."""
+        return self.gates in ("value", "value_and_output"), self.gates.endswith("output")
 
 
 class DenseMultiHeadAttention(Attention[Tensor | None]):
     """Dense value and output projections, optionally with a sigmoid gate per head on either.
 
-    ``value_gate`` and ``output_gate`` are (H, D). They are SwitchHead's routers in the case of one
-    expert per head: the MoEUT release keeps the one on the output, its training code both.
+    ``value_gate`` is (G, D), ``output_gate`` (H, D). They are SwitchHead's routers in the case of
+    one expert per head: the MoEUT release keeps the one on the output, its training code both.
     """
 
     def __init__(
         self, options: DenseAttention, d_model: int, position: PositionOptions | None = None
     ) -> None:
         super().__init__(options, d_model, position)
-        self.value = nn.Linear(d_model, self.width, bias=False)
-        self.output = nn.Linear(self.width, d_model, bias=False)
+        self.value = nn.Linear(d_model, self.key_width, bias="value" in options.biased)
+        self.output = nn.Linear(self.width, d_model, bias="output" in options.biased)
         self.value_gate = self.output_gate = None
-        if options.gates == "value_and_output":
-            self.value_gate = nn.Parameter(torch.empty(self.num_heads, d_model))
-        if options.gates != "none":
+        on_value, on_output = options.gated
+        if on_value:
+            self.value_gate = nn.Parameter(torch.empty(self.num_key_heads, d_model))
+        if on_output:
             self.output_gate = nn.Parameter(torch.empty(self.num_heads, d_model))
 
     def roles(self) -> Roles:
         """Return the role of each parameter."""
         roles = super().roles()
-        roles["value.weight"] = linear(self.d_model, self.width)
+        roles["value.weight"] = linear(self.d_model, self.key_width)
         roles["output.weight"] = linear(self.width, self.d_model)
-        for name in ("value_gate", "output_gate"):
-            if getattr(self, name) is not None:
-                roles[name] = linear(self.d_model, self.num_heads)
+        for name in ("value", "output"):
+            if getattr(self, name).bias is not None:
+                roles[f"{name}.bias"] = constant(0.0)
+            gate = getattr(self, f"{name}_gate")
+            if gate is not None:
+                roles[f"{name}_gate"] = linear(self.d_model, gate.shape[0])
         return roles
 
     def decide_values(self, routed: Tensor, context: RoutingContext) -> tuple[Tensor | None, None]:
-        """Return the value gates (B, K, H) of the routed view (B, K, D); None without."""
+        """Return the value gates (B, K, G) of the routed view (B, K, D); None without."""
         return self._gates(routed, self.value_gate), None
 
     def decide_outputs(self, routed: Tensor, context: RoutingContext) -> tuple[Tensor | None, None]:
@@ -78,8 +86,8 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
         return self._gates(routed, self.output_gate), None
 
     def values(self, plain: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
-        """Project the plain view (B, K, D) and gate each head: (B, H, K, d)."""
-        value = self.value(plain).unflatten(-1, (self.num_heads, -1))
+        """Project the plain view (B, K, D) and gate each head: (B, G, K, d)."""
+        value = self.value(plain).unflatten(-1, (self.num_key_heads, -1))
         return self._gated(value, decision).transpose(1, 2)
 
     def outputs(self, attended: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:

@@ -58,6 +58,9 @@ class GeometricAttention(DenseAttention):
             num_heads=self.num_heads,
             head_size=self.head_size,
             dropout=self.dropout,
+            num_key_heads=self.num_key_heads,
+            qk_norm=self.qk_norm,
+            bias=self.bias,
             gates=self.gates,
         )
 

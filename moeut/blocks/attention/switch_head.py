@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,20 @@ class SwitchHead(AttentionOptions):
         require(ok, "top_k", self.top_k, f"must be at most num_experts={self.num_experts}")
         require_finite(self, "balance_loss")
         require_probability(self, "expert_dropout")
+
+    def within(self, *, d_model: int, dropout: float) -> Self:
+        """Return these options with what is left out filled in from the model's.
+
+        Raises:
+            OptionError: as any kind, or for what value and output experts do not have.
+        """
+        options = super().within(d_model=d_model, dropout=dropout)
+        said = "each head has value experts of its own, so it must be num_heads"
+        grouped = options.num_key_heads
+        require(grouped == self.num_heads, "num_key_heads", grouped, said)
+        said = "experts have no bias; expected none or query_key"
+        require(self.bias in ("none", "query_key"), "bias", self.bias, said)
+        return options
 
     def build(self, d_model: int, position: PositionOptions | None = None) -> SwitchHeadAttention:
         """Return the module; ``position`` adds its own parameters, cross-attention has none."""

@@ -4,11 +4,20 @@ from collections.abc import Mapping
 
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.blocks.feed_forward.dense import DenseFeedForward
+from moeut.blocks.feed_forward.gated import GatedFeedForward
 from moeut.blocks.feed_forward.sigma_moe import SigmaMoE
 
 FEED_FORWARD: Mapping[str, type[FeedForwardOptions]] = {
     "dense": DenseFeedForward,
     "sigma_moe": SigmaMoE,
+    "gated": GatedFeedForward,
 }
 
-__all__ = ["FEED_FORWARD", "DenseFeedForward", "FeedForward", "FeedForwardOptions", "SigmaMoE"]
+__all__ = [
+    "FEED_FORWARD",
+    "DenseFeedForward",
+    "FeedForward",
+    "FeedForwardOptions",
+    "GatedFeedForward",
+    "SigmaMoE",
+]

@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeut.blocks.feed_forward.activations import ACTIVATION, Activation
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.blocks.roles import Role, Roles
 from moeut.blocks.routing import RouterRecord, RoutingContext
@@ -17,7 +18,7 @@ from moeut.options import derived, require_positive, require_probability
 
 @dataclass(frozen=True, kw_only=True)
 class DenseFeedForward(FeedForwardOptions):
-    """Two dense layers with ReLU between them."""
+    """Two dense layers with an activation between them."""
 
     kind: ClassVar[str] = "dense"
     free_width: ClassVar[str] = "hidden_size"
@@ -25,6 +26,8 @@ class DenseFeedForward(FeedForwardOptions):
     """Hidden units."""
     bias: bool = True
     """Biases in both layers."""
+    activation: Activation = "relu"
+    """Function between the layers."""
     dropout: float = derived()
     """Dropout on the hidden activations; left out: the model's ``dropout``."""
 
@@ -48,12 +51,13 @@ class DenseFeedForward(FeedForwardOptions):
 
 
 class DenseMLP(FeedForward):
-    """down(relu(up(x))), the feed-forward block of the Transformer."""
+    """down(activation(up(x))), the feed-forward block of the Transformer."""
 
     def __init__(self, options: DenseFeedForward, d_model: int) -> None:
         super().__init__()
         self.up = nn.Linear(d_model, options.hidden_size, bias=options.bias)
         self.down = nn.Linear(options.hidden_size, d_model, bias=options.bias)
+        self.activation = ACTIVATION[options.activation]
         self.dropout = options.dropout
 
     def roles(self) -> Roles:
@@ -72,7 +76,7 @@ class DenseMLP(FeedForward):
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
         """Map the plain view (B, T, D) to (B, T, D); there is no router and no record."""
-        hidden = F.relu(self.up(plain))  # (B, T, F)
+        hidden = self.activation(self.up(plain))  # (B, T, F)
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
         return self.down(hidden), None

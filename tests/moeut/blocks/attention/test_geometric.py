@@ -1,5 +1,6 @@
 """Geometric attention is its formula: right before left at equal distance, no diagonal."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -201,7 +202,8 @@ def test_an_encoder_is_read_by_dense_attention_with_the_same_heads():
     layer = moeut.build(config).decoder.layers[0]
     assert type(layer.cross_attention) is DenseMultiHeadAttention
     across = config.attention.across()
-    assert across == DenseAttention(num_heads=H, head_size=SIZE, dropout=0.0, gates="output")
+    heads = DenseAttention(num_heads=H, head_size=SIZE, dropout=0.0, gates="output")
+    assert across == dataclasses.replace(heads, num_key_heads=H)
     assert (layer.cross_attention.output_gate is None) == (layer.attention.output_gate is None)
 
 

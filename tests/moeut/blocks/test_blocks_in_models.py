@@ -1,0 +1,81 @@
+"""Whatever a model's blocks are: cache, padding, companions and recomputation change nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "grouped": {"attention": "grouped", "norm": "sandwich", "norm_kind": "rms"},
+    "grouped_relative": {"attention": "grouped", "position": "relative", "norm": "branch"},
+    "grouped_geometric": {"attention": "grouped_geometric", "position": "none", "norm": "post"},
+    "pairs": {"attention": "switch_head", "position": "rotary_pairs", "norm_kind": "unbiased"},
+    "gated": {"attention": "dense", "feed_forward": "gated", "norm": "branch"},
+}
+TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8], [9, 7, 9, 3, 2, 3]])
+
+
+@pytest.fixture(params=BLOCKS)
+def blocks(request) -> dict[str, Any]:
+    return BLOCKS[request.param]
+
+
+@torch.no_grad()
+def test_cache_is_the_whole_pass(make_model, blocks):
+    model = make_model(**blocks).eval()
+    whole = model(TOKENS).logits
+    cache = model.new_cache()
+    steps = [model(TOKENS[:, a:b], cache=cache).logits for a, b in ((0, 3), (3, 4), (4, 6))]
+    assert (torch.cat(steps, dim=1) - whole).abs().max() < 1e-12
+
+
+@torch.no_grad()
+def test_cache_of_rows_of_different_length_is_each_row_alone(make_model, blocks):
+    model = make_model(**blocks).eval()
+    prompt = torch.tensor([True, True, True]), torch.tensor([True, False, False])
+    cache = model.new_cache()
+    model(TOKENS[:2, :3], padding_mask=torch.stack(prompt), cache=cache)
+    model(TOKENS[:2, 3:4], cache=cache)
+    last = model(TOKENS[:2, 4:5], cache=cache).logits[:, 0]
+    for row, length in enumerate((3, 1)):
+        alone = torch.cat((TOKENS[row, :length], TOKENS[row, 3:5]))
+        assert (model(alone[None]).logits[0, -1] - last[row]).abs().max() < 1e-12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["decoder_lm", "encoder_classifier", "encoder_decoder"])
+def test_padding_and_companions_change_nothing(make_model, blocks, form):
+    model = make_model(form, **blocks).eval()
+    mask = torch.tensor([[True] * 4 + [False] * 2, [True] * 6, [True] * 5 + [False]])
+
+    def logits(rows, length):
+        real = mask[rows, :length]
+        if form == "decoder_lm":
+            return model(TOKENS[rows, :length], padding_mask=real).logits[:, :4]
+        if form == "encoder_classifier":
+            return model(TOKENS[rows, :length], source_mask=real).logits
+        return model(TOKENS[rows, :length], TOKENS[rows, 1:4], source_mask=real).logits
+
+    assert (logits(slice(0, 1), 4) - logits(slice(0, 3), 6)[:1]).abs().max() < 1e-12
+
+
+def test_checkpointing_changes_nothing(make_model, blocks):
+    gradients = []
+    for recompute in (False, True):
+        model = make_model(**blocks)
+        model.activation_checkpointing = recompute
+        model(TOKENS).logits.square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_documents_are_what_they_are_alone(make_model, blocks):
+    model = make_model(**blocks).eval()
+    packed = torch.cat((TOKENS[:1, :4], TOKENS[1:2, :5]), dim=1)
+    numbers = torch.tensor([[0] * 4 + [1] * 5])
+    logits = model(packed, document_numbers=numbers).logits[0]
+    assert (logits[:4] - model(TOKENS[:1, :4]).logits[0]).abs().max() < 1e-12
+    assert (logits[4:] - model(TOKENS[1:2, :5]).logits[0]).abs().max() < 1e-12

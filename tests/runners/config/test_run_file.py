@@ -59,6 +59,9 @@ def test_a_run_is_read_with_its_defaults_filled_in(toy, write):
         "num_heads": 4,
         "head_size": 8,
         "dropout": 0.0,
+        "num_key_heads": 4,
+        "qk_norm": "none",
+        "bias": "none",
         "gates": "none",
     }
 

@@ -29,8 +29,7 @@ from moeut.options import (
     require_positive,
     require_probability,
 )
-from moeut.recurrence.controller import ControllerOptions
-from moeut.recurrence.halting import HALTING, NoHalting
+from moeut.recurrence.controller import HALTING, ControllerOptions, NoHalting
 from moeut.recurrence.injection import NoInjection
 from moeut.recurrence.schedule import Depth
 from moeut.recurrence.state import State

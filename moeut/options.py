@@ -2,9 +2,9 @@
 
 A model is described by a tree of them. Where a block comes in several kinds (dense or expert
 attention), each kind is a class of its own with its name in ``kind``, and the field that holds the
-block names a dict of the kinds with ``one_of``::
+block names the kinds, which are imported when they are taken, with ``one_of``::
 
-    ATTENTION = {"dense": DenseAttention, "switch_head": SwitchHead}
+    ATTENTION = Kinds({"dense": "dense:DenseAttention", "switch_head": "switch_head:SwitchHead"})
 
     @dataclass(frozen=True, kw_only=True)
     class Blueprint(Options):
@@ -19,12 +19,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import importlib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 CLOSE = 0.62
 """Likeness from which on a word may have been meant: that of ``cosine`` and ``none`` is 0.6."""
@@ -66,7 +67,7 @@ class Options:
                 check_type(name, value, annotation)
                 if isinstance(value, int) and annotation is float:  # 0 and 0.0 are one identity
                     object.__setattr__(self, name, float(value))
-            elif not isinstance(value, tuple(kinds.values())):
+            elif not (isinstance(value, Options) and _is_one_of(kinds, value)):
                 raise OptionError(name, value, f"expected options of kind {' or '.join(kinds)}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,6 +97,60 @@ class Options:
                 what = words_of(hints[field.name])
                 raise OptionError(field.name, None, f"missing; expected {what}")
         return cls(**values)
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class Kinds(MutableMapping[str, type[OptionsT]]):
+    """The kinds of a block by name: classes, or places ``module:Class`` imported when first taken.
+
+    So a model loads the kinds that it is made of alone, however many there are. Names, their order
+    and their number are known without an import; ``values`` and ``items`` import every kind.
+    """
+
+    def __init__(self, entries: Mapping[str, type[OptionsT] | str]) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> type[OptionsT]:
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, _, class_name = entry.partition(":")
+            found = getattr(importlib.import_module(module), class_name)
+            entry = self._entries[name] = cast("type[OptionsT]", found)
+        return entry
+
+    def __setitem__(self, name: str, entry: type[OptionsT] | str) -> None:
+        self._entries[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def export(self, class_name: str) -> type[OptionsT]:
+        """Return the kind whose class has a name, for ``__getattr__`` of the kinds' package.
+
+        Raises:
+            AttributeError: no kind has such a class.
+        """
+        for name, entry in self._entries.items():
+            place = entry if isinstance(entry, str) else f":{entry.__name__}"
+            if place.endswith(f":{class_name}"):
+                return self[name]
+        raise AttributeError(f"no kind has a class {class_name!r}; there are {', '.join(self)}")
+
+
+def _is_one_of(kinds: Mapping[str, type[Options]], value: Options) -> bool:
+    kind = value.kind
+    return kind is not None and kind in kinds and isinstance(value, kinds[kind])
 
 
 def one_of(kinds: Mapping[str, type[Options]], default: Callable[[], Options] | None = None) -> Any:

@@ -25,8 +25,8 @@ from moeut.interop.transformer_generalization import (
     layer_names,
 )
 from moeut.models import EncoderClassifier
-from moeut.recurrence.controller import ControllerOptions
-from moeut.recurrence.halting import AdaptiveComputationTime, NoHalting
+from moeut.recurrence.controller import ControllerOptions, NoHalting
+from moeut.recurrence.halting import AdaptiveComputationTime
 
 
 @dataclass(frozen=True, kw_only=True)

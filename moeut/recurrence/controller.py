@@ -24,11 +24,11 @@ holds the same columns as a whole pass.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from moeut.options import Options
+from moeut.options import Kinds, Options
 from moeut.recurrence.schedule import Place
 
 
@@ -156,3 +156,21 @@ class ControllerOptions(Options):
     def looks_ahead(self) -> str | None:
         """Return why a stack that looks back alone cannot have it; None: it can."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoHalting(ControllerOptions):
+    """Every token goes through every repeat."""
+
+    kind: ClassVar[str] = "none"
+
+
+HALTING: Kinds[ControllerOptions] = Kinds(
+    {
+        "none": NoHalting,
+        "act": "moeut.recurrence.halting:AdaptiveComputationTime",
+        "exit_gate": "moeut.recurrence.exit_gate:ExitGate",
+        "ponder": "moeut.recurrence.exit_gate:Ponder",
+    }
+)
+"""Every kind of ``halting`` by name, imported when it is taken."""

@@ -23,7 +23,6 @@ ponder cost: remainder plus repeats. What published codes do otherwise, in our o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -41,16 +40,8 @@ from moeut.recurrence.controller import (
     Step,
     Verdict,
 )
-from moeut.recurrence.exit_gate import ExitGate, Ponder
 from moeut.recurrence.schedule import Place
 from moeut.recurrence.start import uniform_by_position
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoHalting(ControllerOptions):
-    """Every token goes through every repeat."""
-
-    kind: ClassVar[str] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +101,6 @@ class AdaptiveComputationTime(ControllerOptions):
     def macs(self, d_model: int) -> int:
         """Return the multiply-accumulates of the halting unit for one token."""
         return 0 if self.decides == "chance" else d_model
-
-
-HALTING: Mapping[str, type[ControllerOptions]] = {
-    "none": NoHalting,
-    "act": AdaptiveComputationTime,
-    "exit_gate": ExitGate,
-    "ponder": Ponder,
-}
 
 
 class ActController(Controller):

@@ -17,7 +17,7 @@ import moeut
 import runners.sweep
 import tasks
 from moeut.blocks.attention import ATTENTION
-from moeut.recurrence.halting import HALTING
+from moeut.recurrence.controller import HALTING
 from runners import train
 from tasks import menu
 from tasks.base import metrics

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import sys
+import types
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import pytest
 
-from moeut.options import OptionError, Options, derived, nearest, one_of
+from moeut.blocks.attention import ATTENTION
+from moeut.blocks.feed_forward import FEED_FORWARD
+from moeut.options import Kinds, OptionError, Options, derived, nearest, one_of
+from moeut.recurrence.controller import HALTING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +119,35 @@ def test_an_error_moves_one_level_deeper_and_between_processes():
 def test_only_a_word_that_is_close_is_offered(word, meant):
     hint = "" if meant is None else f"; did you mean {meant!r}?"
     assert nearest(word, ["none", "act"]) == hint
+
+
+def test_a_kind_is_imported_when_it_is_taken(monkeypatch):
+    kinds: Kinds[Lamp] = Kinds({"bulb": Bulb, "candle": "far.away:Candle"})
+    assert (list(kinds), len(kinds), "candle" in kinds, "torch" in kinds) == (
+        ["bulb", "candle"],
+        2,
+        True,
+        False,
+    )
+    assert kinds["bulb"] is Bulb
+    assert "far.away" not in sys.modules
+    with pytest.raises(KeyError):
+        kinds["torch"]
+    with pytest.raises(AttributeError, match="no kind has a class 'Torch'; there are bulb, candle"):
+        kinds.export("Torch")
+
+    class Candle(Lamp):
+        kind: ClassVar[str] = "candle"
+
+    far = types.ModuleType("far.away")
+    far.Candle = Candle  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "far.away", far)
+    assert kinds["candle"] is kinds.export("Candle") is Candle
+    assert list(kinds.values()) == [Bulb, Candle]
+
+
+@pytest.mark.parametrize("kinds", [ATTENTION, FEED_FORWARD, HALTING])
+def test_each_place_has_the_kind_of_its_name(kinds):
+    assert {name: cls.kind for name, cls in kinds.items()} == {name: name for name in kinds}
+    for cls in kinds.values():
+        assert kinds.export(cls.__name__) is cls

@@ -1,6 +1,6 @@
 """Kinds of attention: one file each, with its options, its module, its roles and its work."""
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from moeut.blocks.attention.base import (
     Attention,
@@ -11,15 +11,21 @@ from moeut.blocks.attention.base import (
     Participation,
     Source,
 )
-from moeut.blocks.attention.dense import DenseAttention
-from moeut.blocks.attention.geometric import GeometricAttention
-from moeut.blocks.attention.switch_head import SwitchHead
+from moeut.options import Kinds
 
-ATTENTION: Mapping[str, type[AttentionOptions]] = {
-    "dense": DenseAttention,
-    "switch_head": SwitchHead,
-    "geometric": GeometricAttention,
-}
+if TYPE_CHECKING:
+    from moeut.blocks.attention.dense import DenseAttention
+    from moeut.blocks.attention.geometric import GeometricAttention
+    from moeut.blocks.attention.switch_head import SwitchHead
+
+ATTENTION: Kinds[AttentionOptions] = Kinds(
+    {
+        "dense": "moeut.blocks.attention.dense:DenseAttention",
+        "switch_head": "moeut.blocks.attention.switch_head:SwitchHead",
+        "geometric": "moeut.blocks.attention.geometric:GeometricAttention",
+    }
+)
+"""Every kind by name, imported when it is taken."""
 
 __all__ = [
     "ATTENTION",
@@ -34,3 +40,6 @@ __all__ = [
     "Source",
     "SwitchHead",
 ]
+
+if not TYPE_CHECKING:  # so that type checkers still know a name that is not there
+    __getattr__ = ATTENTION.export

@@ -1,17 +1,23 @@
 """Kinds of feed-forward: one file each, with its options, its module, its roles and its work."""
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
-from moeut.blocks.feed_forward.dense import DenseFeedForward
-from moeut.blocks.feed_forward.gated import GatedFeedForward
-from moeut.blocks.feed_forward.sigma_moe import SigmaMoE
+from moeut.options import Kinds
 
-FEED_FORWARD: Mapping[str, type[FeedForwardOptions]] = {
-    "dense": DenseFeedForward,
-    "sigma_moe": SigmaMoE,
-    "gated": GatedFeedForward,
-}
+if TYPE_CHECKING:
+    from moeut.blocks.feed_forward.dense import DenseFeedForward
+    from moeut.blocks.feed_forward.gated import GatedFeedForward
+    from moeut.blocks.feed_forward.sigma_moe import SigmaMoE
+
+FEED_FORWARD: Kinds[FeedForwardOptions] = Kinds(
+    {
+        "dense": "moeut.blocks.feed_forward.dense:DenseFeedForward",
+        "sigma_moe": "moeut.blocks.feed_forward.sigma_moe:SigmaMoE",
+        "gated": "moeut.blocks.feed_forward.gated:GatedFeedForward",
+    }
+)
+"""Every kind by name, imported when it is taken."""
 
 __all__ = [
     "FEED_FORWARD",
@@ -21,3 +27,6 @@ __all__ = [
     "GatedFeedForward",
     "SigmaMoE",
 ]
+
+if not TYPE_CHECKING:  # so that type checkers still know a name that is not there
+    __getattr__ = FEED_FORWARD.export

@@ -16,8 +16,7 @@ from recurrent_cases import (
 )
 
 import moeut
-from moeut.recurrence.controller import Controller, ControllerOptions, Run
-from moeut.recurrence.halting import HALTING
+from moeut.recurrence.controller import HALTING, Controller, ControllerOptions, Run
 
 TABLE = list(itertools.product(FORMS, CONTROLLERS, BLOCKS))
 every = pytest.mark.parametrize(("form", "controller", "blocks"), TABLE)

@@ -9,7 +9,7 @@ from moeut.blocks.attention import ATTENTION
 from moeut.blocks.feed_forward import FEED_FORWARD
 from moeut.blocks.positions import POSITION
 from moeut.config import Blueprint
-from moeut.recurrence.halting import HALTING
+from moeut.recurrence.controller import HALTING
 from moeut.recurrence.injection import INJECTION
 from moeut.recurrence.schedule import Depth
 from moeut.recurrence.start import START

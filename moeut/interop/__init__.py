@@ -1,6 +1,7 @@
 """Models of other published code, imported: options and state dict to a model of ours."""
 
 from moeut.interop.ndr import from_ndr
+from moeut.interop.ouro import from_ouro
 from moeut.interop.release import from_release
 from moeut.interop.training_checkpoint import from_training_checkpoint
 from moeut.interop.training_code import from_training_code
@@ -8,6 +9,7 @@ from moeut.interop.transformer_generalization import from_transformer_generaliza
 
 __all__ = [
     "from_ndr",
+    "from_ouro",
     "from_release",
     "from_training_checkpoint",
     "from_training_code",

@@ -34,8 +34,11 @@ from moeut.recurrence.injection import NoInjection
 from moeut.recurrence.schedule import Depth
 from moeut.recurrence.state import State
 
-Form = Literal["decoder_lm", "encoder_decoder", "encoder_classifier"]
 EmbeddingScale = Literal["none", "sqrt_d_model"]
+Form = Literal["decoder_lm", "encoder_decoder", "encoder_classifier", "encoder_labeller"]
+
+ENCODERS: tuple[Form, ...] = ("encoder_classifier", "encoder_labeller")
+"""Forms of one bidirectional stack, which name classes."""
 Initialization = Literal["moeut", "depth_scaled", "glorot", "normal", "kaiming"]
 
 
@@ -214,35 +217,35 @@ class ModelConfig(Blueprint):
     """Everything that decides a model's parameters and its function."""
 
     form: Form
-    """A causal language model, an encoder-decoder, or a classifier of sequences."""
+    """A causal language model, an encoder-decoder, a classifier of sequences, or of positions."""
     vocabulary_size: int
-    """Tokens that the model reads (decoder_lm, encoder_classifier) or writes (encoder_decoder)."""
+    """Tokens that the model reads (all forms but one) or writes (encoder_decoder)."""
     source_vocabulary_size: int | None = None
     """Tokens that the encoder of an encoder_decoder reads."""
     num_classes: int | None = None
-    """Output classes of an encoder_classifier."""
+    """Output classes of an encoder_classifier or an encoder_labeller."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "vocabulary_size", "source_vocabulary_size", "num_classes")
         # A size that a form asks for has to be there; no other form may have it.
-        owners: dict[str, Form] = {
-            "source_vocabulary_size": "encoder_decoder",
-            "num_classes": "encoder_classifier",
+        owners: dict[str, tuple[Form, ...]] = {
+            "source_vocabulary_size": ("encoder_decoder",),
+            "num_classes": ENCODERS,
         }
-        for name, form in owners.items():
+        for name, forms in owners.items():
             value = getattr(self, name)
-            needed = self.form == form
+            needed = self.form in forms
             where = f"form={self.form!r}"
             require(value is not None or not needed, name, value, f"missing; {where} needs it")
             require(value is None or needed, name, value, f"{where} does not take it")
         self._refuse("encoder_depth", unless="encoder_decoder")
         self._refuse("pooling", unless="encoder_classifier")
         reason = self.halting.looks_ahead()
-        if reason is not None and self.form != "encoder_classifier":
+        if reason is not None and self.form not in ENCODERS:
             said = f"form={self.form!r} has a stack that looks back alone: {reason}"
             raise OptionError("halting", self.halting.to_dict(), said)
-        if self.tie_embeddings and self.form == "encoder_classifier":
+        if self.tie_embeddings and self.form in ENCODERS:
             said = f"form={self.form!r} has no output vocabulary"
             raise OptionError("tie_embeddings", True, said)
 
@@ -262,7 +265,7 @@ class ModelConfig(Blueprint):
         if self.form != "decoder_lm":
             depth = self.encoder_depth or self.depth
             stacks["encoder"] = self._stack(depth, causal=False, cross_attention=False)
-        if self.form != "encoder_classifier":
+        if self.form not in ENCODERS:
             stacks["decoder"] = self._stack(self.depth, causal=True, cross_attention=both)
         return stacks
 

@@ -1,4 +1,4 @@
-"""The three forms of a model: causal language model, encoder-decoder, encoder classifier."""
+"""The forms of a model: causal language model, encoder-decoder, classifier, labeller."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelOutput:
     """What a model returns."""
 
     logits: Tensor
-    """(B, T, vocabulary) or, from a classifier, (B, classes)."""
+    """(B, T, vocabulary); from a classifier (B, classes), from a labeller (B, S, classes)."""
 
     auxiliary_loss: Tensor
     """Scalar to add to the loss, already weighted; zero outside training."""
@@ -353,10 +353,21 @@ class EncoderClassifier(Model):
         return states[rows, column]
 
 
+class EncoderLabeller(EncoderClassifier):
+    """A bidirectional encoder, and a linear classifier on every column of its output.
+
+    ``forward`` takes what a classifier's does, and returns logits (B, S, classes).
+    """
+
+    def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        return states
+
+
 FORMS: dict[Form, type[DecoderLM] | type[EncoderDecoder] | type[EncoderClassifier]] = {
     "decoder_lm": DecoderLM,
     "encoder_decoder": EncoderDecoder,
     "encoder_classifier": EncoderClassifier,
+    "encoder_labeller": EncoderLabeller,
 }
 
 
@@ -364,7 +375,7 @@ def build(config: ModelConfig) -> Model:
     """Return the model that ``config`` describes, with initial weights.
 
     The weights come from PyTorch's global random generator. The result is a ``DecoderLM``, an
-    ``EncoderDecoder`` or an ``EncoderClassifier``.
+    ``EncoderDecoder``, an ``EncoderClassifier`` or an ``EncoderLabeller``.
     """
     with torch.device("meta"):  # so that only initialize draws random numbers
         model = FORMS[config.form](config)

@@ -64,7 +64,7 @@ def macs_per_token(
         lengths["decoder"] = target_length
     total = sum(_stack_macs(stack, lengths[name]) for name, stack in stacks.items())
     total += sum(_memory_macs(stack, sequence_length, target_length) for stack in stacks.values())
-    outputs = 1 if config.form == "encoder_classifier" else lengths["decoder"]
+    outputs = 1 if config.form == "encoder_classifier" else lengths[list(stacks)[-1]]
     total += outputs * config.d_model * config.num_outputs
     return round(total / sum(lengths[name] for name in stacks))
 

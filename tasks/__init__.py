@@ -59,6 +59,7 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "multiplication": LazyTask("tasks.digits", "Multiplication"),
     "table_lookup": LazyTask("tasks.table_lookup", "TableLookup"),
     "file": LazyTask("tasks.file", "FileTask"),
+    "prefix_sums": LazyTask("tasks.prefix_sums", "PrefixSums"),
     "language": LazyTask("tasks.language.task", "Language"),
 }
 """Every task by the name that configs and commands give it; a class may stand here itself."""

@@ -63,14 +63,14 @@ def _breakdown(results: SweepResults, split: str, name: str, group: str) -> Tabl
         return {} if score is None else score.groups().get(group, {})
 
     keys = list(dict.fromkeys(key for run in results.runs for key in found(run)))
-    keys.sort(key=_natural)
+    keys.sort(key=natural_key)
     rows = []
     for key in keys:
         sizes = {int(found(run)[key]["rows"]) for run in results.runs if key in found(run)}
         cells = []
         for setting in results.settings:
             metric = results.headline_metric(setting)
-            entries = (found(run).get(key, {}).get(metric) for run in setting.done)
+            entries = (_value(found(run).get(key, {}), metric) for run in setting.done)
             there = [v for v in entries if v is not None and math.isfinite(v)]
             cells.append(mean_std(there, metric))
         rows.append([key, " or ".join(map(count, sorted(sizes))), *cells])
@@ -83,7 +83,14 @@ def _breakdown(results: SweepResults, split: str, name: str, group: str) -> Tabl
     )
 
 
-def _natural(key: str) -> tuple[int, float, str]:
+def _value(cell: dict[str, float], metric: str) -> float | None:
+    """Return the headline metric of a cell, or the one metric that its table is about."""
+    others = [value for name, value in cell.items() if name != "rows"]
+    return cell.get(metric, others[0] if len(others) == 1 else None)
+
+
+def natural_key(key: str) -> tuple[int, float, str]:
+    """Return what labels of rows are sorted by: numbers first, by their value."""
     try:
         return 0, float(key), ""
     except ValueError:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from runners.reporting.breakdown import depth_values, difficulty_name, trained_depth
+from runners.reporting.depth_curves import depth_curve_panels
 from runners.reporting.drawing import TOKENS, Curve, Panel, draw, save
 from runners.reporting.results import Outcome, Setting, SweepResults
 from runners.reporting.run_result import Depth
@@ -40,6 +41,7 @@ def draw_all(results: SweepResults, directory: Path) -> list[Path]:
     drawings = {
         "difficulty": difficulty_panels(results),
         "depth": depth_panels(results),
+        "difficulty_by_depth": depth_curve_panels(results),
         "learning": learning_panels(results),
     }
     paths = []

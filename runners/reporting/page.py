@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.text import Text
 
-from runners.reporting import breakdown, comparison, figures, tables
+from runners.reporting import breakdown, comparison, depth_curves, figures, tables
 from runners.reporting.markup import escape_markdown, markdown_heading
 from runners.reporting.results import Setting, SweepResults, load
 from runners.reporting.run_result import to_plain
@@ -164,6 +164,7 @@ def report_tables(results: SweepResults) -> list[tables.Table]:
         comparison.main_table(results),
         *([problems] if problems else []),
         *breakdown.depth_tables(results),
+        *depth_curves.depth_curve_tables(results),
         *breakdown.breakdown_tables(results),
         breakdown.splits_table(results),
     ]

@@ -18,7 +18,12 @@ from runners.scoring.answers import Answerer
 from runners.scoring.text import choose_windows, loss_by_position, score_windows, windows_at_once
 from runners.training.experiment import Built
 from runners.training.objective import AnswerObjective, LanguageObjective, Objective
+<<<<<<< HEAD
 from runners.training.parallel import autocast
+=======
+from runners.training.position_objective import PositionObjective
+from runners.training.precision import autocast
+>>>>>>> 77574a7 (Add tasks with a label at every position, and length generalisation as a protocol)
 from tasks.base import scoring
 from tasks.base.metrics import Answers
 from tasks.base.scoring import Scores
@@ -154,6 +159,24 @@ class AnswerScorer(SplitScorer):
         return f"rows, {self.config.rows_of(split)} per category chosen by hash"
 
 
+class LabelScorer(AnswerScorer):
+    """Scores the most likely label at each position."""
+
+    def _score(
+        self, rows: Any, split: str, num_repeats: Any, oracle: bool
+    ) -> tuple[Scores, Answers | None]:
+        objective = self.built.objective
+        assert isinstance(objective, PositionObjective)
+        answers = objective.label(
+            functools.partial(self.model, num_repeats=num_repeats),
+            select_rows(rows, self.config.rows_of(split)),
+            device=self.device,
+            batch_size=self.config.batch_size,
+            on_batch=self.on_batch,
+        )
+        return scoring.score(objective.task, answers), answers
+
+
 class TextScorer(SplitScorer):
     """Scores windows of text: the cross entropy of each token after those before it."""
 
@@ -181,6 +204,8 @@ class TextScorer(SplitScorer):
 
 def split_scorer(objective: Objective) -> type[SplitScorer]:
     """Return the class that scores models trained on an objective."""
+    if isinstance(objective, PositionObjective):
+        return LabelScorer
     return TextScorer if isinstance(objective, LanguageObjective) else AnswerScorer
 
 

@@ -43,6 +43,18 @@ class Batch:
     """Real tokens of all sequences that the model reads."""
 
 
+class Order(abc.ABC):
+    """Which rows the batch of a step holds, a pure function of the step."""
+
+    @abc.abstractmethod
+    def rows(self, step: int) -> np.ndarray:
+        """Return the row numbers (B,) of the batch of a step.
+
+        Args:
+            step: counted from 0; asked for in any order.
+        """
+
+
 class Columns(abc.ABC):
     """The rows of a split, ready to be made into batches."""
 
@@ -62,6 +74,12 @@ class Columns(abc.ABC):
             rows: (B,) row numbers, in any order.
             device: where the tensors go.
         """
+
+    def order(self, *, batch_size: int, tokens_per_batch: int | None, seed: int) -> Order:
+        """Return which rows the batch of a step holds, as ``BatchOrder`` takes its arguments."""
+        return BatchOrder(
+            self.shape, batch_size=batch_size, tokens_per_batch=tokens_per_batch, seed=seed
+        )
 
 
 @dataclass(frozen=True)
@@ -102,10 +120,10 @@ class PaddedColumns(Columns):
                     num_targets = int((values != IGNORE).sum())
                 else:
                     num_tokens += int(lengths.sum())
-                    tensors[f"{name}_mask"] = _tensor(_mask(lengths, longest), device)
+                    tensors[f"{name}_mask"] = to_device(_mask(lengths, longest), device)
             else:
                 values = array[rows]
-            tensors[name] = _tensor(values.astype(np.int64), device)
+            tensors[name] = to_device(values.astype(np.int64), device)
         return Batch(tensors=tensors, rows=rows, num_targets=num_targets, num_tokens=num_tokens)
 
 
@@ -144,10 +162,10 @@ class WindowColumns(Columns):
 
         With ``separate_documents`` also ``documents`` (B, C): the number of each token's document.
         """
-        windows = _tensor(self.split.windows(rows), device)
+        windows = to_device(self.split.windows(rows), device)
         tensors = {"tokens": windows[:, :-1].contiguous(), TARGETS: windows[:, 1:].contiguous()}
         if self.separate_documents:
-            tensors["documents"] = _tensor(self.split.documents(rows), device)
+            tensors["documents"] = to_device(self.split.documents(rows), device)
         count = tensors[TARGETS].numel()
         return Batch(tensors=tensors, rows=rows, num_targets=count, num_tokens=count)
 
@@ -170,7 +188,7 @@ def padded_batch(
     """
     array, lengths = pad(sequences, value)
     mask = _mask(lengths, array.shape[1])
-    return _tensor(array.astype(np.int64), device), _tensor(mask, device)
+    return to_device(array.astype(np.int64), device), to_device(mask, device)
 
 
 def _mask(lengths: np.ndarray, longest: int) -> np.ndarray:
@@ -178,7 +196,8 @@ def _mask(lengths: np.ndarray, longest: int) -> np.ndarray:
     return np.arange(longest) < lengths[:, None]
 
 
-def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array as a tensor on a device."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         # A copy overlaps with computation only if it starts from page-locked memory.
@@ -186,7 +205,7 @@ def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-class BatchOrder:
+class BatchOrder(Order):
     """Which rows the batch of a step holds.
 
     Epochs, each a permutation drawn from (seed, epoch), follow one another in an endless stream.

@@ -22,7 +22,11 @@ from runners.config.schema import TrainConfig
 from runners.process.ranks import World, rank_seed
 from runners.process.signals import Stopped
 from runners.training import parallel
+<<<<<<< HEAD
 from runners.training.batches import Batch, BatchOrder, Columns, Prefetch
+=======
+from runners.training.batches import Batch, Columns
+>>>>>>> 77574a7 (Add tasks with a label at every position, and length generalisation as a protocol)
 from runners.training.depth import depth_of_step
 from runners.training.objective import Objective
 from runners.training.optimization import (
@@ -102,8 +106,7 @@ class Loop:
         self.world = world
         self.seed = seed
         self.position = Position()
-        self.order = BatchOrder(
-            columns.shape,
+        self.order = columns.order(
             batch_size=config.batch_size,
             tokens_per_batch=config.tokens_per_batch,
             seed=seed,

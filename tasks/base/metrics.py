@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.base.task import EOS, Example
+from tasks.base.task import EOS, UNSCORED, Example
 
 # --- what is measured -------------------------------------------------------------------
 
@@ -24,7 +24,8 @@ class Prediction:
     """What a model wrote for one example."""
 
     tokens: tuple[str, ...]
-    """Output tokens without the end token; for classification the one label."""
+    """Output tokens without the end token; for classification the one label; for labels of
+    positions one for each source token, ``UNSCORED`` where nothing is scored."""
     finished: bool = True
     """Whether the model wrote the end token itself; False where decoding was cut off."""
 
@@ -104,6 +105,31 @@ def token_accuracy(answers: Answers) -> float:
     return right / total
 
 
+def scored_labels(example: Example, prediction: Prediction) -> list[bool]:
+    """Return for each scored position of a row whether its label is right."""
+    pairs = zip(example.target, prediction.tokens, strict=True)
+    return [label == written for label, written in pairs if label != UNSCORED]
+
+
+def label_accuracy(answers: Answers) -> float:
+    """Return the share of right labels among all that are scored."""
+    right = total = 0
+    for example, prediction in zip(answers.examples, answers.predictions, strict=True):
+        scored = scored_labels(example, prediction)
+        right += sum(scored)
+        total += len(scored)
+    return right / total
+
+
+def mean_over_lengths(answers: Answers) -> float:
+    """Return the mean over lengths of the share of right labels at that length."""
+    by_length: dict[float, list[tuple[Example, Prediction]]] = {}
+    for example, prediction in zip(answers.examples, answers.predictions, strict=True):
+        by_length.setdefault(example.difficulty, []).append((example, prediction))
+    groups = [Answers(*map(list, zip(*pairs, strict=True))) for pairs in by_length.values()]
+    return sum(map(label_accuracy, groups)) / len(groups)
+
+
 def perplexity(loss: float) -> float:
     """Return exp(loss), of a mean cross entropy in nats; infinity where no float is so large."""
     try:
@@ -166,6 +192,23 @@ METRICS: dict[str, Metric] = {
         compute=lambda answers: answers.share(is_label),
         meaning="share of right labels",
         is_headline=True,
+    ),
+    "sequence_accuracy": Metric(
+        kinds=("position_labelling",),
+        compute=lambda answers: answers.share(is_label),
+        meaning="share of rows of which every scored label is right; of a grid, all cells",
+        is_headline=True,
+    ),
+    "label_accuracy": Metric(
+        kinds=("position_labelling",),
+        compute=label_accuracy,
+        meaning="share of right labels among the scored positions of all rows",
+    ),
+    "mean_over_lengths": Metric(
+        kinds=("position_labelling",),
+        compute=mean_over_lengths,
+        meaning="label_accuracy of each length, and the mean over lengths: the score of the "
+        "Chomsky-hierarchy suite (arXiv 2207.02098)",
     ),
     "loss": Metric(
         kinds=("language_modelling",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,15 @@ from tasks.base.metrics import (
     is_exact,
     is_label,
     measure,
+    scored_labels,
 )
+<<<<<<< HEAD
 from tasks.base.options import exact_text
 from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask
+=======
+from tasks.base.numbers import exact_text
+from tasks.base.task import SPECIAL_TOKENS, UNSCORED, Example, ExampleTask
+>>>>>>> 77574a7 (Add tasks with a label at every position, and length generalisation as a protocol)
 
 Table = dict[str, dict[str, float]]
 """Row label → {metric: share right, "rows": count}."""
@@ -44,7 +50,7 @@ def correctness(
     kind: str, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[bool]:
     """Return for each row whether the headline metric counts it as right."""
-    is_right = is_label if kind == "classification" else is_exact
+    is_right = is_exact if kind == "sequence_to_sequence" else is_label
     return [is_right(e, p) for e, p in zip(examples, predictions, strict=True)]
 
 
@@ -75,7 +81,7 @@ def table_by(
 
 def ceiling(task: ExampleTask, examples: Sequence[Example]) -> float:
     """Return the share of rows of which every target token occurs in a training target."""
-    known = set(task.vocabularies()[1].tokens)
+    known = {*task.vocabularies()[1].tokens, UNSCORED}
     return sum(known.issuperset(example.target) for example in examples) / len(examples)
 
 
@@ -84,17 +90,62 @@ def chance(task: ExampleTask, examples: Sequence[Example]) -> float:
 
     Classification: 1 / number of classes. Sequences: each token, and then the end, is guessed among
     the V target tokens of train and the end token: the mean over rows of (V + 1)^-(n + 1).
+    Labels of positions: the mean over rows of V^-n, n the scored positions.
     """
     if task.kind == "classification":
         return 1 / len(task.classes())
+    if task.kind == "position_labelling":
+        labels = len(task.classes())
+        return sum(float(labels) ** -num_scored(e) for e in examples) / len(examples)
     choices = len(task.vocabularies()[1]) - len(SPECIAL_TOKENS) + 1
     return sum(float(choices) ** -(len(e.target) + 1) for e in examples) / len(examples)
 
 
 def majority(task: ExampleTask, examples: Sequence[Example]) -> float:
-    """Return the score of always answering with train's most frequent target."""
+    """Return the score of always answering with train's most frequent target, or label."""
     answer = task.majority_target()
+    if task.kind == "position_labelling":
+        same = {*answer, UNSCORED}
+        return sum(same.issuperset(example.target) for example in examples) / len(examples)
     return sum(example.target == answer for example in examples) / len(examples)
+
+
+def num_scored(example: Example) -> int:
+    """Return how many positions of a row are scored."""
+    return len(example.target) - example.target.count(UNSCORED)
+
+
+POSITION_BUCKETS = 32
+"""Most rows of the table by position."""
+
+
+def by_position(answers: Answers) -> Table:
+    """Return the share of right labels by their place among the scored ones of a row, from 1.
+
+    Where rows have many, neighbouring places are counted together, under the first of them.
+    """
+    most = max(map(num_scored, answers.examples))
+    size = -(-most // POSITION_BUCKETS)
+    right: dict[int, list[bool]] = collections.defaultdict(list)
+    for example, prediction in zip(answers.examples, answers.predictions, strict=True):
+        for place, is_right in enumerate(scored_labels(example, prediction)):
+            right[place // size * size + 1].append(is_right)
+    return _label_table(right)
+
+
+def by_length(answers: Answers) -> Table:
+    """Return the share of right labels by the row's difficulty, its length."""
+    right: dict[float, list[bool]] = collections.defaultdict(list)
+    for example, prediction in zip(answers.examples, answers.predictions, strict=True):
+        right[example.difficulty] += scored_labels(example, prediction)
+    return _label_table(right)
+
+
+def _label_table(right: Mapping[Any, list[bool]]) -> Table:
+    return {
+        exact_text(key): {"label_accuracy": sum(found) / len(found), "rows": len(found)}
+        for key, found in sorted(right.items())
+    }
 
 
 def score(task: ExampleTask, answers: Answers) -> Scores:
@@ -107,6 +158,12 @@ def score(task: ExampleTask, answers: Answers) -> Scores:
     examples = answers.examples
     correct = correctness(task.kind, examples, answers.predictions)
     metric = headline_metric(task.kind)
+    tables = task.tables(examples, correct)
+    if task.kind == "position_labelling":
+        tables = tables | {
+            "labels by length": by_length(answers),
+            "labels by place": by_position(answers),
+        }
     return Scores(
         metrics=measure(task.kind, answers),
         rows=len(examples),
@@ -115,5 +172,5 @@ def score(task: ExampleTask, answers: Answers) -> Scores:
         majority=majority(task, examples),
         by_category=table_by(examples, correct, lambda row: row.category or None, metric),
         by_difficulty=table_by(examples, correct, lambda row: row.difficulty, metric),
-        tables=task.tables(examples, correct),
+        tables=tables,
     )

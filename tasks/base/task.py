@@ -12,7 +12,10 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from tasks.base import options
 
-Kind = Literal["sequence_to_sequence", "classification", "language_modelling"]
+Kind = Literal["sequence_to_sequence", "classification", "language_modelling", "position_labelling"]
+
+UNSCORED = "<unscored>"
+"""Stands in a target of labels where a position has none: it counts in no loss and no score."""
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNKNOWN)
@@ -25,7 +28,8 @@ class Example:
     source: tuple[str, ...]
     """Input tokens."""
     target: tuple[str, ...]
-    """Output tokens; for classification the one class label."""
+    """Output tokens; for classification the one class label; for labels of positions one for each
+    source token, ``UNSCORED`` where there is none."""
     category: str = ""
     """Kind of row, for tables per category; empty where a task has none."""
     difficulty: float = 0.0
@@ -88,7 +92,7 @@ class Task(Generic[SplitT]):
     # Properties, since an option may decide them; where none does, a class attribute replaces them.
     @property
     def kind(self) -> Kind:
-        """Whether a model writes a target sequence, names a class, or predicts the next token."""
+        """Whether a model writes a target, names a class or labels of positions, or reads text."""
         return "sequence_to_sequence"
 
     @property

@@ -69,6 +69,7 @@ def make_config(
         "decoder_lm": {},
         "encoder_decoder": {"source_vocabulary_size": SOURCE_VOCABULARY},
         "encoder_classifier": {"num_classes": CLASSES},
+        "encoder_labeller": {"num_classes": CLASSES},
     }[form]
     defaults = {"d_model": D_MODEL, "initialization": "moeut"}
     return ModelConfig(

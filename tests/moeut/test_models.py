@@ -12,7 +12,7 @@ from moeut.models import build
 from moeut.recurrence.halting import AdaptiveComputationTime
 from moeut.recurrence.inputs import Inputs
 
-FORMS = ["decoder_lm", "encoder_decoder", "encoder_classifier"]
+FORMS = ["decoder_lm", "encoder_decoder", "encoder_classifier", "encoder_labeller"]
 
 
 def _batch(seed=0):
@@ -69,7 +69,9 @@ def test_gradients_reach_every_parameter(make_model, form, norm, attention, feed
         **({"pooling": "last"} if form == "encoder_classifier" else {}),
     ).train()
     output = _run(model)
-    assert output.logits.shape[-1] == (4 if form == "encoder_classifier" else 11)
+    assert output.logits.shape[-1] == (
+        4 if form in ("encoder_classifier", "encoder_labeller") else 11
+    )
     _loss(output).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

@@ -19,6 +19,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "decoder_lm": {},
     "encoder_decoder": {"source_vocabulary_size": 13},
     "encoder_classifier": {"num_classes": 5},
+    "encoder_labeller": {"num_classes": 5},
 }
 
 
@@ -49,7 +50,9 @@ def random_config(seed: int) -> ModelConfig:
         "feed_forward": feed_forward,
         "position": draw.choice(positions),
         "norm": draw.choice(["pre", "post", "peri"]),
-        "tie_embeddings": form != "encoder_classifier" and draw.random() < 0.5,
+        "tie_embeddings": not form.startswith("encoder_c")
+        and "labeller" not in form
+        and draw.random() < 0.5,
     }
     if form == "encoder_decoder":
         options["encoder_depth"] = {"repeats": 3}

@@ -27,7 +27,9 @@ def test_every_figure_twice_the_same(make_sweep, tmp_path):
     results = load(make_sweep(a=[0.4, 0.6], b=[0.5, None], result=deepen))
     paths = draw_all(results, tmp_path / "one")
     assert [path.name for path in paths] == [
-        f"{name}.{kind}" for name in ("difficulty", "depth", "learning") for kind in ("png", "pdf")
+        f"{name}.{kind}"
+        for name in ("difficulty", "depth", "difficulty_by_depth", "learning")
+        for kind in ("png", "pdf")
     ]
     again = draw_all(results, tmp_path / "two")
     for first, second in zip(paths, again, strict=True):

@@ -20,7 +20,7 @@ from tasks.base.metrics import (
 from tasks.base.task import EOS, UNKNOWN, Example
 
 GOLD = Example(("x",), ("a", "b", "c"))
-KINDS = ("sequence_to_sequence", "classification", "language_modelling")
+KINDS = ("sequence_to_sequence", "classification", "language_modelling", "position_labelling")
 
 
 def measure_sequences(*answers) -> dict[str, float]:

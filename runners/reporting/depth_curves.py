@@ -1,0 +1,104 @@
+"""The score over difficulty (length, nesting, hops) once for each depth at evaluation.
+
+Models with shared layers can be evaluated at other depths than that of training; whether more
+repeats carry to longer inputs is seen in one curve for each depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from runners.reporting.breakdown import difficulty_name, natural_key, trained_depth
+from runners.reporting.drawing import Panel
+from runners.reporting.results import Setting, SweepResults
+from runners.reporting.run_result import Depth
+from runners.reporting.tables import Table, mean_std
+from tasks.base.metrics import is_lower_better
+
+Curves = Mapping[Depth, dict[str, list[float]]]
+"""Depth → difficulty, as its table names it → every seed's score."""
+
+
+def depth_curves(results: SweepResults, setting: Setting, split: str) -> Curves:
+    """Return the curves of a setting on a split, the shallowest depth first."""
+    metric = results.headline_metric(setting)
+    curves: dict[Depth, dict[str, list[float]]] = {}
+    for run in setting.done:
+        for score in run.scores:
+            if score.split != split or score.depth is None:
+                continue
+            curve = curves.setdefault(score.depth, {})
+            for key, cell in score.by_difficulty.items():
+                if math.isfinite(cell.get(metric, math.nan)):
+                    curve.setdefault(key, []).append(cell[metric])
+    return {depth: curves[depth] for depth in sorted(curves, key=_depth_key)}
+
+
+def _depth_key(depth: Depth) -> tuple[int, ...]:
+    return depth if isinstance(depth, tuple) else (depth, depth)
+
+
+def _depth_name(depth: Depth) -> str:
+    return " + ".join(map(str, depth)) if isinstance(depth, tuple) else str(depth)
+
+
+def _shown(results: SweepResults, setting: Setting, split: str) -> Curves:
+    """Return the curves where there are several depths and several difficulties, or none."""
+    curves = depth_curves(results, setting, split)
+    several = len(curves) > 1 and len({key for curve in curves.values() for key in curve}) > 1
+    return curves if several else {}
+
+
+def depth_curve_tables(results: SweepResults) -> list[Table]:
+    """Return a table of difficulty by depth for each split and setting that has several of both."""
+    tables = []
+    for split in results.splits():
+        for number, setting in enumerate(results.settings):
+            curves = _shown(results, setting, split)
+            if not curves:
+                continue
+            metric, trained = results.headline_metric(setting), trained_depth(setting, split)
+            keys = sorted({key for curve in curves.values() for key in curve}, key=natural_key)
+            names = [_depth_name(depth) + ("*" if depth == trained else "") for depth in curves]
+            rows = [
+                [key, *(mean_std(curve.get(key, []), metric) for curve in curves.values())]
+                for key in keys
+            ]
+            difficulty = difficulty_name(setting) or "difficulty"
+            tables.append(
+                Table(
+                    name=f"{results.name}-{split}-depths-{number}",
+                    title=f"{split}: {setting.label}, by {difficulty} and repeats",
+                    columns=[difficulty, *names],
+                    rows=rows,
+                    notes=["* the depth of training."],
+                )
+            )
+    return tables
+
+
+def depth_curve_panels(results: SweepResults) -> list[Panel]:
+    """Return a panel for each such table, a curve for each depth."""
+    panels = []
+    for split in results.splits():
+        for setting in results.settings:
+            curves = _shown(results, setting, split)
+            if not curves:
+                continue
+            metric = results.headline_metric(setting)
+            panels.append(
+                Panel(
+                    title=f"{split}: {setting.label}",
+                    x=difficulty_name(setting) or "difficulty",
+                    y=metric,
+                    curves={
+                        f"{_depth_name(depth)} repeats": {
+                            float(key): values for key, values in curve.items()
+                        }
+                        for depth, curve in curves.items()
+                    },
+                    accuracy=not is_lower_better(metric),
+                )
+            )
+    return panels

@@ -18,12 +18,8 @@ from runners.scoring.answers import Answerer
 from runners.scoring.text import choose_windows, loss_by_position, score_windows, windows_at_once
 from runners.training.experiment import Built
 from runners.training.objective import AnswerObjective, LanguageObjective, Objective
-<<<<<<< HEAD
 from runners.training.parallel import autocast
-=======
 from runners.training.position_objective import PositionObjective
-from runners.training.precision import autocast
->>>>>>> 77574a7 (Add tasks with a label at every position, and length generalisation as a protocol)
 from tasks.base import scoring
 from tasks.base.metrics import Answers
 from tasks.base.scoring import Scores

@@ -22,11 +22,7 @@ from runners.config.schema import TrainConfig
 from runners.process.ranks import World, rank_seed
 from runners.process.signals import Stopped
 from runners.training import parallel
-<<<<<<< HEAD
-from runners.training.batches import Batch, BatchOrder, Columns, Prefetch
-=======
-from runners.training.batches import Batch, Columns
->>>>>>> 77574a7 (Add tasks with a label at every position, and length generalisation as a protocol)
+from runners.training.batches import Batch, Columns, Prefetch
 from runners.training.depth import depth_of_step
 from runners.training.objective import Objective
 from runners.training.optimization import (

@@ -16,13 +16,8 @@ from tasks.base.metrics import (
     measure,
     scored_labels,
 )
-<<<<<<< HEAD
 from tasks.base.options import exact_text
-from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask
-=======
-from tasks.base.numbers import exact_text
 from tasks.base.task import SPECIAL_TOKENS, UNSCORED, Example, ExampleTask
->>>>>>> 77574a7 (Add tasks with a label at every position, and length generalisation as a protocol)
 
 Table = dict[str, dict[str, float]]
 """Row label → {metric: share right, "rows": count}."""

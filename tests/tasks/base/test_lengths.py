@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import tasks
-from tasks.base.lengths import ENDLESS, STRETCH
+from tasks.base.lengths import ENDLESS
 from tasks.base.options import OptionError
+from tasks.base.positions import STRETCH
 from tasks.base.task import UNSCORED
 
 

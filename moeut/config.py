@@ -92,6 +92,19 @@ class StackConfig:
             return f"needs {prefix}state.injection, by which gradients still reach the embedding"
         return None
 
+    def refuses_row_depth(self, prefix: str = "") -> str | None:
+        """Return why rows cannot have depths of their own; None: they can.
+
+        ``prefix`` is as in ``refuses_truncation``.
+        """
+        if not self.depth.is_shared:
+            return f"no layer is repeated ({prefix}depth.repeats=1)"
+        if not self.depth.has_whole_repeats:
+            return f"{prefix}depth.order=sequence has no repeat of the whole group"
+        if not isinstance(self.halting, NoHalting):
+            return f"{prefix}halting.kind={self.halting.kind} decides how deep a token goes"
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Blueprint(Options):

@@ -19,6 +19,7 @@ from moeut.config import Form, ModelConfig
 from moeut.initialization import initialize
 from moeut.recurrence.cache import StackCache
 from moeut.recurrence.inputs import Inputs, Memory, StackOutput
+from moeut.recurrence.row_depth import RowDepth
 from moeut.recurrence.stack import DepthStack
 from moeut.saving import save
 
@@ -139,6 +140,7 @@ class DecoderLM(Model):
         document_numbers: Tensor | None = None,
         num_repeats: int | None = None,
         backprop_repeats: int | None = None,
+        row_depth: RowDepth | None = None,
         cache: StackCache | None = None,
         row_shares: Tensor | None = None,
         read_repeats: Sequence[int] | None = None,
@@ -155,8 +157,9 @@ class DecoderLM(Model):
         With ``cache``, ``tokens`` continue what it holds; rows may have prompts of different
         length, whose padding is then overwritten; a prefix has to come in one call, the first.
         ``num_repeats``: passes through the group, as configured if left out; gradients flow through
-        the last ``backprop_repeats`` of them, or through all. ``row_shares`` (B,): the share of
-        each row in the auxiliary loss, where the rows are a part of a larger batch.
+        the last ``backprop_repeats`` of them, or through all. ``row_depth``: how many of either
+        each row or token takes part in. ``row_shares`` (B,): the share of each row in the auxiliary
+        loss, where the rows are a part of a larger batch.
         ``read_repeats``: repeats, from 0, whose logits are returned too; -1 is the last.
         """
         mask = masks.check_mask(padding_mask, tokens, "padding_mask")
@@ -173,6 +176,7 @@ class DecoderLM(Model):
                 document_numbers=document_numbers,
                 num_repeats=num_repeats,
                 backprop_repeats=backprop_repeats,
+                row_depth=row_depth,
                 cache=cache,
                 row_shares=row_shares,
                 read_repeats=read_repeats,
@@ -213,6 +217,7 @@ class EncoderDecoder(Model):
         target_mask: Tensor | None = None,
         num_repeats: Repeats = None,
         backprop_repeats: int | None = None,
+        row_depth: RowDepth | None = None,
         read_repeats: Sequence[int] | None = None,
         trace: bool = False,
     ) -> ModelOutput:
@@ -220,14 +225,16 @@ class EncoderDecoder(Model):
 
         Masks are bool, True at real tokens; the target's padding is on the right.
         ``num_repeats``: one number for both stacks, or a pair (encoder, decoder); gradients flow
-        through the last ``backprop_repeats`` of each, or through all. ``read_repeats``: repeats of
-        the decoder, from 0, whose logits are returned too; -1 is the last.
+        through the last ``backprop_repeats`` of each, or through all; a ``row_depth`` of rows holds
+        for both. ``read_repeats``: repeats of the decoder, from 0, whose logits are returned too; -1 is
+        the last.
         """
         encoded = self.encode(
             source,
             source_mask=source_mask,
             num_repeats=num_repeats,
             backprop_repeats=backprop_repeats,
+            row_depth=row_depth,
             trace=trace,
         )
         return self.decode(
@@ -236,6 +243,7 @@ class EncoderDecoder(Model):
             target_mask=target_mask,
             num_repeats=num_repeats,
             backprop_repeats=backprop_repeats,
+            row_depth=row_depth,
             read_repeats=read_repeats,
             trace=trace,
         )
@@ -247,6 +255,7 @@ class EncoderDecoder(Model):
         source_mask: Tensor | None = None,
         num_repeats: Repeats = None,
         backprop_repeats: int | None = None,
+        row_depth: RowDepth | None = None,
         trace: bool = False,
     ) -> Encoded:
         """Read ``source`` (B, S)."""
@@ -257,6 +266,7 @@ class EncoderDecoder(Model):
                 real=mask,
                 num_repeats=_pair(num_repeats)[0],
                 backprop_repeats=backprop_repeats,
+                row_depth=row_depth,
                 trace=trace,
                 activation_checkpointing=self.activation_checkpointing,
             ),
@@ -271,6 +281,7 @@ class EncoderDecoder(Model):
         target_mask: Tensor | None = None,
         num_repeats: Repeats = None,
         backprop_repeats: int | None = None,
+        row_depth: RowDepth | None = None,
         cache: StackCache | None = None,
         read_repeats: Sequence[int] | None = None,
         trace: bool = False,
@@ -289,6 +300,7 @@ class EncoderDecoder(Model):
                 memory=memory.memory,
                 num_repeats=_pair(num_repeats)[1],
                 backprop_repeats=backprop_repeats,
+                row_depth=row_depth,
                 cache=cache,
                 read_repeats=read_repeats,
                 trace=trace,
@@ -314,6 +326,7 @@ class EncoderClassifier(Model):
         source_mask: Tensor | None = None,
         num_repeats: int | None = None,
         backprop_repeats: int | None = None,
+        row_depth: RowDepth | None = None,
         read_repeats: Sequence[int] | None = None,
         trace: bool = False,
     ) -> ModelOutput:
@@ -321,7 +334,8 @@ class EncoderClassifier(Model):
 
         ``source_mask`` (B, S) bool: True at real tokens. ``num_repeats``: passes through the group,
         as configured if left out; gradients flow through the last ``backprop_repeats`` of them, or
-        through all. ``read_repeats``: repeats, from 0, whose logits are returned too.
+        through all. ``row_depth``: how many of either each row or token takes part in.
+        ``read_repeats``: repeats, from 0, whose logits are returned too.
         """
         mask = masks.check_mask(source_mask, source, "source_mask")
         out = self.encoder(
@@ -330,6 +344,7 @@ class EncoderClassifier(Model):
                 real=mask,
                 num_repeats=num_repeats,
                 backprop_repeats=backprop_repeats,
+                row_depth=row_depth,
                 read_repeats=read_repeats,
                 trace=trace,
                 activation_checkpointing=self.activation_checkpointing,

@@ -44,6 +44,13 @@ class Step(NamedTuple):
     key_value_source: Tensor | None = None
     """(B, T, D) state that self-attention takes keys and values from, if not ``x``."""
 
+    by_row: bool = False
+    """Whether rows take part as a whole, so that nobody reads keys and values of who does not."""
+
+    number: Tensor | None = None
+    """(B, T) number of the repeat that each token is in, from 0, where tokens have a depth of their
+    own; None: ``Place.repeat``."""
+
 
 class Verdict(NamedTuple):
     """What a run has come to."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moeut.blocks.routing import RoutingRecord
 from moeut.recurrence.cache import StackCache
+from moeut.recurrence.row_depth import RowDepth
 
 
 class Memory(NamedTuple):
@@ -46,6 +47,9 @@ class Inputs:
 
     backprop_repeats: int | None = None
     """Last repeats that gradients flow through; None: all of them."""
+
+    row_depth: RowDepth | None = None
+    """Repeats that each row or token takes part in; None: all of them."""
 
     cache: StackCache | None = None
     """Made by ``new_cache`` for the same depth: holds earlier tokens and takes up these."""

@@ -96,7 +96,7 @@ class Passing:
         if step.active is not None:
             # Who sits out holds keys and values of an application before; without one, all of them
             # are computed.
-            if place.layer not in self._held:
+            if place.layer not in self._held and not step.by_row:
                 of_source = routed.among(torch.ones_like(step.active), step.x.dtype)
             routed = routed.among(step.active, step.x.dtype)
         context = replace(context, routing=routed, routing_of_source=of_source)

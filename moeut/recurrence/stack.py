@@ -17,6 +17,7 @@ from moeut.recurrence.controller import Controller, Pass, Run, Step
 from moeut.recurrence.inputs import Inputs, StackOutput
 from moeut.recurrence.passing import Passing
 from moeut.recurrence.reading import states_to_read
+from moeut.recurrence.row_depth import RowDepthRun
 from moeut.recurrence.schedule import Place
 
 
@@ -158,7 +159,8 @@ class DepthStack(nn.Module):
         factor = self.options.embedding_factor
         about = Pass(x, positions, inputs.real, repeats, may_end, inputs.row_shares, factor)
         runs = {name: controller.begin(about) for name, controller in self._controllers()}
-        x = self._repeat(x, places[prelude:end], list(runs.values()), passing, without)
+        steering = [*self._row_depth(inputs, x, without), *runs.values()]
+        x = self._repeat(x, places[prelude:end], steering, passing, without)
         decisions: dict[str, Tensor] = {}
         losses = []
         for name, run in reversed(runs.items()):
@@ -226,6 +228,17 @@ class DepthStack(nn.Module):
             if place.is_last and passing.keeps_repeats:
                 passing.repeats.append(x)
         return x
+
+    def _row_depth(self, inputs: Inputs, x: Tensor, without: int) -> list[Run]:
+        """Return the run by which rows of x (B, T, D) wait, if they have depths of their own."""
+        if inputs.row_depth is None:
+            return []
+        reason = self.options.refuses_row_depth()
+        if inputs.cache is not None:
+            reason = "a cache holds one depth"
+        if reason is not None:
+            raise ValueError(f"row_depth: {reason}")
+        return [RowDepthRun(inputs.row_depth, x.shape[:2], without)]
 
     def _leave(self, x: Tensor) -> Tensor:
         """Return what the coda reads of the last state x (B, T, D)."""

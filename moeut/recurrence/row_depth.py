@@ -5,13 +5,14 @@ All rows of a pass share its repeats: a first part without gradient and a last p
 and waits through the others with its state as it is. So a pass whose number of repeats is fixed
 computes any smaller depth, exactly: a static graph for depths that are drawn anew in every step.
 
-=====  ==============================================================================================
-depth  who waits
-=====  ==============================================================================================
-(B,)   a row: it has no part in the repeat, so it costs no expert rows and no share in a balance loss
-(B, T)  a token: what it would be is computed, for others read its keys and values of the state that
-       it waits with, and then thrown away
-=====  ==============================================================================================
+======  =========================================================================================
+depth   who waits
+======  =========================================================================================
+(B,)    a row: it has no part in the repeat, so it costs no expert rows and has no share in a
+        balance loss
+(B, T)  a token: what it would be is computed, since others read its keys and values of the state
+        that it waits with, and then thrown away
+======  =========================================================================================
 
 Both are as in sandyresearch/parcae at dee8363, which computes waiting rows as well.
 """

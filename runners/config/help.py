@@ -7,11 +7,11 @@ import textwrap
 import typing
 from typing import TYPE_CHECKING, Any
 
+from runners.config.repeats import RepeatsConfig
 from runners.config.run_file import FORMS
 from runners.config.schema import (
     EvaluateConfig,
     ModelSection,
-    RepeatsConfig,
     RunConfig,
     SweepConfig,
     TrainConfig,

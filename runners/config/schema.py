@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tasks
-from runners.config.checks import above_zero, at_least, below_one, check_seed, refuse, words
+from runners.config.checks import above_zero, at_least, below_one, check_seed, refuse
+from runners.config.repeats import RepeatsConfig
 from runners.config.yaml_nodes import ConfigError, Node
 from tasks.base.data_files import DataDamaged, DataMissing
 from tasks.base.options import nearest
@@ -44,45 +45,6 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RepeatsConfig:
-    """How often the group of shared layers is applied in a step of training."""
-
-    kind: Literal["fixed", "uniform", "poisson_lognormal"] = "fixed"
-    """fixed: as often as the model is made for; uniform: any number from low to high;
-    poisson_lognormal: 1 + a Poisson number whose rate is log-normal (arXiv 2502.05171)."""
-    low: int | None = None
-    """Fewest repeats of uniform."""
-    high: int | None = None
-    """Most repeats of uniform."""
-    mean: float | None = None
-    """Mean rate of poisson_lognormal: repeats are one more on average."""
-    sigma: float | None = None
-    """Standard deviation of the logarithm of poisson_lognormal's rate; left out: 0.5."""
-
-    takes: ClassVar[dict[str, tuple[str, ...]]] = {
-        "fixed": (),
-        "uniform": ("low", "high"),
-        "poisson_lognormal": ("mean", "sigma"),
-    }
-
-    def __post_init__(self) -> None:
-        if self.kind == "poisson_lognormal" and self.sigma is None:
-            object.__setattr__(self, "sigma", 0.5)
-        taken = self.takes[self.kind]
-        for name in ("low", "high", "mean", "sigma"):
-            given = getattr(self, name) is not None
-            if given and name not in taken:
-                refuse(self, name, f"kind {self.kind} does not take it; it takes {words(taken)}")
-            if not given and name in taken:
-                refuse(self, name, f"missing; kind {self.kind} needs it")
-        at_least(self, 1, "low")
-        at_least(self, 0, "sigma")
-        above_zero(self, "mean")
-        if self.low is not None and self.high is not None and self.high < self.low:
-            refuse(self, "high", f"must be at least low={self.low}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +76,9 @@ class TrainConfig:
     and the seed."""
     backprop_repeats: int | None = None
     """Last repeats that gradients flow through; null: all of them. Needs model.state.injection."""
+    static_depth: bool = False
+    """Run as many repeats in every step as the deepest may have, in which a sequence waits once it
+    is done: the same numbers by one graph, which is compiled once. Needs a bound on repeats."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; null turns clipping off."""
     schedule: Literal["constant", "linear", "cosine", "cosine_paper", "noam"] = "constant"
@@ -154,6 +119,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "tokens_per_batch", "accumulate", "num_threads")
         at_least(self, 1, "backprop_repeats")
+        if self.static_depth and self.repeats.most is None:
+            needed = {"fixed": "number"}.get(self.repeats.kind, "longest")
+            refuse(self, "static_depth", f"needs repeats.{needed}, which bounds the depth")
         at_least(self, 1, "log_interval", "checkpoint_interval")
         at_least(self, 0, "warmup_steps", "weight_decay", "final_learning_rate_ratio")
         above_zero(self, "learning_rate", "epsilon", "clip_norm")

@@ -157,6 +157,16 @@ def _check_depth(config: RunConfig, model_config: ModelConfig) -> None:
                 repeats.kind,
                 f"the {name} shares no layers, so its depth is fixed (model.depth.repeats=1)",
             )
+        if repeats.per != "batch" or config.train.static_depth:
+            option, value = ("repeats.per", repeats.per)
+            if repeats.per == "batch":
+                option, value = "static_depth", True
+            reason = stack.refuses_row_depth("model.")
+            if reason is not None:
+                raise config.error(f"train.{option}", value, f"{name}: {reason}")
+        if repeats.per == "token" and len(model_config.stacks) > 1:
+            said = "an encoder_decoder reads two sequences; expected batch or sequence"
+            raise config.error("train.repeats.per", repeats.per, said)
         reason = None if last is None else stack.refuses_truncation("model.")
         if reason is not None:
             raise config.error("train.backprop_repeats", last, f"{name}: {reason}")

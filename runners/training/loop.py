@@ -65,6 +65,8 @@ class _Share:
     parts: list[tuple[Batch, int]]
     """A batch to accumulate, and how many of its rows count: all of them, or 0 for a stand-in on a
     rank that got no rows, since every rank has to make as many backward passes."""
+    places: list[np.ndarray]
+    """Where in ``rows`` the rows of each part are."""
 
 
 class Loop:
@@ -121,11 +123,12 @@ class Loop:
     def _share(self, step: int) -> _Share:
         """Return what this rank reads in a step, counted from 0; called in a thread."""
         rows = self.order.rows(step)
-        parts = []
-        for piece in self.world.pieces(rows, self.config.accumulate):
-            used = piece if len(piece) else rows[:1]
-            parts.append((self.columns.batch(used, device=self.device), len(piece)))
-        return _Share(rows, parts)
+        parts, places = [], []
+        for piece in self.world.pieces(np.arange(len(rows)), self.config.accumulate):
+            used = piece if len(piece) else np.zeros(1, dtype=np.int64)
+            parts.append((self.columns.batch(rows[used], device=self.device), len(piece)))
+            places.append(used)
+        return _Share(rows, parts, places)
 
     def advance(self) -> dict[str, float]:
         """Do one update and return what a row of the log says about it.
@@ -179,9 +182,17 @@ class Loop:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(2, device=self.device)
-        depth = depth_of_step(config, seed=self.seed, step=self.position.step)
-        call = functools.partial(self._call, **depth)
+        depth = depth_of_step(
+            config,
+            seed=self.seed,
+            step=self.position.step,
+            rows=len(share.rows),
+            length=int(self.columns.shape[share.rows].max()),
+        )
         for index, (part, count) in enumerate(share.parts):
+            call = functools.partial(
+                self._call, **depth.of_part(share.places[index], part, self.device)
+            )
             is_last = index == len(share.parts) - 1
             with parallel.gradients_sent(self._call, is_last):
                 with autocast(self.device, config.precision):

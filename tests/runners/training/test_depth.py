@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from runners.config.repeats import RepeatsConfig
 from runners.config.run_file import from_yaml, read_run, to_yaml
-from runners.config.schema import ConfigError, RepeatsConfig, TrainConfig
-from runners.training.depth import depth_of_step, draw_repeats
+from runners.config.schema import ConfigError, TrainConfig
+from runners.training.batches import Batch
+from runners.training.depth import StepDepth, depth_of_step, draw_of_tokens, draw_repeats
 from runners.training.experiment import build
 
 UNIFORM = RepeatsConfig(kind="uniform", low=2, high=5)
@@ -40,11 +43,68 @@ def test_a_draw_depends_on_seed_and_step_alone():
 
 
 def test_a_fixed_depth_says_nothing_to_the_model():
-    assert depth_of_step(TrainConfig(), seed=0, step=3) == {}
+    assert depth_of_step(TrainConfig(), seed=0, step=3) == StepDepth()
     config = TrainConfig(repeats=RepeatsConfig(kind="uniform", low=3, high=3), backprop_repeats=2)
-    assert depth_of_step(config, seed=0, step=3) == {"num_repeats": 3, "backprop_repeats": 2}
+    called = StepDepth({"num_repeats": 3, "backprop_repeats": 2})
+    assert depth_of_step(config, seed=0, step=3) == called
 
 
+def test_a_draw_does_not_depend_on_how_many_are_drawn_with_it():
+    for kind in ("poisson", "poisson_lognormal"):
+        config = RepeatsConfig(kind=kind, mean=5.0, per="token")
+        short, long = (
+            draw_of_tokens(config, seed=1, step=2, row=3, length=length) for length in (4, 9)
+        )
+        assert short.tolist() == long[:4].tolist()
+        assert len(set(long.tolist())) > 2
+
+
+def test_poisson_is_a_poisson_number_and_at_least_1():
+    found = draws(RepeatsConfig(kind="poisson", mean=2.0))
+    assert found.min() == 1
+    zero = math.exp(-2.0)
+    assert found.mean() == pytest.approx(2.0 + zero, abs=0.03)
+    assert draws(RepeatsConfig(kind="poisson", mean=9.0, longest=7), 200).max() == 7
+
+
+def test_depth_grows_to_what_is_given():
+    config = RepeatsConfig(kind="fixed", number=8, grow_steps=16)
+    assert [draw_repeats(config, seed=0, step=step) for step in (0, 1, 2, 7, 15, 99)] == [
+        *(1, 1, 2, 4, 8, 8)
+    ]
+    slow = RepeatsConfig(kind="uniform", low=1, high=9, grow_steps=100, growth="root")
+    assert slow.grown(18) == pytest.approx(0.1, abs=1e-12)  # 1 - sqrt(1 - 19 / 100)
+    assert max(draw_repeats(slow, seed=0, step=step) for step in range(19)) == 1
+    assert max(draw_repeats(slow, seed=0, step=step) for step in range(200)) == 9
+
+
+def test_rows_differ_and_a_static_depth_is_the_longest():
+    rows = RepeatsConfig(kind="poisson", mean=4.0, longest=9, per="sequence")
+    drawn = depth_of_step(TrainConfig(repeats=rows, backprop_repeats=3), seed=0, step=5, rows=40)
+    assert drawn.rows is not None
+    assert drawn.call == {"num_repeats": drawn.rows.max(), "backprop_repeats": 3}
+    config = TrainConfig(repeats=rows, backprop_repeats=3, static_depth=True)
+    static = depth_of_step(config, seed=0, step=5, rows=40)
+    assert static.call == {"num_repeats": 9, "backprop_repeats": 3}
+    assert static.rows is not None
+    assert static.rows.tolist() == drawn.rows.tolist()
+    for batch in (UNIFORM, RepeatsConfig(kind="poisson_lognormal", mean=6.0, longest=9)):
+        config = TrainConfig(repeats=batch, static_depth=True)
+        static = depth_of_step(config, seed=1, step=5, rows=3)
+        assert static.rows is not None
+        assert static.rows.tolist() == [draw_repeats(batch, seed=1, step=5)] * 3
+
+
+def test_a_part_of_a_batch_gets_the_depths_of_its_rows():
+    depth = StepDepth({"num_repeats": 7, "backprop_repeats": 3}, np.array([5, 1, 7, 3]))
+    part = Batch({"tokens": torch.zeros(2, 4)}, np.array([0, 0]), 0, 0)
+    found = depth.of_part(np.array([2, 1]), part, torch.device("cpu"))
+    rows = found.pop("row_depth")
+    assert (rows.first.tolist(), rows.last.tolist()) == ([4, 0], [3, 1])
+    assert found == {"num_repeats": 7, "backprop_repeats": 3}
+
+
+SEQUENCES = ["train.repeats={kind: poisson, mean: 3, per: sequence}"]
 RECURRENT = ("model.depth.repeats=3", "model.depth.group=1", "model.state.injection=linear")
 
 
@@ -54,7 +114,7 @@ RECURRENT = ("model.depth.repeats=3", "model.depth.group=1", "model.state.inject
         (["train.repeats.kind=uniform"], "train.repeats.low=null: missing; kind uniform needs it"),
         (
             ["train.repeats={kind: fixed, mean: 3}"],
-            "train.repeats.mean=3.0.*: kind fixed does not take it; it takes no options",
+            "train.repeats.mean=3.0.*: kind fixed does not take it; it takes number",
         ),
         (
             ["train.repeats={kind: uniform, low: 4, high: 3}"],
@@ -62,6 +122,15 @@ RECURRENT = ("model.depth.repeats=3", "model.depth.group=1", "model.state.inject
         ),
         (["train.repeats.kind=unifrom"], "did you mean 'uniform'"),
         (["train.backprop_repeats=0"], "train.backprop_repeats=0.*: must be at least 1"),
+        (
+            ["train.repeats={kind: poisson, mean: 3}", "train.static_depth=true"],
+            "train.static_depth=true.*: needs repeats.longest, which bounds the depth",
+        ),
+        (["train.repeats.per=token"], "train.repeats.per='token'.*: has no effect with kind fixed"),
+        (
+            ["train.repeats={kind: poisson_lognormal, mean: 3, draws: published, per: sequence}"],
+            "draws='published'.*: no published code draws kind poisson_lognormal for each sequence",
+        ),
     ],
 )
 def test_options_are_checked(overrides, message, tmp_path, run_text):
@@ -85,6 +154,14 @@ def test_options_are_checked(overrides, message, tmp_path, run_text):
         (
             ["train.backprop_repeats=1", "model.state.injection=add"],
             r"=1: encoder: no layer is repeated \(model.depth.repeats=1\)$",
+        ),
+        (
+            [*SEQUENCES, "model.depth.repeats=3", "model.halting=act"],
+            "train.repeats.per='sequence'.*: encoder: model.halting.kind=act decides",
+        ),
+        (
+            ["train.repeats={kind: poisson, mean: 3, per: token}", "model.depth.repeats=3"],
+            "train.repeats.per='token'.*: an encoder_decoder reads two sequences",
         ),
     ],
 )

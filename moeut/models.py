@@ -226,8 +226,8 @@ class EncoderDecoder(Model):
         Masks are bool, True at real tokens; the target's padding is on the right.
         ``num_repeats``: one number for both stacks, or a pair (encoder, decoder); gradients flow
         through the last ``backprop_repeats`` of each, or through all; a ``row_depth`` of rows holds
-        for both. ``read_repeats``: repeats of the decoder, from 0, whose logits are returned too; -1 is
-        the last.
+        for both. ``read_repeats``: repeats of the decoder, from 0, whose logits are returned too;
+        -1 is the last.
         """
         encoded = self.encode(
             source,

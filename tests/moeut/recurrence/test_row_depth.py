@@ -59,7 +59,7 @@ def test_a_token_that_waits_is_read_in_the_state_it_waits_with(make_recurrent, b
     generator = torch.Generator().manual_seed(2)
     first = torch.randint(0, 3, tokens.shape, generator=generator)
     last = torch.randint(0, 3, tokens.shape, generator=generator)
-    output = model(tokens, **LONGEST, row_depth=RowDepth(first, last))
+    output = model(tokens, **LONGEST, row_depth=RowDepth(first, last), trace=True)
     states, stack = output.repeats["decoder"], model.decoder
     x = model.embedding(tokens)
     for repeat in range(4):
@@ -73,7 +73,7 @@ def test_a_token_that_waits_is_read_in_the_state_it_waits_with(make_recurrent, b
 
 def stack_once(stack, x, embedded):
     """Return the state after one repeat from x; the input enters as ``embedded``."""
-    return stack(embedded, Inputs(num_repeats=1, initial_state=x)).repeats[0]
+    return stack(embedded, Inputs(num_repeats=1, initial_state=x, trace=True)).repeats[0]
 
 
 def test_which_repeat_a_row_is_in():

@@ -15,9 +15,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from moeut.blocks.attention import ATTENTION, AttentionOptions
 from moeut.blocks.feed_forward import FEED_FORWARD, FeedForwardOptions
 from moeut.blocks.norms import NormKind, NormOptions, NormPlacement
+from moeut.blocks.own import Own
 from moeut.blocks.positions import POSITION, PositionOptions, Rotary
 from moeut.blocks.updates import UPDATE, Residual, UpdateOptions
 from moeut.options import (
@@ -63,6 +66,7 @@ class StackConfig:
     norm_epsilon: float
     embedding_scale: EmbeddingScale
     update: UpdateOptions
+    own: Own
     dropout: float
     causal: bool
     """Whether tokens look at earlier tokens only."""
@@ -151,6 +155,8 @@ class Blueprint(Options):
     """What every norm adds to the variance."""
     update: UpdateOptions = one_of(UPDATE, Residual)
     """How the output of a sublayer becomes the next state."""
+    own: Own = dataclasses.field(default_factory=Own)
+    """What each repeat has of its own; the rest is shared by all of them."""
     dropout: float = 0.0
     """Dropout on the embedded input and the sublayers' outputs."""
     pooling: Literal["first", "last"] = "first"
@@ -185,6 +191,7 @@ class Blueprint(Options):
             raise error.under("position") from None
         self._check_recurrence()
         feed_forward = self.feed_forward.within(dropout=self.dropout)
+        self._check_own(attention, feed_forward)
         update = self.update.within(dropout=self.dropout)
         final_norm: bool | None = self.final_norm
         is_normed = self.norm == "post" or self.repeat_norm
@@ -210,6 +217,9 @@ class Blueprint(Options):
             depth = getattr(self, name)
             if depth is None:
                 continue
+            if not self.own.is_nothing:
+                said = "own needs at least 2, or there is nothing that repeats could share"
+                require(depth.is_shared, f"{name}.repeats", depth.repeats, said)
             if not decided["halting"]:
                 said = "halting needs at least 2, so that a token can go on"
                 require(depth.is_shared, f"{name}.repeats", depth.repeats, said)
@@ -218,6 +228,26 @@ class Blueprint(Options):
             for option, is_off in decided.items():
                 said = f"{option} decides at each pass through the group, so it needs cycle"
                 require(is_off, f"{name}.order", depth.order, said)
+
+    def _check_own(self, attention: AttentionOptions, feed_forward: FeedForwardOptions) -> None:
+        """Refuse what no block of these kinds can have for each repeat."""
+        own, adapters = self.own, self.own.adapters
+        if own.is_nothing:
+            return
+        said = f"has no effect with update.kind={self.update.kind!r}, which has no parameters"
+        require(not own.update or not isinstance(self.update, Residual), "own.update", True, said)
+        with torch.device("meta"):
+            heads = attention.build(self.d_model, self.position)
+            mapping = feed_forward.build(self.d_model)
+        kinds = f"attention.kind={attention.kind!r} and feed_forward.kind={feed_forward.kind!r}"
+        said = f"has no effect with {kinds}, which have no router and no gate"
+        require(not own.routers or heads.decides or mapping.decides, "own.routers", True, said)
+        for name in adapters.of_attention() if adapters.rank else ():
+            said = f"attention.kind={attention.kind!r} has experts there, which take no adapter"
+            require(name in heads.projections, f"own.adapters.{name}", True, said)
+        said = f"feed_forward.kind={feed_forward.kind!r} has no dense layer to adapt"
+        wanted = bool(adapters.rank) and adapters.feed_forward
+        require(not wanted or bool(mapping.projections), "own.adapters.feed_forward", True, said)
 
     def _fill_in(self, **values: Any) -> None:
         """Set options of this object, which is still under construction."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from moeut.blocks.own import expanded
 from moeut.blocks.roles import HasRoles, Role
 from moeut.config import Initialization, ModelConfig
 from moeut.recurrence.stack import DepthStack
@@ -87,7 +88,7 @@ def _roles(
     if isinstance(module, DepthStack):
         depth = module.options.depth.num_applications
     if isinstance(module, HasRoles):
-        for name, role in module.roles().items():
+        for name, role in expanded(module.roles(), module).items():
             yield prefix + name, (role, depth)
     for name, child in module.named_children():
         yield from _roles(child, f"{prefix}{name}.", depth)

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from moeut.blocks.layer import Layer
 from moeut.config import ModelConfig, StackConfig
 from moeut.models import FORMS
 from moeut.options import OptionError
@@ -79,7 +80,8 @@ def _stack_macs(stack: StackConfig, length: int) -> int:
     macs += stack.feed_forward.macs(stack.d_model) + stack.update.macs(stack.d_model)
     decided = stack.state.macs(stack.d_model) + stack.halting.macs(stack.d_model)
     once = stack.state.output_macs(stack.d_model)
-    return length * (macs * stack.depth.num_applications + decided * stack.depth.repeats + once)
+    repeated = decided + stack.depth.group * sum(_adapter_macs(stack, across=False).values())
+    return length * (macs * stack.depth.num_applications + repeated * stack.depth.repeats + once)
 
 
 def _memory_macs(stack: StackConfig, source_length: int, target_length: int) -> int:
@@ -91,6 +93,41 @@ def _memory_macs(stack: StackConfig, source_length: int, target_length: int) -> 
         return 0
     attention = stack.attention.across()
     source_side, query_side = attention.projection_macs(stack.d_model)
-    once = source_length * source_side * stack.depth.num_distinct
+    # Where repeats have keys and values of their own, the source is projected for each of them.
+    layer = _layer(stack)
+    depth = stack.depth
+    of_group = depth.group * (1 + layer.memory_index(depth.repeats))
+    once = source_length * source_side * (depth.prelude + of_group + depth.coda)
     query = target_length * (query_side + 2 * attention.width * source_length)
-    return once + query * stack.depth.num_applications
+    adapters = _adapter_macs(stack, across=True)
+    of_source = source_length * (adapters.pop("key", 0) + adapters.pop("value", 0))
+    adapted = of_source + target_length * sum(adapters.values())
+    return once + query * depth.num_applications + adapted * depth.group * depth.repeats
+
+
+def _layer(stack: StackConfig) -> Layer:
+    """Return a layer of the group; it takes no memory."""
+    with torch.device("meta"):
+        return Layer(
+            stack,
+            stack.d_model,
+            cross_attention=stack.cross_attention,
+            repeats=stack.depth.repeats,
+        )
+
+
+def _adapter_macs(stack: StackConfig, *, across: bool) -> dict[str, int]:
+    """Return the work of each adapter of one application for one token, by what it changes.
+
+    ``across``: of cross-attention; else of all others. It is as many as it has parameters.
+    """
+    if not stack.own.adapters.rank:
+        return {}
+    macs = {}
+    layer = _layer(stack)
+    blocks = [layer.cross_attention] if across else [layer.attention, layer.feed_forward]
+    for block in blocks:
+        adapters = {} if block is None or block.adapters is None else dict(block.adapters.items())
+        for name, adapter in adapters.items():
+            macs[name] = sum(p.numel() for p in adapter.parameters()) // stack.depth.repeats
+    return macs

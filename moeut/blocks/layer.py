@@ -7,20 +7,23 @@ feed-forward without a router has no norm with ``peri``, unless the layer's upda
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeut.blocks.attention import (
+    Attention,
     AttentionContext,
     AttentionOutput,
     KeyValueStore,
     Participation,
     Source,
 )
-from moeut.blocks.norms import views
+from moeut.blocks.norms import Norm, views
+from moeut.blocks.own import Encoding, PerRepeat, copies, index_of, of_repeat, per_repeat
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
+from moeut.blocks.updates import Update
 from moeut.config import StackConfig
 
 
@@ -40,28 +43,72 @@ class LayerOutput(NamedTuple):
 class Layer(nn.Module):
     """A layer of a stack, applied once or many times."""
 
-    def __init__(self, config: StackConfig, d_model: int, *, cross_attention: bool = False) -> None:
+    def __init__(
+        self,
+        config: StackConfig,
+        d_model: int,
+        *,
+        cross_attention: bool = False,
+        repeats: int = 0,
+        ends_recursion: bool = False,
+    ) -> None:
+        """Build a layer of a stack; one that is repeated has, for ``repeats``, parts of its own.
+
+        ``ends_recursion``: whether a recursion ends with it, which may have a factor.
+        """
         super().__init__()
+        own = config.own
         self.norm = config.norm
         self.dropout = config.dropout
-        self.attention = config.attention.build(d_model, config.position)
-        norms = config.norms
+
+        def norm(is_there: bool = True) -> Any:
+            if not is_there:
+                return None
+            return per_repeat(lambda: config.norms.build(d_model), repeats * own.norms)
+
         has_second = config.norm in ("sandwich", "branch")
-        self.attention_norm = norms.build(d_model)
-        self.attention_second_norm = norms.build(d_model) if has_second else None
+        self.attention = self._attention(config, d_model, repeats)
+        self.attention_norm = norm()
+        self.attention_second_norm = norm(has_second)
         self.cross_attention = self.cross_attention_norm = self.cross_attention_second_norm = None
         if cross_attention:
-            self.cross_attention = config.attention.across().build(d_model)
-            self.cross_attention_norm = norms.build(d_model)
-            self.cross_attention_second_norm = norms.build(d_model) if has_second else None
+            self.cross_attention = self._attention(config, d_model, repeats, across=True)
+            self.cross_attention_norm = norm()
+            self.cross_attention_second_norm = norm(has_second)
         self.feed_forward = config.feed_forward.build(d_model)
-        self.feed_forward_norm = self.feed_forward_second_norm = None
+        if repeats and own.routers:
+            self.feed_forward.separate_routers(repeats)
+        if repeats and own.adapters.rank and own.adapters.feed_forward:
+            self.feed_forward.adapt(own.adapters, self.feed_forward.projections, repeats)
         has_router = config.feed_forward.has_router()
-        if config.update.needs_norm(config.norm, has_router=has_router):
-            self.feed_forward_norm = norms.build(d_model)
-        if config.update.needs_second_norm(config.norm):
-            self.feed_forward_second_norm = norms.build(d_model)
-        self.update = config.update.build(d_model, norms)
+        self.feed_forward_norm = norm(config.update.needs_norm(config.norm, has_router=has_router))
+        self.feed_forward_second_norm = norm(config.update.needs_second_norm(config.norm))
+        count = repeats * own.update
+        self.update = per_repeat(lambda: config.update.build(d_model, config.norms), count)
+        self.encoding = Encoding(d_model, repeats) if own.encoding and ends_recursion else None
+
+    @staticmethod
+    def _attention(config: StackConfig, d_model: int, repeats: int, *, across: bool = False) -> Any:
+        """Return an attention, or one for each repeat, whose experts are those of the first."""
+        options, own = config.attention, config.own
+
+        def build() -> Attention[Any]:
+            if across:
+                return options.across().build(d_model)
+            return options.build(d_model, config.position)
+
+        attention = per_repeat(build, repeats * own.attention)
+        first = next(copies(attention))
+        for one in copies(attention):
+            if one is not first:
+                one.borrow_experts(first)
+        if not repeats or own.attention:
+            return attention
+        if own.routers:
+            attention.separate_routers(repeats)
+        if own.adapters.rank and own.adapters.of_attention():
+            attention.adapt(own.adapters, own.adapters.of_attention(), repeats)
+        return attention
 
     def forward(
         self,
@@ -82,14 +129,16 @@ class Layer(nn.Module):
         is updated in place, at ``application``. ``participation`` says which tokens take part;
         what becomes of the state of the others is the stack's to decide.
         """
-        start = x
-        routed, plain = views(x, self.attention_norm, self.norm)
+        start, repeat = x, context.routing.repeat
+        attention, update = of_repeat(self.attention, repeat), of_repeat(self.update, repeat)
+        norms = self._norms("attention", repeat)
+        routed, plain = views(x, norms[0], self.norm)
         source = None
         if key_value_source is not None:
-            both = views(key_value_source, self.attention_norm, self.norm)
+            both = views(key_value_source, norms[0], self.norm)
             routing = context.routing_of_source or context.routing
-            source = self.attention.project_source(*both, routing)
-        attended = self.attention(
+            source = attention.project_source(*both, routing)
+        attended = attention(
             routed,
             plain,
             context,
@@ -99,30 +148,30 @@ class Layer(nn.Module):
             participation=participation,
         )
         kept = attended.kept
-        norms = self.attention_norm, self.attention_second_norm
-        x = self._between(x, attended.output, *norms)
+        x = self._between(update, x, attended.output, *norms)
         routers: dict[str, RouterRecord] = {}
         weights: dict[str, Tensor] = {}
         _note(attended, "attention", routers, weights)
 
         if memory is not None:
-            assert self.cross_attention is not None
-            assert self.cross_attention_norm is not None
             assert cross_context is not None
-            routed, plain = views(x, self.cross_attention_norm, self.norm)
-            attended = self.cross_attention(routed, plain, cross_context, source=memory)
-            norms = self.cross_attention_norm, self.cross_attention_second_norm
-            x = self._between(x, attended.output, *norms)
+            cross_attention = of_repeat(self.cross_attention, repeat)
+            assert cross_attention is not None
+            norms = self._norms("cross_attention", repeat)
+            routed, plain = views(x, norms[0], self.norm)
+            attended = cross_attention(routed, plain, cross_context, source=memory)
+            x = self._between(update, x, attended.output, *norms)
             _note(attended, "cross_attention", routers, weights)
 
-        routed, plain = views(x, self.feed_forward_norm, self.norm)
+        norm, second = self._norms("feed_forward", repeat)
+        routed, plain = views(x, norm, self.norm)
         mapped, record = self.feed_forward(routed, plain, context.routing)
-        second = self.feed_forward_second_norm
         change = self._of_branch(mapped, second)
-        if self.update.drops_last:
+        if update.drops_last:
             change = self._drop(change)
-        behind = self._behind(self.feed_forward_norm, second)
-        x = self.update.last(start, x, change, behind, routed)
+        x = update.last(start, x, change, self._behind(norm, second), routed)
+        if self.encoding is not None:
+            x = self.encoding(x, repeat)
         if record is not None:
             routers["feed_forward"] = record
         return LayerOutput(x, RoutingRecord(routers, weights), kept)
@@ -134,25 +183,53 @@ class Layer(nn.Module):
         """
         of_queries: tuple[nn.Parameter, ...] = ()
         if self.cross_attention is not None:
-            of_queries = self.cross_attention.expert_weights(source=False)
-        own = self.attention.expert_weights()
+            of_queries = next(copies(self.cross_attention)).expert_weights(source=False)
+        own = next(copies(self.attention)).expert_weights()
         return (*own, *of_queries, *self.feed_forward.expert_weights())
 
     def project_memory(self, states: Tensor, routing: RoutingContext) -> Source:
         """Return keys and values of an encoder's output ``states`` (B, S, D).
 
-        No repeat of this layer changes them.
+        All repeats of this layer that have one ``memory_index`` read the same.
         """
-        assert self.cross_attention is not None
-        assert self.cross_attention_norm is not None
-        routed = self.cross_attention_norm(states) if self.norm == "peri" else states
-        return self.cross_attention.project_source(routed, states, routing)
+        attention = of_repeat(self.cross_attention, routing.repeat)
+        norm, _ = self._norms("cross_attention", routing.repeat)
+        assert attention is not None
+        assert norm is not None
+        routed = norm(states) if self.norm == "peri" else states
+        return attention.project_source(routed, states, routing)
+
+    def memory_index(self, repeat: int | None) -> int:
+        """Return which projection of an encoder's output a repeat reads; 0 where all read one."""
+        parts = [self.cross_attention]
+        if self.norm == "peri":
+            parts.append(self.cross_attention_norm)
+        if isinstance(self.cross_attention, Attention):
+            parts += self.cross_attention.source_parts()
+        return max(index_of(part, repeat) for part in parts)
+
+    def router_index(self, router: str, repeat: int | None) -> int:
+        """Return which of its copies the router of that name is in a repeat; 0 if it is shared."""
+        block = getattr(self, router.partition(".")[0])
+        if isinstance(block, PerRepeat):
+            return index_of(block, repeat)
+        return block.router_index(repeat)
+
+    def _norms(self, block: str, repeat: int | None) -> tuple[Norm | None, Norm | None]:
+        """Return the norm before a sublayer and the second one, where it has them."""
+        first, second = getattr(self, f"{block}_norm"), getattr(self, f"{block}_second_norm")
+        return of_repeat(first, repeat), of_repeat(second, repeat)
 
     def _between(
-        self, x: Tensor, change: Tensor, norm: nn.Module, second: nn.Module | None
+        self,
+        update: Update,
+        x: Tensor,
+        change: Tensor,
+        norm: nn.Module | None,
+        second: nn.Module | None,
     ) -> Tensor:
         change = self._drop(self._of_branch(change, second))
-        return self.update.between(x, change, self._behind(norm, second))
+        return update.between(x, change, self._behind(norm, second))
 
     def _of_branch(self, change: Tensor, second: nn.Module | None) -> Tensor:
         """Return the output of a sublayer, normed where a norm acts on it alone."""

@@ -38,14 +38,15 @@ def whole_sequence(num_tokens: int, device: torch.device) -> Window:
 class StackCache:
     """Keys and values of a stack, for a fixed depth.
 
-    Self-attention is stored for each application, cross-attention once for each distinct layer.
+    Self-attention is stored for each application, cross-attention once for each distinct
+    layer, or repeat if repeats have their own.
     Use one cache for one batch of sequences, and hand it to every forward pass over their next
     tokens. Gradients do not flow into what is stored.
     """
 
     def __init__(self, *, num_repeats: int, num_applications: int, group_size: int) -> None:
         self.num_repeats = num_repeats
-        self.sources: list[Source | None] = [None] * group_size
+        self.sources: list[list[Source]] = [[] for _ in range(group_size)]
         self._keys: list[Tensor | None] = [None] * num_applications
         self._values: list[Tensor | None] = [None] * num_applications
         self._lengths: int | Tensor = 0  # a number as long as all rows agree
@@ -106,9 +107,7 @@ class StackCache:
         )
         chosen._keys = [_select(tensor, rows) for tensor in self._keys]
         chosen._values = [_select(tensor, rows) for tensor in self._values]
-        chosen.sources = [
-            None if source is None else source.select(rows) for source in self.sources
-        ]
+        chosen.sources = [[one.select(rows) for one in of_layer] for of_layer in self.sources]
         chosen._lengths, chosen._longest = self._lengths, self._longest
         if not isinstance(self._lengths, int):
             chosen._lengths = self._lengths[rows]

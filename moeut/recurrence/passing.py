@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -36,7 +36,7 @@ class Passing:
         window: Window,
         *,
         causal: bool,
-        num_applications: int,
+        places: Sequence[Place],
         balance_weights: Mapping[str, float],
         training: bool,
     ) -> None:
@@ -44,8 +44,9 @@ class Passing:
         self.causal, self.training = causal, training
         self._layers = [cast(Layer, layer) for layer in layers]
         self._balance_weights = balance_weights
-        self.is_repeated = num_applications > len(self._layers)
-        self.records: list[tuple[int, RoutingRecord]] = []
+        self._places = places
+        self.is_repeated = len(places) > len(self._layers)
+        self.records: list[tuple[Place, RoutingRecord]] = []
         self.hidden = [x]
         self.repeats: list[Tensor] = []
         self.keeps_repeats = options.depth.has_whole_repeats and (
@@ -109,7 +110,7 @@ class Passing:
             context=context,
             key_value_source=step.key_value_source,
             cross_context=cross_context,
-            memory=self.sources[place.layer],
+            memory=self._memory(place),
             cache=self.inputs.cache,
             application=place.application,
             participation=participation,
@@ -123,19 +124,20 @@ class Passing:
         if output.kept is not None:
             self._held[place.layer] = output.kept
         if record:
-            self.records.append((place.layer, output.record))
+            self.records.append((place, output.record))
         return output.x
 
     def balance_losses(self) -> list[Tensor]:
-        """Return the balance loss of each router, summed over the distinct layers."""
+        """Return the balance loss of each router, summed over the distinct ones of that name."""
         context = self.context.routing
         losses = []
         for name, weight in self._balance_weights.items() if context.balance else ():
-            modules: dict[int, list[RouterRecord]] = {}
-            for index, record in self.records:
+            modules: dict[tuple[int, int], list[RouterRecord]] = {}
+            for place, record in self.records:
                 router = record.routers.get(name)
                 if router is not None and router.probability is not None:
-                    modules.setdefault(index, []).append(router)
+                    which = self._layers[place.layer].router_index(name, place.repeat)
+                    modules.setdefault((place.layer, which), []).append(router)
             owner = self.source_routing if name == "cross_attention.value" else context
             shares = self.inputs.row_shares
             loss = routing.balance_loss(modules.values(), owner, weight, shares)
@@ -189,22 +191,32 @@ class Passing:
         weights = (layer.expert_weights() for layer in self._layers)
         return SharedWeights.for_pass(itertools.chain.from_iterable(weights), x)
 
+    def _memory(self, place: Place) -> Source | None:
+        """Return the keys and values of an encoder's output that an application reads."""
+        sources = self.sources[place.layer]
+        if not sources:
+            return None
+        return sources[self._layers[place.layer].memory_index(place.repeat)]
+
     def _read_memory(
         self, x: Tensor
-    ) -> tuple[AttentionContext | None, list[Source | None], RoutingContext]:
-        """Project the encoder's output, once per distinct layer."""
+    ) -> tuple[AttentionContext | None, list[list[Source]], RoutingContext]:
+        """Project the encoder's output, once per distinct layer and what repeats have their own."""
         memory, cache, context = self.inputs.memory, self.inputs.cache, self.context.routing
+        nothing: list[list[Source]] = [[] for _ in self._layers]
         if memory is None:
-            return None, [None] * len(self._layers), context
+            return None, nothing, context
         allowed = None if memory.real is None else masks.real_keys(memory.real)
         cross_context = AttentionContext(masks.additive(allowed, x), routing=context)
         routing_of_source = RoutingContext.create(
             memory.real, balance=context.balance, trace=context.trace, dtype=x.dtype
         )
-        sources: list[Source | None] = [None] * len(self._layers)
-        if cache is not None:
-            sources = cache.sources
-        if sources[0] is None:
-            for index, layer in enumerate(self._layers):
-                sources[index] = layer.project_memory(memory.states, routing_of_source)
+        sources = nothing if cache is None else cache.sources
+        if sources[0]:
+            return cross_context, sources, routing_of_source
+        for place in self._places:
+            layer, known = self._layers[place.layer], sources[place.layer]
+            if layer.memory_index(place.repeat) == len(known):
+                routed = replace(routing_of_source, place=place)
+                known.append(layer.project_memory(memory.states, routed))
         return cross_context, sources, routing_of_source

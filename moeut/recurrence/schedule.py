@@ -83,6 +83,15 @@ class Depth(Options):
         """Whether a repeat is a pass through the whole group, one after the other."""
         return self.order == "cycle"
 
+    def is_in_group(self, layer: int) -> bool:
+        """Return whether the layer of that index is one of those that are repeated."""
+        return self.prelude <= layer < self.prelude + self.group
+
+    def ends_recursion(self, layer: int) -> bool:
+        """Return whether a recursion ends with the layer: the group's last, or each in AABB."""
+        is_last = layer == self.prelude + self.group - 1
+        return self.is_in_group(layer) and (is_last or not self.has_whole_repeats)
+
     def schedule(self, num_repeats: int | None = None) -> list[int]:
         """Return the index of the layer of each application, for the configured repeats or others.
 

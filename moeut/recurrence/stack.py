@@ -38,8 +38,14 @@ class DepthStack(nn.Module):
         self.causal = causal
         self.position = options.position.build_absolute(d_model)
         self.layers = nn.ModuleList(
-            Layer(options, d_model, cross_attention=cross_attention)
-            for _ in range(options.depth.num_distinct)
+            Layer(
+                options,
+                d_model,
+                cross_attention=cross_attention,
+                repeats=options.depth.repeats if options.depth.is_in_group(layer) else 0,
+                ends_recursion=options.depth.ends_recursion(layer),
+            )
+            for layer in range(options.depth.num_distinct)
         )
         self.final_norm = None
         if options.final_norm:
@@ -144,7 +150,7 @@ class DepthStack(nn.Module):
             inputs,
             window,
             causal=self.causal,
-            num_applications=len(places),
+            places=places,
             balance_weights=self._balance_weights,
             training=self.training,
         )

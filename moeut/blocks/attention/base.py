@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeut.blocks.own import Relaxable
 from moeut.blocks.positions import (
     Distances,
     NoPosition,
@@ -233,7 +234,7 @@ Decision = TypeVar("Decision")
 """What a kind decides of a token before it projects: gates, or experts and gates."""
 
 
-class Attention(nn.Module, Generic[Decision]):
+class Attention(Relaxable, Generic[Decision]):
     """What all kinds share: queries, keys, positions, softmax and cache.
 
     A kind adds ``value`` and ``output`` projections and the decisions that they need, which
@@ -304,13 +305,24 @@ class Attention(nn.Module, Generic[Decision]):
         """
         return ()
 
+    def borrow_experts(self, owner: Attention[Any]) -> None:
+        """Use the experts of another attention of the same kind, where the kind has any."""
+
+    def source_parts(self) -> list[nn.Module | nn.Parameter | None]:
+        """Return what repeats may have their own of among what makes keys and values."""
+        adapters = dict(self.adapters.items()) if self.adapters is not None else {}
+        of_source = [adapters[name].down for name in ("key", "value") if name in adapters]
+        routers = [name for name in self.routers if name.startswith("value")]
+        return [*of_source, *(getattr(self, name) for name in routers)]
+
     def project_source(self, routed: Tensor, plain: Tensor, context: RoutingContext) -> Source:
         """Project tokens (B, K, D), both views, that queries from elsewhere will attend to.
 
         Positions are not applied yet: the pass that attends knows them.
         """
         decision, record = self.decide_values(routed, context)
-        key = self._split_heads(self.key(routed), self.num_key_heads)
+        key = self.project("key", routed, context.repeat)
+        key = self._split_heads(key, self.num_key_heads)
         return Source(key, self.values(plain, decision, context), record)
 
     def forward(
@@ -334,10 +346,7 @@ class Attention(nn.Module, Generic[Decision]):
         if source is None:
             # One product for queries and keys: (B, T, (H+G)·d) -> (B, H+G, T, d), queries first.
             heads = [self.num_heads, self.num_key_heads]
-            weight, bias = torch.cat((self.query.weight, self.key.weight)), None
-            if self.query.bias is not None:
-                bias = torch.cat((self.query.bias, self.key.bias))
-            both = self._split_heads(F.linear(routed, weight, bias), sum(heads))
+            both = self._split_heads(self._query_and_key(routed, context), sum(heads))
             query, key = self._place(both, context).split(heads, dim=1)
             if context.routing_of_source is None:
                 value_decision, value_record, output_decision, output_record = self.decide(
@@ -348,7 +357,8 @@ class Attention(nn.Module, Generic[Decision]):
                 output_decision, output_record = self.decide_outputs(routed, context.routing)
             value = self.values(plain, value_decision, context.routing)
         else:
-            query = self._split_heads(self.query(routed), self.num_heads)
+            query = self.project("query", routed, context.routing.repeat)
+            query = self._split_heads(query, self.num_heads)
             key, value, value_record = source
             # Only self-attention with keys from elsewhere has positions here, and its source has
             # the same columns as its queries. An encoder's output has none.
@@ -406,6 +416,16 @@ class Attention(nn.Module, Generic[Decision]):
         if context.rotary is not None:
             heads = rotate(heads, context.rotary)
         return F.rms_norm(heads, (self.head_size,)) if self.qk_norm == "after" else heads
+
+    def _query_and_key(self, routed: Tensor, context: AttentionContext) -> Tensor:
+        """Project to queries and keys, side by side, in one product unless it is adapted."""
+        if self.adapters is not None:
+            repeat = context.routing.repeat
+            return torch.cat([self.project(name, routed, repeat) for name in ("query", "key")], -1)
+        weight, bias = torch.cat((self.query.weight, self.key.weight)), None
+        if self.query.bias is not None:
+            bias = torch.cat((self.query.bias, self.key.bias))
+        return F.linear(routed, weight, bias)
 
     @staticmethod
     def _split_heads(x: Tensor, num_heads: int) -> Tensor:  # (B, T, H·d) -> (B, H, T, d)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moeut.blocks import routing
 from moeut.blocks.attention.base import Attention, AttentionOptions
+from moeut.blocks.own import of_repeat
 from moeut.blocks.positions import PositionOptions
 from moeut.blocks.roles import Roles, constant, linear
 from moeut.blocks.routing import RoutingContext
@@ -51,6 +52,9 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
     one expert per head: the MoEUT release keeps the one on the output, its training code both.
     """
 
+    routers = ("value_gate", "output_gate")
+    projections = ("query", "key", "value", "output")
+
     def __init__(
         self, options: DenseAttention, d_model: int, position: PositionOptions | None = None
     ) -> None:
@@ -72,30 +76,33 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
         for name in ("value", "output"):
             if getattr(self, name).bias is not None:
                 roles[f"{name}.bias"] = constant(0.0)
-            gate = getattr(self, f"{name}_gate")
+            gate = of_repeat(getattr(self, f"{name}_gate"), 0)
             if gate is not None:
                 roles[f"{name}_gate"] = linear(self.d_model, gate.shape[0])
         return roles
 
     def decide_values(self, routed: Tensor, context: RoutingContext) -> tuple[Tensor | None, None]:
         """Return the value gates (B, K, G) of the routed view (B, K, D); None without."""
-        return self._gates(routed, self.value_gate), None
+        return self._gates(routed, self.value_gate, context), None
 
     def decide_outputs(self, routed: Tensor, context: RoutingContext) -> tuple[Tensor | None, None]:
         """Return the output gates (B, T, H) of the routed view (B, T, D); None without."""
-        return self._gates(routed, self.output_gate), None
+        return self._gates(routed, self.output_gate, context), None
 
     def values(self, plain: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
         """Project the plain view (B, K, D) and gate each head: (B, G, K, d)."""
-        value = self.value(plain).unflatten(-1, (self.num_key_heads, -1))
+        value = self.project("value", plain, context.repeat).unflatten(-1, (self.num_key_heads, -1))
         return self._gated(value, decision).transpose(1, 2)
 
     def outputs(self, attended: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
         """Gate each head of (B, T, H, d), and merge them: (B, T, D)."""
-        return self.output(self._gated(attended, decision).flatten(-2))
+        return self.project("output", self._gated(attended, decision).flatten(-2), context.repeat)
 
     @staticmethod
-    def _gates(routed: Tensor, weight: Tensor | None) -> Tensor | None:  # (B, T, H)
+    def _gates(
+        routed: Tensor, weight: nn.Parameter | None, context: RoutingContext
+    ) -> Tensor | None:  # (B, T, H)
+        weight = of_repeat(weight, context.repeat)
         return None if weight is None else routing.router_logits(routed, weight).sigmoid()
 
     @staticmethod

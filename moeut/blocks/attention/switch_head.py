@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from moeut.blocks import routing
 from moeut.blocks.attention.base import Attention, AttentionOptions
+from moeut.blocks.own import of_repeat
 from moeut.blocks.positions import PositionOptions
 from moeut.blocks.roles import Role, Roles, linear
 from moeut.blocks.routing import RouterRecord, RoutingContext
@@ -87,6 +88,9 @@ class SwitchHeadAttention(Attention[Dispatched]):
     are routed by the tokens attended to, outputs by the querying token.
     """
 
+    routers = ("value_router", "output_router")
+    projections = ("query", "key")
+
     def __init__(
         self, options: SwitchHead, d_model: int, position: PositionOptions | None = None
     ) -> None:
@@ -99,24 +103,30 @@ class SwitchHeadAttention(Attention[Dispatched]):
         self.output = nn.Parameter(torch.empty(rows, self.head_size, d_model))
         self.value_router = nn.Parameter(torch.empty(rows, d_model))
         self.output_router = nn.Parameter(torch.empty(rows, d_model))
+        # In a tuple, so that experts of another are no part of this module.
+        self._owner: tuple[SwitchHeadAttention, ...] = ()
         # Over a single expert, equal norms would make every element ±1.
         self._equal_norm = 0 if options.renormalise_experts and rows > 1 else None
 
     def roles(self) -> Roles:
         """Return the role of each parameter; experts are drawn as the dense weight of a head."""
         router = linear(self.d_model, self.num_heads * self.num_experts)
-        return super().roles() | {
-            "value": Role("weight", self.d_model, self.width, self._equal_norm),
-            "output": Role("weight", self.width, self.d_model, self._equal_norm),
-            "value_router": router,
-            "output_router": router,
-        }
+        roles = super().roles() | {"value_router": router, "output_router": router}
+        if not self._owner:
+            roles["value"] = Role("weight", self.d_model, self.width, self._equal_norm)
+            roles["output"] = Role("weight", self.width, self.d_model, self._equal_norm)
+        return roles
 
     def decide(
         self, routed: Tensor, context: RoutingContext
     ) -> tuple[Dispatched, RouterRecord | None, Dispatched, RouterRecord | None]:
         """Decide for values and outputs of the same tokens (B, T, D) in one product."""
-        weight = torch.cat((self.value_router, self.output_router))
+        weight = torch.cat(
+            [
+                of_repeat(self.value_router, context.repeat),
+                of_repeat(self.output_router, context.repeat),
+            ]
+        )
         value, output = self._decide(routed, weight, context)
         return *value, *output
 
@@ -124,17 +134,23 @@ class SwitchHeadAttention(Attention[Dispatched]):
         self, routed: Tensor, context: RoutingContext
     ) -> tuple[Dispatched, RouterRecord | None]:
         """Choose value experts for the source tokens (B, K, D)."""
-        return self._decide(routed, self.value_router, context)[0]
+        return self._decide(routed, of_repeat(self.value_router, context.repeat), context)[0]
 
     def decide_outputs(
         self, routed: Tensor, context: RoutingContext
     ) -> tuple[Dispatched, RouterRecord | None]:
         """Choose output experts for the query tokens (B, T, D)."""
-        return self._decide(routed, self.output_router, context)[0]
+        return self._decide(routed, of_repeat(self.output_router, context.repeat), context)[0]
 
     def expert_weights(self, *, source: bool = True) -> tuple[nn.Parameter, ...]:
         """Return the value and the output experts, or only the latter."""
-        return (self.value, self.output) if source else (self.output,)
+        owner = self._owner[0] if self._owner else self
+        return (owner.value, owner.output) if source else (owner.output,)
+
+    def borrow_experts(self, owner: Attention[Any]) -> None:
+        """Use the experts of another attention in the place of those of its own."""
+        del self.value, self.output
+        self._owner = (cast(SwitchHeadAttention, owner),)
 
     def values(self, plain: Tensor, decision: Dispatched, context: RoutingContext) -> Tensor:
         """Mix each head's chosen value experts of the plain view (B, K, D): (B, H, K, d)."""
@@ -142,7 +158,7 @@ class SwitchHeadAttention(Attention[Dispatched]):
         # output is a token's head, which the k choices are summed into: (B·K, D) -> (B·K·H, d).
         values = expert_linear(
             plain.flatten(0, 1),
-            context.weights[self.value],
+            context.weights[self.expert_weights()[0]],
             decision.dispatch,
             slots_per_input=self.num_heads * self.top_k,
             slots_per_output=self.top_k,
@@ -157,13 +173,13 @@ class SwitchHeadAttention(Attention[Dispatched]):
         # slots are summed into: (B·T·H, d) -> (B·T, D).
         outputs = expert_linear(
             attended.reshape(-1, self.head_size),
-            context.weights[self.output],
+            context.weights[self.expert_weights()[1]],
             decision.dispatch,
             slots_per_input=self.top_k,
             slots_per_output=self.num_heads * self.top_k,
             gate=decision.gates,
         )
-        return outputs.view(*attended.shape[:2], self.output.shape[-1])
+        return outputs.view(*attended.shape[:2], self.d_model)
 
     def _decide(
         self, routed: Tensor, weight: Tensor, context: RoutingContext

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
+from moeut.blocks.own import Relaxable
 from moeut.blocks.routing import RouterRecord, RoutingContext
 from moeut.options import Options
 
@@ -54,7 +55,7 @@ class FeedForwardOptions(Options):
         return 0.0
 
 
-class FeedForward(nn.Module):
+class FeedForward(Relaxable):
     """A map of each token by itself, called with two views of it.
 
     ``routed`` feeds a router, ``plain`` the weights; they differ only with ``peri`` norms.

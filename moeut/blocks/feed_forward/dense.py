@@ -53,6 +53,8 @@ class DenseFeedForward(FeedForwardOptions):
 class DenseMLP(FeedForward):
     """down(activation(up(x))), the feed-forward block of the Transformer."""
 
+    projections = ("up", "down")
+
     def __init__(self, options: DenseFeedForward, d_model: int) -> None:
         super().__init__()
         self.up = nn.Linear(d_model, options.hidden_size, bias=options.bias)
@@ -76,7 +78,7 @@ class DenseMLP(FeedForward):
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
         """Map the plain view (B, T, D) to (B, T, D); there is no router and no record."""
-        hidden = self.activation(self.up(plain))  # (B, T, F)
+        hidden = self.activation(self.project("up", plain, context.repeat))  # (B, T, F)
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
-        return self.down(hidden), None
+        return self.project("down", hidden, context.repeat), None

@@ -58,6 +58,8 @@ class GatedMLP(FeedForward):
     the second in the recurrent model of arXiv 2405.17399.
     """
 
+    projections = ("gate", "up", "down")
+
     def __init__(self, options: GatedFeedForward, d_model: int) -> None:
         super().__init__()
         self.gate = nn.Linear(d_model, options.hidden_size, bias=options.bias)
@@ -83,7 +85,9 @@ class GatedMLP(FeedForward):
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
         """Map the plain view (B, T, D) to (B, T, D); there is no router and no record."""
-        hidden = self.activation(self.gate(plain)) * self.up(plain)  # (B, T, F)
+        repeat = context.repeat
+        gate = self.activation(self.project("gate", plain, repeat))
+        hidden = gate * self.project("up", plain, repeat)  # (B, T, F)
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
-        return self.down(hidden), None
+        return self.project("down", hidden, repeat), None

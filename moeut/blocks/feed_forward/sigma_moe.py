@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moeut.blocks import routing
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
+from moeut.blocks.own import of_repeat
 from moeut.blocks.roles import Role, Roles
 from moeut.blocks.routing import RouterRecord, RoutingContext
 from moeut.ops import Dispatch, expert_mlp
@@ -74,6 +75,8 @@ class SigmaMoEMLP(FeedForward):
     (or the softmax over all experts), not renormalised.
     """
 
+    routers = ("router",)
+
     def __init__(self, options: SigmaMoE, d_model: int) -> None:
         super().__init__()
         self.num_experts = options.num_experts
@@ -102,7 +105,9 @@ class SigmaMoEMLP(FeedForward):
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
         """Route by the routed view (B, T, D), map the plain view (B, T, D) to (B, T, D)."""
-        logits = routing.router_logits(routed, self.router).unsqueeze(2)  # (B, T, 1, E)
+        logits = routing.router_logits(routed, of_repeat(self.router, context.repeat)).unsqueeze(
+            2
+        )  # (B, T, 1, E)
         routes, record = routing.route(
             logits,
             self.top_k,

@@ -1,0 +1,230 @@
+"""What each repeat of a shared layer has of its own, and what is shared by all of them.
+
+Experts and the weights of a feed-forward are always shared. What may be a repeat's own are the
+norms, the routers, the attention, the update's gate (arXiv 2605.09165 compares such choices for
+mixtures of experts), low-rank adapters beside shared projections (arXiv 2410.20672)
+
+    y = W x + scaling · B (A x)
+
+and a factor for each channel after a recursion. A repeat beyond those that there are parameters for
+uses those of the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar, cast, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeut.blocks.roles import Roles, constant, linear
+from moeut.options import Options, require, require_finite
+
+Part = TypeVar("Part", bound=nn.Module | nn.Parameter | None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters(Options):
+    """Low-rank changes of shared projections, others in each repeat (relaxed recursion)."""
+
+    rank: int = 0
+    """Rank of a change; 0: there are none."""
+    scaling: float = 1.0
+    """Factor on every change (alpha / rank)."""
+    query: bool = True
+    """Change the queries' projection."""
+    key: bool = True
+    """Change the keys' projection."""
+    value: bool = False
+    """Change the values' projection, where it has no experts."""
+    output: bool = False
+    """Change the projection of what the heads give, where it has no experts."""
+    feed_forward: bool = False
+    """Change every projection of the feed-forward, where it has no experts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rank >= 0, "rank", self.rank, "must be a whole number of at least 0")
+        require_finite(self, "scaling")
+        chosen = bool(self.of_attention()) or self.feed_forward
+        said = "changes nothing: query, key, value, output and feed_forward are all false"
+        require(chosen or not self.rank, "rank", self.rank, said)
+
+    def of_attention(self) -> tuple[str, ...]:
+        """Return the names of the projections of an attention that are changed."""
+        return tuple(n for n in ("query", "key", "value", "output") if getattr(self, n))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Options):
+    """What each repeat has of its own."""
+
+    norms: bool = False
+    """Norms of the layers."""
+    routers: bool = False
+    """Routers of experts, and gates of heads."""
+    attention: bool = False
+    """Attention with its routers and positions, but for experts of values and outputs."""
+    update: bool = False
+    """The copy gate, with the norm of what it lets in."""
+    adapters: Adapters = field(default_factory=Adapters)
+    """Low-rank changes of shared projections."""
+    encoding: bool = False
+    """A factor for each channel of the state after a recursion: after the last layer of the group,
+    with ``order: sequence`` after every application."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        adapts = self.adapters.rank and bool(self.adapters.of_attention())
+        said = "has no effect on projections that adapters.rank changes; expected one of the two"
+        require(not (self.attention and adapts), "attention", self.attention, said)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether repeats share everything."""
+        parts = (self.norms, self.routers, self.attention, self.update, self.encoding)
+        return not any(parts) and not self.adapters.rank
+
+
+# --- one of each for every repeat -------------------------------------------------------
+
+
+class PerRepeat(nn.ModuleList):
+    """Modules of one kind, each of one repeat; the last serves all later repeats, too."""
+
+
+@overload
+def of_repeat(part: nn.ParameterList, repeat: int | None) -> nn.Parameter: ...
+@overload
+def of_repeat(part: Part, repeat: int | None) -> Part: ...
+def of_repeat(part: Any, repeat: int | None) -> Any:
+    """Return what the repeat uses of a part of a layer: its own, or the part itself if shared."""
+    if isinstance(part, PerRepeat | nn.ParameterList):
+        assert repeat is not None, "outside the repeats there is nothing of their own"
+        return part[index_of(part, repeat)]
+    return part
+
+
+def index_of(part: nn.Module | nn.Parameter | None, repeat: int | None) -> int:
+    """Return which of its copies a part uses in a repeat; 0 if it is shared."""
+    if isinstance(part, PerRepeat | nn.ParameterList) and repeat is not None:
+        return min(repeat, len(part) - 1)
+    return 0
+
+
+def per_repeat(build: Callable[[], Any], count: int) -> Any:
+    """Return the module that ``build`` makes, or one for each of ``count`` repeats if not 0."""
+    return PerRepeat(build() for _ in range(count)) if count else build()
+
+
+def copies(part: nn.Module) -> Iterator[Any]:
+    """Yield the part itself or, if each repeat has its own, all of them."""
+    yield from part if isinstance(part, PerRepeat) else (part,)
+
+
+def of_one_repeat(module: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of ``module`` that one repeat uses, where others are shared by all."""
+    kinds = (PerRepeat, nn.ParameterList)
+    lists = [part for part in module.modules() if isinstance(part, kinds)]
+    return {parameter for part in lists for parameter in part.parameters()}
+
+
+# --- inside a block ---------------------------------------------------------------------
+
+
+class Adapter(nn.Module):
+    """scaling · B (A x), with A (r, fan_in) and B (fan_out, r) of each repeat."""
+
+    def __init__(self, options: Adapters, weight: Tensor, count: int) -> None:
+        super().__init__()
+        fan_out, fan_in = weight.shape
+        self.scaling = options.scaling
+        self.down = _parameters(torch.empty(options.rank, fan_in), count)
+        self.up = _parameters(torch.empty(fan_out, options.rank), count)
+
+    def roles(self) -> Roles:
+        """Return the roles: B is 0, so that a new adapter changes nothing."""
+        rank, fan_in = self.down[0].shape
+        return {"down": linear(fan_in, rank), "up": constant(0.0)}
+
+    def forward(self, x: Tensor, repeat: int | None) -> Tensor:  # (..., fan_out)
+        """Return the change of a projection of x (..., fan_in)."""
+        down, up = of_repeat(self.down, repeat), of_repeat(self.up, repeat)
+        return F.linear(F.linear(x, down), up) * self.scaling
+
+
+class Relaxable(nn.Module):
+    """A block that may have routers or adapters of each repeat, beside weights of all of them."""
+
+    routers: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters that decide experts or gates, where it has them."""
+    projections: ClassVar[tuple[str, ...]] = ()
+    """Names of the dense layers that an adapter can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters: nn.ModuleDict | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether the block has a router or a gate."""
+        return any(getattr(self, name, None) is not None for name in self.routers)
+
+    def separate_routers(self, count: int) -> None:
+        """Give each of ``count`` repeats routers of its own."""
+        for name in self.routers:
+            router = getattr(self, name)
+            if isinstance(router, nn.Parameter):
+                delattr(self, name)
+                setattr(self, name, _parameters(router.detach(), count))
+
+    def adapt(self, options: Adapters, names: tuple[str, ...], count: int) -> None:
+        """Give each of ``count`` repeats an adapter of each of the dense layers ``names``."""
+        self.adapters = nn.ModuleDict(
+            {name: Adapter(options, getattr(self, name).weight, count) for name in names}
+        )
+
+    def project(self, name: str, x: Tensor, repeat: int | None) -> Tensor:
+        """Apply the dense layer ``name`` to x (..., fan_in), with what the repeat changes in it."""
+        result = getattr(self, name)(x)
+        if self.adapters is not None and name in self.adapters:
+            result = result + self.adapters[name](x, repeat)
+        return result
+
+    def router_index(self, repeat: int | None) -> int:
+        """Return which of its copies a router of this block is in a repeat; 0 if it is shared."""
+        return max((index_of(getattr(self, name), repeat) for name in self.routers), default=0)
+
+
+class Encoding(nn.Module):
+    """A factor (D) for each channel of the state, of each repeat."""
+
+    def __init__(self, d_model: int, count: int) -> None:
+        super().__init__()
+        self.scale = _parameters(torch.empty(d_model), count)
+
+    def roles(self) -> Roles:
+        """Return the role: a new factor is 1."""
+        return {"scale": constant(1.0)}
+
+    def forward(self, x: Tensor, repeat: int | None) -> Tensor:
+        """Return the state x (B, T, D) times the repeat's factor."""
+        return x * of_repeat(self.scale, repeat)
+
+
+def _parameters(like: Tensor, count: int) -> nn.ParameterList:
+    return nn.ParameterList(nn.Parameter(torch.empty_like(like)) for _ in range(count))
+
+
+def expanded(roles: Roles, module: nn.Module) -> Roles:
+    """Return roles in which each repeat's parameter has that of the name that they share."""
+    every: Roles = {}
+    for name, role in roles.items():
+        part = getattr(module, name) if name in dict(module.named_children()) else None
+        own = isinstance(part, nn.ParameterList)
+        names = [f"{name}.{i}" for i in range(len(cast(nn.ParameterList, part)))] if own else [name]
+        every |= dict.fromkeys(names, role)
+    return every

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeut.blocks.roles import Role, Roles, constant
+from moeut.ops import linear
 
 
 class Embedding(nn.Embedding):
@@ -41,4 +41,4 @@ class Head(nn.Module):
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:  # (..., outputs)
         """Project states (..., D), by ``embedding`` (outputs, D) if tied."""
-        return F.linear(states, embedding if self.weight is None else self.weight, self.bias)
+        return linear(states, embedding if self.weight is None else self.weight, self.bias)

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from moeut import ops
 from moeut.blocks.roles import Roles, constant, linear
 from moeut.options import Options, require, require_finite
 
@@ -153,7 +153,7 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor, repeat: int | None) -> Tensor:  # (..., fan_out)
         """Return the change of a projection of x (..., fan_in)."""
         down, up = of_repeat(self.down, repeat), of_repeat(self.up, repeat)
-        return F.linear(F.linear(x, down), up) * self.scaling
+        return ops.linear(ops.linear(x, down), up) * self.scaling
 
 
 class Relaxable(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from moeut.blocks.roles import Role, Roles, constant, linear
+from moeut.ops import Linear
 from moeut.options import Options, require, require_positive
 
 
@@ -400,9 +401,9 @@ class RelativePosition(nn.Module):
         super().__init__()
         self.content_bias = nn.Parameter(torch.empty(heads, head_size))
         self.position_bias = nn.Parameter(torch.empty(heads, head_size))
-        self.projection = nn.Linear(d_model, heads * head_size, bias=False)
+        self.projection = Linear(d_model, heads * head_size, bias=False)
         self.scale = nn.Parameter(torch.empty(())) if learned_scale else None
-        self.gate = nn.Linear(d_model, heads) if absolute_gate else None
+        self.gate = Linear(d_model, heads) if absolute_gate else None
 
     def roles(self) -> Roles:
         """Return the roles: biases start at 0, a learned scale at 1/sqrt(head size)."""

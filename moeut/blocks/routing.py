@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moeut.ops import linear
 from moeut.ops.backend import resolve_backend
 from moeut.ops.shared import SharedWeights
 from moeut.recurrence.schedule import Place
@@ -140,8 +141,8 @@ def router_logits(x: Tensor, weight: Tensor) -> Tensor:
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     if torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            return torch.nn.functional.linear(x.to(exact), weight.to(exact))
-    return torch.nn.functional.linear(x.to(exact), weight.to(exact))
+            return linear(x.to(exact), weight.to(exact))
+    return linear(x.to(exact), weight.to(exact))
 
 
 def choose_experts(

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from moeut.blocks.norms import NormOptions, NormPlacement
 from moeut.blocks.roles import Role, Roles, constant, linear
+from moeut.ops import Linear
 from moeut.options import Options, derived, require_positive, require_probability
 
 
@@ -151,8 +152,8 @@ class CopyGateUpdate(Update):
         super().__init__()
         self.options = options
         hidden = options.hidden_multiple * d_model
-        self.up = nn.Linear(d_model, hidden)
-        self.down = nn.Linear(hidden, d_model if options.gate == "vector" else 1)
+        self.up = Linear(d_model, hidden)
+        self.down = Linear(hidden, d_model if options.gate == "vector" else 1)
         self.norm = norms.build(d_model) if options.proposal == "norm" else None
 
     def roles(self) -> Roles:

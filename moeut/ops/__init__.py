@@ -1,4 +1,6 @@
-"""Multiply routed rows by the weights of their experts.
+"""Multiply states by weights: by dense ones, and routed rows by those of their experts.
+
+``linear`` is the product of every dense layer, and ``Linear`` a module of it.
 
 ``Dispatch`` sorts a routing decision once; ``expert_linear`` and ``expert_mlp`` use it, forward and
 backward. Every backend computes the same functions: ``reference`` defines them, ``grouped`` is fast
@@ -8,22 +10,26 @@ its kernels and finds their block sizes ahead of time). From the top down:
 * ``interface`` checks arguments and hands them to the backend that ``backend`` chooses;
 * ``grouped`` walks through ``blocks`` of rows, whose products ``cpu_routine`` gives to the faster
   of PyTorch's and oneDNN's routines;
+* ``dense`` chooses who multiplies a dense layer, of which ``native`` holds the C++ for some CPUs;
 * ``triton/operators`` registers what ``triton/compute`` computes by the launches of
   ``triton/launch``;
 * ``shared`` casts a weight once for all applications of a pass.
 """
 
 from moeut.ops.backend import available_backends, resolve_backend
+from moeut.ops.dense import Linear, linear
 from moeut.ops.dispatch import Dispatch
 from moeut.ops.interface import expert_linear, expert_mlp
 from moeut.ops.shared import SharedWeight, SharedWeights
 
 __all__ = [
     "Dispatch",
+    "Linear",
     "SharedWeight",
     "SharedWeights",
     "available_backends",
     "expert_linear",
     "expert_mlp",
+    "linear",
     "resolve_backend",
 ]

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeut.blocks.roles import Role, Roles, constant
+from moeut.ops import linear
 from moeut.options import Options, require, require_positive
 
 Activation = Literal["relu", "gelu", "silu"]
@@ -84,7 +85,7 @@ class LinearRule(Rule):
         """Return W [state; input] (B, T, D), in the dtype of the state."""
         both = torch.cat((state, embedded), dim=-1)
         # Autocast gives a product in bfloat16; layers would then add up the state itself in that.
-        return F.linear(both, self.weight, self.bias).to(state.dtype)
+        return linear(both, self.weight, self.bias).to(state.dtype)
 
 
 class FeedForwardRule(Rule):
@@ -112,13 +113,13 @@ class FeedForwardRule(Rule):
 
     def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
         """Return the feed-forward of [state; input] (B, T, D), in the dtype of the state."""
-        hidden = F.linear(torch.cat((state, embedded), dim=-1), self.up, self.up_bias)
+        hidden = linear(torch.cat((state, embedded), dim=-1), self.up, self.up_bias)
         if self.gated:
             gate, value = hidden.chunk(2, dim=-1)
             hidden = self.activation(gate) * value
         else:
             hidden = self.activation(hidden)
-        return F.linear(hidden, self.down, self.down_bias).to(state.dtype)
+        return linear(hidden, self.down, self.down_bias).to(state.dtype)
 
 
 class DiagonalRule(Rule):
@@ -148,7 +149,7 @@ class DiagonalRule(Rule):
         """Return a · state + b · (B input) (B, T, D), in the dtype of the state."""
         step = F.softplus(self.step)
         decay = (-step * self.rate.exp()).exp()
-        return state * decay + step * F.linear(embedded, self.weight).to(state.dtype)
+        return state * decay + step * linear(embedded, self.weight).to(state.dtype)
 
 
 # --- options ----------------------------------------------------------------------------

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeut.blocks.roles import Role, Roles
+from moeut.ops import linear
 from moeut.options import Options, one_of, require
 from moeut.recurrence.controller import Controller, Pass, Run, Step
 from moeut.recurrence.injection import INJECTION, Injection, NoInjection
@@ -76,7 +76,7 @@ class OutputProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return C x (B, T, D), in the dtype of the state."""
-        return F.linear(x, self.weight).to(x.dtype)
+        return linear(x, self.weight).to(x.dtype)
 
 
 class InjectionController(Controller):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeut import ops
 from moeut.blocks.own import Relaxable
 from moeut.blocks.positions import (
     Distances,
@@ -250,8 +251,8 @@ class Attention(Relaxable, Generic[Decision]):
         self.dropout = options.dropout
         self.d_model, self.width, self.key_width = d_model, options.width, options.key_width
         self.qk_norm = options.qk_norm
-        self.query = nn.Linear(d_model, options.width, bias="query" in options.biased)
-        self.key = nn.Linear(d_model, options.key_width, bias="key" in options.biased)
+        self.query = ops.Linear(d_model, options.width, bias="query" in options.biased)
+        self.key = ops.Linear(d_model, options.key_width, bias="key" in options.biased)
         position = position or NoPosition()
         self.relative = position.build_relative(self.num_heads, self.head_size, d_model)
 
@@ -425,7 +426,7 @@ class Attention(Relaxable, Generic[Decision]):
         weight, bias = torch.cat((self.query.weight, self.key.weight)), None
         if self.query.bias is not None:
             bias = torch.cat((self.query.bias, self.key.bias))
-        return F.linear(routed, weight, bias)
+        return ops.linear(routed, weight, bias)
 
     @staticmethod
     def _split_heads(x: Tensor, num_heads: int) -> Tensor:  # (B, T, H·d) -> (B, H, T, d)

@@ -14,6 +14,7 @@ from moeut.blocks.own import of_repeat
 from moeut.blocks.positions import PositionOptions
 from moeut.blocks.roles import Roles, constant, linear
 from moeut.blocks.routing import RoutingContext
+from moeut.ops import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,8 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
         self, options: DenseAttention, d_model: int, position: PositionOptions | None = None
     ) -> None:
         super().__init__(options, d_model, position)
-        self.value = nn.Linear(d_model, self.key_width, bias="value" in options.biased)
-        self.output = nn.Linear(self.width, d_model, bias="output" in options.biased)
+        self.value = Linear(d_model, self.key_width, bias="value" in options.biased)
+        self.output = Linear(self.width, d_model, bias="output" in options.biased)
         self.value_gate = self.output_gate = None
         on_value, on_output = options.gated
         if on_value:

@@ -30,6 +30,7 @@ from moeut.blocks.attention.base import AttentionContext
 from moeut.blocks.attention.dense import DenseAttention, DenseMultiHeadAttention
 from moeut.blocks.positions import PositionOptions
 from moeut.blocks.roles import Role, Roles, constant, linear
+from moeut.ops import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class GeometricMultiHeadAttention(DenseMultiHeadAttention):
     def __init__(self, options: GeometricAttention, d_model: int) -> None:
         super().__init__(options, d_model)
         self.normalise = options.normalise
-        self.direction = nn.Linear(d_model, 2 * self.num_heads)
+        self.direction = Linear(d_model, 2 * self.num_heads)
         self.content_bias = None
         if options.content_bias:
             self.content_bias = nn.Parameter(torch.empty(self.num_heads, self.head_size))

@@ -6,13 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from moeut.blocks.feed_forward.activations import ACTIVATION, Activation
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.blocks.roles import Role, Roles
 from moeut.blocks.routing import RouterRecord, RoutingContext
+from moeut.ops import Linear, linear
 from moeut.options import derived, require_positive, require_probability
 
 
@@ -57,8 +58,8 @@ class DenseMLP(FeedForward):
 
     def __init__(self, options: DenseFeedForward, d_model: int) -> None:
         super().__init__()
-        self.up = nn.Linear(d_model, options.hidden_size, bias=options.bias)
-        self.down = nn.Linear(options.hidden_size, d_model, bias=options.bias)
+        self.up = Linear(d_model, options.hidden_size, bias=options.bias)
+        self.down = Linear(options.hidden_size, d_model, bias=options.bias)
         self.activation = ACTIVATION[options.activation]
         self.dropout = options.dropout
 
@@ -78,7 +79,10 @@ class DenseMLP(FeedForward):
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
         """Map the plain view (B, T, D) to (B, T, D); there is no router and no record."""
-        hidden = self.activation(self.project("up", plain, context.repeat))  # (B, T, F)
+        if self.activation is F.relu and self.adapters is None:
+            hidden = linear(plain, self.up.weight, self.up.bias, relu=True)  # (B, T, F)
+        else:
+            hidden = self.activation(self.project("up", plain, context.repeat))
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
         return self.project("down", hidden, context.repeat), None

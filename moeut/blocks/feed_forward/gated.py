@@ -6,13 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from moeut.blocks.feed_forward.activations import ACTIVATION, Activation
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.blocks.roles import Role, Roles
 from moeut.blocks.routing import RouterRecord, RoutingContext
+from moeut.ops import Linear
 from moeut.options import derived, require_positive, require_probability
 
 
@@ -62,9 +63,9 @@ class GatedMLP(FeedForward):
 
     def __init__(self, options: GatedFeedForward, d_model: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(d_model, options.hidden_size, bias=options.bias)
-        self.up = nn.Linear(d_model, options.hidden_size, bias=options.bias)
-        self.down = nn.Linear(options.hidden_size, d_model, bias=options.bias)
+        self.gate = Linear(d_model, options.hidden_size, bias=options.bias)
+        self.up = Linear(d_model, options.hidden_size, bias=options.bias)
+        self.down = Linear(options.hidden_size, d_model, bias=options.bias)
         self.activation = ACTIVATION[options.activation]
         self.dropout = options.dropout
 

@@ -1,0 +1,142 @@
+// A dense layer and its gradients: y = x Wᵀ + b, with a ReLU behind it where wanted.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <optional>
+
+#include "product.h"
+
+namespace moeut {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Rows of C are shared among threads in whole tiles; C's bits do not depend on how many there are.
+void multiply_parallel(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float* c, int64_t c_row,
+                       const Finish& finish = {}) {
+  const int64_t tiles = (M + kTileRows - 1) / kTileRows;
+  const int64_t grain = std::max<int64_t>(1, (1 << 19) / std::max<int64_t>(1, kTileRows * N * K));
+  at::parallel_for(0, tiles, grain, [&](int64_t first, int64_t last) {
+    const int64_t start = first * kTileRows, stop = std::min(last * kTileRows, M);
+    Finish here = finish;
+    if (here.positive != nullptr) here.positive += start * c_row;
+    if (here.scale != nullptr) here.scale += start;
+    multiply(stop - start, N, K, {a.data + start * a.row, a.row, a.column}, b, c + start * c_row,
+             c_row, here);
+  });
+}
+
+Tensor as_rows(const Tensor& x) { return x.contiguous().view({-1, x.size(-1)}); }
+
+// The sum over rows (N, O) of a gradient, in the order of rows.
+Tensor sum_rows(const Tensor& rows) {
+  Tensor sum = at::zeros({rows.size(1)}, rows.options());
+  const float* source = rows.const_data_ptr<float>();
+  float* target = sum.mutable_data_ptr<float>();
+  const int64_t count = rows.size(0), width = rows.size(1);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < width; ++j) target[j] += source[i * width + j];
+  return sum;
+}
+
+// x (..., I), weight (O, I), bias (O) -> (..., O)
+Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                      bool relu) {
+  const Tensor rows = as_rows(x), w = weight.contiguous();
+  const int64_t count = rows.size(0), in = rows.size(1), out = w.size(0);
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = out;
+  Tensor y = at::empty(shape, x.options());
+  Finish finish;
+  finish.relu = relu;
+  Tensor added;
+  if (bias.has_value()) {
+    added = bias->contiguous();
+    finish.bias = added.const_data_ptr<float>();
+  }
+  multiply_parallel(count, out, in, {rows.const_data_ptr<float>(), in, 1},
+                    {w.const_data_ptr<float>(), 1, in}, y.mutable_data_ptr<float>(), out, finish);
+  return y;
+}
+
+struct Needs {
+  bool x, weight, bias;
+};
+
+// The gradients of x, weight and bias, undefined where not needed, given that of the output (..., O).
+// `output` is there if a ReLU has made it.
+variable_list linear_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight,
+                              const Tensor& output, Needs needs) {
+  const Tensor rows = as_rows(x), w = weight.contiguous();
+  Tensor grad = as_rows(gradient);
+  // The ReLU passed exactly what is positive in its output.
+  if (output.defined()) grad = at::threshold_backward(grad, as_rows(output), 0);
+  const int64_t count = rows.size(0), in = rows.size(1), out = w.size(0);
+  Tensor d_x, d_weight, d_bias;
+  const float* g = grad.const_data_ptr<float>();
+  if (needs.x) {
+    d_x = at::empty(x.sizes(), x.options());
+    multiply_parallel(count, in, out, {g, out, 1}, {w.const_data_ptr<float>(), in, 1},
+                      d_x.mutable_data_ptr<float>(), in);
+  }
+  if (needs.weight) {
+    d_weight = at::empty({out, in}, w.options());
+    multiply_parallel(out, in, count, {g, 1, out}, {rows.const_data_ptr<float>(), in, 1},
+                      d_weight.mutable_data_ptr<float>(), in);
+  }
+  if (needs.bias) d_bias = sum_rows(grad);
+  return {d_x, d_weight, d_bias};
+}
+
+class Linear : public torch::autograd::Function<Linear> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
+                        const std::optional<Tensor>& bias, bool relu) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    Tensor y = linear_forward(x, weight, bias, relu);
+    context->save_for_backward({x, weight, relu ? y : Tensor()});
+    context->saved_data["bias"] = bias.has_value() && bias->requires_grad();
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const Needs needs = {context->needs_input_grad(0), context->needs_input_grad(1),
+                         context->saved_data["bias"].toBool()};
+    variable_list found =
+        at::GradMode::is_enabled()
+            ? differentiable(gradients[0], saved, needs)
+            : linear_backward(gradients[0], saved[0], saved[1], saved[2], needs);
+    found.emplace_back();  // relu has none
+    return found;
+  }
+
+ private:
+  // The same gradients by operations that are differentiable again.
+  static variable_list differentiable(Tensor gradient, const variable_list& saved, Needs needs) {
+    if (saved[2].defined()) gradient = gradient * (saved[2] > 0);
+    const Tensor grad = gradient.reshape({-1, gradient.size(-1)});
+    const Tensor rows = saved[0].reshape({-1, saved[0].size(-1)});
+    return {needs.x ? at::matmul(gradient, saved[1]) : Tensor(),
+            needs.weight ? at::mm(grad.t(), rows) : Tensor(),
+            needs.bias ? grad.sum(0) : Tensor()};
+  }
+};
+
+Tensor linear_autograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                       bool relu) {
+  return Linear::apply(x, weight, bias, relu);
+}
+
+}  // namespace
+}  // namespace moeut
+
+TORCH_LIBRARY(moeut_native, m) {
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(moeut_native, CPU, m) { m.impl("linear", moeut::linear_forward); }
+TORCH_LIBRARY_IMPL(moeut_native, Autograd, m) { m.impl("linear", moeut::linear_autograd); }

@@ -1,0 +1,207 @@
+// Multiply float32 matrices by AVX-512: C = A B, or C += A B, with what follows a product done on
+// the way out (bias, ReLU, the ReLU's derivative).
+//
+// Every element of C is one chain of fused multiply-adds in the order of k, cut into the same
+// blocks whatever the shape of the rest: its bits depend neither on the other rows of A, nor on the
+// number of threads.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace moeut {
+
+// A matrix by its strides: element (i, j) is at data[i * row + j * column].
+struct Matrix {
+  const float* data;
+  int64_t row;
+  int64_t column;
+
+  Matrix transposed() const { return {data, column, row}; }
+};
+
+// What happens to C besides the product.
+struct Finish {
+  bool accumulate = false;          // C is added to, and not overwritten
+  const float* bias = nullptr;      // (N,) added
+  bool relu = false;                // negative elements become 0
+  const float* positive = nullptr;  // laid out as C: where it is not above 0, C becomes 0
+  const float* scale = nullptr;     // (M,) factor of each row, before the three above
+};
+
+constexpr int64_t kLanes = 16;
+constexpr int64_t kTileRows = 6;     // 6 x 4 accumulators, 4 registers of B, 1 of A: 29 of 32
+constexpr int64_t kTileVectors = 4;
+constexpr int64_t kTileColumns = kLanes * kTileVectors;
+constexpr int64_t kDepth = 128;      // rows of B that are packed at a time: 32 KiB stay in L1
+constexpr int64_t kMinPackedRows = 48;  // below, packing a B whose rows are contiguous does not pay
+
+// One tile of C, kRows x (16 * kVectors), over `depth` steps of k. `last` masks the last vector.
+template <int kRows, int kVectors>
+inline void tile(
+    int64_t depth, const Matrix& a, const float* b, int64_t b_row, float* c, int64_t c_row,
+    __mmask16 last, bool is_first, bool is_last, const Finish& finish) {
+  __m512 sum[kRows][kVectors];
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 6
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_setzero_ps();
+  const float* row[kRows];
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; ++i) row[i] = a.data + i * a.row;
+  int64_t offset = 0;
+  for (int64_t k = 0; k < depth; ++k, offset += a.column, b += b_row) {
+    __m512 right[kVectors];
+#pragma GCC unroll 6
+    for (int v = 0; v + 1 < kVectors; ++v) right[v] = _mm512_loadu_ps(b + v * kLanes);
+    right[kVectors - 1] = _mm512_maskz_loadu_ps(last, b + (kVectors - 1) * kLanes);
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; ++i) {
+      const __m512 left = _mm512_set1_ps(row[i][offset]);
+#pragma GCC unroll 6
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_fmadd_ps(left, right[v], sum[i][v]);
+    }
+  }
+  const __m512 zero = _mm512_setzero_ps();
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 6
+    for (int v = 0; v < kVectors; ++v) {
+      const __mmask16 mask = v + 1 < kVectors ? __mmask16(0xffff) : last;
+      float* out = c + i * c_row + v * kLanes;
+      __m512 value = sum[i][v];
+      if (is_last && finish.scale != nullptr)
+        value = _mm512_mul_ps(value, _mm512_set1_ps(finish.scale[i]));
+      if (!is_first || finish.accumulate)
+        value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), value);
+      if (is_last) {
+        if (finish.bias != nullptr)
+          value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, finish.bias + v * kLanes));
+        if (finish.relu) value = _mm512_max_ps(value, zero);
+        if (finish.positive != nullptr) {
+          const __m512 sign =
+              _mm512_maskz_loadu_ps(mask, finish.positive + i * c_row + v * kLanes);
+          value = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(sign, zero, _CMP_GT_OQ), value);
+        }
+      }
+      _mm512_mask_storeu_ps(out, mask, value);
+    }
+  }
+}
+
+using Tile = void (*)(
+    int64_t, const Matrix&, const float*, int64_t, float*, int64_t, __mmask16, bool, bool,
+    const Finish&);
+
+template <int kVectors>
+inline Tile tile_of_rows(int64_t rows) {
+  switch (rows) {
+    case 1: return tile<1, kVectors>;
+    case 2: return tile<2, kVectors>;
+    case 3: return tile<3, kVectors>;
+    case 4: return tile<4, kVectors>;
+    case 5: return tile<5, kVectors>;
+    default: return tile<6, kVectors>;
+  }
+}
+
+inline Tile choose_tile(int64_t rows, int64_t vectors) {
+  switch (vectors) {
+    case 1: return tile_of_rows<1>(rows);
+    case 2: return tile_of_rows<2>(rows);
+    case 3: return tile_of_rows<3>(rows);
+    default: return tile_of_rows<4>(rows);
+  }
+}
+
+// Transpose 16 x 16: source row j (of `count`, the others are 0) becomes column j.
+inline void transpose(const float* source, int64_t stride, int64_t count, __mmask16 width,
+                      float* target, int64_t target_row, int64_t rows) {
+  __m512 r[16], t[16];
+  for (int j = 0; j < 16; ++j)
+    r[j] = j < count ? _mm512_maskz_loadu_ps(width, source + j * stride) : _mm512_setzero_ps();
+  for (int j = 0; j < 8; ++j) {
+    t[2 * j] = _mm512_unpacklo_ps(r[2 * j], r[2 * j + 1]);
+    t[2 * j + 1] = _mm512_unpackhi_ps(r[2 * j], r[2 * j + 1]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    const __m512d* d = reinterpret_cast<const __m512d*>(t + 4 * j);
+    r[4 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(d[0], d[2]));
+    r[4 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(d[0], d[2]));
+    r[4 * j + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(d[1], d[3]));
+    r[4 * j + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(d[1], d[3]));
+  }
+  // r[4 * g + c] holds, in its quarter q, column 4 * q + c of source rows 4 * g .. 4 * g + 3.
+  for (int c = 0; c < 4; ++c) {
+    const __m512 low = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);     // quarters 0 2 of g = 0, 1
+    const __m512 high = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);    // quarters 1 3
+    const __m512 low2 = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
+    const __m512 high2 = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
+    t[c] = _mm512_shuffle_f32x4(low, low2, 0x88);
+    t[8 + c] = _mm512_shuffle_f32x4(low, low2, 0xdd);
+    t[4 + c] = _mm512_shuffle_f32x4(high, high2, 0x88);
+    t[12 + c] = _mm512_shuffle_f32x4(high, high2, 0xdd);
+  }
+  for (int64_t i = 0; i < rows; ++i) _mm512_storeu_ps(target + i * target_row, t[i]);
+}
+
+// Copy (depth, columns) of B to a panel with rows of kTileColumns floats, padded with zeros.
+inline void pack(const Matrix& b, int64_t depth, int64_t columns, float* panel) {
+  const int64_t vectors = (columns + kLanes - 1) / kLanes;
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t width = std::min(kLanes, columns - v * kLanes);
+    const __mmask16 mask = __mmask16((1u << width) - 1);
+    float* target = panel + v * kLanes;
+    if (b.column == 1) {
+      const float* source = b.data + v * kLanes;
+      for (int64_t k = 0; k < depth; ++k)
+        _mm512_storeu_ps(target + k * kTileColumns, _mm512_maskz_loadu_ps(mask, source + k * b.row));
+    } else if (b.row == 1) {
+      const float* source = b.data + v * kLanes * b.column;
+      for (int64_t k = 0; k < depth; k += kLanes) {
+        const int64_t steps = std::min(kLanes, depth - k);
+        transpose(source + k, b.column, width, __mmask16((1u << steps) - 1),
+                  target + k * kTileColumns, kTileColumns, steps);
+      }
+    } else {
+      for (int64_t k = 0; k < depth; ++k)
+        for (int64_t j = 0; j < kLanes; ++j)
+          target[k * kTileColumns + j] =
+              j < width ? b.data[k * b.row + (v * kLanes + j) * b.column] : 0.0f;
+    }
+  }
+}
+
+// C (M, N), whose rows are `c_row` floats apart, = A (M, K) B (K, N); one thread.
+inline void multiply(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float* c, int64_t c_row,
+                     const Finish& finish = {}) {
+  alignas(64) static thread_local float panel[kDepth * kTileColumns];
+  const bool packs = b.column != 1 || M >= kMinPackedRows;
+  for (int64_t j = 0; j < N; j += kTileColumns) {
+    const int64_t columns = std::min(kTileColumns, N - j);
+    const int64_t vectors = (columns + kLanes - 1) / kLanes;
+    const __mmask16 last = __mmask16((1u << (columns - (vectors - 1) * kLanes)) - 1);
+    int64_t k = 0;
+    do {  // once even if K is 0
+      const int64_t depth = std::min(kDepth, K - k);
+      const Matrix part{b.data + k * b.row + j * b.column, b.row, b.column};
+      if (packs) pack(part, depth, columns, panel);
+      const float* right = packs ? panel : part.data;
+      const int64_t right_row = packs ? kTileColumns : b.row;
+      for (int64_t i = 0; i < M; i += kTileRows) {
+        const Matrix left{a.data + i * a.row + k * a.column, a.row, a.column};
+        Finish here = finish;
+        if (here.bias != nullptr) here.bias += j;
+        if (here.positive != nullptr) here.positive += i * c_row + j;
+        if (here.scale != nullptr) here.scale += i;
+        choose_tile(M - i, vectors)(depth, left, right, right_row, c + i * c_row + j, c_row, last,
+                                    k == 0, k + depth == K, here);
+      }
+      k += kDepth;
+    } while (k < K);
+  }
+}
+
+}  // namespace moeut

@@ -1,0 +1,124 @@
+"""The dense layer: the C++ operation and oneDNN against float64, and who serves when."""
+
+import logging
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from moeut.ops import Linear, cpu_routine, dense, linear, native
+
+SIZES = [(8, 1, 1), (13, 41, 7), (130, 64, 33), (100, 300, 17), (37, 16, 129), (9, 128, 64)]
+
+
+def results(function, dtype, size, *, relu, bias=True, seed=0):
+    """Return output and gradients of a layer (rows, in, out) at fixed random values."""
+    rows, width_in, width_out = size
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(2, rows, width_in), (width_out, width_in), (width_out,)]
+    drawn = [torch.randn(shape, generator=generator) for shape in (*shapes, (2, rows, width_out))]
+    *inputs, gradient = [one.to(dtype) for one in drawn]
+    inputs = [one.requires_grad_() for one in inputs[: 3 if bias else 2]]
+    y = function(*inputs, relu=relu)
+    return y.detach(), *torch.autograd.grad(y, inputs, gradient)
+
+
+def plain(x, weight, bias=None, *, relu=False):
+    y = F.linear(x, weight, bias)
+    return F.relu(y) if relu else y
+
+
+def worst(got, expected):
+    """Return the largest difference of each tensor, in units of its largest element."""
+    return max(
+        float((one - other).abs().max() / other.abs().max().clamp_min(1e-30))
+        for one, other in zip(got, expected, strict=True)
+    )
+
+
+@pytest.fixture
+def without_compiler(monkeypatch):
+    monkeypatch.setattr(native, "why_not", lambda: "a test does without")
+
+
+needs_native = pytest.mark.skipif(
+    native.why_not() is not None, reason=f"no C++ operations: {native.why_not()}"
+)
+
+
+@needs_native
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_native_layer_is_as_near_to_float64_as_the_plain_one(size, relu, bias):
+    exact = results(plain, torch.float64, size, relu=relu, bias=bias)
+    got = results(linear, torch.float32, size, relu=relu, bias=bias)
+    floor = results(plain, torch.float32, size, relu=relu, bias=bias)
+    assert worst(got, exact) <= 4 * worst(floor, exact) + 1e-7
+
+
+@needs_native
+def test_rows_do_not_see_one_another_nor_the_number_of_threads():
+    # Bits of a row must not depend on what stands beside it: that is what makes padding, batch
+    # composition and a resumed run harmless.
+    x, weight = torch.randn(400, 200), torch.randn(70, 200)
+    whole = linear(x, weight)
+    assert torch.equal(linear(x[7:300], weight), whole[7:300])
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(linear(x, weight), whole)
+    finally:
+        torch.set_num_threads(1)
+
+
+@needs_native
+def test_operands_of_any_strides_and_gradients_of_gradients():
+    x = torch.randn(20, 3, 24).transpose(0, 1).requires_grad_()
+    weight = torch.randn(24, 10).t().requires_grad_()
+
+    def change(function):
+        y = function(x, weight, relu=True)
+        (d_x,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(d_x.square().sum(), weight)
+
+    assert worst(change(linear), change(plain)) < 1e-5
+
+
+def test_without_a_compiler_large_products_go_to_onednn(without_compiler, monkeypatch):
+    monkeypatch.setattr(dense, "onednn_is_faster", lambda: cpu_routine.onednn_is_faster())
+    size = (400, 64, 64)
+    for bias in (True, False):
+        exact = results(plain, torch.float64, size, relu=True, bias=bias)
+        assert worst(results(linear, torch.float32, size, relu=True, bias=bias), exact) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_and_few_rows_are_the_plain_layer_to_the_bit(dtype):
+    for size, kind in [((30, 8, 8), dtype), ((2, 8, 8), torch.float32)]:
+        got, expected = (results(one, kind, size, relu=False) for one in (linear, plain))
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_autocast_and_compiled_graphs_decide_for_themselves():
+    x, layer = torch.randn(40, 16), Linear(16, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_what_cannot_be_built_is_said_and_done_without(monkeypatch, tmp_path, caplog):
+    if native._unfit() is not None:
+        pytest.skip(native._unfit())
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "/bin/false")
+    native.why_not.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO):
+            assert native.why_not().startswith("they cannot be built")
+        assert "by PyTorch alone" in caplog.text
+        monkeypatch.setenv("MOEUT_NATIVE", "0")
+        native.why_not.cache_clear()
+        assert native.why_not() == "MOEUT_NATIVE=0"
+    finally:
+        native.why_not.cache_clear()

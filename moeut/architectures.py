@@ -80,6 +80,29 @@ def ndr_gate() -> Tree:
     }
 
 
+def ouro() -> Tree:
+    """Ouro: a looped language model whose gate says where a token may leave; each loop ends with a
+    norm, and training weighs the losses of all loops by their exits."""
+    return {
+        "depth": {"group": 2, "repeats": 4},
+        "halting": {"kind": "exit_gate", "entropy_weight": 0.05},
+        "attention": {"kind": "dense"},
+        "feed_forward": {"kind": "gated"},
+        "position": {"kind": "rotary", "fraction": 1.0},
+        "norm": "branch",
+        "norm_kind": "rms",
+        "norm_epsilon": 1e-6,
+        "repeat_norm": True,
+        "head_bias": False,
+    }
+
+
+def ponder() -> Tree:
+    """PonderNet on a Universal Transformer: exits drawn to a geometric prior, and in evaluation a
+    draw that says where each token leaves."""
+    return universal() | {"depth": {"group": 1, "repeats": 8}, "halting": {"kind": "ponder"}}
+
+
 ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "transformer": transformer,
     "universal": universal,
@@ -87,6 +110,8 @@ ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "sigma_moe": sigma_moe,
     "ndr": ndr,
     "ndr_gate": ndr_gate,
+    "ouro": ouro,
+    "ponder": ponder,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -58,6 +58,10 @@ class ModelOutput:
     """The logits of each of ``read_repeats``, as ``logits``: its state went through coda, final
     norm and head. The last one's are ``logits`` themselves unless a controller changed the result.
     """
+
+    repeat_shares: Tensor | None = None
+    """(B, T, N) or, from a classifier, (B, N): part of the loss that each of ``repeat_logits`` has,
+    in training, if the halting weighs them (``exit_gate``, ``ponder``): then all N are read out."""
 
 
 # FSDP sends gradients where a backward pass meets a tensor that a module has returned. PyTorch 2.11
@@ -264,6 +268,7 @@ class EncoderDecoder(Model):
             self._embed(self.source_embedding, source, "source"),
             Inputs(
                 real=mask,
+                is_memory=True,
                 num_repeats=_pair(num_repeats)[0],
                 backprop_repeats=backprop_repeats,
                 row_depth=row_depth,
@@ -350,7 +355,10 @@ class EncoderClassifier(Model):
                 activation_checkpointing=self.activation_checkpointing,
             ),
         )
-        return _output(functools.partial(self._read_out, mask=mask), encoder=out)
+        output = _output(functools.partial(self._read_out, mask=mask), encoder=out)
+        if output.repeat_shares is None:
+            return output
+        return replace(output, repeat_shares=self._pool(output.repeat_shares, mask))
 
     def _read_out(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.head(self._pool(states, mask), self.embedding.weight)
@@ -422,7 +430,14 @@ def _output(
     traces = {name: out.trace for name, out in stacks.items() if out.trace is not None}
     hidden = {name: out.hidden for name, out in stacks.items() if out.hidden is not None}
     decisions = {name: out.decisions for name, out in stacks.items() if out.decisions is not None}
-    repeats = {name: out.repeats for name, out in stacks.items()}
     return ModelOutput(
-        logits, loss, cache, traces or None, hidden or None, decisions or None, repeats, read
+        logits,
+        loss,
+        cache,
+        traces or None,
+        hidden or None,
+        decisions or None,
+        repeats={name: out.repeats for name, out in stacks.items()},
+        repeat_logits=read,
+        repeat_shares=last.repeat_shares,
     )

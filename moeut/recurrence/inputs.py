@@ -60,6 +60,9 @@ class Inputs:
     read_repeats: Sequence[int] | None = None
     """Repeats, from 0, whose states are read out too, negative ones from the last; None: none."""
 
+    is_memory: bool = False
+    """Whether a decoder reads the result, so that no loss reads its repeats."""
+
     row_shares: Tensor | None = None
     """(B,) share of each row in the auxiliary losses; None: they are means over the batch."""
 
@@ -92,3 +95,6 @@ class StackOutput:
 
     read: list[Tensor] = field(default_factory=list)
     """(B, T, D) what coda and final norm make of each state in ``Inputs.read_repeats``."""
+
+    repeat_shares: Tensor | None = None
+    """(B, T, N) part of the loss that each of ``read`` has, if the halting weighs all repeats."""

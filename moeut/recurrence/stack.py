@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -136,6 +137,9 @@ class DepthStack(nn.Module):
         """
         inputs = inputs or Inputs()
         repeats = self.resolve_repeats(inputs.num_repeats)
+        weighs = self._weighs_repeats(inputs)
+        if weighs:
+            inputs = replace(inputs, read_repeats=range(repeats))
         without = self.repeats_without_gradient(repeats, inputs.backprop_repeats)
         places = self.options.depth.places(repeats)
         window = self._window(x, inputs, repeats)
@@ -191,7 +195,13 @@ class DepthStack(nn.Module):
             decisions if runs else None,
             passing.repeats,
             read,
+            decisions["halting.log_probability"].exp() if weighs else None,
         )
+
+    def _weighs_repeats(self, inputs: Inputs) -> bool:
+        """Return whether the loss of this pass weighs what all repeats are read out as."""
+        is_asked = self.training and inputs.read_repeats is None and not inputs.is_memory
+        return is_asked and self.options.halting.weighs_repeats()
 
     def _read_out(
         self, x: Tensor, coda: list[Place], passing: Passing, *, record: bool = True

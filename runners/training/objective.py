@@ -8,6 +8,7 @@ padding, 1 begin, 2 end.
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -84,14 +85,37 @@ class Objective(abc.ABC):
         """
         output = self.forward(model, batch)
         logits, targets = output.logits, batch.tensors["targets"]
-        cross_entropy = F.cross_entropy(
-            logits.float().flatten(0, -2),
-            targets.flatten(),
-            ignore_index=IGNORE,
-            label_smoothing=label_smoothing,
-            reduction="sum",
-        )
+        loss = functools.partial(_cross_entropy, targets=targets, label_smoothing=label_smoothing)
+        if output.repeat_shares is None:
+            cross_entropy = loss(logits)
+        else:
+            shares = output.repeat_shares.unbind(dim=-1)
+            pairs = zip(output.repeat_logits, shares, strict=True)
+            cross_entropy = torch.stack([loss(read, shares=share) for read, share in pairs]).sum()
         return Loss(cross_entropy, torch.as_tensor(output.auxiliary_loss, device=logits.device))
+
+
+def _cross_entropy(
+    logits: torch.Tensor,
+    *,
+    targets: torch.Tensor,
+    label_smoothing: float,
+    shares: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the sum of the cross entropies of logits (..., V) with targets (...).
+
+    ``shares`` (...): what each counts for; None: one.
+    """
+    each = functools.partial(
+        F.cross_entropy,
+        logits.float().flatten(0, -2),
+        targets.flatten(),
+        ignore_index=IGNORE,
+        label_smoothing=label_smoothing,
+    )
+    if shares is None:
+        return each(reduction="sum")
+    return (each(reduction="none") * shares.flatten()).sum()
 
 
 class AnswerObjective(Objective):

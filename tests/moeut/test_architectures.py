@@ -15,6 +15,7 @@ from moeut.blocks.positions import NoPosition, Relative, Rotary
 from moeut.blocks.updates import CopyGate
 from moeut.config import Blueprint, ModelConfig
 from moeut.options import OptionError
+from moeut.recurrence.exit_gate import ExitGate, Ponder
 from moeut.recurrence.schedule import Depth
 from moeut.sizing import count_parameters
 
@@ -40,8 +41,9 @@ def test_defaults_build_and_run_in_every_form(name: str, form: str) -> None:
     assert torch.isfinite(output.logits).all()
 
 
-def test_what_each_architecture_is() -> None:
-    made = {name: blueprint({"architecture": name}) for name in ARCHITECTURES}
+def test_what_the_first_architectures_are() -> None:
+    first = ("transformer", "universal", "moeut", "sigma_moe", "ndr", "ndr_gate")
+    made = {name: blueprint({"architecture": name}) for name in first}
     assert {name: (one.depth.group, one.depth.repeats) for name, one in made.items()} == {
         "transformer": (4, 1),
         "universal": (1, 4),
@@ -75,6 +77,16 @@ def test_what_each_architecture_is() -> None:
     # Two and four times d_model.
     widths = [made[name].feed_forward.width for name in ("ndr", "ndr_gate")]
     assert widths == [256, 512]
+
+
+def test_what_the_architectures_with_exits_are() -> None:
+    ouro, ponder = (blueprint({"architecture": name}) for name in ("ouro", "ponder"))
+    assert ouro.halting == ExitGate(loss="weighted", entropy_weight=0.05, threshold=1.0)
+    assert (ouro.repeat_norm, ouro.final_norm) == (True, False)
+    assert (ouro.norm, ouro.norm_kind, ouro.norm_epsilon) == ("branch", "rms", 1e-6)
+    assert ouro.position == Rotary(fraction=1.0)
+    assert ponder.halting == Ponder(prior=0.2, loss_weight=0.01, divergence="to_prior")
+    assert (ponder.depth.group, ponder.depth.repeats) == (1, 8)
 
 
 def test_what_is_said_is_merged_over_the_defaults() -> None:

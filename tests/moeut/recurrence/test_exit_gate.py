@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from recurrent_cases import REPEATS, batch
+from recurrent_cases import FORMS, REPEATS, batch
 
 import moeut
 from moeut.options import OptionError
@@ -123,6 +123,25 @@ def test_a_token_leaves_with_its_state_at_the_exit(make_recurrent, rule):
     )
     assert (output.logits - wanted)[mask].abs().max() < 1e-12
     assert not taken[~mask].any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_reads_all_repeats_with_their_shares(make_recurrent, form):
+    """An encoder whose decoder reads it is read by no loss: its decoder is."""
+    model = make(make_recurrent, form).train()
+    arguments, masks = batch(model)
+    output = model(*arguments, **masks)
+    assert output.repeat_shares.shape == (*output.logits.shape[:-1], REPEATS)
+    assert (output.repeat_shares.sum(-1) - 1).abs().max() < 1e-12
+    stack = "encoder" if form == "encoder_classifier" else "decoder"
+    p = output.decisions[stack]["halting.log_probability"].exp()
+    assert torch.equal(output.repeat_shares, p[:, 0] if stack == "encoder" else p)
+    read = model(*arguments, **masks, read_repeats=range(REPEATS))
+    assert read.repeat_shares is None
+    for ours, wanted in zip(output.repeat_logits, read.repeat_logits, strict=True):
+        assert torch.equal(ours, wanted)
+    assert not output.repeats.get("encoder" if stack == "decoder" else "none")
+    assert model.eval()(*arguments, **masks).repeat_shares is None
 
 
 def test_draws_follow_the_probabilities(make_recurrent):

@@ -74,7 +74,7 @@ def test_loss_is_summed_over_answers_alone(task, form):
     logits = torch.randn(2, width, 10, generator=generator)
 
     def model(*args, **options):
-        return SimpleNamespace(logits=logits, auxiliary_loss=0.25)
+        return SimpleNamespace(logits=logits, auxiliary_loss=0.25, repeat_shares=None)
 
     loss = one.loss(model, batch)
     probabilities = F.log_softmax(logits.double(), dim=-1)
@@ -94,3 +94,23 @@ def test_loss_is_summed_over_answers_alone(task, form):
 def test_a_token_that_train_never_shows_is_unknown(task):
     one = objective(task(), "encoder_decoder")
     assert one.columns([Example(("q",), ("W",))]).arrays["targets"].tolist() == [[3, 2]]
+
+
+def test_a_loss_that_weighs_repeats(task):
+    """A position that is ignored counts nothing, whatever its shares are."""
+    torch.manual_seed(0)
+    reads = [torch.randn(2, 3, 5) for _ in range(2)]
+    shares = torch.tensor([[[0.3, 0.7]] * 3, [[0.9, 0.1]] * 3])
+    targets = torch.tensor([[1, 2, IGNORE], [4, IGNORE, IGNORE]])
+    output = SimpleNamespace(
+        logits=reads[-1], auxiliary_loss=0.5, repeat_logits=reads, repeat_shares=shares
+    )
+    one = objective(task(), "decoder_lm")
+    one.forward = lambda model, batch: output
+    loss = one.loss(None, SimpleNamespace(tensors={"targets": targets}))
+    wanted = 0.0
+    for row, column in ((0, 0), (0, 1), (1, 0)):
+        for read, share in zip(reads, shares[row, column], strict=True):
+            wanted -= share * read[row, column].log_softmax(-1)[targets[row, column]]
+    assert loss.cross_entropy_sum.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert loss.auxiliary == 0.5

@@ -26,6 +26,10 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+HEADS: dict[str, Any] = {"head_size": 32, "num_key_heads": 4, "dropout": 0.0}
+"""What is filled in of an attention with four heads at d_model=128."""
+
+
 def language_model(name: str, **options: Any) -> ModelConfig:
     return architecture(name, form="decoder_lm", vocabulary_size=11, **options)
 
@@ -61,17 +65,17 @@ def test_what_the_first_architectures_are() -> None:
         "ndr": ("post", "normal"),
         "ndr_gate": ("post", "normal"),
     }
-    assert made["moeut"].attention == SwitchHead(head_size=32, dropout=0.0)
-    gated = DenseAttention(gates="value_and_output", head_size=32, dropout=0.0)
+    assert made["moeut"].attention == SwitchHead(**HEADS)
+    gated = DenseAttention(gates="value_and_output", **HEADS)
     assert made["sigma_moe"].attention == gated
-    assert made["transformer"].attention == DenseAttention(head_size=32, dropout=0.0)
+    assert made["transformer"].attention == DenseAttention(**HEADS)
     assert made["universal"].feed_forward == DenseFeedForward(dropout=0.0)
     assert made["sigma_moe"].feed_forward == made["moeut"].feed_forward == SigmaMoE()
     assert made["moeut"].position == Rotary()
-    assert made["ndr"].attention == GeometricAttention(head_size=32, dropout=0.0)
+    assert made["ndr"].attention == GeometricAttention(**HEADS)
     assert made["ndr"].position == NoPosition()
     assert made["ndr"].update == CopyGate(proposal="norm", initial_bias=-3.0, dropout=0.0)
-    assert made["ndr_gate"].attention == DenseAttention(head_size=32, dropout=0.0)
+    assert made["ndr_gate"].attention == DenseAttention(**HEADS)
     assert made["ndr_gate"].position == Relative(learned_scale=True, absolute_gate=True)
     assert made["ndr_gate"].update == CopyGate(proposal="tanh", dropout=0.0)
     # Two and four times d_model.
@@ -100,7 +104,7 @@ def test_what_is_said_is_merged_over_the_defaults() -> None:
         }
     )
     assert made.depth == Depth(group=2, repeats=9)
-    assert made.attention == SwitchHead(num_experts=6, head_size=16, dropout=0.0)
+    assert made.attention == SwitchHead(num_experts=6, **HEADS | {"head_size": 16})
     assert made.position == Rotary(fraction=1.0)
     assert made.norm == "peri"
 
@@ -109,7 +113,7 @@ def test_another_kind_drops_the_defaults_of_its_block() -> None:
     gated = blueprint({"architecture": "sigma_moe", "attention": {"num_heads": 2}})
     assert gated.attention.to_dict()["gates"] == "value_and_output"
     other = blueprint({"architecture": "sigma_moe", "attention": {"kind": "switch_head"}})
-    assert other.attention == SwitchHead(head_size=32, dropout=0.0)
+    assert other.attention == SwitchHead(**HEADS)
     assert blueprint({"architecture": "sigma_moe", "attention": "switch_head"}) == other
     same = blueprint({"architecture": "sigma_moe", "attention": "dense"})
     assert same.attention.to_dict()["gates"] == "value_and_output"

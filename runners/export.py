@@ -6,7 +6,7 @@ Needs the extra ``[hf]``.
 
 from __future__ import annotations
 
-from runners.process.interrupt import end_at_interrupt
+from runners.process.start import end_at_interrupt
 
 if __name__ == "__main__":
     end_at_interrupt()  # what follows takes seconds to import

@@ -19,7 +19,7 @@ files.
 
 from __future__ import annotations
 
-from runners.process.interrupt import end_at_interrupt
+from runners.process.start import end_at_interrupt
 
 if __name__ == "__main__":
     end_at_interrupt()  # what follows takes seconds to import

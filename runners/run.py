@@ -9,45 +9,38 @@ input, 75 stopped but resumable or another process at work, 130 interrupted by t
 
 from __future__ import annotations
 
-from runners.process.interrupt import end_at_interrupt
+from runners.process.start import end_at_interrupt, silent_but_first
 
 if __name__ == "__main__":
     end_at_interrupt()  # what follows takes seconds to import
 
 import argparse
-import json
 import logging
-import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
 from runners.config.schema import ConfigError, RunConfig
 from runners.process import environment, ranks, signals
-from runners.process.messages import Notice, OnProgress, Progress, TrainingProgress
-from runners.process.ranks import World
-from runners.process.run_directory import RunDirectory, json_line
-from runners.process.signals import Stopped
+from runners.process.messages import Notice, OnProgress, TrainingProgress
+from runners.process.ranks import Agreement, World, check_together, hold
+from runners.process.run_directory import RunDirectory, RunRecord, json_line
 from runners.reporting.run_result import RunResult, TaskSummary, from_plain
 from runners.scoring.scorer import Scorer
 from runners.scoring.splits import Evaluation
 from runners.training import parallel
-from runners.training.agreement import hold
 from runners.training.cost import describe_model, macs_per_token
-from runners.training.experiment import build_model, train_columns
+from runners.training.experiment import Built, build, build_model, train_columns
+from runners.training.foreground import check_start, execute
 from runners.training.journal import Clock, Journal, Lap
 from runners.training.loop import Loop, NonFinite, fit, seed_everything
-from runners.training.prepared import Prepared, prepare
-from runners.training.snapshots import find_snapshot, resume, save_snapshot
+from runners.training.snapshots import Snapshots, resume
 from runners.training.telemetry import describe_row
-from tasks.base.command_line import BAD_INPUT, DONE, FAILED, RESUMABLE, Parser, exit_with
-from tasks.base.lease import Locked
+from tasks.base.command_line import BAD_INPUT, Parser, exit_with
 from tasks.base.metrics import selection_score
-from tasks.base.storage import why_not_written, write_atomically, write_json
-
-Result = TypeVar("Result")
+from tasks.base.storage import write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +104,7 @@ def run(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    with ranks.silent_but_first():
+    with silent_but_first():
         parser = Parser(
             prog="python -m runners.run",
             description=__doc__,
@@ -127,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         files = check_together(world, lambda: _check_directory(options.directory, world))
         if files is None:
             return BAD_INPUT
-        return execute(files, world, retry_failed=options.retry_failed)
+        return execute(run, files, world, retry_failed=options.retry_failed)
 
     return ranks.run_together(work)
 
@@ -139,113 +132,57 @@ def _check_directory(directory: Path, world: World) -> RunDirectory:
     return files
 
 
-def check_start(config: RunConfig, world: World) -> None:
-    """Check what a run needs of this machine and of its ranks before anything is written.
+# --- from the first step to the result --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a directory holds, checked, and the process made ready for it."""
+
+    files: RunDirectory
+    config: RunConfig
+    record: RunRecord
+    """Which run of which sweep it is."""
+    built: Built
+    """What the config describes."""
+    data_hash: str
+    device: torch.device
+    agreement: Agreement
+    notices: tuple[str, ...] = ()
+    """What is to be said before the run begins."""
+
+    @property
+    def world(self) -> World:
+        """This process's place among the ranks."""
+        return self.agreement.world
+
+
+def prepare(files: RunDirectory, agreement: Agreement) -> Prepared:
+    """Read a directory, choose the device, build the task, and write the files beside the config.
 
     Raises:
-        ValueError: a batch that the ranks cannot share, or a device or package that is not there.
+        ConfigError: config and data are not those of the run's hash.
     """
-    ranks.check_batch(config, world.size)
-    environment.check_packages(config)
-    environment.check_device(config, local_rank=world.local_rank if world.size > 1 else None)
-
-
-def check_together(world: World, check: Callable[[], Result]) -> Result | None:
-    """Return what ``check`` does, or None on every rank if it raised ValueError on any of them.
-
-    Rank 0 prints the error, the first one of several.
-    """
-    value, problem = None, None
-    try:
-        value = check()
-    except ValueError as error:
-        problem = str(error)
-    problems = [text for text in world.gather(problem) if text is not None]
-    if problems and world.is_first:
-        print(problems[0], file=sys.stderr)
-    return None if problems else value
-
-
-def execute(
-    files: RunDirectory,
-    world: World,
-    *,
-    retry_failed: bool,
-    lay_out: Callable[[], None] = lambda: None,
-) -> int:
-    """Execute a run, print how far it is and its result, and return the exit status.
-
-    The status is the same on every rank. What is said is said by rank 0 alone.
-
-    Args:
-        files: the directory, checked.
-        world: this process's place among the ranks.
-        retry_failed: whether to try again what has failed.
-        lay_out: writes what the directory lacks before the run begins.
-    """
-
-    def say(text: object, *, error: bool = False) -> None:
-        if world.is_first:
-            print(text, file=sys.stderr if error else sys.stdout, flush=True)
-
-    before = world.share(files.status())
-    if before == "failed" and not retry_failed:
-        say(f"{files.path}: has failed: {files.failure()}; try again with --retry-failed")
-        return FAILED
-    say(f"{files.path}: {before}")
-    problem = None
-    if before != "done" and world.is_first:
-        try:
-            lay_out()
-        except OSError as error:
-            problem = why_not_written(error)
-    problem = world.share(problem)
-    if problem is not None:
-        say(f"{files.path}: cannot be written: {problem}", error=True)
-        return FAILED
-    with signals.Stop(announce=world.is_first, restore=world.size == 1) as stop:
-        try:
-            status = run(files.path, stop=stop, on_progress=_print_progress, world=world)
-        except Stopped as stopped:
-            say(f"{stopped}; the same command continues", error=True)
-            return stop.exit_status
-        except Locked as error:
-            say(error, error=True)
-            return RESUMABLE
-        except ConfigError as error:
-            say(error, error=True)
-            return BAD_INPUT
-        except OSError as error:  # in the run itself it would be why the run has failed
-            say(f"{files.path}: cannot be written: {why_not_written(error)}", error=True)
-            return FAILED
-    if status == "failed":
-        say(files.failure(), error=True)
-        return FAILED
+    world = agreement.world
+    config, record = files.read_config(), files.read_record()
+    device = environment.choose_device(
+        config.train, local_rank=world.local_rank if world.size > 1 else None
+    )
+    environment.prepare_process(config.train, device)
+    built = build(config)
+    data_hash = built.task.data_hash()
+    found = config.hash(data_hash)
+    if found != record.hash:
+        raise ConfigError(
+            f"{files.config}: its config and data have the hash {found}, but the run is "
+            f"{record.hash}: the file or the data was changed; plan the run anew"
+        )
+    notices: list[str] = []
     if world.is_first:
-        _print_result(files)
-    return DONE
-
-
-def _print_progress(message: Progress) -> None:
-    if isinstance(message, Notice):  # the log, which is on this terminal too, has it
-        return
-    if isinstance(message, TrainingProgress):
-        text = f"loss {message.loss:.4f}  {message.tokens_per_second:,.0f} tokens/s"
-    else:
-        text = f"score {message.split} {message.rows}/{message.of_rows}"
-    print(f"step {message.step}/{message.steps}  {text}", flush=True)
-
-
-def _print_result(files: RunDirectory) -> None:
-    result = RunResult.from_json(json.loads(files.result.read_text(encoding="utf-8")))
-    for note in result.notes:
-        print(note)
-    for score in result.scores:
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in score.metrics.items())
-        print(f"{score.split} (depth {score.repeats}, {score.rows} rows): {metrics}")
-
-
-# --- from the first step to the result --------------------------------------------------
+        path = files.path / "env.json"
+        notices = environment.record_start(path, config, device, num_ranks=world.size)
+        built.task.save_files(files.path)
+    return Prepared(files, config, record, built, data_hash, device, agreement, tuple(notices))
 
 
 class Training:
@@ -272,7 +209,14 @@ class Training:
             journal=journal,
         )
         self.best: dict[str, torch.Tensor] | None = None
-        checkpoint = find_snapshot(prepared, warn=journal.notice)
+        self.snapshots = Snapshots(
+            folder=prepared.files.checkpoints,
+            run_hash=prepared.record.hash,
+            identity=self.config.identity(prepared.data_hash),
+            model_config=self.built.model_config,
+            agreement=self.agreement,
+        )
+        checkpoint = self.snapshots.find(warn=journal.notice)
         seed_everything(self.config.seed)
         self.model = build_model(self.built.model_config, prepared.device)
         self.loop = Loop(
@@ -375,7 +319,7 @@ class Training:
         self.journal.append(row)
 
     def save(self) -> None:
-        save_snapshot(self.prepared, self.loop, best=self.best, metrics_bytes=self.journal.flush())
+        self.snapshots.save(self.loop, best=self.best, metrics_bytes=self.journal.flush())
         self.journal.count_training(self.loop.position.tokens_seen)
         self.journal.write_timings()
 

@@ -19,7 +19,7 @@ another number of ranks, or with one process.
 
 from __future__ import annotations
 
-from runners.process.interrupt import end_at_interrupt
+from runners.process.start import end_at_interrupt
 
 if __name__ == "__main__":
     end_at_interrupt()  # what follows takes seconds to import
@@ -31,10 +31,11 @@ from pathlib import Path
 from runners.config.run_file import difference, read_run, to_yaml
 from runners.config.schema import ConfigError, RunConfig
 from runners.process import ranks
-from runners.process.ranks import World
+from runners.process.ranks import World, check_together
 from runners.process.run_directory import RunDirectory, RunRecord
-from runners.run import check_start, check_together, execute
+from runners.run import run
 from runners.training.experiment import build, build_task, notice_of_repeats
+from runners.training.foreground import check_start, execute
 from tasks.base.command_line import BAD_INPUT, Parser, exit_with
 
 
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             return BAD_INPUT
         config, record, files = checked
         return execute(
+            run,
             files,
             world,
             retry_failed=options.retry_failed,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +20,8 @@ import torch
 
 from runners.config.schema import RunConfig, TrainConfig
 from tasks.base.options import OptionError
+from tasks.base.storage import write_json
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "triton", "PyYAML", "rich")
 
 TENSORBOARD = "tensorboard"
@@ -28,12 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 """Folder that holds the packages."""
 CODE = ("moeut", "tasks", "runners")
 """The packages, whose files decide what a run computes."""
-
-
-def thread_environment(num_threads: int) -> dict[str, str]:
-    """Return this process's environment with the thread counts of a run in a child process."""
-    threads = {name: str(num_threads) for name in THREAD_VARIABLES}
-    return {**os.environ, **threads, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def choose_device(config: TrainConfig, *, local_rank: int | None = None) -> torch.device:
@@ -110,6 +106,34 @@ def set_float32_products(device: torch.device, *, beside_bfloat16: bool) -> None
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if beside_bfloat16 else "highest")
+
+
+def record_start(
+    path: Path, config: RunConfig, device: torch.device, *, num_ranks: int
+) -> list[str]:
+    """Write ``env.json`` for this start, and return what is to be said of it.
+
+    The file describes the last start; its list ``starts`` has time, host and code of each.
+    """
+    now = describe_environment(config, device)
+    starts = _earlier_starts(path)
+    start = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    start |= {key: now[key] for key in ("host", "version", "git")}
+    ranks = {"ranks": num_ranks} if num_ranks > 1 else {}
+    write_json(path, {**now, **ranks, "starts": [*starts, start]})
+    changed = code_difference(starts[-1], start) if starts else None
+    if changed is None:
+        return []
+    return [f"the code was changed since the run was last started: {changed}; see {path}"]
+
+
+def _earlier_starts(path: Path) -> list[dict[str, Any]]:
+    """Return the starts that a file lists; none where it is not there, or damaged."""
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        return [start for start in starts if isinstance(start, dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def describe_environment(config: RunConfig, device: torch.device) -> dict[str, Any]:

@@ -9,11 +9,10 @@ import torch
 
 from runners.config.schema import RunConfig
 from runners.process.messages import ScoringProgress
-from runners.process.ranks import World
+from runners.process.ranks import Agreement, World
 from runners.process.signals import Stopped
 from runners.scoring.splits import Evaluation, split_scorer
 from runners.training import parallel
-from runners.training.agreement import Agreement
 from runners.training.experiment import Built
 from runners.training.journal import Journal
 

@@ -1,7 +1,9 @@
 """The executor of one machine: a few worker processes, each of which serves run after run.
 
-A worker is ``python -m runners.sweeping.worker``. It takes orders from its standard input and
-answers with messages. One that dies takes only its own run with it.
+A worker is ``python -m runners.sweeping.local``. Serving several saves the seconds that importing
+torch takes. Orders come over its standard input, messages go over its standard output, one line of
+JSON each. A worker that dies takes only its own run with it; one whose input ends without an order
+to quit has lost its driver, and ends at once.
 """
 
 from __future__ import annotations
@@ -9,29 +11,42 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import selectors
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
-
-from runners.process.environment import thread_environment
-from runners.process.messages import Ended, Message, Notice, Ready, Started, decode
+from runners.config.schema import ConfigError
+from runners.process.messages import (
+    Ended,
+    Message,
+    Notice,
+    OnProgress,
+    Ready,
+    RunEnd,
+    Started,
+    decode,
+    encode,
+)
 from runners.process.run_directory import RunDirectory
-from runners.process.signals import Stop
+from runners.process.signals import Stop, Stopped
 from runners.sweeping.executor import Job, OnMessage
-from tasks.base.command_line import RESUMABLE
+from tasks.base.command_line import DONE, RESUMABLE, print_what_can_be
 from tasks.base.cores import available_cores
+from tasks.base.lease import Locked
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def default_workers(jobs: Sequence[Job]) -> tuple[int, list[str]]:
@@ -41,11 +56,19 @@ def default_workers(jobs: Sequence[Job]) -> tuple[int, list[str]]:
     threads that a run has.
     """
     if all(job.uses_gpu for job in jobs):
+        import torch
+
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
         gpus = [name for name in names if name]
         return len(gpus), gpus
     return max(1, available_cores() // max(job.num_threads for job in jobs)), []
+
+
+def thread_environment(num_threads: int) -> dict[str, str]:
+    """Return this process's environment with the thread counts of a run in a child process."""
+    threads = {name: str(num_threads) for name in THREAD_VARIABLES}
+    return {**os.environ, **threads, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass
@@ -145,7 +168,7 @@ class LocalExecutor:
         # A session of its own: Ctrl-C in the terminal reaches the driver alone, which tells its
         # workers; they would otherwise be interrupted twice.
         process = subprocess.Popen(
-            [sys.executable, "-m", "runners.sweeping.worker"],
+            [sys.executable, "-m", "runners.sweeping.local"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=variables,
@@ -251,3 +274,88 @@ class LocalExecutor:
                 worker.process.kill()
             self._quit(worker)
         self._selector.close()
+
+
+# --- the worker -------------------------------------------------------------------------
+
+
+def work(orders: BinaryIO, messages: BinaryIO) -> int:
+    """Serve orders until told to quit, and return the exit status."""
+    from runners.run import run  # torch and all models, which the other end does without
+
+    def send(message: Message) -> None:
+        try:
+            messages.write(encode(message))
+            messages.flush()
+        except BrokenPipeError:
+            os._exit(RESUMABLE)  # the driver has died; no failure of the run
+
+    with Stop() as stop:
+        directories: queue.Queue[Path | None] = queue.Queue()
+        threading.Thread(target=_listen, args=(orders, directories, stop), daemon=True).start()
+        send(Ready())
+        while True:
+            try:
+                directory = directories.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if stop.signal is not None:
+                    return RESUMABLE
+                continue
+            if directory is None:
+                return DONE
+            _log_to(RunDirectory(directory).log)
+            send(_execute(run, directory, stop, send))
+
+
+def _execute(
+    run: Callable[..., RunEnd], directory: Path, stop: Stop, on_progress: OnProgress
+) -> Ended:
+    try:
+        status = run(directory, stop=stop, on_progress=on_progress)
+    except Stopped as stopped:
+        return Ended("stopped", str(stopped))
+    except Locked as error:
+        return Ended("busy", str(error))
+    except ConfigError as error:
+        return Ended("refused", str(error))
+    except OSError as error:  # no room for a lease, or for writing down why the run has failed
+        return Ended("failed", str(error))
+    return Ended(status, RunDirectory(directory).failure() if status == "failed" else None)
+
+
+def _listen(orders: BinaryIO, directories: queue.Queue[Path | None], stop: Stop) -> None:
+    for line in orders:
+        order = json.loads(line)
+        if order["order"] == "quit":
+            directories.put(None)
+            return
+        if order["order"] == "stop":
+            stop.request()
+        else:
+            directories.put(Path(order["directory"]))
+    # The driver has died. Whatever the main thread is doing, checkpoints are whole or not there.
+    os._exit(RESUMABLE)
+
+
+def _log_to(path: Path) -> None:
+    """Send what this process and its libraries print into the run's log."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    sys.stderr.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()}\n")
+    sys.stderr.flush()
+
+
+def main() -> int:
+    """Serve a driver over the standard input and output."""
+    print_what_can_be()
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    # A private copy of the pipe: a library that prints must not write into the messages.
+    messages = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return work(sys.stdin.buffer, messages)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

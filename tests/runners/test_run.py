@@ -348,7 +348,7 @@ def test_train_on_a_directory_of_a_sweep_leaves_its_record(make_run, capsys):
 
 
 def test_command_ends_with_75_while_another_process_works_there(make_run, capsys, monkeypatch):
-    monkeypatch.setattr("runners.training.agreement.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("runners.process.ranks.WAIT_SECONDS", 0.1)
     directory = make_run("run", *SHORT)
     with Lease(directory):
         assert module.main([str(directory)]) == 75

@@ -20,7 +20,7 @@ import pytest
 from moeut import architectures
 from runners.config.grid import expand, plan_record, read_sweep
 from runners.config.run_file import from_yaml, read_run, to_yaml
-from runners.sweeping.reconcile import job_of, run_labels
+from runners.sweep import job_of, run_labels
 
 FOLDER = Path(__file__).parents[3] / "configs"
 COUNT = int(os.environ.get("MOEUT_MUTANTS", "60"))

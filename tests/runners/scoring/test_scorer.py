@@ -7,10 +7,9 @@ import torch
 
 from runners.config.run_file import read_run
 from runners.process.messages import ScoringProgress
-from runners.process.ranks import World
+from runners.process.ranks import Agreement, World
 from runners.process.signals import Stop, Stopped
 from runners.scoring.scorer import Scorer
-from runners.training.agreement import Agreement
 from runners.training.experiment import build, build_model
 from runners.training.journal import Clock
 

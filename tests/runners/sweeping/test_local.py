@@ -13,10 +13,10 @@ import pytest
 from runners.process import signals
 from runners.process.messages import Ended, Notice, Started, TrainingProgress
 from runners.process.run_directory import RunDirectory
+from runners.sweep import sweep_status
 from runners.sweeping import worker
 from runners.sweeping.executor import Job
 from runners.sweeping.local import LocalExecutor, default_workers
-from runners.sweeping.reconcile import sweep_status
 
 
 class Messages(list):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from runners.config.schema import ConfigError
-from runners.training.snapshots import find_snapshot
+from runners.training.snapshots import Snapshots
 
 
 def test_run_whose_checkpoints_are_all_damaged_fails_and_does_not_begin_again(make_run, train):
@@ -36,7 +36,7 @@ def test_ranks_that_see_different_checkpoints_are_told(make_run, train):
     directory = make_run()
     train(directory, stop_at=3)
     folder = directory / "checkpoints"
-    world = SimpleNamespace(gather=lambda step: [step, None])
-    prepared = SimpleNamespace(files=SimpleNamespace(checkpoints=folder), world=world)
+    agreement = SimpleNamespace(world=SimpleNamespace(gather=lambda step: [step, None]))
+    own = Snapshots(folder=folder, run_hash="", identity={}, model_config=None, agreement=agreement)
     with pytest.raises(ValueError, match=r"checkpoints: the ranks find different checkpoints"):
-        find_snapshot(prepared, warn=pytest.fail)
+        own.find(warn=pytest.fail)

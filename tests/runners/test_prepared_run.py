@@ -6,11 +6,10 @@ import pytest
 
 from runners.config.schema import ConfigError
 from runners.process import environment
-from runners.process.ranks import World
+from runners.process.ranks import Agreement, World
 from runners.process.run_directory import RunDirectory
 from runners.process.signals import Stop
-from runners.training.agreement import Agreement
-from runners.training.prepared import prepare
+from runners.run import prepare
 
 
 def test_edited_config_is_refused(make_run, train):

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from runners.process.ranks import World
+from runners.process.ranks import Agreement, World
 from runners.process.signals import Stop, Stopped
-from runners.training.agreement import Agreement
 
 
 def test_a_signal_during_the_agreement_waits_for_the_next_step():

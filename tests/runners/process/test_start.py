@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import runners
-from runners.process.interrupt import end_at_interrupt
+from runners.process.start import end_at_interrupt
 
 COMMANDS = [
     path.stem

@@ -1,0 +1,51 @@
+"""What a command does before it imports anything that takes long: this module imports little.
+
+Ctrl-C in the seconds in which torch is imported is one line, no traceback: a command's module calls
+``end_at_interrupt`` between this import and its others, if it is what Python was started with. Of
+several ranks one alone says what is wrong with the command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from types import FrameType
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Environment that torchrun gives each of its processes."""
+
+
+def end_at_interrupt() -> None:
+    """Let Ctrl-C end the process at once, until ``exit_with`` sets Python's own answer again.
+
+    There is nothing to save yet, and Python's answer would be a traceback through the modules of
+    others. A Ctrl-C that is ignored, as under nohup, stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this process is one of several that torchrun has started."""
+    return all(name in environment for name in VARIABLES) and int(environment["WORLD_SIZE"]) > 1
+
+
+@contextlib.contextmanager
+def silent_but_first() -> Iterator[None]:
+    """Let rank 0 alone print, so that what every rank has to say is said once."""
+    if not is_launched() or int(os.environ["RANK"]) == 0:
+        yield
+        return
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield

@@ -19,21 +19,19 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from runners.config.grid import PlannedRun, Sweep, expand, read_sweep, write_plan
 from runners.config.labels import compact, short_keys
 from runners.config.schema import ConfigError
-from runners.process import environment
 from runners.process.messages import Ended, Message
 from runners.process.run_directory import RunDirectory, RunRecord
 from runners.process.signals import Stop
 from runners.sweeping.executor import Executor, Job
 from runners.sweeping.local import LocalExecutor, default_workers
 from runners.sweeping.progress import Display
-from runners.training.experiment import Built, build, data_hash, missing_data, notice_of_repeats
 from tasks.base.command_line import (
     BAD_INPUT,
     DONE,
@@ -47,6 +45,11 @@ from tasks.base.console import make_console, say
 from tasks.base.lease import Lease, Locked
 from tasks.base.options import nearest
 from tasks.base.storage import why_not_written
+
+if TYPE_CHECKING:
+    from runners.training.experiment import Built
+
+# What imports torch is imported by the functions that need it, so that --help does not wait.
 
 EXECUTORS: dict[str, Callable[[Sequence[Job], int | None], Executor]] = {
     "local": LocalExecutor.for_jobs,
@@ -64,6 +67,9 @@ def check(planned: Sequence[PlannedRun], *, needs_data: bool = True) -> dict[str
         ConfigError: a split, a size or a device that is not there.
         tasks.DataMissing, tasks.DataDamaged: a data file is missing, or not the published one.
     """
+    from runners.process import environment
+    from runners.training.experiment import build
+
     built: dict[str, Built] = {}
     for run in planned:
         if run.hash not in built:
@@ -75,6 +81,8 @@ def check(planned: Sequence[PlannedRun], *, needs_data: bool = True) -> dict[str
 
 def planning_hash(section: dict[str, Any]) -> str:
     """Return the hash of the data of a ``task`` section, or nothing where a text is not packed."""
+    from runners.training.experiment import data_hash, missing_data
+
     return "" if missing_data(section) else data_hash(section)
 
 
@@ -142,6 +150,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
+    from runners.training.experiment import data_hash, notice_of_repeats
+
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     console = make_console()
     try:
@@ -213,10 +223,10 @@ def _report(directory: Path, *, with_figures: bool) -> None:
 
 def job_of(run: PlannedRun) -> Job:
     """Return what it takes to execute a run."""
+    from runners.process.environment import choose_device
+
     train = run.config.train
-    return Job(
-        run.directory, train.num_threads, uses_gpu=environment.choose_device(train).type == "cuda"
-    )
+    return Job(run.directory, train.num_threads, uses_gpu=choose_device(train).type == "cuda")
 
 
 def run_labels(planned: Sequence[PlannedRun]) -> dict[Path, str]:

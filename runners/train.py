@@ -27,20 +27,24 @@ if __name__ == "__main__":
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runners.config.run_file import difference, read_run, to_yaml
 from runners.config.schema import ConfigError, RunConfig
-from runners.process import ranks
-from runners.process.ranks import World, check_together
 from runners.process.run_directory import RunDirectory, RunRecord
-from runners.run import run
-from runners.training.experiment import build, build_task, notice_of_repeats
-from runners.training.foreground import check_start, execute
+from runners.process.start import silent_but_first
 from tasks.base.command_line import BAD_INPUT, Parser, exit_with
+
+if TYPE_CHECKING:
+    from runners.process.ranks import World
+
+# What imports torch is imported by the functions that need it, so that --help does not wait.
 
 
 def plan_single(config: RunConfig, *, name: str, root: Path) -> tuple[Path, RunRecord]:
     """Return the directory of a run outside of a sweep, and its record."""
+    from runners.training.experiment import build_task
+
     digest = config.hash(build_task(config.task).data_hash())
     variant = config.model.architecture
     record = RunRecord(sweep=name, variant=variant, seed=config.seed, hash=digest)
@@ -82,8 +86,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    with ranks.silent_but_first():
+    with silent_but_first():
         options = _parse(sys.argv[1:] if arguments is None else arguments)
+    from runners.process.ranks import check_together, run_together
+    from runners.run import run
+    from runners.training.foreground import execute
 
     def work(world: World) -> int:
         checked = check_together(world, lambda: _check(options, world))
@@ -98,11 +105,14 @@ def main(arguments: list[str] | None = None) -> int:
             lay_out=lambda: files.prepare(config, record),
         )
 
-    return ranks.run_together(work)
+    return run_together(work)
 
 
 def _check(options: argparse.Namespace, world: World) -> tuple[RunConfig, RunRecord, RunDirectory]:
     """Check all that can be checked before anything is written."""
+    from runners.training.experiment import build, notice_of_repeats
+    from runners.training.foreground import check_start
+
     config = read_run(options.config, options.overrides)
     check_start(config, world)
     if build(config).ignores_repeats(config) and world.is_first:

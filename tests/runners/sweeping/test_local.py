@@ -14,9 +14,8 @@ from runners.process import signals
 from runners.process.messages import Ended, Notice, Started, TrainingProgress
 from runners.process.run_directory import RunDirectory
 from runners.sweep import sweep_status
-from runners.sweeping import worker
 from runners.sweeping.executor import Job
-from runners.sweeping.local import LocalExecutor, default_workers
+from runners.sweeping.local import LocalExecutor, default_workers, work
 
 
 class Messages(list):
@@ -184,7 +183,7 @@ def test_no_workers_is_an_error():
 
 
 def test_worker_quits_on_an_order(monkeypatch):
-    assert worker.work(io.BytesIO(b'{"order": "quit"}\n'), io.BytesIO()) == 0
+    assert work(io.BytesIO(b'{"order": "quit"}\n'), io.BytesIO()) == 0
 
 
 def test_default_workers_follow_cores_and_threads(monkeypatch):

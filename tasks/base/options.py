@@ -13,11 +13,11 @@ import functools
 import inspect
 import itertools
 import json
-import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 LOCATION = {"location": True}
@@ -74,25 +74,42 @@ def nearest(value: object, allowed: Iterable[str]) -> str:
     return "" if match is None else f"; did you mean {match!r}?"
 
 
-@functools.cache  # a source is looked up and parsed in 20 ms
 def field_docstrings(cls: type) -> dict[str, str]:
     """Return the string literal that stands under each annotated field of a class, on one line."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+        path = inspect.getsourcefile(cls)
+        return {} if path is None else _docstrings_in(path).get(cls.__qualname__, {})
     except (OSError, TypeError):  # a class made at run time has no source
         return {}
-    body = tree.body[0].body  # type: ignore[attr-defined]
-    documented = {}
-    for statement, following in itertools.pairwise(body):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-            and isinstance(following.value.value, str)
-        ):
-            documented[statement.target.id] = " ".join(following.value.value.split())
-    return documented
+
+
+@functools.cache  # a file is parsed once for all classes in it, since that takes milliseconds
+def _docstrings_in(path: str) -> dict[str, dict[str, str]]:
+    """Return the docstrings of fields of all classes of a file, by the classes' qualified names."""
+    found: dict[str, dict[str, str]] = {}
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                found[prefix + node.name] = _documented(node.body)
+                visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.FunctionDef):
+                visit(node.body, f"{prefix}{node.name}.<locals>.")
+
+    visit(ast.parse(Path(path).read_text(encoding="utf-8")).body, "")
+    return found
+
+
+def _documented(body: list[ast.stmt]) -> dict[str, str]:
+    return {
+        statement.target.id: " ".join(following.value.value.split())
+        for statement, following in itertools.pairwise(body)
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and isinstance(following, ast.Expr)
+        and isinstance(following.value, ast.Constant)
+        and isinstance(following.value.value, str)
+    }
 
 
 def describe(cls: type) -> dict[str, Option]:

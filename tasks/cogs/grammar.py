@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scipy.special import zeta
-
 from tasks.cogs import lexicon
 from tasks.cogs.logical_form import NAMES
 
@@ -131,6 +129,8 @@ def word_probabilities(count: int) -> list[float]:
     >>> [round(p, 3) for p in word_probabilities(4)]
     [0.432, 0.232, 0.179, 0.156]
     """
+    from scipy.special import zeta  # a tenth of a second, which --help need not wait for
+
     scale = float(zeta(ZIPF_EXPONENT))
     zipf = [rank**-ZIPF_EXPONENT / scale for rank in range(1, count + 1)]
     rest = (1 - sum(zipf)) / count

@@ -1,6 +1,8 @@
 """``--help`` says what the fields' docstrings say."""
 
 import dataclasses
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import tasks
@@ -68,3 +70,20 @@ def test_a_sweeps_help_contains_a_runs():
     assert "seeds: a list (a whole number) or a whole number = 1" in text
     assert run_help() in text
     assert max(map(len, text.splitlines())) < 400
+
+
+def test_help_needs_no_torch_and_leaves_the_models_as_they_are():
+    code = """
+import sys
+from runners import train
+try:
+    train.main(["--help"])
+except SystemExit:
+    pass
+assert not {"torch", "safetensors", "triton"} & set(sys.modules)
+import moeut
+moeut.build(moeut.architecture("moeut", form="decoder_lm", vocabulary_size=9, d_model=16))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(run_help() + "\n")

@@ -32,6 +32,7 @@ from moeut.options import (
     require_positive,
     require_probability,
 )
+from moeut.recurrence.conditioning import CONDITIONING, Conditioning, NoConditioning
 from moeut.recurrence.controller import HALTING, ControllerOptions, NoHalting
 from moeut.recurrence.injection import NoInjection
 from moeut.recurrence.schedule import Depth
@@ -53,6 +54,7 @@ class StackConfig:
     depth: Depth
     state: State
     halting: ControllerOptions
+    conditioning: Conditioning
     attention: AttentionOptions
     feed_forward: FeedForwardOptions
     position: PositionOptions
@@ -128,6 +130,8 @@ class Blueprint(Options):
     """What the recurrence begins from, and how the input enters each repeat."""
     halting: ControllerOptions = one_of(HALTING, NoHalting)
     """Which tokens later repeats still work on."""
+    conditioning: Conditioning = one_of(CONDITIONING, NoConditioning)
+    """What tells one repeat from another."""
     attention: AttentionOptions = one_of(ATTENTION)
     """Attention of every layer."""
     feed_forward: FeedForwardOptions = one_of(FEED_FORWARD)
@@ -212,6 +216,7 @@ class Blueprint(Options):
             "state": self.state.is_plain,
             "halting": isinstance(self.halting, NoHalting),
             "repeat_norm": not self.repeat_norm,
+            "conditioning": isinstance(self.conditioning, NoConditioning),
         }
         for name in ("depth", "encoder_depth"):
             depth = getattr(self, name)

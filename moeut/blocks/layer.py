@@ -20,7 +20,7 @@ from moeut.blocks.attention import (
     Participation,
     Source,
 )
-from moeut.blocks.norms import Norm, views
+from moeut.blocks.norms import Norm, modulated, views
 from moeut.blocks.own import Encoding, PerRepeat, copies, index_of, of_repeat, per_repeat
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
 from moeut.blocks.updates import Update
@@ -132,10 +132,11 @@ class Layer(nn.Module):
         start, repeat = x, context.routing.repeat
         attention, update = of_repeat(self.attention, repeat), of_repeat(self.update, repeat)
         norms = self._norms("attention", repeat)
-        routed, plain = views(x, norms[0], self.norm)
+        modulation = context.routing.modulation
+        routed, plain = modulated(views(x, norms[0], self.norm), modulation)
         source = None
         if key_value_source is not None:
-            both = views(key_value_source, norms[0], self.norm)
+            both = modulated(views(key_value_source, norms[0], self.norm), modulation)
             routing = context.routing_of_source or context.routing
             source = attention.project_source(*both, routing)
         attended = attention(
@@ -158,13 +159,13 @@ class Layer(nn.Module):
             cross_attention = of_repeat(self.cross_attention, repeat)
             assert cross_attention is not None
             norms = self._norms("cross_attention", repeat)
-            routed, plain = views(x, norms[0], self.norm)
+            routed, plain = modulated(views(x, norms[0], self.norm), modulation)
             attended = cross_attention(routed, plain, cross_context, source=memory)
             x = self._between(update, x, attended.output, *norms)
             _note(attended, "cross_attention", routers, weights)
 
         norm, second = self._norms("feed_forward", repeat)
-        routed, plain = views(x, norm, self.norm)
+        routed, plain = modulated(views(x, norm, self.norm), modulation)
         mapped, record = self.feed_forward(routed, plain, context.routing)
         change = self._of_branch(mapped, second)
         if update.drops_last:

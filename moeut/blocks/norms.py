@@ -105,3 +105,18 @@ def views(x: Tensor, norm: nn.Module | None, placement: NormPlacement) -> tuple[
         return x, x
     normed = norm(x)
     return normed, x if placement == "peri" else normed
+
+
+def modulated(
+    both: tuple[Tensor, Tensor], modulation: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Return the routed view, scaled and shifted, and the plain one, if it is no other tensor, too.
+
+    ``modulation``: scale and shift (D) or (B, T, D); None: there is none.
+    """
+    if modulation is None:
+        return both
+    routed, plain = both
+    scale, shift = modulation
+    changed = routed * (1.0 + scale) + shift
+    return changed, changed if plain is routed else plain

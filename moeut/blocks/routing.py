@@ -45,6 +45,9 @@ class RoutingContext:
     place: Place | None = None
     """Where in its schedule the application is; None outside a stack."""
 
+    modulation: tuple[Tensor, Tensor] | None = None
+    """Scale and shift (D) or (B, T, D) of what every sublayer reads; None: it is as it is."""
+
     @property
     def repeat(self) -> int | None:
         """Number of the pass through the group, from 0; None in prelude and coda."""

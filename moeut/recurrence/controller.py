@@ -44,6 +44,9 @@ class Step(NamedTuple):
     key_value_source: Tensor | None = None
     """(B, T, D) state that self-attention takes keys and values from, if not ``x``."""
 
+    modulation: tuple[Tensor, Tensor] | None = None
+    """Scale and shift (D) or (B, T, D) of what every sublayer reads: x · (1 + scale) + shift."""
+
     by_row: bool = False
     """Whether rows take part as a whole, so that nobody reads keys and values of who does not."""
 

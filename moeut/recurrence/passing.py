@@ -90,7 +90,7 @@ class Passing:
     ) -> Tensor:
         """Return the state (B, T, D) after one application, and ``record`` what it decided."""
         context, cross_context = self.context, self.cross_context
-        routed = replace(context.routing, place=place)
+        routed = replace(context.routing, place=place, modulation=step.modulation)
         if without_gradient:
             routed = replace(routed, weights=self._weights_without_gradient())
         of_source = None

@@ -58,10 +58,13 @@ class DepthStack(nn.Module):
         if options.norm_input:
             weights = options.norm_input_weights
             self.input_norm = options.norms.build(d_model, weights=weights)
+        conditioning = options.conditioning.build_for(d_model, options.depth.repeats)
         # Halting reads the state itself, so it comes before the injection changes what is read.
         built = {
+            "coordinates": conditioning if options.conditioning.comes_first else None,
             "halting": options.halting.build(d_model),
             "injection": options.state.build(d_model),
+            "conditioning": None if options.conditioning.comes_first else conditioning,
         }
         self.controllers = nn.ModuleDict({k: v for k, v in built.items() if v is not None})
         self.output = options.state.build_output(d_model)

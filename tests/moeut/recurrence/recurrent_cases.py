@@ -2,10 +2,12 @@
 
 import torch
 
+from moeut.recurrence.conditioning import AdaptiveNorm, Vectors
 from moeut.recurrence.exit_gate import ExitGate
 from moeut.recurrence.halting import AdaptiveComputationTime
 from moeut.recurrence.state import State
 
+REPEATS = 4
 FORMS = ["decoder_lm", "encoder_decoder", "encoder_classifier"]
 BLOCKS = {
     "dense": {"attention": "dense", "feed_forward": "dense"},
@@ -31,11 +33,12 @@ CONTROLLERS = {
     "noise_diagonal": {"state": state(LIKE_INIT, "diagonal", "linear")},
     "input_feed_forward": {"state": state("input", BOTH_GATED, "final_norm")},
     "act": {"halting": ACT},
+    "act_vectors": {"halting": ACT, "conditioning": Vectors(size=REPEATS)},
+    "add_adaptive_norm": {"state": state("input", "add"), "conditioning": AdaptiveNorm(size=REPEATS)},
     "act_update": {"halting": UPDATE},
     "gate": {"halting": ExitGate(threshold=0.8, initial_bias=-1.5)},
     "act_noise_linear": {"halting": ACT, "state": state("noise", "linear")},
 }
-REPEATS = 4
 
 
 LENGTHS = [6, 3, 5]

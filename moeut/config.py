@@ -98,10 +98,10 @@ class StackConfig:
             return f"needs {prefix}state.injection, by which gradients still reach the embedding"
         return None
 
-    def refuses_row_depth(self, prefix: str = "") -> str | None:
+    def refuses_row_depth(self, prefix: str = "", *, is_truncated: bool = False) -> str | None:
         """Return why rows cannot have depths of their own; None: they can.
 
-        ``prefix`` is as in ``refuses_truncation``.
+        ``prefix`` is as in ``refuses_truncation``; ``is_truncated``: some repeats have no gradient.
         """
         if not self.depth.is_shared:
             return f"no layer is repeated ({prefix}depth.repeats=1)"
@@ -109,6 +109,8 @@ class StackConfig:
             return f"{prefix}depth.order=sequence has no repeat of the whole group"
         if not isinstance(self.halting, NoHalting):
             return f"{prefix}halting.kind={self.halting.kind} decides how deep a token goes"
+        if is_truncated and not self.own.is_nothing:
+            return f"{prefix}own: where gradients begin, rows are in other repeats than the pass"
         return None
 
 

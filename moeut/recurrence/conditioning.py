@@ -14,12 +14,12 @@ conditioning       what a repeat does
 ``film``           x · (1 + scale_t) + shift_t
 ``adaptive_norm``  the same of what each sublayer reads, behind its norm (DiT, arXiv 2212.09748;
                    marin-community/marin at 68c0217)
-``scale``          what the repeat gives, times a learned number or vector of t
 =================  =============================================================================
 
 ``coordinates`` and ``vectors`` come before halting decides and belong to the state; the others come
 after the injection. Repeats beyond the last learned vector take the last. ``vectors``, ``film`` and
-``adaptive_norm`` begin as zeros and ``scale`` as ones: then a new model is the one without.
+``adaptive_norm`` begin as zeros: a new model is the one without. A factor on what each repeat gives
+is ``own.encoding``.
 """
 
 from __future__ import annotations
@@ -151,20 +151,6 @@ class AdaptiveNorm(_Tabled):
         return AdaptiveNormController((self.size or repeats, 2, d_model))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scale(_Tabled):
-    """What a repeat gives is scaled."""
-
-    kind: ClassVar[str] = "scale"
-    of: Literal["channel", "state"] = "channel"
-    """Whether each channel has a factor of its own, or the state has one."""
-
-    def build_for(self, d_model: int, repeats: int) -> Controller:
-        """Return the controller with its table (size, D or 1)."""
-        width = d_model if self.of == "channel" else 1
-        return ScaleController((self.size or repeats, width), start=1.0)
-
-
 CONDITIONING: Mapping[str, type[Conditioning]] = {
     "none": NoConditioning,
     "coordinates": Coordinates,
@@ -172,7 +158,6 @@ CONDITIONING: Mapping[str, type[Conditioning]] = {
     "network": Network,
     "film": Film,
     "adaptive_norm": AdaptiveNorm,
-    "scale": Scale,
 }
 
 
@@ -194,10 +179,6 @@ class DepthController(Controller):
         """Return scale and shift of what every sublayer of a repeat reads; None: it is as it is."""
         return None
 
-    def after(self, x: Tensor, step: Step, place: Place) -> Tensor:
-        """Return the state that a repeat ends with."""
-        return x
-
 
 class DepthRun(Run):
     """One pass of a ``DepthController``."""
@@ -212,27 +193,17 @@ class DepthRun(Run):
             step = step._replace(modulation=pair)
         return self.controller.before(step, place, self.about) if place.is_first else step
 
-    def after(self, place: Place, step: Step, x: Tensor) -> Tensor:
-        """Condition the state where a repeat ends."""
-        if not place.is_last:
-            return x
-        changed = self.controller.after(x, step, place)
-        if step.active is None or changed is x:
-            return changed
-        return torch.where(step.active.unsqueeze(-1), changed, x)
-
 
 class TableController(DepthController):
     """A learned entry for each repeat: ``table`` (repeats, …)."""
 
-    def __init__(self, shape: tuple[int, ...], *, start: float = 0.0) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.begins_as = start
         self.table = nn.Parameter(torch.empty(shape))
 
     def roles(self) -> Roles:
         """Return the role of the table: a new model is as if it were not there."""
-        return {"table": constant(self.begins_as)}
+        return {"table": constant(0.0)}
 
     def entry(self, step: Step, place: Place) -> Tensor:
         """Return the entry of a repeat (…), or of that of each token (B, T, …)."""
@@ -267,14 +238,6 @@ class AdaptiveNormController(TableController):
         """Return scale and shift (D) or (B, T, D)."""
         scale, shift = self.entry(step, place).unbind(dim=-2)
         return scale, shift
-
-
-class ScaleController(TableController):
-    """A learned factor of the repeat."""
-
-    def after(self, x: Tensor, step: Step, place: Place) -> Tensor:
-        """Return x · factor (B, T, D)."""
-        return x * self.entry(step, place)
 
 
 class CoordinatesController(DepthController):

@@ -252,7 +252,7 @@ class DepthStack(nn.Module):
         """Return the run by which rows of x (B, T, D) wait, if they have depths of their own."""
         if inputs.row_depth is None:
             return []
-        reason = self.options.refuses_row_depth()
+        reason = self.options.refuses_row_depth(is_truncated=without > 0)
         if inputs.cache is not None:
             reason = "a cache holds one depth"
         if reason is not None:

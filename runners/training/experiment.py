@@ -158,10 +158,10 @@ def _check_depth(config: RunConfig, model_config: ModelConfig) -> None:
                 f"the {name} shares no layers, so its depth is fixed (model.depth.repeats=1)",
             )
         if repeats.per != "batch" or config.train.static_depth:
-            option, value = ("repeats.per", repeats.per)
-            if repeats.per == "batch":
-                option, value = "static_depth", True
-            reason = stack.refuses_row_depth("model.")
+            is_static = repeats.per == "batch"
+            option = "static_depth" if is_static else "repeats.per"
+            value = True if is_static else repeats.per
+            reason = stack.refuses_row_depth("model.", is_truncated=last is not None)
             if reason is not None:
                 raise config.error(f"train.{option}", value, f"{name}: {reason}")
         if repeats.per == "token" and len(model_config.stacks) > 1:

@@ -34,7 +34,10 @@ CONTROLLERS = {
     "input_feed_forward": {"state": state("input", BOTH_GATED, "final_norm")},
     "act": {"halting": ACT},
     "act_vectors": {"halting": ACT, "conditioning": Vectors(size=REPEATS)},
-    "add_adaptive_norm": {"state": state("input", "add"), "conditioning": AdaptiveNorm(size=REPEATS)},
+    "add_adaptive_norm": {
+        "state": state("input", "add"),
+        "conditioning": AdaptiveNorm(size=REPEATS),
+    },
     "act_update": {"halting": UPDATE},
     "gate": {"halting": ExitGate(threshold=0.8, initial_bias=-1.5)},
     "act_noise_linear": {"halting": ACT, "state": state("noise", "linear")},

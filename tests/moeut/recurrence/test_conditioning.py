@@ -18,7 +18,6 @@ KINDS = {
     "network": c.Network(frequencies=5),
     "film": c.Film(size=3),
     "adaptive_norm": c.AdaptiveNorm(),
-    "scale": c.Scale(of="state"),
 }
 CAUSAL = AttentionContext(is_causal=True)
 REPEATS = 4
@@ -78,8 +77,6 @@ def by_hand(model, kind, tokens):
         else:
             for layer in group:
                 x = layer(x, context).x
-        if kind == "scale":
-            x = x * module.table[t]
     return model.head(stack.final_norm(last(x, CAUSAL).x), model.embedding.weight)
 
 
@@ -105,13 +102,13 @@ def test_each_kind_is_its_formula(make_recurrent, kind):
     assert (other.eval()(tokens).logits - wanted).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["vectors", "film", "adaptive_norm", "scale"])
+@pytest.mark.parametrize("kind", ["vectors", "film", "adaptive_norm"])
 @pytest.mark.parametrize("blocks", ["dense", "experts"])
 @torch.no_grad()
 def test_a_new_model_is_the_one_without(make_recurrent, kind, blocks):
     plain = make_recurrent("decoder_lm", "input_linear", blocks).eval()
     model = make_recurrent("decoder_lm", "input_linear", blocks, conditioning=KINDS[kind]).eval()
-    assert own(model).table.unique().tolist() == [1.0 if kind == "scale" else 0.0]
+    assert own(model).table.unique().tolist() == [0.0]
     model.load_state_dict(plain.state_dict(), strict=False)
     tokens = batch(model)[0][0]
     assert torch.equal(model(tokens).logits, plain(tokens).logits)

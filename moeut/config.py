@@ -21,7 +21,7 @@ from moeut.blocks.attention import ATTENTION, AttentionOptions
 from moeut.blocks.feed_forward import FEED_FORWARD, FeedForwardOptions
 from moeut.blocks.norms import NormKind, NormOptions, NormPlacement
 from moeut.blocks.own import Own
-from moeut.blocks.positions import POSITION, PositionOptions, Rotary
+from moeut.blocks.positions import INPUT_POSITION, POSITION, NoPosition, PositionOptions, Rotary
 from moeut.blocks.updates import UPDATE, Residual, UpdateOptions
 from moeut.options import (
     OptionError,
@@ -58,6 +58,7 @@ class StackConfig:
     attention: AttentionOptions
     feed_forward: FeedForwardOptions
     position: PositionOptions
+    input_position: PositionOptions
     norm: NormPlacement
     norm_kind: NormKind
     norm_weights: bool
@@ -74,6 +75,15 @@ class StackConfig:
     """Whether tokens look at earlier tokens only."""
     cross_attention: bool
     """Whether each layer reads an encoder's output too."""
+
+    @property
+    def position_limit(self) -> tuple[str, int] | None:
+        """The option that bounds the length of a row, and the most tokens; None: nothing does."""
+        for name in ("position", "input_position"):
+            most = getattr(self, name).max_tokens
+            if most is not None:
+                return f"{name}.max_length", most
+        return None
 
     @property
     def norms(self) -> NormOptions:
@@ -140,6 +150,8 @@ class Blueprint(Options):
     """Feed-forward of every layer."""
     position: PositionOptions = one_of(POSITION, Rotary)
     """What tells positions apart."""
+    input_position: PositionOptions = one_of(INPUT_POSITION, NoPosition)
+    """What is added to the embedded tokens besides, where ``position`` acts in the attention."""
     norm: NormPlacement = "pre"
     """Where the norms stand: before the sublayers, after, or (``peri``) only before what precedes a
     softmax or a sigmoid; ``sandwich``: before them and on their sum with what they read;
@@ -195,6 +207,11 @@ class Blueprint(Options):
             self.position.check(attention.head_size)
         except OptionError as error:
             raise error.under("position") from None
+        both = not isinstance(self.input_position, NoPosition) and (
+            self.position.kind in INPUT_POSITION and self.position.kind != "none"
+        )
+        said = f"position.kind={self.position.kind!r} is added to the embedded tokens already"
+        require(not both, "input_position.kind", self.input_position.kind, said)
         self._check_recurrence()
         feed_forward = self.feed_forward.within(dropout=self.dropout)
         self._check_own(attention, feed_forward)
@@ -289,6 +306,11 @@ class ModelConfig(Blueprint):
             where = f"form={self.form!r}"
             require(value is not None or not needed, name, value, f"missing; {where} needs it")
             require(value is None or needed, name, value, f"{where} does not take it")
+        for name in ("position", "input_position"):
+            try:
+                getattr(self, name).check_told(self.form == "encoder_decoder")
+            except OptionError as error:
+                raise error.under(name) from None
         self._refuse("encoder_depth", unless="encoder_decoder")
         self._refuse("pooling", unless="encoder_classifier")
         reason = self.halting.looks_ahead()
@@ -325,6 +347,9 @@ class ModelConfig(Blueprint):
             for field in dataclasses.fields(StackConfig)
             if hasattr(self, field.name) and field.name != "depth"
         }
+        if not causal and self.form == "encoder_decoder":
+            for name in ("position", "input_position"):
+                shared[name] = shared[name].of_source()
         return StackConfig(depth=depth, causal=causal, cross_attention=cross_attention, **shared)
 
     @property

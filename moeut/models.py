@@ -175,6 +175,7 @@ class DecoderLM(Model):
         out = self.decoder(
             self._embed(self.embedding, tokens, "tokens"),
             Inputs(
+                tokens=tokens,
                 real=mask,
                 prefix_length=prefix_length,
                 document_numbers=document_numbers,
@@ -267,6 +268,7 @@ class EncoderDecoder(Model):
         out = self.encoder(
             self._embed(self.source_embedding, source, "source"),
             Inputs(
+                tokens=source,
                 real=mask,
                 is_memory=True,
                 num_repeats=_pair(num_repeats)[0],
@@ -301,6 +303,7 @@ class EncoderDecoder(Model):
         out = self.decoder(
             self._embed(self.embedding, target, "target"),
             Inputs(
+                tokens=target,
                 real=mask,
                 memory=memory.memory,
                 num_repeats=_pair(num_repeats)[1],
@@ -346,6 +349,7 @@ class EncoderClassifier(Model):
         out = self.encoder(
             self._embed(self.embedding, source, "source"),
             Inputs(
+                tokens=source,
                 real=mask,
                 num_repeats=num_repeats,
                 backprop_repeats=backprop_repeats,

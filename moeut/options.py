@@ -64,6 +64,9 @@ class Options:
             if value is None and is_derived(type(self), name):
                 continue
             if kinds is None:
+                if _is_list(annotation) and isinstance(value, list):
+                    value = tuple(value)
+                    object.__setattr__(self, name, value)
                 check_type(name, value, annotation)
                 if isinstance(value, int) and annotation is float:  # 0 and 0.0 are one identity
                     object.__setattr__(self, name, float(value))
@@ -75,7 +78,7 @@ class Options:
         data: dict[str, Any] = {} if self.kind is None else {"kind": self.kind}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            data[field.name] = value.to_dict() if isinstance(value, Options) else value
+            data[field.name] = _plain(value)
         return data
 
     @classmethod
@@ -284,6 +287,11 @@ def check_type(option: str, value: Any, annotation: Any) -> None:
             if value in typing.get_args(kind):
                 return
             continue
+        if _is_list(kind):
+            is_element = typing.get_args(kind)[0]
+            if isinstance(value, tuple) and all(type(one) is is_element for one in value):
+                return
+            continue
         accepted = (int, float) if kind is float else kind
         if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
             return
@@ -298,9 +306,23 @@ def words_of(annotation: Any) -> str:
     for kind in _alternatives(annotation):
         if typing.get_origin(kind) is Literal:
             said.append(f"one of {', '.join(map(str, typing.get_args(kind)))}")
+        elif _is_list(kind):
+            said.append(f"a list, each {words_of(typing.get_args(kind)[0])}")
         elif kind is not types.NoneType:
             said.append(words.get(kind, kind.__name__))
     return " or ".join(said)
+
+
+def _is_list(annotation: Any) -> bool:
+    """Return whether an option is a tuple of any length, which plain data calls a list."""
+    return typing.get_origin(annotation) is tuple
+
+
+def _plain(value: Any) -> Any:
+    """Return the plain data of an option's value."""
+    if isinstance(value, Options):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

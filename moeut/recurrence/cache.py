@@ -49,6 +49,7 @@ class StackCache:
         self.sources: list[list[Source]] = [[] for _ in range(group_size)]
         self._keys: list[Tensor | None] = [None] * num_applications
         self._values: list[Tensor | None] = [None] * num_applications
+        self._others: dict[str, list[Tensor | None]] = {}
         self._lengths: int | Tensor = 0  # a number as long as all rows agree
         self._longest = 0  # at least the longest row
         self._batch: int | None = None
@@ -93,6 +94,12 @@ class StackCache:
             _write(self._values, application, value, self._window),
         )
 
+    def append(self, name: str, new: Tensor) -> Tensor:
+        """Write rows of new tokens (B, T, N) under a name; return all columns' (B, K, N)."""
+        assert self._window is not None
+        stored = self._others.setdefault(name, [None])
+        return _write(stored, 0, new.unsqueeze(1), self._window).squeeze(1)
+
     def finish(self) -> None:
         """Count the tokens of the pass that ``begin`` started as read."""
         self._lengths, self._longest = self._next
@@ -107,6 +114,10 @@ class StackCache:
         )
         chosen._keys = [_select(tensor, rows) for tensor in self._keys]
         chosen._values = [_select(tensor, rows) for tensor in self._values]
+        chosen._others = {
+            name: [_select(tensor, rows) for tensor in stored]
+            for name, stored in self._others.items()
+        }
         chosen.sources = [[one.select(rows) for one in of_layer] for of_layer in self.sources]
         chosen._lengths, chosen._longest = self._lengths, self._longest
         if not isinstance(self._lengths, int):

@@ -27,6 +27,9 @@ class Memory(NamedTuple):
 class Inputs:
     """What a form hands to a stack besides the embedded tokens (B, T, D)."""
 
+    tokens: Tensor | None = None
+    """(B, T) whole numbers that were embedded, for what reads more of them than that."""
+
     real: Tensor | None = None
     """(B, T) True at tokens that are no padding; None: all are."""
 

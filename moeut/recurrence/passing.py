@@ -168,6 +168,7 @@ class Passing:
             d_model=options.d_model,
             like=x,
             key_positions=None if documents is None else masks.positions_in_documents(documents),
+            training=self.training,
         )
         return AttentionContext(
             bias=masks.additive(allowed, x),

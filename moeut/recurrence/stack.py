@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from moeut.blocks import masks
 from moeut.blocks.layer import Layer
+from moeut.blocks.positions import Entry
 from moeut.config import StackConfig
 from moeut.recurrence.cache import StackCache, Window, whole_sequence
 from moeut.recurrence.controller import Controller, Pass, Run, Step
@@ -37,7 +38,9 @@ class DepthStack(nn.Module):
         self.options = options
         self.d_model = d_model
         self.causal = causal
-        self.position = options.position.build_absolute(d_model)
+        added = (options.input_position, options.position)  # at most one of them adds something
+        built_positions = [position.build_absolute(d_model) for position in added]
+        self.position = next((p for p in built_positions if p is not None), None)
         self.layers = nn.ModuleList(
             Layer(
                 options,
@@ -149,7 +152,15 @@ class DepthStack(nn.Module):
         positions = window.positions
         if inputs.document_numbers is not None:
             positions = masks.positions_in_documents(inputs.document_numbers)
-        x = self._enter(x, positions, window.num_keys)
+        entry = Entry(
+            positions,
+            window.positions,
+            inputs.tokens,
+            inputs.document_numbers,
+            self.options.embedding_factor,
+            inputs.cache,
+        )
+        x = self._enter(x, entry, window.num_keys)
         passing = Passing(
             self.options,
             self.layers,
@@ -293,14 +304,14 @@ class DepthStack(nn.Module):
             raise ValueError("prefix_length: give it with the first tokens of a cache only")
         return cache.begin(inputs.real, x.shape[0], x.shape[1], x.device)
 
-    def _enter(self, x: Tensor, positions: Tensor, length: int) -> Tensor:
-        """Add absolute positions (T,) or (B, T) to the embedded tokens, norm and drop out.
+    def _enter(self, x: Tensor, entry: Entry, length: int) -> Tensor:
+        """Add absolute positions to the embedded tokens (B, T, D), norm and drop out.
 
         ``length``: the number of tokens of a row up to now, which learned positions must reach.
         """
         if self.position is not None:
             self.position.check_length(length)
-            x = x + self.position(positions, x.dtype)
+            x = self.position.enter(x, entry)
         if self.input_norm is not None:
             x = self.input_norm(x)
         if self.options.dropout and self.training:

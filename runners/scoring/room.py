@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moeut.blocks.positions import Learned
 from runners.config.schema import ConfigError
 from runners.scoring.language_model import LanguageModel
 
 
 def position_limit(loaded: LanguageModel) -> int | None:
     """Return the most tokens that the model can read at once; None: no bound but memory."""
-    position = loaded.model.config.stacks["decoder"].position
-    return position.max_length if isinstance(position, Learned) else None
+    limit = loaded.model.config.stacks["decoder"].position_limit
+    return None if limit is None else limit[1]
 
 
 def tokens_after(loaded: LanguageModel, num_tokens: int, wanted: int) -> int:

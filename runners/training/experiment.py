@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from dataclasses import dataclass
@@ -12,8 +13,7 @@ import torch
 import moeut
 import tasks
 from moeut import architectures
-from moeut.blocks.positions import Learned
-from moeut.config import ModelConfig
+from moeut.config import Blueprint, ModelConfig
 from moeut.options import OptionError
 from runners.config.schema import ConfigError, RunConfig
 from runners.training.batches import Columns
@@ -103,7 +103,7 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
         _check_longest_row(config, objective)
     try:
         model_config = architectures.configure(
-            section.blueprint,
+            _told(section.blueprint, objective),
             form=section.form,
             match_parameters=section.match_parameters,
             **objective.sizes(),
@@ -113,6 +113,16 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
     _check_positions(config, objective, model_config)
     _check_depth(config, model_config)
     return Built(task, objective, model_config, split_names, missing)
+
+
+def _told(blueprint: Blueprint, objective: Objective) -> Blueprint:
+    """Return the blueprint with what follows from the words of the task filled in."""
+    words = objective.words()
+    return dataclasses.replace(
+        blueprint,
+        position=blueprint.position.told(*words),
+        input_position=blueprint.input_position.told(*words),
+    )
 
 
 def _model_error(config: RunConfig, objective: Objective, error: OptionError) -> ConfigError:
@@ -138,11 +148,11 @@ def _check_longest_row(config: RunConfig, objective: Objective) -> None:
 def _check_positions(config: RunConfig, objective: Objective, model_config: ModelConfig) -> None:
     """Refuse learned positions that end before the longest row of any split does."""
     for name, length in objective.longest().items():
-        position = model_config.stacks[name].position
-        if isinstance(position, Learned) and position.max_length < length:
+        limit = model_config.stacks[name].position_limit
+        if limit is not None and limit[1] < length:
             raise config.error(
-                "model.position.max_length",
-                position.max_length,
+                f"model.{limit[0]}",
+                limit[1],
                 f"must be at least {length}, which the longest row needs in the {name}",
             )
 

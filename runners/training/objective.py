@@ -69,6 +69,13 @@ class Objective(abc.ABC):
     def sizes(self) -> dict[str, int]:
         """Return the vocabulary sizes and classes that the model's config needs."""
 
+    def words(self) -> tuple[Sequence[str], Sequence[str] | None]:
+        """Return the words that the model reads, by their tokens, and those of another source.
+
+        Text has no words of its own.
+        """
+        return (), None
+
     def lengths(self) -> tuple[int, ...] | None:
         """Return the length of each sequence that the model reads, if all rows have one length."""
         return None
@@ -165,6 +172,9 @@ class EncoderDecoderObjective(AnswerObjective):
             "source_vocabulary_size": len(self.source),
         }
 
+    def words(self) -> tuple[Sequence[str], Sequence[str] | None]:
+        return self.target.tokens, self.source.tokens
+
     def longest(self) -> dict[str, int]:
         return {"encoder": self._longest_source, "decoder": self._longest_target}
 
@@ -211,6 +221,9 @@ class PrefixObjective(AnswerObjective):
 
     def sizes(self) -> dict[str, int]:
         return {"vocabulary_size": len(self.vocabulary)}
+
+    def words(self) -> tuple[Sequence[str], Sequence[str] | None]:
+        return self.vocabulary.tokens, None
 
     def longest(self) -> dict[str, int]:
         return {"decoder": self._longest_source + self._longest_target}
@@ -259,6 +272,9 @@ class ClassificationObjective(AnswerObjective):
 
     def sizes(self) -> dict[str, int]:
         return {"vocabulary_size": len(self.source), "num_classes": len(self.classes)}
+
+    def words(self) -> tuple[Sequence[str], Sequence[str] | None]:
+        return self.source.tokens, None
 
     def longest(self) -> dict[str, int]:
         return {"encoder": self._longest_source}

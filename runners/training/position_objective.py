@@ -197,6 +197,9 @@ class LabellerObjective(PositionObjective):
             "num_classes": len(self.labels),
         }
 
+    def words(self) -> tuple[Sequence[str], Sequence[str] | None]:
+        return self.task.vocabularies()[0].tokens, None
+
     def longest(self) -> dict[str, int]:
         return {"encoder": self.task.max_source_length() + 1}
 
@@ -226,6 +229,9 @@ class CausalObjective(PositionObjective):
 
     def sizes(self) -> dict[str, int]:
         return {"vocabulary_size": len(self.vocabulary)}
+
+    def words(self) -> tuple[Sequence[str], Sequence[str] | None]:
+        return self.vocabulary.tokens, None
 
     def longest(self) -> dict[str, int]:
         return {"decoder": self.task.max_source_length() + 1}

@@ -47,6 +47,8 @@ POSITION = {
     "scaled_sinusoidal": p.Sinusoidal(scale="inverse_sqrt"),
     "learned": p.Learned(max_length=40),
     "none": p.NoPosition(),
+    "fire": p.Fire(hidden_size=5, threshold=3.0),
+    "abacus": p.Abacus(max_length=8, max_offset=3, digits=(1, 5, 9), source_digits=(3, 9)),
 }
 VOCABULARY, SOURCE_VOCABULARY, CLASSES, D_MODEL = 11, 13, 4, 16
 

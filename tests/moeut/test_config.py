@@ -51,7 +51,8 @@ def test_plain_data_reads_back_equal(name: str) -> None:
 def test_every_kind_reads_back_equal(block: str, kind: str) -> None:
     others = {"position": "none"} if kind == "geometric" else {}
     sizes = {"d_model": 16, "source_vocabulary_size": 7}
-    config = read(**{block: kind}, **others, **sizes, form="encoder_decoder")
+    options = {"abacus": {"kind": kind, "digits": [1, 4], "source_digits": [2]}}.get(kind, kind)
+    config = read(**{block: options}, **others, **sizes, form="encoder_decoder")
     data = json.loads(json.dumps(config.to_dict()))
     assert data[block]["kind"] == kind
     assert ModelConfig.from_dict(data) == config

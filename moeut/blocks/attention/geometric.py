@@ -44,9 +44,9 @@ class GeometricAttention(DenseAttention):
 
     kind: ClassVar[str] = "geometric"
     refused_positions: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("rotary", "relative"),
+        ("rotary", "relative", "fire"),
         "it tells distance and direction by itself where they would act; expected position.kind "
-        "none, or what is added to the embedding: sinusoidal, learned",
+        "none, or what is added to the embedding: sinusoidal, learned, abacus",
     )
     normalise: bool = False
     """Make the weights of a query sum to 1, as the published baseline without a gate does."""

@@ -7,11 +7,20 @@ from typing import Any
 import pytest
 import torch
 
+from moeut.blocks.positions import Abacus
+
 BLOCKS: dict[str, dict[str, Any]] = {
     "grouped": {"attention": "grouped", "norm": "sandwich", "norm_kind": "rms"},
     "grouped_relative": {"attention": "grouped", "position": "relative", "norm": "branch"},
     "grouped_geometric": {"attention": "grouped_geometric", "position": "none", "norm": "post"},
     "pairs": {"attention": "switch_head", "position": "rotary_pairs", "norm_kind": "unbiased"},
+    "fire": {"attention": "dense", "position": "fire", "norm": "post"},
+    "abacus": {"position": "abacus"},
+    "abacus_fire": {
+        "attention": "grouped",
+        "position": "fire",
+        "input_position": Abacus(max_length=8, digits=(1, 5, 9), source_digits=(3, 9)),
+    },
     "gated": {"attention": "dense", "feed_forward": "gated", "norm": "branch"},
 }
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8], [9, 7, 9, 3, 2, 3]])

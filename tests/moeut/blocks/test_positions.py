@@ -1,9 +1,13 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from moeut.blocks.positions import (
+    Abacus,
+    Fire,
+    Learned,
     LearnedPositions,
     Rotary,
     align_distances,
@@ -13,6 +17,9 @@ from moeut.blocks.positions import (
     rotate,
     sinusoids,
 )
+from moeut.blocks.positions.abacus import digit_numbers
+from moeut.blocks.positions.fire import FirePlaces
+from moeut.options import OptionError
 
 
 def test_sinusoids_are_sin_and_cos_of_falling_frequencies():
@@ -124,3 +131,124 @@ def test_learned_positions_end_somewhere():
     positions.check_length(3)
     with pytest.raises(ValueError, match=r"sequence length 4: .*max_length=3"):
         positions.check_length(4)
+
+
+# --- added to the embedding -------------------------------------------------------------
+
+
+def test_learned_positions_keep_the_variance_of_scaled_embeddings(make_model):
+    learned = Learned(max_length=9, keep_variance=True)
+    model = make_model(position="none", input_position=learned, embedding_scale="sqrt_d_model")
+    tokens = torch.tensor([[3, 1, 4]])
+    entered = model(tokens, trace=True).hidden["decoder"][0]
+    width = model.config.d_model
+    vectors = model.embedding.weight[tokens] + model.decoder.position.weight[:3]
+    assert (entered - math.sqrt(width) * math.sqrt(0.5) * vectors).abs().max() < 1e-14
+
+
+def test_digits_of_each_number_are_counted():
+    #         7   .   1  2  3  .  .  9  9     and the second document begins at its fifth token
+    digits = [True, False, True, True, True, False, False, True, True]
+    rows = torch.tensor([digits, digits])
+    documents = torch.tensor([[0] * 9, [0] * 4 + [1] * 5])
+    assert digit_numbers(rows).tolist() == [[1, 0, 1, 2, 3, 0, 0, 1, 2]] * 2
+    assert digit_numbers(rows, documents).tolist() == [
+        [1, 0, 1, 2, 3, 0, 0, 1, 2],
+        [1, 0, 1, 2, 1, 0, 0, 1, 2],
+    ]
+
+
+def test_abacus_adds_one_offset_to_all_digits_in_training(make_model):
+    model = make_model(position="abacus")
+    tokens = torch.tensor([[5, 2, 1, 9], [2, 2, 9, 9]])
+    weight = model.decoder.position.weight
+    seen = set()
+    for _ in range(40):
+        entered = model.train()(tokens, trace=True).hidden["decoder"][0]
+        added = entered - model.embedding.weight[tokens]
+        offset = int((weight[1:] - added[0, 0]).abs().sum(-1).argmin())
+        seen.add(offset)
+        numbers = torch.tensor([[1, 0, 1, 2], [0, 0, 1, 2]])
+        numbers = numbers + offset * (numbers > 0)
+        assert (added - weight[numbers]).abs().max() < 1e-14
+    assert seen == {0, 1, 2, 3}
+    entered = model.eval()(tokens, trace=True).hidden["decoder"][0]
+    assert torch.allclose(entered[0, 0], model.embedding.weight[5] + weight[1])
+
+
+def test_abacus_refuses_what_it_cannot_tell(make_model):
+    with pytest.raises(ValueError, match=r"at least 9 digits.*end at max_length=8"):
+        make_model(position="abacus")(torch.full((1, 9), 5))
+    model = make_model("encoder_decoder", position="abacus")
+    assert [model.config.stacks[name].position.digits for name in ("encoder", "decoder")] == [
+        (3, 9),
+        (1, 5, 9),
+    ]
+    for left_out, form in (("digits", "decoder_lm"), ("source_digits", "encoder_decoder")):
+        position = dataclasses.replace(model.config.position, **{left_out: None})
+        with pytest.raises(OptionError, match="missing") as caught:
+            make_model(form, position="none", input_position=position)
+        assert caught.value.option == f"input_position.{left_out}"
+    told = Abacus().told(["<", "7", "+", "0", "12"], None)
+    assert told.digits == (1, 3)
+    assert Abacus(digits=[4]).told(["7"], ["a", "8"]) == Abacus(digits=[4], source_digits=[1])
+
+
+def test_two_positions_that_add_to_the_embedding_are_refused(make_model):
+    with pytest.raises(OptionError, match="added to the embedded tokens already"):
+        make_model(position="learned", input_position=Learned())
+
+
+# --- FIRE -------------------------------------------------------------------------------
+
+
+def make_fire(**options):
+    torch.manual_seed(0)
+    fire = Fire(hidden_size=5, threshold=4.0, **options).build_relative(2, 4, 8).double()
+    for parameter in fire.parameters():
+        torch.nn.init.normal_(parameter)
+    return fire
+
+
+def test_fire_is_its_formula():
+    fire = make_fire()
+    places = FirePlaces(torch.tensor([3, 7]), torch.arange(8))
+    bias = fire.bias(places, torch.float64)
+    c, threshold = fire.scale.item(), abs(fire.factor.item()) * 4.0
+    for t, i in enumerate((3, 7)):
+        for j in range(8):
+            far = math.log(abs(c * max(i, threshold)) + 1) + 1e-6
+            x = torch.tensor([math.log(abs(c * (i - j)) + 1) / far], dtype=torch.float64)
+            wanted = fire.down(fire.up(x).relu())
+            assert (bias[0, :, t, j] - wanted).abs().max() < 1e-13
+    query, key = torch.randn(3, 2, 2, 4).double(), torch.randn(3, 2, 8, 4).double()
+    logits = fire(query, key, places, query)
+    assert (logits - (query @ key.mT / 2 + bias)).abs().max() < 1e-13
+
+
+def test_fire_learns_all_of_its_parameters():
+    fire = make_fire()
+    places = FirePlaces(torch.arange(6), torch.arange(6))
+    names = [name for name, _ in fire.named_parameters()]
+    query = torch.zeros(1, 2, 6, 4, dtype=torch.float64)
+
+    def logits(*values):
+        named = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(fire, named, (query, query, places, query))
+
+    assert torch.autograd.gradcheck(logits, tuple(fire.parameters()))
+
+
+def test_fire_draws_positions_in_training_alone():
+    options = Fire(max_length=50)
+    sizes = {"head_size": 4, "d_model": 8, "like": torch.zeros(1)}
+    columns = torch.arange(6)
+    drawn = [options.tables(columns, 0, 6, training=True, **sizes).distances for _ in range(2)]
+    for queries, keys in drawn:
+        assert torch.equal(queries, keys)
+        assert (keys[1:] > keys[:-1]).all()
+        assert keys[0] >= 0
+        assert keys[-1] < 50
+    assert not torch.equal(drawn[0].keys, drawn[1].keys)
+    still = options.tables(columns, 0, 6, training=False, **sizes).distances
+    assert torch.equal(still.keys, columns)

@@ -27,6 +27,7 @@ def test_defaults_are_those_of_the_constructor() -> None:
     assert stack.norm == "peri"
     assert stack.attention == SwitchHead(
         num_heads=2,
+        num_key_heads=2,
         head_size=8,
         num_experts=3,
         top_k=2,

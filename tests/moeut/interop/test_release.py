@@ -41,7 +41,8 @@ def test_defaults_are_those_of_the_constructor() -> None:
 
 def test_one_attention_expert_is_dense_with_an_output_gate() -> None:
     attention = release_config(ARGUMENTS | {"att_n_experts": 1}).attention
-    assert attention == DenseAttention(num_heads=2, head_size=8, gates="output", dropout=0.0)
+    sizes = {"num_heads": 2, "num_key_heads": 2, "head_size": 8}
+    assert attention == DenseAttention(gates="output", dropout=0.0, **sizes)
 
 
 def test_layers_beyond_the_last_full_group_do_not_exist() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import moeut
-from moeut.blocks.attention import DenseAttention, SwitchHead
+from moeut.blocks.attention import SwitchHead
 from moeut.blocks.positions import NoPosition
 from moeut.config import ModelConfig
 from moeut.interop.training_code import training_code_config, training_code_maps
@@ -64,7 +64,10 @@ def test_strings_are_read_as_the_code_reads_them() -> None:
         ),
         (
             {"moe__att__enable": 0, "moe__nonorm": 0},
-            lambda c: c.attention == DenseAttention(num_heads=2, head_size=6, dropout=0.0),
+            lambda c: (
+                c.attention.to_dict() | {"kind": "dense", "num_heads": 2, "head_size": 6}
+                == c.attention.to_dict()
+            ),
         ),
     ],
 )

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
         EncoderDecoder,
         EncoderLabeller,
         Model,
-        ModelOutput,
         build,
     )
     from moeut.options import OptionError
+    from moeut.output import ModelOutput
     from moeut.presets import PRESETS
     from moeut.recurrence.schedule import Depth
     from moeut.sampling import generate
@@ -63,10 +63,10 @@ _NAMES_OF = {
         "EncoderDecoder",
         "EncoderLabeller",
         "Model",
-        "ModelOutput",
         "build",
     ),
     "options": ("OptionError",),
+    "output": ("ModelOutput",),
     "presets": ("PRESETS",),
     "recurrence.schedule": ("Depth",),
     "sampling": ("generate",),

@@ -95,6 +95,16 @@ class StackConfig:
         """What token embeddings are multiplied by."""
         return math.sqrt(self.d_model) if self.embedding_scale == "sqrt_d_model" else 1.0
 
+    def refuses_exits(self) -> str | None:
+        """Return why tokens cannot leave by a rule in evaluation; None: they can."""
+        if not self.depth.is_shared:
+            return "no layer is repeated (depth.repeats=1)"
+        if not self.depth.has_whole_repeats:
+            return "depth.order=sequence has no whole repeats to leave after"
+        if not self.halting.gives_way():
+            return f"halting.kind={self.halting.kind!r} says itself who leaves"
+        return None
+
     def refuses_truncation(self, prefix: str = "") -> str | None:
         """Return why gradients cannot flow through the last repeats alone; None: they can.
 

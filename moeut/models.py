@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import register_dataclass
 
 from moeut.blocks import masks
 from moeut.blocks.embeddings import Embedding, Head
-from moeut.blocks.routing import RouterRecord, RoutingRecord
 from moeut.config import Form, ModelConfig
 from moeut.initialization import initialize
+from moeut.output import ModelOutput, output_of
 from moeut.recurrence.cache import StackCache
+from moeut.recurrence.exit_rules import ExitRule
 from moeut.recurrence.inputs import Inputs, Memory, StackOutput
 from moeut.recurrence.row_depth import RowDepth
 from moeut.recurrence.stack import DepthStack
@@ -25,49 +25,6 @@ from moeut.saving import save
 
 Repeats = int | tuple[int | None, int | None] | None
 """Passes through the group: of every stack, or of encoder and decoder; None: as configured."""
-
-
-@dataclass(frozen=True)
-class ModelOutput:
-    """What a model returns."""
-
-    logits: Tensor
-    """(B, T, vocabulary); from a classifier (B, classes), from a labeller (B, S, classes)."""
-
-    auxiliary_loss: Tensor
-    """Scalar to add to the loss, already weighted; zero outside training."""
-
-    cache: StackCache | None = None
-    """The cache that was handed in, with these tokens taken up."""
-
-    trace: dict[str, list[RoutingRecord]] | None = None
-    """By stack: the decisions of each application, if traced."""
-
-    hidden: dict[str, list[Tensor]] | None = None
-    """By stack: the embedded input, then the state after each application, if traced."""
-
-    decisions: dict[str, dict[str, Tensor]] | None = None
-    """By stack: what the controllers recorded (``halting.repeats``: (B, T) repeats of each token);
-    None without any."""
-
-    repeats: dict[str, list[Tensor]] = field(default_factory=dict)
-    """By stack: (B, T, D) the state that each repeat ended with, before coda and final norm; kept
-    if traced, or if repeats are read out."""
-
-    repeat_logits: list[Tensor] = field(default_factory=list)
-    """The logits of each of ``read_repeats``, as ``logits``: its state went through coda, final
-    norm and head. The last one's are ``logits`` themselves unless a controller changed the result.
-    """
-
-    repeat_shares: Tensor | None = None
-    """(B, T, N) or, from a classifier, (B, N): part of the loss that each of ``repeat_logits`` has,
-    in training, if the halting weighs them (``exit_gate``, ``ponder``): then all N are read out."""
-
-
-# FSDP sends gradients where a backward pass meets a tensor that a module has returned. PyTorch 2.11
-# looks for those in what it can flatten alone: without this they would stay 0, in silence.
-for _returned in (ModelOutput, RoutingRecord, RouterRecord):
-    register_dataclass(_returned)
 
 
 @dataclass(frozen=True)
@@ -95,6 +52,8 @@ class Model(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         """Recompute each layer in the backward pass instead of keeping its activations."""
+        self.exit_rule: ExitRule | None = None
+        """When tokens leave in evaluation (a decoder's, if there is one); it is not saved."""
         self.embedding = Embedding(config.vocabulary_size, config.d_model)
         self.head: Head
 
@@ -185,11 +144,13 @@ class DecoderLM(Model):
                 cache=cache,
                 row_shares=row_shares,
                 read_repeats=read_repeats,
+                exit_rule=self.exit_rule,
+                read_logits=self._read_out,
                 trace=trace,
                 activation_checkpointing=self.activation_checkpointing,
             ),
         )
-        return _output(self._read_out, cache, decoder=out)
+        return output_of(self._read_out, cache, decoder=out)
 
 
 class EncoderDecoder(Model):
@@ -311,11 +272,13 @@ class EncoderDecoder(Model):
                 row_depth=row_depth,
                 cache=cache,
                 read_repeats=read_repeats,
+                exit_rule=self.exit_rule,
+                read_logits=self._read_out,
                 trace=trace,
                 activation_checkpointing=self.activation_checkpointing,
             ),
         )
-        return _output(self._read_out, cache, encoder=memory.output, decoder=out)
+        return output_of(self._read_out, cache, encoder=memory.output, decoder=out)
 
 
 class EncoderClassifier(Model):
@@ -346,6 +309,7 @@ class EncoderClassifier(Model):
         ``read_repeats``: repeats, from 0, whose logits are returned too.
         """
         mask = masks.check_mask(source_mask, source, "source_mask")
+        read_out = functools.partial(self._read_out, mask=mask)
         out = self.encoder(
             self._embed(self.embedding, source, "source"),
             Inputs(
@@ -355,11 +319,13 @@ class EncoderClassifier(Model):
                 backprop_repeats=backprop_repeats,
                 row_depth=row_depth,
                 read_repeats=read_repeats,
+                exit_rule=self.exit_rule,
+                read_logits=read_out,
                 trace=trace,
                 activation_checkpointing=self.activation_checkpointing,
             ),
         )
-        output = _output(functools.partial(self._read_out, mask=mask), encoder=out)
+        output = output_of(read_out, encoder=out)
         if output.repeat_shares is None:
             return output
         return replace(output, repeat_shares=self._pool(output.repeat_shares, mask))
@@ -418,30 +384,3 @@ def _pair(num_repeats: Repeats) -> tuple[int | None, int | None]:
             raise ValueError(f"num_repeats={num_repeats!r}: expected one number or a pair")
         return num_repeats[0], num_repeats[1]
     return num_repeats, num_repeats
-
-
-def _output(
-    read_out: Callable[[Tensor], Tensor], cache: StackCache | None = None, **stacks: StackOutput
-) -> ModelOutput:
-    """Return what a model returns, given what its stacks have, encoder first.
-
-    ``read_out`` gives the logits of the last stack's states (B, T, D).
-    """
-    last = list(stacks.values())[-1]
-    logits = read_out(last.states)
-    read = [logits if states is last.states else read_out(states) for states in last.read]
-    loss = functools.reduce(torch.add, [out.auxiliary_loss for out in stacks.values()])
-    traces = {name: out.trace for name, out in stacks.items() if out.trace is not None}
-    hidden = {name: out.hidden for name, out in stacks.items() if out.hidden is not None}
-    decisions = {name: out.decisions for name, out in stacks.items() if out.decisions is not None}
-    return ModelOutput(
-        logits,
-        loss,
-        cache,
-        traces or None,
-        hidden or None,
-        decisions or None,
-        repeats={name: out.repeats for name, out in stacks.items()},
-        repeat_logits=read,
-        repeat_shares=last.repeat_shares,
-    )

@@ -196,7 +196,8 @@ class Relaxable(nn.Module):
 
     def router_index(self, repeat: int | None) -> int:
         """Return which of its copies a router of this block is in a repeat; 0 if it is shared."""
-        return max((index_of(getattr(self, name), repeat) for name in self.routers), default=0)
+        # No default of max: the compiler cannot read it.
+        return max([0, *(index_of(getattr(self, name), repeat) for name in self.routers)])
 
 
 class Encoding(nn.Module):

@@ -25,8 +25,9 @@ from torch.nn import functional as F
 import moeut
 from moeut.blocks.positions import Learned
 from moeut.config import ModelConfig
-from moeut.models import DecoderLM, ModelOutput
+from moeut.models import DecoderLM
 from moeut.options import nearest
+from moeut.output import ModelOutput
 from moeut.recurrence.cache import StackCache
 
 try:

@@ -163,6 +163,10 @@ class ControllerOptions(Options):
         """
         return False
 
+    def gives_way(self) -> bool:
+        """Return whether a rule may say in evaluation who leaves, in its place."""
+        return False
+
     def looks_ahead(self) -> str | None:
         """Return why a stack that looks back alone cannot have it; None: it can."""
         return None
@@ -173,6 +177,10 @@ class NoHalting(ControllerOptions):
     """Every token goes through every repeat."""
 
     kind: ClassVar[str] = "none"
+
+    def gives_way(self) -> bool:
+        """Return that a rule may: there is nothing to give way."""
+        return True
 
 
 HALTING: Kinds[ControllerOptions] = Kinds(

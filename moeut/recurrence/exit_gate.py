@@ -68,6 +68,10 @@ class GateOptions(ControllerOptions):
         """Return whether the loss weighs the read-outs of all repeats by p."""
         return self.loss == "weighted"
 
+    def gives_way(self) -> bool:
+        """Return that a rule may say who leaves, in the place of the gate."""
+        return True
+
     def build(self, d_model: int) -> Controller:
         """Return the controller with its gate."""
         return GateController(self, d_model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moeut.blocks.routing import RoutingRecord
 from moeut.recurrence.cache import StackCache
+from moeut.recurrence.exit_rules import ExitRule
 from moeut.recurrence.row_depth import RowDepth
 
 
@@ -65,6 +66,12 @@ class Inputs:
 
     is_memory: bool = False
     """Whether a decoder reads the result, so that no loss reads its repeats."""
+
+    exit_rule: ExitRule | None = None
+    """When tokens leave in evaluation; None: as the halting says."""
+
+    read_logits: Callable[[Tensor], Tensor] | None = None
+    """What gives the logits of returned states (B, T, D), for a rule that measures them."""
 
     row_shares: Tensor | None = None
     """(B,) share of each row in the auxiliary losses; None: they are means over the batch."""

@@ -182,7 +182,13 @@ class DepthStack(nn.Module):
         may_end = inputs.cache is None and not without and self._may_look(x)
         factor = self.options.embedding_factor
         about = Pass(x, positions, inputs.real, repeats, may_end, inputs.row_shares, factor)
-        runs = {name: controller.begin(about) for name, controller in self._controllers()}
+        runs: dict[str, Run] = {}
+        if inputs.exit_rule is not None and not self.training:
+            # First, so that it sees what the others have made of the state.
+            runs["exit"] = self._begin_exits(inputs, about, places[end:], passing)
+        for name, controller in self._controllers():
+            if not ("exit" in runs and name == "halting"):
+                runs[name] = controller.begin(about)
         steering = [*self._row_depth(inputs, x, without), *runs.values()]
         x = self._repeat(x, places[prelude:end], steering, passing, without)
         decisions: dict[str, Tensor] = {}
@@ -211,6 +217,29 @@ class DepthStack(nn.Module):
             read,
             decisions["halting.log_probability"].exp() if weighs else None,
         )
+
+    def _begin_exits(self, inputs: Inputs, about: Pass, coda: list[Place], passing: Passing) -> Run:
+        """Return the run by which tokens leave in evaluation.
+
+        Raises:
+            ValueError: the stack has no repeats to leave after, or says itself who leaves.
+        """
+        rule = inputs.exit_rule
+        assert rule is not None
+        reason = self.options.refuses_exits()
+        if reason is None and rule.reads_logits and coda and inputs.cache is not None:
+            reason = (
+                f"{rule.criterion} reads states out, and a cache has keys of the result alone in "
+                f"the coda (depth.coda={len(coda)})"
+            )
+        if reason is not None:
+            raise ValueError(f"exit_rule: {reason}")
+
+        def read_out(x: Tensor) -> Tensor:
+            assert inputs.read_logits is not None
+            return inputs.read_logits(self._read_out(x, coda, passing, record=False))
+
+        return rule.begin(about, read_out)
 
     def _weighs_repeats(self, inputs: Inputs) -> bool:
         """Return whether the loss of this pass weighs what all repeats are read out as."""

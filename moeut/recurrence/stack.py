@@ -275,7 +275,7 @@ class DepthStack(nn.Module):
                         step = run.before(place, step)
                 if step is None:
                     break
-                result = passing.apply(place, step, without_gradient=cut, keep=bool(runs))
+                result = passing.apply(place, step, without_gradient=cut, keep=len(runs) > 0)
                 if place.is_last and self.repeat_norm is not None:
                     result = self.repeat_norm(result)
                 if step.active is not None:  # the others stay as they were before any injection

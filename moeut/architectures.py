@@ -14,8 +14,9 @@ from typing import Any
 from moeut.blocks.feed_forward import FEED_FORWARD
 from moeut.config import Blueprint, Form, ModelConfig
 from moeut.options import OptionError, Options, kinds_of, nearest, type_hints
-from moeut.presets import PRESETS, VOCABULARY_SIZE
 from moeut.sizing import match_parameters as sized_to
+
+VOCABULARY_SIZE = 8000
 
 Tree = dict[str, Any]
 """Options as plain data: what YAML holds."""
@@ -232,6 +233,8 @@ def _defaults(given: Tree) -> Tree:
     if chosen is not None:
         said = f"expected either architecture or preset, which is {name!r}"
         raise OptionError("architecture", chosen, said)
+    from moeut.presets import PRESETS  # sizes of published models, which few runs name
+
     tree = dict(PRESETS[_named("preset", name, PRESETS)])
     return _merge(Blueprint, ARCHITECTURES[tree.pop("architecture")](), tree)
 
@@ -291,4 +294,4 @@ def _with_free_width(tree: Tree, given: Any, budget: Any) -> Blueprint:
     return Blueprint.from_dict(tree | {"feed_forward": feed_forward.to_dict()})
 
 
-__all__ = ["ARCHITECTURES", "PRESETS", "architecture", "blueprint", "configure", "preset"]
+__all__ = ["ARCHITECTURES", "architecture", "blueprint", "configure", "preset"]

@@ -21,7 +21,6 @@ from moeut.recurrence.exit_rules import ExitRule
 from moeut.recurrence.inputs import Inputs, Memory, StackOutput
 from moeut.recurrence.row_depth import RowDepth
 from moeut.recurrence.stack import DepthStack
-from moeut.saving import save
 
 Repeats = int | tuple[int | None, int | None] | None
 """Passes through the group: of every stack, or of encoder and decoder; None: as configured."""
@@ -59,6 +58,8 @@ class Model(nn.Module):
 
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``directory``."""
+        from moeut.saving import save
+
         save(self, directory)
 
     def _embed(self, embedding: Embedding, tokens: Tensor, name: str) -> Tensor:

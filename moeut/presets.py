@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-VOCABULARY_SIZE = 8000
 EXPERT_SIZE = 128
 
 Tree = dict[str, Any]

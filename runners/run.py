@@ -37,7 +37,6 @@ from runners.training.foreground import check_start, execute
 from runners.training.journal import Clock, Journal, Lap
 from runners.training.loop import Loop, NonFinite, fit, seed_everything
 from runners.training.snapshots import Snapshots, resume
-from runners.training.telemetry import describe_row
 from tasks.base.command_line import BAD_INPUT, Parser, exit_with
 from tasks.base.metrics import selection_score
 from tasks.base.storage import write_atomically, write_json
@@ -312,6 +311,8 @@ class Training:
 
     def log(self, row: dict[str, Any]) -> None:
         if self.built.objective.logs_details:
+            from runners.training.telemetry import describe_row
+
             lap = self._since_row.restart(self.loop.position.tokens_seen)
             row = row | describe_row(
                 row, self.loop, lap=lap, macs_per_token=macs_per_token(self.built)

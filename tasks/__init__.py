@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.base import options as _options
 from tasks.base.data_files import DataDamaged, DataFile, DataMissing
 from tasks.base.options import OptionError
 from tasks.base.task import Example, ExampleTask, Task, Vocabulary, select_rows
-from tasks.base.text import TextTask
+
+if TYPE_CHECKING:
+    from tasks.base.text import TextTask
 
 __all__ = [
     "TASKS",
@@ -87,3 +89,11 @@ def create(name: str, /, **options: Any) -> Task[Any]:
     cls = task_class(name)
     _options.check_names(name, cls, options)
     return cls(**options)
+
+
+if not TYPE_CHECKING:  # so that type checkers still know a name that is not there
+
+    def __getattr__(name):
+        if name != "TextTask":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module("tasks.base.text").TextTask  # with NumPy, for text alone

@@ -32,8 +32,7 @@ from rich.progress import DownloadColumn, TransferSpeedColumn
 from tasks import scan
 from tasks.base.command_line import Parser, run
 from tasks.base.console import make_console, make_progress, say
-from tasks.base.data_files import DataFile, cache_folder, data_folders
-from tasks.base.home import NoHome
+from tasks.base.data_files import DataFile, NoHome, cache_folder, data_folders
 from tasks.base.options import nearest
 from tasks.base.storage import open_atomically, sha256_of_file
 from tasks.cogs import official

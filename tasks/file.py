@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tasks.base.home import expand_user
+from tasks.base.data_files import expand_user
 from tasks.base.lines import JSON_SUFFIXES, lines_of, parse_json_object, shortened, shown
 from tasks.base.options import LOCATION, OptionError, nearest, require
 from tasks.base.task import SPECIAL_TOKENS, Example, ExampleTask

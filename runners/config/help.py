@@ -127,12 +127,13 @@ def _model_without_torch() -> list[str]:
 def _model() -> list[str]:
     from moeut import architectures
     from moeut.config import Blueprint
+    from moeut.presets import PRESETS
 
     paragraphs = ["  architecture: one of these, for what is left out below"]
     for name, defaults in architectures.ARCHITECTURES.items():
         paragraphs += _paragraph(f"{name}:", _first_sentence(defaults), 4)
         paragraphs.append(_wrap(dump_inline(defaults()), 8))
-    presets = " | ".join(architectures.PRESETS)
+    presets = " | ".join(PRESETS)
     paragraphs += _paragraph("preset: one of these instead, with any key over it", presets, 2)
     docs = field_docstrings(ModelSection)
     forms = "; ".join(f"{' or '.join(forms)} for {kind}" for kind, forms in FORMS.items())

@@ -6,6 +6,8 @@ The table is what a config in the flat form is refused with, and stands in
 
 from __future__ import annotations
 
+from runners.config.yaml_nodes import ConfigError, Node
+
 RENAMED: dict[str, str] = {
     "num_layers": "depth.group; of universal and moeut depth.repeats, after division by the group",
     "num_decoder_layers": "depth.group or depth.repeats, as for num_layers",
@@ -35,3 +37,14 @@ RENAMED: dict[str, str] = {
     "max_length": "position.max_length",
 }
 """Old key of ``model`` → its new one, with what else is to be known."""
+
+
+def refuse_renamed(key: str, child: Node) -> None:
+    """Raise ConfigError for a key of the flat form, which named no block."""
+    if key in RENAMED:
+        raise ConfigError(
+            f"renamed; write {RENAMED[key]}",
+            path=f"model.{key}",
+            value=child.plain(),
+            place=child.place,
+        )

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from moeut.options import OptionError
 from runners.config import yaml_nodes
-from runners.config.renamed import RENAMED
 from runners.config.schema import ConfigError, ModelSection, RunConfig, SweepConfig, located
 from runners.config.shipped import find_config
 from runners.config.yaml_nodes import Node, merge, nest, override, parse_scalar
@@ -182,10 +181,12 @@ def _check_model(node: Node, kind: str) -> ModelSection:
     if not isinstance(node.value, dict):
         raise wrong_value(node, "model", "a mapping")
     given = dict(node.value)
-    _refuse_flat(given)
     known = ("architecture", "preset", "form", "match_parameters", *hints(Blueprint))
     for key, child in given.items():
         if key not in known:
+            from runners.config.renamed import refuse_renamed
+
+            refuse_renamed(key, child)
             raise unknown_key(child, f"model.{key}", known, "model takes")
     name = given.get("preset") or given.get("architecture")
     if name is None:
@@ -208,7 +209,11 @@ def _check_model(node: Node, kind: str) -> ModelSection:
         meant = spelling(error.value)
         error = OptionError(error.option, error.value, error.expected + meant)
         raise located(error, at, "model") from None
-    architecture = section.get("architecture") or architectures.PRESETS[name.value]["architecture"]
+    architecture = section.get("architecture")
+    if not architecture:
+        from moeut.presets import PRESETS
+
+        architecture = PRESETS[name.value]["architecture"]
     return ModelSection(
         architecture=architecture,
         form=form.value,
@@ -229,18 +234,6 @@ def _refuse_encoder_depth(node: Node | None, form: str) -> None:
             value=node.plain(),
             place=node.place,
         )
-
-
-def _refuse_flat(given: dict[str, Node]) -> None:
-    """Raise ConfigError for a key of the flat form, which named no block."""
-    for key, child in given.items():
-        if key in RENAMED:
-            raise ConfigError(
-                f"renamed; write {RENAMED[key]}",
-                path=f"model.{key}",
-                value=child.plain(),
-                place=child.place,
-            )
 
 
 # --- values of a declared type ----------------------------------------------------------

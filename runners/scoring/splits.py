@@ -6,7 +6,7 @@ import abc
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
@@ -15,15 +15,16 @@ from runners.config.schema import EvaluateConfig
 from runners.process.ranks import World
 from runners.reporting.run_result import Score
 from runners.scoring.answers import Answerer
-from runners.scoring.text import choose_windows, loss_by_position, score_windows, windows_at_once
 from runners.training.experiment import Built
-from runners.training.objective import AnswerObjective, LanguageObjective, Objective
+from runners.training.objective import AnswerObjective, Objective
 from runners.training.parallel import autocast
-from runners.training.position_objective import PositionObjective
 from tasks.base import scoring
 from tasks.base.metrics import Answers
 from tasks.base.scoring import Scores
-from tasks.base.task import select_rows
+from tasks.base.task import Kind, select_rows
+
+if TYPE_CHECKING:
+    from runners.training.position_objective import PositionObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +162,7 @@ class LabelScorer(AnswerScorer):
     def _score(
         self, rows: Any, split: str, num_repeats: Any, oracle: bool
     ) -> tuple[Scores, Answers | None]:
-        objective = self.built.objective
-        assert isinstance(objective, PositionObjective)
+        objective = cast("PositionObjective", self.built.objective)
         answers = objective.label(
             functools.partial(self.model, num_repeats=num_repeats),
             select_rows(rows, self.config.rows_of(split)),
@@ -181,6 +181,13 @@ class TextScorer(SplitScorer):
     def _score(
         self, rows: Any, split: str, num_repeats: Any, oracle: bool
     ) -> tuple[Scores, Answers | None]:
+        from runners.scoring.text import (  # which runs with examples do without
+            choose_windows,
+            loss_by_position,
+            score_windows,
+            windows_at_once,
+        )
+
         numbers = choose_windows(len(rows), self.config.rows_of(split))
         losses = loss_by_position(
             functools.partial(self.model, num_repeats=num_repeats),
@@ -198,11 +205,18 @@ class TextScorer(SplitScorer):
         return "windows, evenly spread"
 
 
+SCORERS: dict[Kind, type[SplitScorer]] = {
+    "sequence_to_sequence": AnswerScorer,
+    "classification": AnswerScorer,
+    "position_labelling": LabelScorer,
+    "language_modelling": TextScorer,
+}
+"""What scores a split, by the task's kind."""
+
+
 def split_scorer(objective: Objective) -> type[SplitScorer]:
     """Return the class that scores models trained on an objective."""
-    if isinstance(objective, PositionObjective):
-        return LabelScorer
-    return TextScorer if isinstance(objective, LanguageObjective) else AnswerScorer
+    return SCORERS[objective.task.kind]
 
 
 def _as_models_take(repeats: int | list[int]) -> int | tuple[int, int]:

@@ -18,7 +18,6 @@ from moeut.options import OptionError
 from runners.config.schema import ConfigError, RunConfig
 from runners.training.batches import Columns
 from runners.training.objective import OBJECTIVES, Objective
-from runners.training.position_objective import POSITION_OBJECTIVES
 from tasks.base.task import Task
 
 
@@ -213,7 +212,11 @@ def train_columns(objective: Objective) -> Columns:
 @functools.lru_cache(maxsize=8)
 def _objective(section: str, form: str) -> Objective:
     task = _task(section)
-    return (OBJECTIVES | POSITION_OBJECTIVES)[task.kind][form](task)
+    if task.kind not in OBJECTIVES:
+        from runners.training.position_objective import POSITION_OBJECTIVES
+
+        return POSITION_OBJECTIVES[task.kind][form](task)
+    return OBJECTIVES[task.kind][form](task)
 
 
 def build_model(model_config: ModelConfig, device: torch.device) -> torch.nn.Module:

@@ -11,7 +11,7 @@ import abc
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +27,9 @@ from runners.training.batches import (
     pad,
 )
 from tasks.base.task import Example, ExampleTask, Vocabulary
-from tasks.base.text import TextTask
+
+if TYPE_CHECKING:
+    from tasks.base.text import TextTask
 
 DECODE_MARGIN = 2
 """Tokens that decoding may write beyond the longest target: the end, and one too many."""

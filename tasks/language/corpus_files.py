@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.base.data_files import cache_folder
-from tasks.base.home import expand_user
+from tasks.base.data_files import cache_folder, expand_user
 from tasks.base.options import OptionError, nearest
 from tasks.base.storage import sha256_of_file, write_atomically
 from tasks.language.documents import Corpus, Document, Part, grouped_by_size

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tasks.base.home import expand_user
+from tasks.base.data_files import expand_user
 from tasks.base.options import OptionError
 from tasks.language.corpus_files import DOCUMENT_BYTES, remembered_sha256
 from tasks.language.documents import DOCUMENT_SEPARATOR, Corpus, Document, Part

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.base.home import expand_user
+from tasks.base.data_files import expand_user
 from tasks.base.options import OptionError
 from tasks.base.storage import sha256_of_file
 from tasks.base.text import Tokenizer

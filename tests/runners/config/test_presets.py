@@ -6,6 +6,7 @@ import pytest
 
 import moeut
 from moeut import architectures
+from moeut.presets import PRESETS
 from runners.config.run_file import read_run, to_yaml
 from runners.config.schema import ConfigError
 from runners.config.yaml_nodes import dump
@@ -22,7 +23,7 @@ def config_of(section):
     )
 
 
-@pytest.mark.parametrize("name", architectures.PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_in_a_file_is_the_models_config(toy, write, name):
     run = read_run(write(f"{TASK}model: {{preset: {name}, form: decoder_lm}}\n"))
     assert run.model.architecture == name.partition("-")[0]
@@ -32,7 +33,7 @@ def test_a_preset_in_a_file_is_the_models_config(toy, write, name):
 
 def test_a_preset_and_its_options_spelled_out_are_the_same_run(toy, write):
     by_name = read_run(write(TASK + "model: {preset: moeut-44m, feed_forward.top_k: 8}\n"))
-    options = dict(architectures.PRESETS["moeut-44m"])
+    options = dict(PRESETS["moeut-44m"])
     options["feed_forward"] = options["feed_forward"] | {"top_k": 8}
     spelled = read_run(write(TASK + dump({"model": options}), "spelled.yaml"))
     assert by_name == spelled

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 import tasks
-from tasks.base.data_files import cache_folder, data_folders
-from tasks.base.home import NoHome
+from tasks.base.data_files import NoHome, cache_folder, data_folders
 
 WITHOUT_HOME = """
 import os.path, runpy, sys

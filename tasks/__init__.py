@@ -61,6 +61,10 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "multiplication": LazyTask("tasks.digits", "Multiplication"),
     "table_lookup": LazyTask("tasks.table_lookup", "TableLookup"),
     "file": LazyTask("tasks.file", "FileTask"),
+    "chomsky": LazyTask("tasks.chomsky", "Chomsky"),
+    "dyck": LazyTask("tasks.dyck", "Dyck"),
+    "flip_flop": LazyTask("tasks.flip_flop", "FlipFlop"),
+    "word_problem": LazyTask("tasks.word_problem", "WordProblem"),
     "prefix_sums": LazyTask("tasks.prefix_sums", "PrefixSums"),
     "language": LazyTask("tasks.language.task", "Language"),
 }

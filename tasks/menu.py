@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from textwrap import fill
+from typing import Any
 
 from tasks import TASKS, Task, create, task_class
 from tasks.base import options
@@ -16,15 +17,19 @@ WIDTH = 96
 """Columns of what ``--help`` explains."""
 
 
-def task_parser(module: str, description: str) -> Parser:
-    """Return a parser that reads a task's name and ``option=value`` words."""
+def task_parser(module: str, description: str, *, needs_task: bool = True) -> Parser:
+    """Return a parser that reads a task's name and ``option=value`` words.
+
+    Without ``needs_task`` the name may be left out, and is then None.
+    """
     parser = Parser(
         prog=f"python -m tasks.{module}",
         description=description,
         epilog=f"tasks and their options:\n\n{describe_tasks()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task", help="which task, see below")
+    count: Any = {} if needs_task else {"nargs": "?"}
+    parser.add_argument("task", help="which task, see below", **count)
     parser.add_argument("options", nargs="*", metavar="option=value", help="options of the task")
     return parser
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tasks.base.about import About
 from tasks.base.draws import Draws
 from tasks.base.lengths import LengthTask
 from tasks.base.positions import Rows
@@ -28,6 +29,13 @@ class PrefixSums(LengthTask):
     """Parity of all bits so far, at every position: trained on 32 bits, tested up to 512."""
 
     name: ClassVar[str] = "prefix_sums"
+
+    about: ClassVar[About] = About(
+        family="length generalisation",
+        hard="parity carried along, on inputs sixteen times as long",
+        source="arXiv 2106.04537 (DeepThinking, easy-to-hard-data 1.0.0)",
+        published=("protocol: trained on 32 bits, tested on 44 to 512 (repository)",),
+    )
 
     train_lengths: tuple[int, int] = (32, 32)
     """Fewest and most bits of train and iid."""

@@ -1,6 +1,8 @@
 """Print a task: examples, sizes, lengths, vocabularies, ceilings and overlaps.
 
+    python -m tasks.show                        the menu
     python -m tasks.show scan variant=length
+    python -m tasks.show word_problem group=A5
     python -m tasks.show language corpus=files files=book.txt documents=paragraphs
 
 A task over text has its tokenizer shown, how much text its splits hold, and the first windows of
@@ -21,9 +23,11 @@ from tasks.base import scoring
 from tasks.base.command_line import run
 from tasks.base.console import WholeTable, make_console, say
 from tasks.base.options import exact_text
+from tasks.base.positions import PositionTask
 from tasks.base.printable import printable
 from tasks.base.task import Example, ExampleTask, Task, select_rows
 from tasks.base.text import TextTask
+from tasks.explain import about_lines, explain, menu
 from tasks.menu import parse_task_arguments, task_from_words, task_parser
 
 WINDOW_CHARACTERS = 400
@@ -134,6 +138,12 @@ def show(task: Task, console: Console, num_examples: int = 3) -> None:
     """
     task.splits()
     say(console, repr(task), style="bold")
+    if isinstance(task, PositionTask):
+        for line in explain(task):
+            say(console, line)
+        return
+    for line in about_lines(task):
+        say(console, line)
     if isinstance(task, TextTask):
         show_text(task, console, num_examples)
     elif isinstance(task, ExampleTask):
@@ -228,7 +238,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         ValueError: an unknown task or option, or missing data.
     """
-    parser = task_parser("show", __doc__ or "")
+    parser = task_parser("show", __doc__ or "", needs_task=False)
     parser.add_argument(
         "--examples",
         type=int,
@@ -237,6 +247,9 @@ def main(words: Sequence[str] | None = None) -> None:
         help="rows, or windows, of each split; default 3",
     )
     arguments = parse_task_arguments(parser, words)
+    if arguments.task is None:
+        make_console().print(menu())
+        return
     if arguments.examples < 0:
         raise ValueError(f"--examples={arguments.examples}: must be at least 0")
     show(task_from_words(arguments.task, arguments.options), make_console(), arguments.examples)

@@ -32,6 +32,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "classification": ("encoder_classifier",),
     "language_modelling": ("decoder_lm",),
     "position_labelling": ("encoder_labeller", "decoder_lm"),
+    "causal_labelling": ("decoder_lm",),
 }
 """Model forms that serve a kind of task, the default first."""
 

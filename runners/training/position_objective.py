@@ -6,6 +6,7 @@ task are made batch by batch, from their numbers alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from runners.training.batches import IGNORE, TARGETS, Batch, Columns, Order, to_device
 from runners.training.objective import Objective
 from tasks.base.metrics import Answers, Prediction
-from tasks.base.positions import STRETCH, PositionRows, PositionTask, Rows
+from tasks.base.positions import NO_LABEL, STRETCH, PositionRows, PositionTask, Rows
 from tasks.base.task import UNKNOWN, UNSCORED, Example, Vocabulary
 
 SAMPLE = 1024
@@ -44,6 +45,41 @@ class Coding:
         return np.pad(self.labels[rows.target], ((0, 0), (1, 0)), constant_values=IGNORE)
 
 
+class Blocks:
+    """Rows that are made many at a time, since those of one length are made together."""
+
+    SIZE = 4096
+
+    def __init__(self, rows_of: Callable[[np.ndarray], Rows]) -> None:
+        self._rows_of = rows_of
+        self._made: dict[int, Rows] = {}
+
+    def rows(self, rows: np.ndarray) -> Rows:
+        """Return some rows (B,) as numbers."""
+        numbers, places = np.divmod(rows, self.SIZE)
+        parts = []
+        for number in np.unique(numbers).tolist():
+            chosen = numbers == number
+            block = self._block(number)
+            parts.append((chosen, block.source[places[chosen]], block.target[places[chosen]]))
+        width = max(source.shape[1] for _, source, _ in parts)
+        source = np.full((len(rows), width), NO_LABEL, dtype=np.int16)
+        target = source.copy()
+        for chosen, part, labels in parts:
+            source[chosen, : part.shape[1]] = part
+            target[chosen, : part.shape[1]] = labels
+        return Rows(source, target)
+
+    def _block(self, number: int) -> Rows:
+        if number not in self._made:
+            # The two last ones: a batch may lie across a border.
+            self._made = dict(list(self._made.items())[-1:])
+            first = number * self.SIZE
+            made = self._rows_of(np.arange(first, first + self.SIZE))
+            self._made[number] = Rows(made.source.astype(np.int16), made.target.astype(np.int16))
+        return self._made[number]
+
+
 @dataclass(frozen=True)
 class PositionColumns(Columns):
     """Rows that ``rows_of`` makes of their numbers."""
@@ -54,6 +90,11 @@ class PositionColumns(Columns):
     """(N,) source tokens of each row, or those of a sample where rows have no end."""
     is_endless: bool = False
     """Whether there are always further rows, so that none is seen twice."""
+
+    @functools.cached_property
+    def blocks(self) -> Blocks:
+        """The rows of an endless split, as batches ask for them."""
+        return Blocks(self.rows_of)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -75,7 +116,7 @@ class PositionColumns(Columns):
 
     def batch(self, rows: np.ndarray, *, device: torch.device) -> Batch:
         """Return ``tokens``, ``tokens_mask`` and ``targets`` of some rows, each (B, T + 1)."""
-        made = self.rows_of(rows)
+        made = self.blocks.rows(rows) if self.is_endless else self.rows_of(rows)
         lengths = made.lengths + 1
         longest = int(lengths.max())
         tokens = self.coding.tokens(made)[:, :longest]
@@ -257,5 +298,6 @@ POSITION_OBJECTIVES: dict[str, dict[str, type[Objective]]] = {
         "encoder_labeller": LabellerObjective,
         "decoder_lm": CausalObjective,
     },
+    "causal_labelling": {"decoder_lm": CausalObjective},
 }
 """Objectives by the task's kind and the model's form, beside ``OBJECTIVES`` of the others."""

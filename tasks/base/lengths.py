@@ -99,9 +99,13 @@ class LengthTask(PositionTask):
         """Return one row for each of the draws, all of one length."""
         raise NotImplementedError
 
-    def category(self, length: int) -> str:
-        """Return the kind of the rows of a length, for tables and to choose rows by."""
-        return ""
+    def variants(self) -> Sequence[str]:
+        """Return the kinds of rows that longer has of each length: their categories."""
+        return ("",)
+
+    def draw_variant(self, draws: Draws, length: int, variant: str) -> Rows:
+        """Return one row of a kind for each of the draws; the kind "" is that of train."""
+        return self.draw(draws, length)
 
     def build_splits(self) -> dict[str, Sequence]:
         """Return train, valid_longer (if it has lengths), iid and longer."""
@@ -111,10 +115,12 @@ class LengthTask(PositionTask):
         if self.valid_lengths:
             splits["valid_longer"] = self._grid("valid_longer", self.valid_lengths)
         iid = GridRows(self, "iid", list(range(first, last + 1)), self.iid_rows)
-        return splits | {"iid": iid, "longer": self._grid("longer", self.test_lengths)}
+        longer = self._grid("longer", self.test_lengths, self.variants())
+        return splits | {"iid": iid, "longer": longer}
 
-    def _grid(self, split: str, lengths: list[int]) -> GridRows:
-        return GridRows(self, split, lengths, self.rows_per_test_length * len(lengths))
+    def _grid(self, split: str, lengths: list[int], variants: Sequence[str] = ("",)) -> GridRows:
+        count = self.rows_per_test_length * len(lengths) * len(variants)
+        return GridRows(self, split, lengths, count, variants)
 
     def split_names(self) -> list[str]:
         """Return the names of the splits, train first."""
@@ -139,6 +145,7 @@ class LengthTask(PositionTask):
         if "_data_hash" not in self.__dict__:
             digest = hashlib.sha256(json.dumps([self.symbols(), self.labels()]).encode())
             for name, rows in self.splits().items():
+                assert isinstance(rows, PositionRows)
                 made = rows.arrays(np.arange(min(len(rows), 10_000)))
                 digest.update(f"{name} {len(rows)} {made.source.shape}".encode())
                 digest.update(made.source.astype("<i4").tobytes())
@@ -158,28 +165,23 @@ class GeneratedRows(PositionRows):
         raise NotImplementedError
 
     def arrays(self, rows: np.ndarray) -> Rows:
-        """Return some rows as numbers; those of one length are drawn together."""
+        """Return some rows as numbers."""
+        return self._arrays(rows)
+
+    def _arrays(self, rows: np.ndarray, variant: str = "") -> Rows:
+        """Return some rows of a kind; those of one length are drawn together."""
         lengths = self.lengths(rows)
         places, parts = [], []
         for length in np.unique(lengths).tolist():
             place = np.flatnonzero(lengths == length)
             draws = Draws(f"{self.task.name} {self.task.seed} {self.stream}", rows[place])
             places.append(place)
-            parts.append(self.task.draw(draws, length))
-        if len(parts) == 1:
-            return parts[0]
-        width = max(part.source.shape[1] for part in parts)
-        source = np.full((len(rows), width), NO_LABEL, dtype=np.int64)
-        target = source.copy()
-        for place, part in zip(places, parts, strict=True):
-            source[place, : part.source.shape[1]] = part.source
-            target[place, : part.target.shape[1]] = part.target
-        return Rows(source, target)
+            parts.append(self.task.draw_variant(draws, length, variant))
+        return _joined(places, parts, len(rows))
 
     def about(self, rows: np.ndarray) -> list[tuple[str, float]]:
         """Return category and length of some rows (B,)."""
-        lengths = self.lengths(rows).tolist()
-        return [(self.task.category(length), float(length)) for length in lengths]
+        return [("", float(length)) for length in self.lengths(rows).tolist()]
 
 
 class TrainRows(GeneratedRows):
@@ -206,13 +208,49 @@ class TrainRows(GeneratedRows):
 
 
 class GridRows(GeneratedRows):
-    """Rows of a few lengths, in turn."""
+    """Rows of a few lengths and kinds, in turn."""
 
-    def __init__(self, task: LengthTask, stream: str, grid: list[int], count: int) -> None:
+    def __init__(
+        self,
+        task: LengthTask,
+        stream: str,
+        grid: list[int],
+        count: int,
+        variants: Sequence[str] = ("",),
+    ) -> None:
         super().__init__(task, count)
-        self.stream = stream
+        self.stream, self.variants = stream, variants
         self._grid = np.array(grid)
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Return the length of each of some rows, (B,)."""
         return self._grid[rows % len(self._grid)]
+
+    def _variants(self, rows: np.ndarray) -> np.ndarray:
+        """Return the number of the kind of each of some rows, (B,)."""
+        return rows // len(self._grid) % len(self.variants)
+
+    def arrays(self, rows: np.ndarray) -> Rows:
+        """Return some rows as numbers."""
+        kinds = self._variants(rows)
+        places = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+        parts = [
+            self._arrays(rows[place], variant=self.variants[kinds[place[0]]]) for place in places
+        ]
+        return _joined(places, parts, len(rows))
+
+    def about(self, rows: np.ndarray) -> list[tuple[str, float]]:
+        """Return category and length of some rows (B,)."""
+        pairs = zip(self._variants(rows).tolist(), self.lengths(rows).tolist(), strict=True)
+        return [(self.variants[kind], float(length)) for kind, length in pairs]
+
+
+def _joined(places: Sequence[np.ndarray], parts: Sequence[Rows], count: int) -> Rows:
+    """Return rows that were made in parts, each part at its places among them."""
+    width = max(part.source.shape[1] for part in parts)
+    source = np.full((count, width), NO_LABEL, dtype=np.int64)
+    target = source.copy()
+    for place, part in zip(places, parts, strict=True):
+        source[place, : part.source.shape[1]] = part.source
+        target[place, : part.target.shape[1]] = part.target
+    return Rows(source, target)

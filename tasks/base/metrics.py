@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.base.task import EOS, UNSCORED, Example
+from tasks.base.task import EOS, LABELLINGS, UNSCORED, Example
 
 # --- what is measured -------------------------------------------------------------------
 
@@ -194,18 +194,18 @@ METRICS: dict[str, Metric] = {
         is_headline=True,
     ),
     "sequence_accuracy": Metric(
-        kinds=("position_labelling",),
+        kinds=LABELLINGS,
         compute=lambda answers: answers.share(is_label),
         meaning="share of rows of which every scored label is right; of a grid, all cells",
         is_headline=True,
     ),
     "label_accuracy": Metric(
-        kinds=("position_labelling",),
+        kinds=LABELLINGS,
         compute=label_accuracy,
         meaning="share of right labels among the scored positions of all rows",
     ),
     "mean_over_lengths": Metric(
-        kinds=("position_labelling",),
+        kinds=LABELLINGS,
         compute=mean_over_lengths,
         meaning="label_accuracy of each length, and the mean over lengths: the score of the "
         "Chomsky-hierarchy suite (arXiv 2207.02098)",

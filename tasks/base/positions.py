@@ -5,7 +5,7 @@ bidirectional models read the same rows: a label belongs to the token that stand
 the next token. An answer that is longer than its question, or a single one, is read at further
 tokens of the source that stand for nothing else.
 
-A grid is such a row with a ``shape``: its cells from the first line to the last.
+A grid is such a row: its cells from the first line to the last.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, overload
+from typing import ClassVar, overload
 
 import numpy as np
 
@@ -94,32 +94,38 @@ class PositionRows(Sequence[Example]):
 
     def examples(self, rows: np.ndarray) -> list[Example]:
         """Return some rows (B,) as tokens."""
-        made = self.arrays(rows)
-        symbols, labels = self.task.symbols(), (*self.task.labels(), UNSCORED)
-        sources, targets, lengths = (a.tolist() for a in (made.source, made.target, made.lengths))
+        sides = tokens_of(self.task, self.arrays(rows))
         return [
-            Example(
-                tuple(symbols[number] for number in source[:length]),
-                tuple(labels[number] for number in target[:length]),  # -1 is the last: UNSCORED
-                category,
-                difficulty,
-            )
-            for source, target, length, (category, difficulty) in zip(
-                sources, targets, lengths, self.about(rows), strict=True
+            Example(source, target, category, difficulty)
+            for (source, target), (category, difficulty) in zip(
+                sides, self.about(rows), strict=True
             )
         ]
+
+
+def tokens_of(task: PositionTask, rows: Rows) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return the source tokens and the labels of each row."""
+    symbols, labels = task.symbols(), (*task.labels(), UNSCORED)
+    sources, targets, lengths = (a.tolist() for a in (rows.source, rows.target, rows.lengths))
+    return [
+        (
+            tuple(symbols[number] for number in source[:length]),
+            tuple(labels[number] for number in target[:length]),  # -1 is the last: UNSCORED
+        )
+        for source, target, length in zip(sources, targets, lengths, strict=True)
+    ]
 
 
 class PositionTask(ExampleTask):
     """Base of the tasks with labels of positions; a subclass names its symbols and labels."""
 
-    shape: ClassVar[tuple[int, int] | None] = None
-    """Lines and columns of the grid that a row is; None: a sequence."""
+    is_causal: ClassVar[bool] = False
+    """Whether later tokens give labels away, so that a model has to be causal."""
 
     @property
     def kind(self) -> Kind:
-        """Return position_labelling."""
-        return "position_labelling"
+        """Return causal_labelling for a task that is causal, position_labelling for any other."""
+        return "causal_labelling" if self.is_causal else "position_labelling"
 
     def symbols(self) -> tuple[str, ...]:
         """Return the source tokens, in the order of their numbers."""
@@ -159,7 +165,3 @@ class PositionTask(ExampleTask):
         target = self.numbers(rows[: 4 * CHUNK]).target
         counts = np.bincount(target[target >= 0], minlength=len(self.labels()))
         return (self.labels()[int(counts.argmax())],)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the entry ``task`` of a result, as plain data."""
-        return super().describe()

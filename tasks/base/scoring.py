@@ -17,7 +17,7 @@ from tasks.base.metrics import (
     scored_labels,
 )
 from tasks.base.options import exact_text
-from tasks.base.task import SPECIAL_TOKENS, UNSCORED, Example, ExampleTask
+from tasks.base.task import LABELLINGS, SPECIAL_TOKENS, UNSCORED, Example, ExampleTask
 
 Table = dict[str, dict[str, float]]
 """Row label → {metric: share right, "rows": count}."""
@@ -89,7 +89,7 @@ def chance(task: ExampleTask, examples: Sequence[Example]) -> float:
     """
     if task.kind == "classification":
         return 1 / len(task.classes())
-    if task.kind == "position_labelling":
+    if task.kind in LABELLINGS:
         labels = len(task.classes())
         return sum(float(labels) ** -num_scored(e) for e in examples) / len(examples)
     choices = len(task.vocabularies()[1]) - len(SPECIAL_TOKENS) + 1
@@ -99,7 +99,7 @@ def chance(task: ExampleTask, examples: Sequence[Example]) -> float:
 def majority(task: ExampleTask, examples: Sequence[Example]) -> float:
     """Return the score of always answering with train's most frequent target, or label."""
     answer = task.majority_target()
-    if task.kind == "position_labelling":
+    if task.kind in LABELLINGS:
         same = {*answer, UNSCORED}
         return sum(same.issuperset(example.target) for example in examples) / len(examples)
     return sum(example.target == answer for example in examples) / len(examples)
@@ -154,10 +154,12 @@ def score(task: ExampleTask, answers: Answers) -> Scores:
     correct = correctness(task.kind, examples, answers.predictions)
     metric = headline_metric(task.kind)
     tables = task.tables(examples, correct)
-    if task.kind == "position_labelling":
-        tables = tables | {
+    if task.kind in LABELLINGS:
+        tables = {
+            **tables,
             "labels by length": by_length(answers),
             "labels by place": by_position(answers),
+            **task.label_tables(answers),
         }
     return Scores(
         metrics=measure(task.kind, answers),

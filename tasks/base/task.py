@@ -11,8 +11,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from tasks.base import options
+from tasks.base.about import About
 
-Kind = Literal["sequence_to_sequence", "classification", "language_modelling", "position_labelling"]
+Kind = Literal[
+    "sequence_to_sequence",
+    "classification",
+    "language_modelling",
+    "position_labelling",
+    "causal_labelling",
+]
+
+LABELLINGS = ("position_labelling", "causal_labelling")
+"""Kinds with a label at every position; causal where later tokens would give a label away."""
 
 UNSCORED = "<unscored>"
 """Stands in a target of labels where a position has none: it counts in no loss and no score."""
@@ -86,6 +96,8 @@ class Task(Generic[SplitT]):
     difficulty_name: ClassVar[str] = "difficulty"
     """Axis label for ``Example.difficulty``, with its unit."""
     train_split: ClassVar[str] = "train"
+    about: ClassVar[About | None] = None
+    """What the menu says of it."""
     selection_splits: ClassVar[tuple[str, ...]] = ()
     """Splits that ``select: best:<split>`` may name; never a test split."""
 
@@ -257,6 +269,17 @@ class ExampleTask(Task[Sequence[Example]]):
 
         Returns:
             Table name → row label → ``{"exact_match" or "accuracy": share right, "rows": count}``.
+        """
+        return {}
+
+    def label_tables(self, answers: Any) -> dict[str, dict[str, dict[str, float]]]:
+        """Return tables of single labels, of a task with labels of positions.
+
+        Args:
+            answers: ``tasks.base.metrics.Answers`` to rows of a split.
+
+        Returns:
+            Table name → row label → ``{"label_accuracy": share right, "rows": labels}``.
         """
         return {}
 

@@ -78,7 +78,6 @@ def test_command_prints_a_task(capsys, monkeypatch):
         (["scam"], "did you mean 'scan'"),
         (["scan", "--examples", "-1"], "--examples=-1"),
         (["scan", "--example", "x"], "--examples: invalid int value"),
-        ([], "required: task"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, words, message):

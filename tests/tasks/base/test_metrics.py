@@ -17,10 +17,10 @@ from tasks.base.metrics import (
     perplexity,
     selection_score,
 )
-from tasks.base.task import EOS, UNKNOWN, Example
+from tasks.base.task import EOS, LABELLINGS, UNKNOWN, Example
 
 GOLD = Example(("x",), ("a", "b", "c"))
-KINDS = ("sequence_to_sequence", "classification", "language_modelling", "position_labelling")
+KINDS = ("sequence_to_sequence", "classification", "language_modelling", *LABELLINGS)
 
 
 def measure_sequences(*answers) -> dict[str, float]:

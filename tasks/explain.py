@@ -1,0 +1,140 @@
+"""A task in a few lines with one worked example, and the menu of all tasks as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tasks import TASKS, task_class
+from tasks.base import scoring
+from tasks.base.console import WholeTable
+from tasks.base.lengths import LengthTask
+from tasks.base.metrics import Answers, Prediction, label_accuracy
+from tasks.base.positions import PositionTask
+from tasks.base.task import UNSCORED, Task
+
+SAMPLE = 100_000
+"""Rows of train that the rows of another split are looked for in, where they are short enough."""
+SAMPLE_TOKENS = 2_000_000
+WIDTH = 96
+EXAMPLE_TOKENS = 24
+"""Tokens that a worked example has, or the nearest there is."""
+EXAMPLE_WIDTH = 400
+"""Characters of a worked example that are shown."""
+
+
+def menu() -> WholeTable:
+    """Return every task: its family, its kind, what is hard about it, what it needs."""
+    table = WholeTable(title="tasks; python -m tasks.show NAME explains one")
+    for column in ("task", "family", "kind", "what is hard", "files"):
+        table.add_column(column)
+    classes = {name: task_class(name) for name in TASKS}
+    families = list(dict.fromkeys(_family(cls) for cls in classes.values()))
+    for name, cls in sorted(classes.items(), key=lambda entry: families.index(_family(entry[1]))):
+        about = cls.about
+        hard = about.hard if about else first_sentence(cls)
+        files = about.fetch if about and about.fetch else "none"
+        table.add_row(name, _family(cls), _kind(cls).replace("_", " "), hard, files)
+    return table
+
+
+def _family(cls: type[Task]) -> str:
+    return cls.about.family if cls.about else "other"
+
+
+def _kind(cls: type[Task]) -> str:
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    missing = dataclasses.MISSING
+    if any(f.default is missing and f.default_factory is missing for f in fields):
+        kind = getattr(cls, "kind", "")
+        return kind if isinstance(kind, str) else "as its options say"
+    return cls().kind
+
+
+def first_sentence(cls: type) -> str:
+    """Return the first line of a docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0].rstrip(".")
+
+
+def about_lines(task: Task) -> list[str]:
+    """Return what is hard, where the task is from, and what was published."""
+    if task.about is None:
+        return []
+    lines = [f"hard: {task.about.hard}", f"from: {task.about.source}"]
+    lines += [f"published: {line}" for line in task.about.published]
+    if task.about.fetch:
+        lines.append(f"files: {task.about.fetch}")
+    return [textwrap.fill(line, WIDTH, subsequent_indent="    ") for line in lines]
+
+
+def explain(task: PositionTask) -> Iterator[str]:
+    """Yield what a task with labels of positions is, line by line, with a worked example."""
+    yield f"{task.name}: {first_sentence(type(task))}"
+    yield from about_lines(task)
+    forms = "causal" if task.is_causal else "bidirectional or causal"
+    kind = task.kind.replace("_", " ")
+    yield f"kind: {kind}, models are {forms}; data hash {task.data_hash()[:16]}"
+    yield f"symbols: {_listed(task.symbols())}; labels: {_listed(task.labels())}"
+    rows = task.split(task.in_distribution_split or task.train_split)[:64]
+    example = min(rows, key=lambda row: abs(len(row.source) - EXAMPLE_TOKENS))
+    yield "example (. where nothing is scored):"
+    yield f"  {_cut(' '.join(example.source))}"
+    yield f"  {_cut(' '.join('.' if word == UNSCORED else word for word in example.target))}"
+    for name in task.split_names():
+        yield from _split_lines(task, name)
+
+
+def _split_lines(task: PositionTask, name: str) -> Iterator[str]:
+    rows = task.split(name)
+    if name == task.train_split:
+        endless = getattr(rows, "is_endless", False)
+        size = "endless" if endless else f"{len(rows):,} rows"
+        lengths = ""
+        if isinstance(task, LengthTask):
+            lengths = ", {} {}–{}".format(task.difficulty_name, *task.train_lengths)
+        yield f"{name}: {size}{lengths}"
+        return
+    examples = list(rows)
+    levels = sorted({row.difficulty for row in examples})
+    shown = f"{levels[0]:g}" if len(levels) == 1 else f"{levels[0]:g}–{levels[-1]:g}"
+    (label,) = task.majority_target()
+    constant = [
+        Prediction(tuple(UNSCORED if word == UNSCORED else label for word in row.target))
+        for row in examples
+    ]
+    shared, among = shared_sources(task, name)
+    yield (
+        f"{name}: {len(rows):,} rows, {task.difficulty_name} {shown}; rows all right: chance "
+        f"{scoring.chance(task, examples):.2g}, majority {scoring.majority(task, examples):.2g}, "
+        f"ceiling {scoring.ceiling(task, examples):.2g}; labels: chance "
+        f"{1 / len(task.labels()):.2g}, majority "
+        f"{label_accuracy(Answers(examples, constant)):.2g}; {shared:,} rows are among "
+        f"{among} of train"
+    )
+
+
+def shared_sources(task: PositionTask, name: str) -> tuple[int, str]:
+    """Count the rows of a split whose source train has, and say among how many they were sought."""
+    train = task.split(task.train_split)
+    count = min(len(train), SAMPLE, SAMPLE_TOKENS // task.max_source_length())
+    if isinstance(task, LengthTask):
+        made = train.arrays(np.arange(count)).source  # type: ignore[attr-defined]
+    else:
+        made = task.numbers(train[:count]).source
+    sources = {row[row >= 0].tobytes() for row in made}
+    numbers = task.numbers(list(task.split(name))).source.astype(made.dtype)
+    shared = sum(row[row >= 0].tobytes() in sources for row in numbers)
+    return shared, f"the {'first ' if count < len(train) else ''}{count:,}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    shown = " ".join(words[:12]) + (" …" if len(words) > 12 else "")
+    return f"{len(words)} ({shown})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= EXAMPLE_WIDTH else f"{text[:EXAMPLE_WIDTH]} …"

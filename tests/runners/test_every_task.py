@@ -1,0 +1,84 @@
+"""Every task that needs no files trains ten steps, in every form it has, and is scored."""
+
+import functools
+import math
+
+import pytest
+import torch
+import yaml
+
+import tasks
+from runners.config.run_file import FORMS, read_run
+from runners.scoring.splits import split_scorer
+from runners.training.experiment import build, build_model, train_columns
+from runners.training.loop import Loop
+from tasks.base.lengths import LengthTask
+
+SMALL = {
+    "chomsky": {"language": "stack_manipulation", "train_lengths": [1, 8], "test_lengths": [12]},
+    "dyck": {"train_lengths": [4, 12], "test_lengths": [16]},
+    "flip_flop": {"train_lengths": [8, 12], "test_lengths": [16]},
+    "word_problem": {"train_lengths": [1, 6], "test_lengths": [9]},
+    "prefix_sums": {"train_lengths": [1, 8], "test_lengths": [12]},
+}
+"""Options that make a task small."""
+
+GENERATED = [name for name in tasks.TASKS if issubclass(tasks.task_class(name), LengthTask)]
+CPU = torch.device("cpu")
+
+
+def config_of(directory, task, form):
+    path = directory / "run.yaml"
+    model = {"architecture": "universal", "d_model": 8, "depth": {"repeats": 2}, "form": form}
+    model |= {"attention": {"num_heads": 1}, "feed_forward": {"hidden_size": 8}}
+    train = {"steps": 10, "batch_size": 4, "learning_rate": 1e-3}
+    path.write_text(yaml.safe_dump({"task": task, "model": model, "train": train}))
+    return read_run(path)
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_it_trains_and_is_scored(name, tmp_path):
+    few = {"rows_per_test_length": 4, "iid_rows": 8}
+    section = {"name": name} | few | SMALL[name]
+    for form in FORMS[tasks.create(name, **(few | SMALL[name])).kind]:
+        config = config_of(tmp_path, section, form)
+        built = build(config)
+        torch.manual_seed(0)
+        model = build_model(built.model_config, CPU)
+        loop = Loop(
+            config.train,
+            objective=built.objective,
+            model=model,
+            columns=train_columns(built.objective),
+            seed=0,
+            d_model=8,
+            device=CPU,
+        )
+        losses = [loop.advance()["loss"] for _ in range(10)]
+        assert all(map(math.isfinite, losses))
+        assert losses[-1] < 1.5 * losses[0]
+        scorer = split_scorer(built.objective)(
+            model=model, built=built, config=config.evaluate, device=CPU
+        )
+        for split in built.final_splits(config):
+            score = scorer.score(split).score
+            assert 0 <= score.metrics["sequence_accuracy"] <= score.metrics["label_accuracy"] <= 1
+            assert score.ceiling == 1.0
+            assert score.chance > 0
+            assert {"labels by length", "labels by place"} <= set(score.tables)
+
+
+@functools.cache
+def rows(name):
+    return tasks.create(name, **SMALL[name]).split("longer")
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_rows_as_tokens_are_those_as_numbers(name):
+    task = tasks.create(name, **SMALL[name])
+    examples = task.split("longer")[:5]
+    made, again = rows(name).arrays(torch.arange(5).numpy()), task.numbers(examples)
+    assert (again.source == made.source[:, : again.source.shape[1]]).all()
+    assert (again.target == made.target[:, : again.target.shape[1]]).all()
+    assert all(len(row.source) == len(row.target) for row in examples)
+    assert task.about is not None

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import torch
 
 from moeut.blocks.attention import ATTENTION, AttentionOptions
+from moeut.blocks.embeddings import Prefix
 from moeut.blocks.feed_forward import FEED_FORWARD, FeedForwardOptions
-from moeut.blocks.norms import NormKind, NormOptions, NormPlacement
+from moeut.blocks.norms import NormKind, NormPlacement
 from moeut.blocks.own import Own
 from moeut.blocks.positions import INPUT_POSITION, POSITION, NoPosition, PositionOptions, Rotary
 from moeut.blocks.updates import UPDATE, Residual, UpdateOptions
@@ -32,106 +33,20 @@ from moeut.options import (
     require_positive,
     require_probability,
 )
+from moeut.recurrence.carry import Carry
 from moeut.recurrence.conditioning import CONDITIONING, Conditioning, NoConditioning
 from moeut.recurrence.controller import HALTING, ControllerOptions, NoHalting
 from moeut.recurrence.injection import NoInjection
+from moeut.recurrence.recursion import RECURSION, NoRecursion, RecursionOptions
 from moeut.recurrence.schedule import Depth
+from moeut.recurrence.stack_config import EmbeddingScale, StackConfig
 from moeut.recurrence.state import State
 
-EmbeddingScale = Literal["none", "sqrt_d_model"]
 Form = Literal["decoder_lm", "encoder_decoder", "encoder_classifier", "encoder_labeller"]
 
 ENCODERS: tuple[Form, ...] = ("encoder_classifier", "encoder_labeller")
 """Forms of one bidirectional stack, which name classes."""
-Initialization = Literal["moeut", "depth_scaled", "glorot", "normal", "kaiming"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackConfig:
-    """What one stack of a model is made of: a view of the model's options, nothing left out."""
-
-    d_model: int
-    depth: Depth
-    state: State
-    halting: ControllerOptions
-    conditioning: Conditioning
-    attention: AttentionOptions
-    feed_forward: FeedForwardOptions
-    position: PositionOptions
-    input_position: PositionOptions
-    norm: NormPlacement
-    norm_kind: NormKind
-    norm_weights: bool
-    norm_input: bool
-    norm_input_weights: bool
-    final_norm: bool
-    repeat_norm: bool
-    norm_epsilon: float
-    embedding_scale: EmbeddingScale
-    update: UpdateOptions
-    own: Own
-    dropout: float
-    causal: bool
-    """Whether tokens look at earlier tokens only."""
-    cross_attention: bool
-    """Whether each layer reads an encoder's output too."""
-
-    @property
-    def position_limit(self) -> tuple[str, int] | None:
-        """The option that bounds the length of a row, and the most tokens; None: nothing does."""
-        for name in ("position", "input_position"):
-            most = getattr(self, name).max_tokens
-            if most is not None:
-                return f"{name}.max_length", most
-        return None
-
-    @property
-    def norms(self) -> NormOptions:
-        """What all norms of the stack are."""
-        return NormOptions(self.norm_kind, self.norm_epsilon, self.norm_weights)
-
-    @property
-    def embedding_factor(self) -> float:
-        """What token embeddings are multiplied by."""
-        return math.sqrt(self.d_model) if self.embedding_scale == "sqrt_d_model" else 1.0
-
-    def refuses_exits(self) -> str | None:
-        """Return why tokens cannot leave by a rule in evaluation; None: they can."""
-        if not self.depth.is_shared:
-            return "no layer is repeated (depth.repeats=1)"
-        if not self.depth.has_whole_repeats:
-            return "depth.order=sequence has no whole repeats to leave after"
-        if not self.halting.gives_way():
-            return f"halting.kind={self.halting.kind!r} says itself who leaves"
-        return None
-
-    def refuses_truncation(self, prefix: str = "") -> str | None:
-        """Return why gradients cannot flow through the last repeats alone; None: they can.
-
-        ``prefix`` stands before the options that are named, such as ``model.``.
-        """
-        if not self.depth.is_shared:
-            return f"no layer is repeated ({prefix}depth.repeats=1)"
-        if not self.depth.has_whole_repeats:
-            return f"{prefix}depth.order=sequence has no last repeat of the whole group"
-        if isinstance(self.state.injection, NoInjection):
-            return f"needs {prefix}state.injection, by which gradients still reach the embedding"
-        return None
-
-    def refuses_row_depth(self, prefix: str = "", *, is_truncated: bool = False) -> str | None:
-        """Return why rows cannot have depths of their own; None: they can.
-
-        ``prefix`` is as in ``refuses_truncation``; ``is_truncated``: some repeats have no gradient.
-        """
-        if not self.depth.is_shared:
-            return f"no layer is repeated ({prefix}depth.repeats=1)"
-        if not self.depth.has_whole_repeats:
-            return f"{prefix}depth.order=sequence has no repeat of the whole group"
-        if not isinstance(self.halting, NoHalting):
-            return f"{prefix}halting.kind={self.halting.kind} decides how deep a token goes"
-        if is_truncated and not self.own.is_nothing:
-            return f"{prefix}own: where gradients begin, rows are in other repeats than the pass"
-        return None
+Initialization = Literal["moeut", "depth_scaled", "glorot", "normal", "kaiming", "lecun"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +63,12 @@ class Blueprint(Options):
     """How many layers there are, and how often they are applied."""
     encoder_depth: Depth | None = None
     """Depth of the encoder of an encoder_decoder, where it differs from ``depth``."""
+    recursion: RecursionOptions = one_of(RECURSION, NoRecursion)
+    """What a repeat is: one pass through the group, or updates that pass states back and forth."""
+    carry: Carry = dataclasses.field(default_factory=Carry)
+    """How many passes an answer takes, each from the state that the one before ended with."""
+    prefix: Prefix = dataclasses.field(default_factory=Prefix)
+    """Learned rows in front of every sequence."""
     state: State = dataclasses.field(default_factory=State)
     """What the recurrence begins from, and how the input enters each repeat."""
     halting: ControllerOptions = one_of(HALTING, NoHalting)
@@ -223,12 +144,18 @@ class Blueprint(Options):
         said = f"position.kind={self.position.kind!r} is added to the embedded tokens already"
         require(not both, "input_position.kind", self.input_position.kind, said)
         self._check_recurrence()
+        self._check_recursion()
+        try:
+            prefix = self.prefix.within(d_model=self.d_model)
+        except OptionError as error:
+            raise error.under("prefix") from None
         feed_forward = self.feed_forward.within(dropout=self.dropout)
         self._check_own(attention, feed_forward)
         update = self.update.within(dropout=self.dropout)
         final_norm: bool | None = self.final_norm
         is_normed = self.norm == "post" or self.repeat_norm
         self._fill_in(
+            prefix=prefix,
             attention=attention,
             feed_forward=feed_forward,
             update=update,
@@ -283,6 +210,30 @@ class Blueprint(Options):
         wanted = bool(adapters.rank) and adapters.feed_forward
         require(not wanted or bool(mapping.projections), "own.adapters.feed_forward", True, said)
 
+    def _check_recursion(self) -> None:
+        """Refuse what a recursion decides itself, and a carried state that forgets its input."""
+        plain = {
+            "state": self.state.is_plain,
+            "halting": isinstance(self.halting, NoHalting),
+            "repeat_norm": not self.repeat_norm,
+            "own": self.own.is_nothing,
+            "conditioning": isinstance(self.conditioning, NoConditioning),
+            "depth.order": self.depth.has_whole_repeats,
+            "depth.prelude": self.depth.prelude == 0,
+            "depth.coda": self.depth.coda == 0,
+        }
+        kind = self.recursion.kind
+        if not isinstance(self.recursion, NoRecursion):
+            for option, is_plain in plain.items():
+                said = f"has states, injections and networks of its own, so it takes no {option}"
+                require(is_plain, "recursion.kind", kind, said)
+        elif self.carry.steps > 1:
+            steps = self.carry.steps
+            said = "needs a recursion, or state.injection, by which a carried state reads the input"
+            require(not isinstance(self.state.injection, NoInjection), "carry.steps", steps, said)
+            said = "cannot be combined with halting, which begins anew in every pass"
+            require(plain["halting"], "carry.steps", steps, said)
+
     def _fill_in(self, **values: Any) -> None:
         """Set options of this object, which is still under construction."""
         for name, value in values.items():
@@ -323,6 +274,7 @@ class ModelConfig(Blueprint):
                 raise error.under(name) from None
         self._refuse("encoder_depth", unless="encoder_decoder")
         self._refuse("pooling", unless="encoder_classifier")
+        self._refuse_states()
         reason = self.halting.looks_ahead()
         if reason is not None and self.form not in ENCODERS:
             said = f"form={self.form!r} has a stack that looks back alone: {reason}"
@@ -330,6 +282,19 @@ class ModelConfig(Blueprint):
         if self.tie_embeddings and self.form in ENCODERS:
             said = f"form={self.form!r} has no output vocabulary"
             raise OptionError("tie_embeddings", True, said)
+
+    def _refuse_states(self) -> None:
+        """Refuse states that are passed on in forms that write token by token."""
+        for name, is_on in {
+            "recursion": not isinstance(self.recursion, NoRecursion),
+            "carry": self.carry.steps > 1,
+            "prefix": self.prefix.rows > 0,
+        }.items():
+            said = (
+                f"form={self.form!r} writes token by token, but a whole answer is revised: "
+                f"it needs one of {', '.join(ENCODERS)}"
+            )
+            require(self.form in ENCODERS or not is_on, name, getattr(self, name).to_dict(), said)
 
     def _refuse(self, name: str, *, unless: Form) -> None:
         """Raise ``OptionError`` if an option of one form alone is set in another."""
@@ -361,6 +326,11 @@ class ModelConfig(Blueprint):
             for name in ("position", "input_position"):
                 shared[name] = shared[name].of_source()
         return StackConfig(depth=depth, causal=causal, cross_attention=cross_attention, **shared)
+
+    @property
+    def embedding_factor(self) -> float:
+        """What token embeddings are multiplied by."""
+        return math.sqrt(self.d_model) if self.embedding_scale == "sqrt_d_model" else 1.0
 
     @property
     def num_outputs(self) -> int:

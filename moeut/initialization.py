@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from moeut.blocks.own import expanded
-from moeut.blocks.roles import HasRoles, Role
+from moeut.blocks.roles import HasRoles, Role, truncated_normal
 from moeut.config import Initialization, ModelConfig
+from moeut.recurrence.recursive_stack import RecursiveStack
 from moeut.recurrence.stack import DepthStack
 
 
@@ -49,6 +50,9 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     copy gate's bias      -3, or as configured                            same
     ====================  =====================  =======================  ======================
 
+    ``lecun`` is ``depth_scaled`` with s = 1, whatever the depth is (TRM, HRM, URM; there also the
+    head is normal).
+
     Expert weights are drawn as above per head (attention) or as one matrix over all experts
     (feed-forward). ``renormalise_router`` then gives all router rows of a feed-forward one norm,
     ``renormalise_experts`` gives the value and output weights of SwitchHead equal norm over
@@ -72,6 +76,9 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
         _draw(parameter, role, config.initialization, depth)
         if role.equal_norm is not None:
             keep_standard_deviation(parameter, dim=role.equal_norm)
+    for module in model.modules():
+        if isinstance(module, RecursiveStack):
+            module.draw()
 
 
 def keep_standard_deviation(weight: Tensor, *, dim: int) -> None:
@@ -86,7 +93,7 @@ def _roles(
 ) -> Iterator[tuple[str, tuple[Role, int]]]:
     """Return the role of each parameter, and the applied layers of the stack that it is in."""
     if isinstance(module, DepthStack):
-        depth = module.options.depth.num_applications
+        depth = module.options.num_applications
     if isinstance(module, HasRoles):
         for name, role in expanded(module.roles(), module).items():
             yield prefix + name, (role, depth)
@@ -95,6 +102,8 @@ def _roles(
 
 
 def _draw(parameter: Tensor, role: Role, scheme: Initialization, depth: int) -> None:
+    if scheme == "lecun":  # a branch of the first of two layers has the deviation 1/sqrt(fan-in)
+        scheme, depth = "depth_scaled", 2
     is_scaled = scheme in ("moeut", "depth_scaled")
     if role.part == "constant":
         parameter.fill_(role.value)
@@ -117,18 +126,8 @@ def _draw(parameter: Tensor, role: Role, scheme: Initialization, depth: int) -> 
         if scheme == "moeut":
             parameter.normal_(std=deviation)
         else:
-            _truncated_normal(parameter)
+            truncated_normal(parameter)
             parameter.mul_(deviation / parameter.std())
-
-
-def _truncated_normal(parameter: Tensor) -> None:
-    """Draw from N(1), and anew what falls outside ±2.
-
-    ``nn.init.trunc_normal_`` draws other numbers in PyTorch 2.11 than in 2.13.
-    """
-    parameter.normal_()
-    while not parameter.is_meta and bool((outside := parameter.abs() > 2.0).any()):
-        parameter.copy_(torch.where(outside, torch.empty_like(parameter).normal_(), parameter))
 
 
 def _embedding(parameter: Tensor, role: Role, scheme: Initialization) -> None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from moeut.base import Model
 from moeut.blocks import masks
 from moeut.blocks.embeddings import Embedding, Head
 from moeut.config import Form, ModelConfig
+from moeut.encoders import EncoderClassifier, EncoderLabeller
 from moeut.initialization import initialize
 from moeut.output import ModelOutput, output_of
 from moeut.recurrence.cache import StackCache
-from moeut.recurrence.exit_rules import ExitRule
 from moeut.recurrence.inputs import Inputs, Memory, StackOutput
 from moeut.recurrence.row_depth import RowDepth
 from moeut.recurrence.stack import DepthStack
@@ -41,41 +39,6 @@ class Encoded:
             Memory(states, None if real is None else real.index_select(0, rows)),
             StackOutput(states, self.output.auxiliary_loss),
         )
-
-
-class Model(nn.Module):
-    """What the three forms share: embedding, saving, and their config."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.activation_checkpointing = False
-        """Recompute each layer in the backward pass instead of keeping its activations."""
-        self.exit_rule: ExitRule | None = None
-        """When tokens leave in evaluation (a decoder's, if there is one); it is not saved."""
-        self.embedding = Embedding(config.vocabulary_size, config.d_model)
-        self.head: Head
-
-    def save(self, directory: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into ``directory``."""
-        from moeut.saving import save
-
-        save(self, directory)
-
-    def _embed(self, embedding: Embedding, tokens: Tensor, name: str) -> Tensor:
-        if tokens.dim() != 2 or tokens.dtype.is_floating_point:
-            raise ValueError(
-                f"{name}: expected whole numbers of shape (rows, columns), got {tokens.dtype} of "
-                f"shape {tuple(tokens.shape)}"
-            )
-        x = embedding(tokens)
-        if self.config.embedding_scale == "sqrt_d_model":
-            x = x * math.sqrt(self.config.d_model)
-        return x
-
-    def _read_out(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the logits of what a stack returned, states (B, T, D)."""
-        return self.head(states, self.embedding.weight)
 
 
 class DecoderLM(Model):
@@ -280,81 +243,6 @@ class EncoderDecoder(Model):
             ),
         )
         return output_of(self._read_out, cache, encoder=memory.output, decoder=out)
-
-
-class EncoderClassifier(Model):
-    """A bidirectional encoder, and a linear classifier on one column of its output."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        assert config.num_classes is not None
-        self.encoder = DepthStack(config.stacks["encoder"], config.d_model, causal=False)
-        self.head = Head(config.d_model, config.num_classes, tied=False, bias=config.head_bias)
-
-    def forward(
-        self,
-        source: Tensor,
-        *,
-        source_mask: Tensor | None = None,
-        num_repeats: int | None = None,
-        backprop_repeats: int | None = None,
-        row_depth: RowDepth | None = None,
-        read_repeats: Sequence[int] | None = None,
-        trace: bool = False,
-    ) -> ModelOutput:
-        """Return logits (B, classes) of ``source`` (B, S), read off the first or last real column.
-
-        ``source_mask`` (B, S) bool: True at real tokens. ``num_repeats``: passes through the group,
-        as configured if left out; gradients flow through the last ``backprop_repeats`` of them, or
-        through all. ``row_depth``: how many of either each row or token takes part in.
-        ``read_repeats``: repeats, from 0, whose logits are returned too.
-        """
-        mask = masks.check_mask(source_mask, source, "source_mask")
-        read_out = functools.partial(self._read_out, mask=mask)
-        out = self.encoder(
-            self._embed(self.embedding, source, "source"),
-            Inputs(
-                tokens=source,
-                real=mask,
-                num_repeats=num_repeats,
-                backprop_repeats=backprop_repeats,
-                row_depth=row_depth,
-                read_repeats=read_repeats,
-                exit_rule=self.exit_rule,
-                read_logits=read_out,
-                trace=trace,
-                activation_checkpointing=self.activation_checkpointing,
-            ),
-        )
-        output = output_of(read_out, encoder=out)
-        if output.repeat_shares is None:
-            return output
-        return replace(output, repeat_shares=self._pool(output.repeat_shares, mask))
-
-    def _read_out(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.head(self._pool(states, mask), self.embedding.weight)
-
-    def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        is_last = self.config.pooling == "last"
-        if mask is None:
-            return states[:, -1 if is_last else 0]
-        columns = torch.arange(states.shape[1], device=states.device)
-        if is_last:
-            column = (columns * mask).amax(dim=1)
-        else:
-            column = mask.to(torch.int8).argmax(dim=1)
-        rows = torch.arange(states.shape[0], device=states.device)
-        return states[rows, column]
-
-
-class EncoderLabeller(EncoderClassifier):
-    """A bidirectional encoder, and a linear classifier on every column of its output.
-
-    ``forward`` takes what a classifier's does, and returns logits (B, S, classes).
-    """
-
-    def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        return states
 
 
 FORMS: dict[Form, type[DecoderLM] | type[EncoderDecoder] | type[EncoderClassifier]] = {

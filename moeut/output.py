@@ -51,6 +51,15 @@ class ModelOutput:
     """(B, T, N) or, from a classifier, (B, N): part of the loss that each of ``repeat_logits`` has,
     in training, if the halting weighs them (``exit_gate``, ``ponder``): then all N are read out."""
 
+    carried: list[Tensor] | None = None
+    """(B, T, D) each: the last states of the last stack, if the pass went on from given ones."""
+
+    halting: Tensor | None = None
+    """(B, 2) logits of halting and of going on, if the model has a head for them."""
+
+    step_logits: list[Tensor] = field(default_factory=list)
+    """The logits after each of the passes that an answer took, as ``logits``."""
+
 
 # FSDP sends gradients where a backward pass meets a tensor that a module has returned. PyTorch 2.11
 # looks for those in what it can flatten alone: without this they would stay 0, in silence.
@@ -82,4 +91,5 @@ def output_of(
         repeats={name: out.repeats for name, out in stacks.items()},
         repeat_logits=read,
         repeat_shares=last.repeat_shares,
+        carried=last.carried,
     )

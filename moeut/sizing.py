@@ -7,9 +7,10 @@ import dataclasses
 import torch
 
 from moeut.blocks.layer import Layer
-from moeut.config import ModelConfig, StackConfig
+from moeut.config import ModelConfig
 from moeut.models import FORMS
 from moeut.options import OptionError
+from moeut.recurrence.stack_config import StackConfig
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -81,7 +82,7 @@ def _stack_macs(stack: StackConfig, length: int) -> int:
     decided = stack.state.macs(stack.d_model) + stack.halting.macs(stack.d_model)
     once = stack.state.output_macs(stack.d_model)
     repeated = decided + stack.depth.group * sum(_adapter_macs(stack, across=False).values())
-    return length * (macs * stack.depth.num_applications + repeated * stack.depth.repeats + once)
+    return length * (macs * stack.num_applications + repeated * stack.depth.repeats + once)
 
 
 def _memory_macs(stack: StackConfig, source_length: int, target_length: int) -> int:

@@ -15,7 +15,7 @@ LINES = 450
 """Length of a file."""
 KINDS = ("moeut.blocks.attention", "moeut.blocks.feed_forward", "moeut.recurrence")
 """Rooms that grow by a file with every kind that is added to them."""
-REACH = 81
+REACH = 83
 """Own modules, those of ``KINDS`` aside, that ``import runners.train`` executes."""
 
 FLOORS = (

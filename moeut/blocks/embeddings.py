@@ -2,11 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moeut.blocks.roles import Role, Roles, constant
 from moeut.ops import linear
+from moeut.options import Options, derived, require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix(Options):
+    """Learned rows in front of every sequence: one set, or one of several by number (TRM's puzzle
+    embeddings)."""
+
+    rows: int = 0
+    """Rows; 0: none."""
+    size: int = derived()
+    """Numbers that are learned of a set, zeros behind them; left out: rows times d_model."""
+    count: int = 1
+    """Sets; a row of a batch says which is its own, or has the first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rows >= 0, "rows", self.rows, "must be a whole number of at least 0")
+        require_positive(self, "size", "count")
+
+    def within(self, *, d_model: int) -> Prefix:
+        """Return these options with the size filled in, for rows of width ``d_model``.
+
+        Raises:
+            OptionError: there are more numbers than the rows hold.
+        """
+        whole, size = self.rows * d_model, self.size
+        given: int | None = size
+        said = f"must be at most rows times d_model, {whole}"
+        require(given is None or given <= whole, "size", size, said)
+        return self if given is not None or not whole else dataclasses.replace(self, size=whole)
+
+
+class PrefixRows(nn.Module):
+    """Sets of learned rows: ``weight`` (count, size), which starts as 0."""
+
+    def __init__(self, options: Prefix, d_model: int) -> None:
+        super().__init__()
+        self.rows, self.d_model = options.rows, d_model
+        self.weight = nn.Parameter(torch.empty(options.count, options.size))
+
+    def roles(self) -> Roles:
+        """Return the role of the rows."""
+        return {"weight": constant(0.0)}
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Return the rows (B, rows, D) of the sets ``numbers`` (B,)."""
+        flat = F.embedding(numbers, self.weight)
+        flat = F.pad(flat, (0, self.rows * self.d_model - flat.shape[-1]))
+        return flat.unflatten(-1, (self.rows, self.d_model))
 
 
 class Embedding(nn.Embedding):

@@ -24,7 +24,7 @@ from moeut.blocks.norms import Norm, modulated, views
 from moeut.blocks.own import Encoding, PerRepeat, copies, index_of, of_repeat, per_repeat
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
 from moeut.blocks.updates import Update
-from moeut.config import StackConfig
+from moeut.recurrence.stack_config import StackConfig
 
 
 class LayerOutput(NamedTuple):

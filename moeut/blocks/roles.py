@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
+from torch import Tensor
+
 Part = Literal[
     "embedding", "weight", "up", "mix", "identity", "bias", "head", "head_bias", "constant"
 ]
@@ -53,3 +56,13 @@ def linear(fan_in: int, fan_out: int) -> Role:
 def constant(value: float) -> Role:
     """Return the role of a parameter that starts as ``value`` everywhere."""
     return Role("constant", value=value)
+
+
+def truncated_normal(parameter: Tensor) -> None:
+    """Draw from N(1), and anew what falls outside ±2.
+
+    ``nn.init.trunc_normal_`` draws other numbers in PyTorch 2.11 than in 2.13.
+    """
+    parameter.normal_()
+    while not parameter.is_meta and bool((outside := parameter.abs() > 2.0).any()):
+        parameter.copy_(torch.where(outside, torch.empty_like(parameter).normal_(), parameter))

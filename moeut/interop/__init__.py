@@ -2,6 +2,7 @@
 
 from moeut.interop.ndr import from_ndr
 from moeut.interop.ouro import from_ouro
+from moeut.interop.recursive_reasoning import from_recursive_reasoning
 from moeut.interop.release import from_release
 from moeut.interop.training_checkpoint import from_training_checkpoint
 from moeut.interop.training_code import from_training_code
@@ -10,6 +11,7 @@ from moeut.interop.transformer_generalization import from_transformer_generaliza
 __all__ = [
     "from_ndr",
     "from_ouro",
+    "from_recursive_reasoning",
     "from_release",
     "from_training_checkpoint",
     "from_training_code",

@@ -15,7 +15,7 @@ from moeut.blocks.attention import AttentionOptions, DenseAttention, GeometricAt
 from moeut.blocks.feed_forward import DenseFeedForward
 from moeut.blocks.positions import NoPosition, PositionOptions, Relative, Sinusoidal
 from moeut.blocks.updates import CopyGate, Residual, UpdateOptions
-from moeut.config import ModelConfig, StackConfig
+from moeut.config import ModelConfig
 from moeut.interop.mapping import RawOptions, TensorMap, load, rename, rename_layer, reshape
 from moeut.interop.transformer_generalization import (
     attention_maps,
@@ -27,6 +27,7 @@ from moeut.interop.transformer_generalization import (
 from moeut.models import EncoderClassifier
 from moeut.recurrence.controller import ControllerOptions, NoHalting
 from moeut.recurrence.halting import AdaptiveComputationTime
+from moeut.recurrence.stack_config import StackConfig
 
 
 @dataclass(frozen=True, kw_only=True)

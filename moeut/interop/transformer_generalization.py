@@ -12,7 +12,7 @@ from torch import Tensor
 from moeut.blocks.attention import DenseAttention
 from moeut.blocks.feed_forward import DenseFeedForward
 from moeut.blocks.positions import PositionOptions, Relative, Sinusoidal
-from moeut.config import ModelConfig, StackConfig
+from moeut.config import ModelConfig
 from moeut.interop.mapping import (
     RawOptions,
     TensorMap,
@@ -23,6 +23,7 @@ from moeut.interop.mapping import (
 )
 from moeut.models import EncoderDecoder
 from moeut.recurrence.schedule import Depth
+from moeut.recurrence.stack_config import StackConfig
 
 # Variant: initial embeddings, factor on embeddings, position.
 _SCALED = ("kaiming", "none", Sinusoidal(scale="inverse_sqrt"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moeut.blocks.routing import RoutingRecord
 from moeut.recurrence.cache import StackCache
+from moeut.recurrence.carry import Carried
 from moeut.recurrence.exit_rules import ExitRule
 from moeut.recurrence.row_depth import RowDepth
 
@@ -45,6 +46,9 @@ class Inputs:
 
     initial_state: Tensor | None = None
     """(B, T, D) that the first repeat begins from, in place of what ``state.start`` says."""
+
+    carried: Carried | None = None
+    """States of an earlier pass that this one goes on from; None: it begins anew."""
 
     num_repeats: int | None = None
     """Passes through the group; None: as configured."""
@@ -108,3 +112,6 @@ class StackOutput:
 
     repeat_shares: Tensor | None = None
     """(B, T, N) part of the loss that each of ``read`` has, if the halting weighs all repeats."""
+
+    carried: list[Tensor] | None = None
+    """(B, T, D) each: the last states, if the pass went on from ``Inputs.carried``."""

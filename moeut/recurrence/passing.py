@@ -16,12 +16,12 @@ from moeut.blocks import masks, routing
 from moeut.blocks.attention import AttentionContext, Participation, Source
 from moeut.blocks.layer import Layer, LayerOutput
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
-from moeut.config import StackConfig
 from moeut.ops import SharedWeights
 from moeut.recurrence.cache import Window
 from moeut.recurrence.controller import Step
 from moeut.recurrence.inputs import Inputs
 from moeut.recurrence.schedule import Place
+from moeut.recurrence.stack_config import StackConfig
 
 
 class Passing:
@@ -49,6 +49,7 @@ class Passing:
         self.records: list[tuple[Place, RoutingRecord]] = []
         self.hidden = [x]
         self.repeats: list[Tensor] = []
+        self.carried: list[Tensor] = []
         self.keeps_repeats = options.depth.has_whole_repeats and (
             inputs.trace or inputs.read_repeats is not None
         )

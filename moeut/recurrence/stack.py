@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from moeut.blocks import masks
 from moeut.blocks.layer import Layer
 from moeut.blocks.positions import Entry
-from moeut.config import StackConfig
 from moeut.recurrence.cache import StackCache, Window, whole_sequence
 from moeut.recurrence.controller import Controller, Pass, Run, Step
 from moeut.recurrence.inputs import Inputs, StackOutput
@@ -21,6 +20,7 @@ from moeut.recurrence.passing import Passing
 from moeut.recurrence.reading import states_to_read
 from moeut.recurrence.row_depth import RowDepthRun
 from moeut.recurrence.schedule import Place
+from moeut.recurrence.stack_config import StackConfig
 
 
 class DepthStack(nn.Module):
@@ -49,7 +49,7 @@ class DepthStack(nn.Module):
                 repeats=options.depth.repeats if options.depth.is_in_group(layer) else 0,
                 ends_recursion=options.depth.ends_recursion(layer),
             )
-            for layer in range(options.depth.num_distinct)
+            for layer in range(options.num_layers)
         )
         self.final_norm = None
         if options.final_norm:
@@ -114,7 +114,7 @@ class DepthStack(nn.Module):
 
     def schedule(self, num_repeats: int | None = None) -> list[int]:
         """Return the index of the layer of each application."""
-        return self.options.depth.schedule(self.resolve_repeats(num_repeats))
+        return [p.layer for p in self.options.places(self.resolve_repeats(num_repeats))]
 
     def new_cache(self, num_repeats: int | None = None) -> StackCache:
         """Return an empty cache for decoding at this depth.
@@ -147,7 +147,7 @@ class DepthStack(nn.Module):
         if weighs:
             inputs = replace(inputs, read_repeats=range(repeats))
         without = self.repeats_without_gradient(repeats, inputs.backprop_repeats)
-        places = self.options.depth.places(repeats)
+        places = self.options.places(repeats)
         window = self._window(x, inputs, repeats)
         positions = window.positions
         if inputs.document_numbers is not None:
@@ -216,6 +216,7 @@ class DepthStack(nn.Module):
             passing.repeats,
             read,
             decisions["halting.log_probability"].exp() if weighs else None,
+            None if inputs.carried is None else passing.carried,
         )
 
     def _begin_exits(self, inputs: Inputs, about: Pass, coda: list[Place], passing: Passing) -> Run:
@@ -263,11 +264,13 @@ class DepthStack(nn.Module):
             x = run.start(x)
         if passing.inputs.initial_state is not None:
             x = passing.inputs.initial_state
+        if passing.inputs.carried is not None:
+            x = passing.inputs.carried.state(0, x)
         for place in places:
             assert place.repeat is not None
             cut = place.repeat < without
             if place.is_first and 0 < without == place.repeat:
-                _forget_casts()
+                forget_casts()
             with torch.no_grad() if cut else contextlib.nullcontext():
                 step: Step | None = Step(x)
                 for run in runs:
@@ -286,6 +289,7 @@ class DepthStack(nn.Module):
             passing.keep_traced(x)
             if place.is_last and passing.keeps_repeats:
                 passing.repeats.append(x)
+        passing.carried = [x]
         return x
 
     def _row_depth(self, inputs: Inputs, x: Tensor, without: int) -> list[Run]:
@@ -348,7 +352,7 @@ class DepthStack(nn.Module):
         return x
 
 
-def _forget_casts() -> None:
+def forget_casts() -> None:
     """Drop the low-precision copies of weights that autocast has made so far.
 
     PyTorch 2.10 uses a copy that was made without gradient again where one is wanted: the weight

@@ -1,0 +1,47 @@
+"""What the forms of a model share: embedding, head, saving."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from moeut.blocks.embeddings import Embedding, Head
+from moeut.config import ModelConfig
+from moeut.recurrence.exit_rules import ExitRule
+
+
+class Model(nn.Module):
+    """What the three forms share: embedding, saving, and their config."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        self.exit_rule: ExitRule | None = None
+        """When tokens leave in evaluation (a decoder's, if there is one); it is not saved."""
+        self.embedding = Embedding(config.vocabulary_size, config.d_model)
+        self.head: Head
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into ``directory``."""
+        from moeut.saving import save
+
+        save(self, directory)
+
+    def _embed(self, embedding: Embedding, tokens: Tensor, name: str) -> Tensor:
+        if tokens.dim() != 2 or tokens.dtype.is_floating_point:
+            raise ValueError(
+                f"{name}: expected whole numbers of shape (rows, columns), got {tokens.dtype} of "
+                f"shape {tuple(tokens.shape)}"
+            )
+        x = embedding(tokens)
+        if self.config.embedding_scale == "sqrt_d_model":
+            x = x * math.sqrt(self.config.d_model)
+        return x
+
+    def _read_out(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the logits of what a stack returned, states (B, T, D)."""
+        return self.head(states, self.embedding.weight)

@@ -25,6 +25,7 @@ from runners.process.signals import Stopped
 from runners.reporting import zero_shot as zero_shot_report
 from runners.reporting.run_result import Score, to_plain
 from runners.scoring import zero_shot
+from runners.scoring.exits import add_exit_argument
 from runners.scoring.finished_run import choose_rows, load_finished_run, score_finished_run
 from runners.scoring.language_model import add_tokenizer_argument
 from runners.scoring.likelihoods import BATCH_SIZE
@@ -34,6 +35,7 @@ from tasks.zero_shot import ZERO_SHOT
 
 EXAMPLES = """examples:
   python -m runners.evaluate runs/cogs/moeut-1a2b3c4d/seed0 --split gen --repeats 4,8,16
+  python -m runners.evaluate runs/cogs/moeut-1a2b3c4d/seed0 --repeats 16 --exit kl=1e-3
   python -m runners.evaluate runs/lm_44m/moeut-1a2b3c4d/seed0 --task blimp --task piqa
   python -m runners.evaluate c4_moeut.ckpt --task all --format markdown
 
@@ -68,7 +70,12 @@ def _evaluate_splits(options: argparse.Namespace, check: Callable[[], None]) -> 
         all_rows=options.all_rows,
     )
     scores = score_finished_run(
-        run, splits=options.split, repeats=options.repeats, settings=settings, check=check
+        run,
+        splits=options.split,
+        repeats=options.repeats,
+        settings=settings,
+        exit_rule=options.exit,
+        check=check,
     )
     if options.json:
         print(json.dumps(to_plain(scores), indent=1))
@@ -84,6 +91,7 @@ def _evaluate_benchmarks(options: argparse.Namespace, check: Callable[[], None])
         batch_size=BATCH_SIZE if options.batch_size is None else options.batch_size,
         repeats=options.repeats,
         tokenizer=options.tokenizer,
+        exit_rule=options.exit,
         check=check,
     )
     style = "json" if options.json else options.format or "table"
@@ -135,6 +143,7 @@ def _parser() -> Parser:
         metavar="N,N,…",
         help="depths of a model that shares layers, as 4,8,16; its own where left out",
     )
+    add_exit_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, with every table")
     _add_split_options(parser)
     _add_benchmark_options(parser)

@@ -27,6 +27,7 @@ from runners.scoring.continuation import (
     continue_prompts,
     prompt_ids,
 )
+from runners.scoring.exits import add_exit_argument, exits
 from runners.scoring.language_model import (
     LanguageModel,
     add_model_argument,
@@ -55,6 +56,27 @@ def main(arguments: list[str] | None = None) -> int:
     loaded = load_language_model(options.model, tokenizer=options.tokenizer, device=options.device)
     # A depth that the model cannot take is said before the first prompt is printed.
     loaded.model.new_cache(settings.repeats)
+    with exits(loaded.model, options.exit) as used:
+        speed = _generate(options, loaded, settings, prompts)
+    print(speed, file=sys.stderr)
+    for name, mean in used.metrics().items():
+        print(f"{name.replace('_', ' ')}: {mean:.2f} for a token, in the mean", file=sys.stderr)
+    if speed.longest > loaded.context_length + 1:  # the last token is not read
+        print(
+            f"the longest text has {speed.longest} tokens; the model was trained on windows of "
+            f"{loaded.context_length} and may lose the thread after them",
+            file=sys.stderr,
+        )
+    return DONE
+
+
+def _generate(
+    options: argparse.Namespace,
+    loaded: LanguageModel,
+    settings: Settings,
+    prompts: Sequence[str] | None,
+) -> Speed:
+    """Continue the prompts of a file, or the one given, or those that are typed."""
     # One for all batches: the same prompt in two of them is continued in two ways.
     generator = torch.Generator(loaded.device).manual_seed(options.seed)
     speed = Speed()
@@ -67,14 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
             batch = prompts[first : first + options.batch_size]
             done = continue_prompts(loaded, batch, settings, generator=generator, speed=speed)
             _print(done, options.json)
-    print(speed, file=sys.stderr)
-    if speed.longest > loaded.context_length + 1:  # the last token is not read
-        print(
-            f"the longest text has {speed.longest} tokens; the model was trained on windows of "
-            f"{loaded.context_length} and may lose the thread after them",
-            file=sys.stderr,
-        )
-    return DONE
+    return speed
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -206,6 +221,7 @@ def _add_model_options(parser: Parser) -> None:
     group.add_argument(
         "--repeats", type=int, metavar="N", help="depth, where layers are shared: N times the group"
     )
+    add_exit_argument(group)
     add_tokenizer_argument(group)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.add_argument(

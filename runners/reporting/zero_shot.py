@@ -36,6 +36,8 @@ class Report:
     seconds: float
     context_length: int
     """Of the model: what is longer is cut."""
+    repeats_used: float | None = None
+    """Mean repeats of a token, where tokens leave early."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -45,6 +47,7 @@ class Report:
             "limit": self.limit,
             "context_length": self.context_length,
             "seconds": self.seconds,
+            **({} if self.repeats_used is None else {"repeats_used": self.repeats_used}),
             "results": [result.to_dict() for result in self.results],
         }
 
@@ -83,6 +86,8 @@ class Report:
         ]
         if self.limit is not None:
             notes.append(f"only the first {self.limit} questions of each file")
+        if self.repeats_used is not None:
+            notes.append(f"a token took {self.repeats_used:.2f} repeats in the mean")
         depth = "" if self.num_repeats is None else f", {self.num_repeats} repeats"
         return Table(
             name="zero_shot",

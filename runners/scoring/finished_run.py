@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from moeut.loading import check_fit
+from moeut.recurrence.exit_rules import ExitRule
 from runners.config.schema import ConfigError, EvaluateConfig, RunConfig
 from runners.process import environment
 from runners.process.checkpoint import Checkpoint, check_run, list_checkpoints, load_checkpoint
 from runners.process.run_directory import RunDirectory
 from runners.reporting.run_result import Score
+from runners.scoring.exits import exits
 from runners.scoring.splits import split_scorer
 from runners.training.experiment import Built, build, build_model
 from tasks.base.options import nearest
@@ -89,6 +91,7 @@ def score_finished_run(
     splits: Sequence[str] = (),
     repeats: Sequence[int] = (),
     settings: EvaluateConfig | None = None,
+    exit_rule: ExitRule | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> list[Score]:
     """Return the scores of a run, split by split.
@@ -98,10 +101,12 @@ def score_finished_run(
         splits: names; none: those that the run scores at its end.
         repeats: depths; none: the model's own.
         settings: rows of each split; None: the run's own setting.
+        exit_rule: when tokens leave early; None: as the model itself says. Where tokens leave, the
+            repeats that they took are a metric too.
         check: called before every batch; may raise to stop.
 
     Raises:
-        ConfigError: an unknown split, or a depth that the model cannot take.
+        ValueError: an unknown split, a depth that the model cannot take, or a rule that it cannot.
     """
     wanted, depths = _splits(run, splits), _depths(run.built, repeats)
     scorer = split_scorer(run.built.objective)(
@@ -112,7 +117,14 @@ def score_finished_run(
         precision=run.config.train.precision,
         on_batch=lambda done, total: check(),
     )
-    return [scorer.score(split, repeats=depth).score for split in wanted for depth in depths]
+    scores = []
+    for split in wanted:
+        for depth in depths:
+            with exits(run.model, exit_rule) as used:
+                score = scorer.score(split, repeats=depth).score
+            metrics = score.metrics | used.metrics()
+            scores.append(dataclasses.replace(score, metrics=metrics))
+    return scores
 
 
 def _splits(run: FinishedRun, splits: Sequence[str]) -> list[str]:

@@ -13,7 +13,9 @@ from typing import Any
 
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
+from moeut.recurrence.exit_rules import ExitRule
 from runners.reporting.zero_shot import Report
+from runners.scoring.exits import exits
 from runners.scoring.language_model import LanguageModel, load_language_model
 from runners.scoring.likelihoods import BATCH_SIZE, encode, is_truncated, score_requests
 from tasks.base.console import PlainConsole, make_progress
@@ -31,6 +33,7 @@ def evaluate_path(
     batch_size: int = BATCH_SIZE,
     repeats: Iterable[int] = (),
     tokenizer: Path | None = None,
+    exit_rule: ExitRule | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> list[Report]:
     """Score the language model of a run, a checkpoint or a ``.ckpt`` on benchmarks.
@@ -42,6 +45,7 @@ def evaluate_path(
         batch_size: continuations of a batch.
         repeats: depths; none: the model's own.
         tokenizer: see ``runners.scoring.language_model``.
+        exit_rule: when tokens leave early; None: as the model itself says.
         check: called before each batch; may raise to stop.
 
     Raises:
@@ -60,21 +64,29 @@ def evaluate_path(
     for depth in depths or [None]:
         began = time.monotonic()
         results = []
-        for benchmark, questions in asked.values():
-            with _Bar(benchmark.title, check) as on_batch:
-                results.append(
-                    evaluate_questions(
-                        language,
-                        benchmark,
-                        questions,
-                        batch_size=batch_size,
-                        num_repeats=depth,
-                        on_batch=on_batch,
+        with exits(language.model, exit_rule) as used:
+            for benchmark, questions in asked.values():
+                with _Bar(benchmark.title, check) as on_batch:
+                    results.append(
+                        evaluate_questions(
+                            language,
+                            benchmark,
+                            questions,
+                            batch_size=batch_size,
+                            num_repeats=depth,
+                            on_batch=on_batch,
+                        )
                     )
-                )
-        seconds = time.monotonic() - began
         reports.append(
-            Report(language.name, depth, limit, results, seconds, language.context_length)
+            Report(
+                model=language.name,
+                num_repeats=depth,
+                limit=limit,
+                results=results,
+                seconds=time.monotonic() - began,
+                context_length=language.context_length,
+                repeats_used=used.metrics().get("repeats_used"),
+            )
         )
     return reports
 

@@ -32,6 +32,20 @@ def test_scores_are_those_of_the_result(finished, capsys):
     assert "exact match" in table
 
 
+def test_tokens_leave_by_a_rule(finished, capsys):
+    directory = finished("train.steps=4", "evaluate.interval=null", architecture="universal")
+    used = {}
+    for rule in ("cosine=9", "cosine=0", "cosine=0.02"):
+        assert evaluate.main([str(directory), "--repeats", "6", "--exit", rule, "--json"]) == 0
+        used[rule] = [one["metrics"] for one in json.loads(capsys.readouterr().out)]
+    assert evaluate.main([str(directory), "--repeats", "6", "--json"]) == 0
+    whole = [one["metrics"] for one in json.loads(capsys.readouterr().out)]
+    assert {one["repeats_used"] for one in used["cosine=9"]} == {1.0}
+    # A rule by which nobody leaves is the model itself.
+    assert used["cosine=0"] == [one | {"repeats_used": 6.0} for one in whole]
+    assert all(1 < one["repeats_used"] < 6 for one in used["cosine=0.02"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -41,6 +55,7 @@ def test_scores_are_those_of_the_result(finished, capsys):
         ),
         (["--repeats", "4"], "its depth is fixed"),
         (["--rows-per-category", "0"], "must be at least 1"),
+        (["--exit", "kl"], "--exit kl: no layer is repeated (depth.repeats=1)"),
     ],
 )
 def test_bad_input_ends_with_status_2(arguments, expected, finished, capsys):

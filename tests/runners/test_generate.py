@@ -162,6 +162,17 @@ def test_ids_that_the_tokenizer_lacks_are_not_written(
     assert largest() < 128
 
 
+def test_tokens_leave_by_a_rule(directory: Path, capsys) -> None:
+    words = [str(directory), "--prompt", "the", "--greedy", "--max-tokens", "4", "--repeats"]
+    assert main([*words, "1"]) == 0
+    once = capsys.readouterr().out
+    for rule, used in (("cosine=9", 1), ("cosine=0", 4)):
+        assert main([*words, "4", "--exit", rule]) == 0
+        said = capsys.readouterr()
+        assert f"repeats used: {used}.00 for a token" in said.err
+        assert (said.out == once) == (used == 1)
+
+
 def test_the_seed_and_the_depth_are_taken(directory: Path, capsys) -> None:
     def text(*words: str) -> str:
         command = [str(directory), "--prompt", "abc", "--json", "--max-tokens", "30", *words]

@@ -114,6 +114,10 @@ class Blueprint(Options):
     """Share the output projection with the embedding of the output vocabulary."""
     head_bias: bool = True
     """Bias of the output projection."""
+    logit_scale: float = 1.0
+    """Factor on the logits of a vocabulary."""
+    logit_cap: float | None = None
+    """Bound c that the logits of a vocabulary are kept within, by c · tanh(logit / c)."""
     embedding_scale: EmbeddingScale = "none"
     """Factor on token embeddings; the tied output projection is never scaled."""
     initialization: Initialization = "depth_scaled"
@@ -123,6 +127,10 @@ class Blueprint(Options):
         super().__post_init__()
         require_positive(self, "d_model")
         require_probability(self, "dropout")
+        for name in ("logit_scale", "logit_cap"):
+            value = getattr(self, name)
+            is_above = value is None or 0.0 < value < math.inf
+            require(is_above, name, value, "must be a finite number above 0")
         require(self.norm_epsilon > 0.0, "norm_epsilon", self.norm_epsilon, "must be above 0")
         said = "has no effect without norm_input"
         require(self.norm_input or not self.norm_input_weights, "norm_input_weights", True, said)
@@ -275,6 +283,10 @@ class ModelConfig(Blueprint):
         self._refuse("encoder_depth", unless="encoder_decoder")
         self._refuse("pooling", unless="encoder_classifier")
         self._refuse_states()
+        if self.form in ENCODERS:
+            said = "has no effect without an output vocabulary"
+            require(self.logit_scale == 1.0, "logit_scale", self.logit_scale, said)
+            require(self.logit_cap is None, "logit_cap", self.logit_cap, said)
         reason = self.halting.looks_ahead()
         if reason is not None and self.form not in ENCODERS:
             said = f"form={self.form!r} has a stack that looks back alone: {reason}"

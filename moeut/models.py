@@ -15,7 +15,7 @@ from moeut.config import Form, ModelConfig
 from moeut.encoders import EncoderClassifier, EncoderLabeller
 from moeut.initialization import initialize
 from moeut.output import ModelOutput, output_of
-from moeut.recurrence.cache import StackCache
+from moeut.recurrence.cache import SharedSlots, StackCache
 from moeut.recurrence.inputs import Inputs, Memory, StackOutput
 from moeut.recurrence.row_depth import RowDepth
 from moeut.recurrence.stack import DepthStack
@@ -52,11 +52,15 @@ class DecoderLM(Model):
             config.vocabulary_size,
             tied=config.tie_embeddings,
             bias=config.head_bias,
+            scale=config.logit_scale,
+            cap=config.logit_cap,
         )
 
-    def new_cache(self, num_repeats: int | None = None) -> StackCache:
-        """Return an empty cache for decoding at this depth."""
-        return self.decoder.new_cache(num_repeats)
+    def new_cache(
+        self, num_repeats: int | None = None, *, shared: SharedSlots | None = None
+    ) -> StackCache:
+        """Return an empty cache for decoding at this depth, ``shared`` by repeated applications."""
+        return self.decoder.new_cache(num_repeats, shared=shared)
 
     def forward(
         self,
@@ -132,6 +136,8 @@ class EncoderDecoder(Model):
             config.vocabulary_size,
             tied=config.tie_embeddings,
             bias=config.head_bias,
+            scale=config.logit_scale,
+            cap=config.logit_cap,
         )
 
     def new_cache(self, num_repeats: Repeats = None) -> StackCache:

@@ -75,11 +75,24 @@ class Embedding(nn.Embedding):
 
 
 class Head(nn.Module):
-    """Output projection (outputs, D); without a weight of its own if tied to an embedding."""
+    """Output projection (outputs, D); without a weight of its own if tied to an embedding.
 
-    def __init__(self, d_model: int, outputs: int, *, tied: bool, bias: bool) -> None:
+    Logits are multiplied by ``scale``, and then kept within ± ``cap`` by cap · tanh(logit / cap).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        outputs: int,
+        *,
+        tied: bool,
+        bias: bool,
+        scale: float = 1.0,
+        cap: float | None = None,
+    ) -> None:
         super().__init__()
         self.d_model, self.outputs = d_model, outputs
+        self.scale, self.cap = scale, cap
         self.weight = None if tied else nn.Parameter(torch.empty(outputs, d_model))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
@@ -95,4 +108,7 @@ class Head(nn.Module):
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:  # (..., outputs)
         """Project states (..., D), by ``embedding`` (outputs, D) if tied."""
-        return linear(states, embedding if self.weight is None else self.weight, self.bias)
+        logits = linear(states, embedding if self.weight is None else self.weight, self.bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * (logits / self.cap).tanh()

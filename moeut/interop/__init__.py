@@ -1,5 +1,6 @@
 """Models of other published code, imported: options and state dict to a model of ours."""
 
+from moeut.interop.huginn import from_huginn
 from moeut.interop.ndr import from_ndr
 from moeut.interop.ouro import from_ouro
 from moeut.interop.recursive_reasoning import from_recursive_reasoning
@@ -9,6 +10,7 @@ from moeut.interop.training_code import from_training_code
 from moeut.interop.transformer_generalization import from_transformer_generalization
 
 __all__ = [
+    "from_huginn",
     "from_ndr",
     "from_ouro",
     "from_recursive_reasoning",

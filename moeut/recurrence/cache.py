@@ -7,12 +7,14 @@ row's end, where no query looks, and is overwritten by what comes next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from moeut.blocks.attention import Source
+from moeut.recurrence.schedule import Place
 
 _MIN_CAPACITY = 16
 
@@ -35,17 +37,57 @@ def whole_sequence(num_tokens: int, device: torch.device) -> Window:
     return Window(torch.arange(num_tokens, device=device), 0, num_tokens)
 
 
+class SharedSlots(NamedTuple):
+    """How the applications of the repeated group share places of a cache, to save memory.
+
+    Application a of the repeats, from 0, stores in place a mod ``count``, or in a div ``count`` in
+    ``runs``, as the cache of seal-rg/recurrent-pretraining at 59e0b69 can be told to. That is
+    another function than the whole pass: a token then sees what was stored last in a place.
+    """
+
+    count: int
+    """Places that the repeats take turns in; or, in runs, applications that share a place."""
+
+    in_runs: bool = False
+    """Whether ``count`` applications in a row share a place."""
+
+    def slots(self, places: Sequence[Place]) -> list[int]:
+        """Return the place of each application; prelude and coda have their own."""
+        if self.count < 1:
+            raise ValueError(f"shared.count={self.count}: must be at least 1")
+        first = next(place.application for place in places if place.repeat is not None)
+        found: list[int] = []
+        for place in places:
+            index = place.application - first
+            if place.repeat is None:
+                found.append(place.application)
+            else:
+                found.append(first + (index // self.count if self.in_runs else index % self.count))
+        return found
+
+
 class StackCache:
     """Keys and values of a stack, for a fixed depth.
 
     Self-attention is stored for each application, cross-attention once for each distinct
     layer, or repeat if repeats have their own.
+    Applications may share a place: the later one then overwrites what the earlier one stored, so
+    that later tokens see what earlier tokens stored there last.
     Use one cache for one batch of sequences, and hand it to every forward pass over their next
     tokens. Gradients do not flow into what is stored.
     """
 
-    def __init__(self, *, num_repeats: int, num_applications: int, group_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_repeats: int,
+        num_applications: int,
+        group_size: int,
+        slots: Sequence[int] | None = None,
+    ) -> None:
+        """Make an empty cache; ``slots``: where each application stores, if some share a place."""
         self.num_repeats = num_repeats
+        self._slots = range(num_applications) if slots is None else slots
         self.sources: list[list[Source]] = [[] for _ in range(group_size)]
         self._keys: list[Tensor | None] = [None] * num_applications
         self._values: list[Tensor | None] = [None] * num_applications
@@ -90,8 +132,8 @@ class StackCache:
         """Write new keys and values (B, H, T, d); return those of all columns up to now."""
         assert self._window is not None
         return (
-            _write(self._keys, application, key, self._window),
-            _write(self._values, application, value, self._window),
+            _write(self._keys, self._slots[application], key, self._window),
+            _write(self._values, self._slots[application], value, self._window),
         )
 
     def append(self, name: str, new: Tensor) -> Tensor:
@@ -111,6 +153,7 @@ class StackCache:
             num_repeats=self.num_repeats,
             num_applications=len(self._keys),
             group_size=len(self.sources),
+            slots=self._slots,
         )
         chosen._keys = [_select(tensor, rows) for tensor in self._keys]
         chosen._values = [_select(tensor, rows) for tensor in self._values]

@@ -312,10 +312,11 @@ class NetworkController(DepthController):
         number = step.number
         if number is None:
             number = torch.full((), place.repeat, device=step.x.device)
-        # In float32 whatever the model's precision, as in the code that it is from.
+        # The rates are float32 in the code that they are from, whatever the model's precision.
         rates = torch.arange(self.frequencies, dtype=torch.float32, device=number.device)
         rates = (-math.log(10000.0) * rates / self.frequencies).exp()
-        angles = number.unsqueeze(-1).float() * rates
+        exact = torch.float64 if self.up.dtype == torch.float64 else torch.float32
+        angles = number.unsqueeze(-1).to(exact) * rates
         inputs = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.up.dtype)
         hidden = F.silu(ops.linear(inputs, self.up, self.up_bias))
         signal = ops.linear(hidden, self.down, self.down_bias)

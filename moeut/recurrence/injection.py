@@ -23,24 +23,18 @@ All but ``diagonal`` are options of seal-rg/recurrent-pretraining at 59e0b69.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeut.blocks.feed_forward.activations import ACTIVATION, Activation
 from moeut.blocks.roles import Role, Roles, constant
 from moeut.ops import linear
 from moeut.options import Options, require, require_positive
-
-Activation = Literal["relu", "gelu", "silu"]
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-}
 
 
 class Rule(nn.Module):
@@ -97,7 +91,7 @@ class FeedForwardRule(Rule):
     def __init__(self, options: FeedForwardInjection, d_model: int) -> None:
         super().__init__()
         hidden = options.width(d_model)
-        self.gated, self.activation = options.gated, ACTIVATIONS[options.activation]
+        self.gated, self.activation = options.gated, ACTIVATION[options.activation]
         self.up = nn.Parameter(torch.empty(hidden * (1 + options.gated), 2 * d_model))
         self.down = nn.Parameter(torch.empty(d_model, hidden))
         self.up_bias = nn.Parameter(torch.empty(len(self.up))) if options.bias else None

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from moeut.blocks import masks
 from moeut.blocks.layer import Layer
 from moeut.blocks.positions import Entry
-from moeut.recurrence.cache import StackCache, Window, whole_sequence
+from moeut.recurrence.cache import SharedSlots, StackCache, Window, whole_sequence
 from moeut.recurrence.controller import Controller, Pass, Run, Step
 from moeut.recurrence.inputs import Inputs, StackOutput
 from moeut.recurrence.passing import Passing
@@ -97,15 +97,15 @@ class DepthStack(nn.Module):
         """Return how many first repeats run without gradient.
 
         Raises:
-            ValueError: ``backprop_repeats`` is no whole number of at least 1, or cuts off the only
+            ValueError: ``backprop_repeats`` is no whole number of at least 0, or cuts off the only
                 way of gradients to the embedding.
         """
         if backprop_repeats is None:
             return 0
         is_number = isinstance(backprop_repeats, int) and not isinstance(backprop_repeats, bool)
-        if not is_number or backprop_repeats < 1:
+        if not is_number or backprop_repeats < 0:
             raise ValueError(
-                f"backprop_repeats={backprop_repeats!r}: must be a whole number of at least 1"
+                f"backprop_repeats={backprop_repeats!r}: must be a whole number of at least 0"
             )
         reason = self.options.refuses_truncation()
         if reason is not None:
@@ -116,8 +116,10 @@ class DepthStack(nn.Module):
         """Return the index of the layer of each application."""
         return [p.layer for p in self.options.places(self.resolve_repeats(num_repeats))]
 
-    def new_cache(self, num_repeats: int | None = None) -> StackCache:
-        """Return an empty cache for decoding at this depth.
+    def new_cache(
+        self, num_repeats: int | None = None, *, shared: SharedSlots | None = None
+    ) -> StackCache:
+        """Return an empty cache for decoding at this depth, ``shared`` by repeated applications.
 
         Raises:
             ValueError: the stack is not causal, or a controller cannot decode with a cache.
@@ -127,10 +129,12 @@ class DepthStack(nn.Module):
         for name, controller in self._controllers():
             if controller.refuses_cache is not None:
                 raise ValueError(f"{name}: cannot decode with a cache: {controller.refuses_cache}")
+        places = self.options.depth.places(self.resolve_repeats(num_repeats))
         return StackCache(
             num_repeats=self.resolve_repeats(num_repeats),
-            num_applications=len(self.schedule(num_repeats)),
+            num_applications=len(places),
             group_size=len(self.layers),
+            slots=None if shared is None else shared.slots(places),
         )
 
     # --- a pass -------------------------------------------------------------------------

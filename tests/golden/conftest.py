@@ -63,8 +63,9 @@ class Golden:
 def read_golden(path: Path) -> Golden:
     """Read a golden file; weights that it leaves out are those of its namesake one folder up."""
     tensors = _read(path)
-    if not any(name.startswith("param.") for name in tensors):
-        namesake = _read(path.parent.parent / path.name)
+    beside = path.parent.parent / path.name
+    if not any(name.startswith("param.") for name in tensors) and beside.is_file():
+        namesake = _read(beside)
         tensors |= {name: t for name, t in namesake.items() if name.startswith("param.")}
     with safe_open(path, "pt") as file:
         metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}

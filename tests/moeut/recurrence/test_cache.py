@@ -3,6 +3,8 @@ import itertools
 import pytest
 import torch
 
+from moeut.recurrence.cache import SharedSlots
+
 ATTENTION = ["dense", "output_gate", "gates", "switch_head"]
 NORM = ["pre", "post", "peri"]
 POSITION = ["rotary", "relative", "absolute_gate", "sinusoidal", "learned", "none"]
@@ -205,3 +207,28 @@ def test_stored_gradients_do_not_pile_up(make_model):
             out = model(tokens[:, column : column + 1], cache=cache)
     assert out.cache is cache
     assert not any(stored.requires_grad for stored in cache._keys + cache._values)
+
+
+@torch.no_grad()
+def test_applications_may_share_places_of_a_cache(make_recurrent):
+    """As many places as applications is the whole pass; fewer, and tokens see later repeats."""
+    model = make_recurrent("decoder_lm", "zero_add").eval()  # 1 + 2 × 4 + 1 applications
+    tokens = torch.arange(7).unsqueeze(0)
+    full = model(tokens).logits
+
+    def decoded(shared):
+        cache = model.new_cache(shared=shared)
+        steps = [model(tokens[:, i : i + 1], cache=cache).logits for i in range(7)]
+        return torch.cat(steps, 1), sum(key is not None for key in cache._keys)
+
+    for shared, stored in ((SharedSlots(8), 10), (SharedSlots(1, in_runs=True), 10)):
+        logits, count = decoded(shared)
+        assert (logits - full).abs().max() < 1e-11
+        assert count == stored
+    for shared, stored in ((SharedSlots(2), 4), (SharedSlots(4, in_runs=True), 4)):
+        logits, count = decoded(shared)
+        assert count == stored
+        assert (logits[:, 0] - full[:, 0]).abs().max() < 1e-11  # it sees itself alone
+        assert (logits[:, 1:] - full[:, 1:]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"shared\.count=0: must be at least 1"):
+        model.new_cache(shared=SharedSlots(0))

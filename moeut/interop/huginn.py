@@ -1,0 +1,251 @@
+"""Import recurrent-depth language models of seal-rg/recurrent-pretraining (at 59e0b69).
+
+Two codes are read: the released one (``raven_modeling_minimal``, arXiv 2502.05171), and that of its
+training (``model_dynamic``), whose options are wider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from moeut.blocks.attention import AttentionOptions, DenseAttention
+from moeut.blocks.feed_forward import DenseFeedForward, FeedForwardOptions, GatedFeedForward
+from moeut.blocks.norms import NormPlacement
+from moeut.blocks.positions import Rotary
+from moeut.config import ModelConfig
+from moeut.interop.mapping import (
+    RawOptions,
+    TensorMap,
+    load,
+    rename,
+)
+from moeut.models import DecoderLM
+from moeut.recurrence.conditioning import Conditioning, Network, NoConditioning
+from moeut.recurrence.injection import (
+    AddInjection,
+    FeedForwardInjection,
+    GateInjection,
+    Injection,
+    LinearInjection,
+)
+from moeut.recurrence.schedule import Depth
+from moeut.recurrence.start import NoiseStart, Start, ZeroStart
+from moeut.recurrence.state import State
+
+BLOCKS: dict[str, NormPlacement] = {
+    "SandwichBlock": "sandwich",
+    "SandwichBlockSwin": "branch",
+    "TransformerPreNormBlock": "pre",
+    "TransformerPostNormBlock": "post",
+}
+NORMS = {"RMSNorm": "rms", "RMSNorm_llama": "rms", "LayerNorm": "layer"}
+ACTIVATIONS = {"GELU": "gelu", "SiLU": "silu", "ReLU": "relu", "ReLU2": "half_squared_relu"}
+INITIALIZATIONS = {
+    "takase": ("sqrt_d_model", False),
+    "scaled": ("none", False),
+    "scaled-zero": ("none", False),
+    "takase-scaled": ("sqrt_d_model", True),
+}
+"""By ``init_strategy``: the factor on embeddings, and whether logits have the factor sqrt(2/5D)."""
+
+STARTS = {"normal": "normal", "embed": "embed", "like-init": "like_init", "unit": "unit"}
+
+
+def from_huginn(options: dict[str, Any], state_dict: dict[str, Tensor]) -> DecoderLM:
+    """Return the model that the code makes of ``options`` with ``state_dict``.
+
+    ``options`` are those of a published ``config.json`` or of the training code, which say
+    ``architecture_class_name``. The vocabulary is as large as the embedding has rows.
+
+    Raises:
+        ValueError: what an option asks for is not supported, or tensors are missing, left over or
+            of another shape.
+    """
+    if "transformer.wte.weight" not in state_dict:
+        raise ValueError("state_dict does not fit the options: missing: transformer.wte.weight")
+    config = huginn_config(options, vocabulary_size=len(state_dict["transformer.wte.weight"]))
+    ignore = ("freqs_cis", *(("lm_head.weight",) if config.tie_embeddings else ()))
+    return load(DecoderLM, config, huginn_maps(config), state_dict, ignore=ignore)
+
+
+def huginn_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConfig:
+    """Return the model config of the code's options, whose defaults are the release's.
+
+    Raises:
+        ValueError: what an option asks for is not supported.
+    """
+    read = RawOptions(options, source="Huginn")
+    d_model = read.integer("n_embd")
+    scale, scaled = INITIALIZATIONS[read.word("init_strategy", INITIALIZATIONS, "takase")]
+    kind = NORMS[read.word("norm_class_name", NORMS, "RMSNorm_llama")]
+    return ModelConfig(
+        form="decoder_lm",
+        d_model=d_model,
+        vocabulary_size=vocabulary_size,
+        depth=Depth(
+            prelude=read.integer("n_layers_in_prelude"),
+            group=read.integer("n_layers_in_recurrent_block"),
+            repeats=read.integer("mean_recurrence"),
+            coda=read.integer("n_layers_in_coda"),
+        ),
+        state=State(start=_start(read), injection=_injection(read), output="final_norm"),
+        conditioning=_conditioning(read),
+        attention=_attention(read, d_model),
+        feed_forward=_feed_forward(read),
+        position=Rotary(pairs=True, base=read.number("rope_base", 50000.0), fraction=1.0),
+        norm=BLOCKS[read.word("block_class_name", BLOCKS, "SandwichBlock")],
+        norm_kind=kind,  # type: ignore[arg-type]
+        norm_epsilon=read.number("norm_eps", 1e-6),
+        final_norm=True,
+        head_bias=False,
+        logit_scale=(2.0 / (5.0 * d_model)) ** 0.5 if scaled else 1.0,
+        tie_embeddings=read.boolean("tie_embeddings", True),
+        embedding_scale=scale,  # type: ignore[arg-type]
+    )
+
+
+def _start(read: RawOptions) -> Start:
+    if read.word("state_init", (*STARTS, "zero"), "like-init") == "zero":
+        return ZeroStart()
+    return NoiseStart(shape=STARTS[read.raw("state_init", "like-init")])  # type: ignore[arg-type]
+
+
+def _injection(read: RawOptions) -> Injection:
+    bias = read.boolean("bias", False)
+    kind = read.word("injection_type", ("add", "gate", "linear", "ffn"), "linear")
+    if kind == "ffn":
+        layer = _feed_forward(read)
+        return FeedForwardInjection(
+            hidden_size=layer.width,
+            activation=layer.activation,  # type: ignore[attr-defined]
+            gated=isinstance(layer, GatedFeedForward),
+            bias=bias,
+        )
+    return {"add": AddInjection(), "gate": GateInjection()}.get(kind) or LinearInjection(bias=bias)
+
+
+def _conditioning(read: RawOptions) -> Conditioning:
+    offset = read.boolean("randomize_embed_step", False)
+    read.require("randomize_embed_step", offset, False, default=False)
+    return Network() if read.boolean("embed_step", False) else NoConditioning()
+
+
+def _attention(read: RawOptions, d_model: int) -> AttentionOptions:
+    released = read.raw("num_attention_heads", None) is None
+    num_heads = read.integer("n_heads" if released else "num_attention_heads")
+    num_key_heads = read.integer_or_none("num_key_value_heads") or num_heads
+    is_biased = read.boolean("qk_bias", released)
+    has_bias = read.boolean("bias", False)
+    if is_biased and (has_bias or num_key_heads != num_heads):
+        said = "is supported with neither bias nor num_key_value_heads"
+        raise read.error("qk_bias", True, said)
+    if read.raw("clip_qkv", None) is not None:
+        raise read.error("clip_qkv", read.raw("clip_qkv"), "is not supported")
+    return DenseAttention(
+        num_heads=num_heads,
+        num_key_heads=num_key_heads,
+        head_size=d_model // num_heads,
+        bias="query_key" if is_biased else "all" if has_bias else "none",
+        qk_norm="after" if read.boolean("qk_norm", False) else "none",
+    )
+
+
+def _feed_forward(read: RawOptions) -> FeedForwardOptions:
+    kind = read.word("mlp_class_name", ("GatedMLP", "BaseMLP"), "GatedMLP")
+    hidden_size, bias = read.integer("intermediate_size"), read.boolean("bias", False)
+    activation: Any = ACTIVATIONS[read.word("nonlin_name", ACTIVATIONS, "SiLU")]
+    if kind == "GatedMLP":
+        return GatedFeedForward(hidden_size=hidden_size, activation=activation, bias=bias)
+    return DenseFeedForward(hidden_size=hidden_size, activation=activation, bias=bias)
+
+
+# --- tensors ----------------------------------------------------------------------------
+
+
+def huginn_maps(config: ModelConfig) -> list[TensorMap]:
+    """Return where each tensor of the code's state dict belongs."""
+    layer_norm = config.norm_kind == "layer"
+    maps = [
+        rename("transformer.wte.weight", "embedding.weight"),
+        *_norm("transformer.ln_f", "decoder.final_norm", has_bias=layer_norm),
+        *_injection_maps(config),
+    ]
+    if not config.tie_embeddings:
+        maps.append(rename("lm_head.weight", "head.weight"))
+    if isinstance(config.conditioning, Network):
+        ours = "decoder.controllers.conditioning"
+        for theirs, part in (("0", "up"), ("2", "down")):
+            maps.append(rename(f"step_embedding.mlp.{theirs}.weight", f"{ours}.{part}"))
+            maps.append(rename(f"step_embedding.mlp.{theirs}.bias", f"{ours}.{part}_bias"))
+    depth, index = config.depth, 0
+    parts = {"prelude": depth.prelude, "core_block": depth.group, "coda": depth.coda}
+    for part, count in parts.items():
+        for number in range(count):
+            maps += _layer_maps(f"transformer.{part}.{number}", f"decoder.layers.{index}", config)
+            index += 1
+    return maps
+
+
+def _injection_maps(config: ModelConfig) -> list[TensorMap]:
+    theirs, ours = "transformer.adapter", "decoder.controllers.injection.rule"
+    injection = config.state.injection
+    if isinstance(injection, LinearInjection):
+        parts = ("weight", "bias") if injection.bias else ("weight",)
+        return [rename(f"{theirs}.{part}", f"{ours}.{part}") for part in parts]
+    if isinstance(injection, FeedForwardInjection):
+        names = {"fc.weight": "up", "proj.weight": "down"}
+        if injection.bias:
+            names |= {"fc.bias": "up_bias", "proj.bias": "down_bias"}
+        return [rename(f"{theirs}.{a}", f"{ours}.{b}") for a, b in names.items()]
+    return []
+
+
+def _norm(theirs: str, ours: str, *, has_bias: bool) -> list[TensorMap]:
+    parts = ("weight", "bias") if has_bias else ("weight",)
+    return [rename(f"{theirs}.{part}", f"{ours}.{part}") for part in parts]
+
+
+def _layer_maps(theirs: str, ours: str, config: ModelConfig) -> list[TensorMap]:
+    """Return the maps of a layer, whose norms the code numbers in the order of their use."""
+    attention, feed_forward = config.attention, config.feed_forward
+    assert isinstance(attention, DenseAttention)
+    names = ["attention_norm", "feed_forward_norm"]
+    if config.norm in ("sandwich", "branch"):
+        sublayers = ("attention", "feed_forward")
+        names = [f"{sublayer}_{second}norm" for sublayer in sublayers for second in ("", "second_")]
+    maps = []
+    for number, name in enumerate(names, start=1):
+        has_bias = config.norm_kind == "layer"
+        maps += _norm(f"{theirs}.norm_{number}", f"{ours}.{name}", has_bias=has_bias)
+    weights = ("weight", "bias") if attention.bias == "all" else ("weight",)
+    rows = [attention.width, *[attention.num_key_heads * attention.head_size] * 2]
+    for part in weights:
+        names = [f"{ours}.attention.{name}.{part}" for name in ("query", "key", "value")]
+        maps.append(TensorMap(f"{theirs}.attn.Wqkv.{part}", tuple(names), _rows(rows)))
+        maps.append(rename(f"{theirs}.attn.proj.{part}", f"{ours}.attention.output.{part}"))
+    if attention.bias == "query_key":
+        names = [f"{ours}.attention.{name}.bias" for name in ("query", "key")]
+        maps.append(TensorMap(f"{theirs}.attn.qk_bias", tuple(names), _two_biases))
+    assert isinstance(feed_forward, DenseFeedForward | GatedFeedForward)
+    for part in ("weight", "bias") if feed_forward.bias else ("weight",):
+        first = f"{theirs}.mlp.fc.{part}"
+        if isinstance(feed_forward, GatedFeedForward):
+            names = [f"{ours}.feed_forward.{name}.{part}" for name in ("gate", "up")]
+            maps.append(TensorMap(first, tuple(names), _rows([feed_forward.hidden_size] * 2)))
+        else:
+            maps.append(rename(first, f"{ours}.feed_forward.up.{part}"))
+        maps.append(rename(f"{theirs}.mlp.proj.{part}", f"{ours}.feed_forward.down.{part}"))
+    return maps
+
+
+def _rows(counts: list[int]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Return the map that parts a tensor's rows."""
+    return lambda tensor: tensor.split(counts)
+
+
+def _two_biases(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the biases (H·d) of queries and keys, of a tensor (2, 1, H, d)."""
+    return tuple(tensor.flatten(1))

@@ -129,7 +129,7 @@ class DepthStack(nn.Module):
         for name, controller in self._controllers():
             if controller.refuses_cache is not None:
                 raise ValueError(f"{name}: cannot decode with a cache: {controller.refuses_cache}")
-        places = self.options.depth.places(self.resolve_repeats(num_repeats))
+        places = self.options.places(self.resolve_repeats(num_repeats))
         return StackCache(
             num_repeats=self.resolve_repeats(num_repeats),
             num_applications=len(places),

@@ -74,7 +74,7 @@ def test_truncation_under_autocast_trains_every_weight(make_recurrent):
     assert not missing
 
 
-@pytest.mark.parametrize("number", [0, -1, 1.5, True])
+@pytest.mark.parametrize("number", [-1, 1.5, True])
 def test_backprop_repeats_are_whole_numbers(make_recurrent, number):
     model = make_recurrent("decoder_lm", "zero_add")
     with pytest.raises(ValueError, match=f"backprop_repeats={number}: must be a whole number"):

@@ -160,6 +160,10 @@ class Blueprint(Options):
         feed_forward = self.feed_forward.within(dropout=self.dropout)
         self._check_own(attention, feed_forward)
         update = self.update.within(dropout=self.dropout)
+        try:
+            update.check(self.norm)
+        except OptionError as error:
+            raise error.under("update") from None
         final_norm: bool | None = self.final_norm
         is_normed = self.norm == "post" or self.repeat_norm
         self._fill_in(
@@ -294,6 +298,7 @@ class ModelConfig(Blueprint):
         if self.tie_embeddings and self.form in ENCODERS:
             said = f"form={self.form!r} has no output vocabulary"
             raise OptionError("tie_embeddings", True, said)
+        _ = self.stacks  # which refuses what a causal stack cannot have
 
     def _refuse_states(self) -> None:
         """Refuse states that are passed on in forms that write token by token."""
@@ -337,6 +342,11 @@ class ModelConfig(Blueprint):
         if not causal and self.form == "encoder_decoder":
             for name in ("position", "input_position"):
                 shared[name] = shared[name].of_source()
+        shared["update"] = self.update.in_stack(num_applications=depth.num_applications)
+        try:
+            shared["feed_forward"] = self.feed_forward.in_stack(causal=causal)
+        except OptionError as error:
+            raise error.under("feed_forward") from None
         return StackConfig(depth=depth, causal=causal, cross_attention=cross_attention, **shared)
 
     @property

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moeut.blocks.neighbours import TokenRow
 from moeut.ops import linear
 from moeut.ops.backend import resolve_backend
 from moeut.ops.shared import SharedWeights
@@ -45,6 +46,9 @@ class RoutingContext:
     place: Place | None = None
     """Where in its schedule the application is; None outside a stack."""
 
+    row: TokenRow | None = None
+    """Who stands beside whom; None outside a stack: all tokens of a row, in order."""
+
     modulation: tuple[Tensor, Tensor] | None = None
     """Scale and shift (D) or (B, T, D) of what every sublayer reads; None: it is as it is."""
 
@@ -52,6 +56,10 @@ class RoutingContext:
     def repeat(self) -> int | None:
         """Number of the pass through the group, from 0; None in prelude and coda."""
         return None if self.place is None else self.place.repeat
+
+    def own_name(self, name: str) -> str:
+        """Return a name that no other application uses in a cache."""
+        return name if self.place is None else f"{name}.{self.place.application}"
 
     @classmethod
     def create(

@@ -8,6 +8,7 @@ layer started from.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from moeut.blocks.norms import NormOptions, NormPlacement
 from moeut.blocks.roles import Role, Roles, constant, linear
 from moeut.ops import Linear
-from moeut.options import Options, derived, require_positive, require_probability
+from moeut.options import Options, derived, require, require_positive, require_probability
 
 
 class Update(nn.Module):
@@ -55,6 +56,13 @@ class UpdateOptions(Options):
         """Return these options with what is left out filled in from the model's."""
         return self
 
+    def check(self, placement: NormPlacement) -> None:
+        """Raise ``OptionError`` where the norms stand at a place that does not serve."""
+
+    def in_stack(self, *, num_applications: int) -> Self:
+        """Return the options of a stack that applies that many layers."""
+        return self
+
     def needs_norm(self, placement: NormPlacement, *, has_router: bool) -> bool:
         """Return whether the norm of the feed-forward has something to norm.
 
@@ -84,6 +92,51 @@ class Residual(UpdateOptions):
     def build(self, d_model: int, norms: NormOptions) -> Update:
         """Return the update, which has no parameters."""
         return Update()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepNorm(Residual):
+    """The input of every sublayer counts more than its output: norm(alpha · x + f(x)).
+
+    The initial weights are those of ``initialization``, without a factor of their own.
+    """
+
+    kind: ClassVar[str] = "deepnorm"
+    alpha: float = derived()
+    """Factor on the input; left out: (2 · applied layers of the stack)^(1/4) (arXiv 2203.00555)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given: float | None = self.alpha
+        ok = given is None or 0.0 < given < math.inf
+        require(ok, "alpha", given, "must be a finite number above 0")
+
+    def check(self, placement: NormPlacement) -> None:
+        """Raise ``OptionError`` where no norm acts on the sum, which would then grow and grow."""
+        said = "needs a norm that acts on the sum; expected norm: post or sandwich"
+        require(placement in ("post", "sandwich"), "kind", self.kind, said)
+
+    def in_stack(self, *, num_applications: int) -> Self:
+        """Return the options of a stack that applies that many layers."""
+        given: float | None = self.alpha
+        alpha = (2.0 * num_applications) ** 0.25 if given is None else given
+        return dataclasses.replace(self, alpha=alpha)
+
+    def build(self, d_model: int, norms: NormOptions) -> Update:
+        """Return the update, which has no parameters."""
+        return DeepNormUpdate(self.alpha)
+
+
+class DeepNormUpdate(Update):
+    """norm(alpha · x + change)."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def between(self, x: Tensor, change: Tensor, norm: nn.Module | None) -> Tensor:
+        """Return the state (B, T, D) after a sublayer that read x and gave ``change``."""
+        return super().between(self.alpha * x, change, norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,4 +240,8 @@ class CopyGateUpdate(Update):
         return gate
 
 
-UPDATE: Mapping[str, type[UpdateOptions]] = {"residual": Residual, "copy_gate": CopyGate}
+UPDATE: Mapping[str, type[UpdateOptions]] = {
+    "residual": Residual,
+    "copy_gate": CopyGate,
+    "deepnorm": DeepNorm,
+}

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from moeut.blocks import masks, routing
 from moeut.blocks.attention import AttentionContext, Participation, Source
 from moeut.blocks.layer import Layer, LayerOutput
+from moeut.blocks.neighbours import TokenRow
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
 from moeut.ops import SharedWeights
 from moeut.recurrence.cache import Window
@@ -177,12 +178,15 @@ class Passing:
             rotary=rotary,
             distances=distances,
             columns=window.positions,
-            routing=RoutingContext.create(
-                inputs.real,
-                balance=self.training and bool(self._balance_weights),
-                trace=inputs.trace,
-                dtype=x.dtype,
-                weights=self._share_weights(x),
+            routing=replace(
+                RoutingContext.create(
+                    inputs.real,
+                    balance=self.training and bool(self._balance_weights),
+                    trace=inputs.trace,
+                    dtype=x.dtype,
+                    weights=self._share_weights(x),
+                ),
+                row=TokenRow(window.positions, inputs.real, documents, inputs.cache),
             ),
         )
 

@@ -7,7 +7,12 @@ import torch
 
 from moeut.blocks import positions as p
 from moeut.blocks.attention import DenseAttention, GeometricAttention, SwitchHead
-from moeut.blocks.feed_forward import DenseFeedForward, GatedFeedForward, SigmaMoE
+from moeut.blocks.feed_forward import (
+    ConvolutionalFeedForward,
+    DenseFeedForward,
+    GatedFeedForward,
+    SigmaMoE,
+)
 from moeut.config import ModelConfig
 from moeut.models import build
 from moeut.recurrence.schedule import Depth
@@ -31,6 +36,9 @@ ATTENTION = {
 FEED_FORWARD = {
     "dense": DenseFeedForward(hidden_size=32),
     "gated": GatedFeedForward(hidden_size=24, bias=True),
+    "short_convolution": GatedFeedForward(hidden_size=24, short_convolution=3),
+    "convolutional": ConvolutionalFeedForward(hidden_size=12),
+    "convolutional_both": ConvolutionalFeedForward(hidden_size=12, sides="both"),
     "sigma_moe": SigmaMoE(num_experts=5, expert_size=8, top_k=2, balance_loss=0.2),
     "softmax": SigmaMoE(num_experts=5, expert_size=8, top_k=2, router="softmax", balance_loss=0.2),
     "dropping_experts": SigmaMoE(

@@ -21,12 +21,13 @@ FORMS: dict[str, dict[str, Any]] = {
     "encoder_classifier": {"num_classes": 5},
     "encoder_labeller": {"num_classes": 5},
 }
+NAMES = ["transformer", "universal", "moeut", "sigma_moe", "ndr", "ndr_gate"]
 
 
 def random_config(seed: int) -> ModelConfig:
-    """Any architecture, form, position and norm, in odd sizes."""
+    """Any form, position and norm, in odd sizes."""
     draw = random.Random(seed)
-    name, form = draw.choice(list(ARCHITECTURES)), draw.choice(list(FORMS))
+    name, form = draw.choice(NAMES), draw.choice(list(FORMS))
     repeats = draw.choice([1, 2])
     attention: dict[str, Any] = {
         "num_heads": draw.choice([1, 3]),
@@ -105,7 +106,7 @@ def test_matching_refuses_what_no_width_reaches() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_dense_macs_are_those_that_run(name: str, options: dict[str, Any], form: str) -> None:
     config = architecture(name, form=form, vocabulary_size=11, d_model=24, **FORMS[form], **options)
-    model = build(config).eval()
+    model = build(config).double().eval()  # whose products no kernel of our own hides
     source, target = torch.zeros(2, 9, dtype=torch.int64), torch.zeros(2, 5, dtype=torch.int64)
     inputs = (source, target) if form == "encoder_decoder" else (source,)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -6,6 +6,7 @@ from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.options import Kinds
 
 if TYPE_CHECKING:
+    from moeut.blocks.feed_forward.convolutional import ConvolutionalFeedForward
     from moeut.blocks.feed_forward.dense import DenseFeedForward
     from moeut.blocks.feed_forward.gated import GatedFeedForward
     from moeut.blocks.feed_forward.sigma_moe import SigmaMoE
@@ -15,12 +16,14 @@ FEED_FORWARD: Kinds[FeedForwardOptions] = Kinds(
         "dense": "moeut.blocks.feed_forward.dense:DenseFeedForward",
         "sigma_moe": "moeut.blocks.feed_forward.sigma_moe:SigmaMoE",
         "gated": "moeut.blocks.feed_forward.gated:GatedFeedForward",
+        "convolutional": "moeut.blocks.feed_forward.convolutional:ConvolutionalFeedForward",
     }
 )
 """Every kind by name, imported when it is taken."""
 
 __all__ = [
     "FEED_FORWARD",
+    "ConvolutionalFeedForward",
     "DenseFeedForward",
     "FeedForward",
     "FeedForwardOptions",

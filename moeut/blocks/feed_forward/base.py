@@ -38,6 +38,14 @@ class FeedForwardOptions(Options):
         """Return these options with what is left out filled in from the model's."""
         return self
 
+    def in_stack(self, *, causal: bool) -> Self:
+        """Return the options of a stack, which may depend on whether tokens look back alone.
+
+        Raises:
+            OptionError: a causal stack cannot have it.
+        """
+        return self
+
     def build(self, d_model: int) -> FeedForward:
         """Return the module."""
         raise NotImplementedError
@@ -56,10 +64,13 @@ class FeedForwardOptions(Options):
 
 
 class FeedForward(Relaxable):
-    """A map of each token by itself, called with two views of it.
+    """A map of each token by itself or with its neighbours, called with two views of it.
 
     ``routed`` feeds a router, ``plain`` the weights; they differ only with ``peri`` norms.
     """
+
+    reads_neighbours: bool = False
+    """Whether tokens beside a token decide what becomes of it, so that none can be left out."""
 
     def expert_weights(self) -> tuple[nn.Parameter, ...]:
         """Return the weights that the expert operations multiply by; none without experts."""

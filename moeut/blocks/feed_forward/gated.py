@@ -6,15 +6,17 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeut.blocks.feed_forward.activations import ACTIVATION, Activation
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
-from moeut.blocks.roles import Role, Roles
+from moeut.blocks.neighbours import taps
+from moeut.blocks.roles import Role, Roles, constant
 from moeut.blocks.routing import RouterRecord, RoutingContext
 from moeut.ops import Linear
-from moeut.options import derived, require_positive, require_probability
+from moeut.options import derived, require, require_positive, require_probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +31,18 @@ class GatedFeedForward(FeedForwardOptions):
     """Function of the gate: ``silu`` is SwiGLU, ``gelu`` GELU-GLU."""
     bias: bool = False
     """Biases in all layers."""
+    short_convolution: int = 0
+    """Positions, a token's own the last, that a convolution of each hidden unit reads after the
+    gate, with the activation once more behind it (Universal Reasoning Model); 0: there is none."""
     dropout: float = derived()
     """Dropout on the gated hidden units; left out: the model's ``dropout``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "hidden_size")
+        ok = self.short_convolution >= 0
+        said = "must be a whole number of at least 0"
+        require(ok, "short_convolution", self.short_convolution, said)
         require_probability(self, "dropout")
 
     def within(self, *, dropout: float) -> Self:
@@ -57,6 +65,9 @@ class GatedMLP(FeedForward):
     ``gate`` and ``up`` are (F, D), ``down`` (D, F). Published code has the first two in one matrix
     of 2·F rows, and does not agree which half is the gate: the first in Huginn, TRM, HRM and URM,
     the second in the recurrent model of arXiv 2405.17399.
+
+    A short convolution makes activation(Σ_i w_i · h_{t-k+1+i} + b) of hidden units h_t, with
+    ``convolution.weight`` (F, k) (UbiquantAI/URM at 41de2c3).
     """
 
     projections = ("gate", "up", "down")
@@ -67,6 +78,10 @@ class GatedMLP(FeedForward):
         self.up = Linear(d_model, options.hidden_size, bias=options.bias)
         self.down = Linear(options.hidden_size, d_model, bias=options.bias)
         self.activation = ACTIVATION[options.activation]
+        self.convolution = None
+        if options.short_convolution:
+            self.convolution = ShortConvolution(options.hidden_size, options.short_convolution)
+        self.reads_neighbours = options.short_convolution > 1
         self.dropout = options.dropout
 
     def roles(self) -> Roles:
@@ -89,6 +104,28 @@ class GatedMLP(FeedForward):
         repeat = context.repeat
         gate = self.activation(self.project("gate", plain, repeat))
         hidden = gate * self.project("up", plain, repeat)  # (B, T, F)
+        if self.convolution is not None:
+            hidden = self.activation(self.convolution(hidden, context))
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
         return self.project("down", hidden, repeat), None
+
+
+class ShortConvolution(nn.Module):
+    """A convolution of each channel over a token and those before it: ``weight`` (F, k)."""
+
+    def __init__(self, width: int, length: int) -> None:
+        super().__init__()
+        self.offsets = range(1 - length, 1)
+        self.weight = nn.Parameter(torch.empty(width, length))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def roles(self) -> Roles:
+        """Return the roles: a new convolution is a mean of what it reads, on average."""
+        length = self.weight.shape[1]
+        return {"weight": Role("mix", length, length), "bias": constant(0.0)}
+
+    def forward(self, x: Tensor, context: RoutingContext) -> Tensor:
+        """Map x (B, T, F) to (B, T, F)."""
+        found = taps(x, self.offsets, context.row, context.own_name("feed_forward.convolution"))
+        return (found * self.weight).sum(dim=-1) + self.bias

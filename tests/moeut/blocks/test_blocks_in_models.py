@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from moeut.blocks.positions import Abacus
+from moeut.blocks.updates import DeepNorm
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "grouped": {"attention": "grouped", "norm": "sandwich", "norm_kind": "rms"},
@@ -21,6 +22,9 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "position": "fire",
         "input_position": Abacus(max_length=8, digits=(1, 5, 9), source_digits=(3, 9)),
     },
+    "short_convolution": {"feed_forward": "short_convolution", "norm": "sandwich"},
+    "convolutional": {"feed_forward": "convolutional", "norm": "pre"},
+    "deepnorm": {"norm": "post", "update": DeepNorm()},
     "gated": {"attention": "dense", "feed_forward": "gated", "norm": "branch"},
 }
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8], [9, 7, 9, 3, 2, 3]])

@@ -11,7 +11,8 @@ from moeut.architectures import ARCHITECTURES
 from moeut.blocks.attention import AttentionContext
 from moeut.blocks.layer import Layer
 from moeut.blocks.routing import RoutingContext
-from moeut.blocks.updates import UPDATE, CopyGate
+from moeut.blocks.updates import UPDATE, CopyGate, DeepNorm
+from moeut.options import OptionError
 
 CONTEXT = AttentionContext(is_causal=True, columns=torch.arange(5))
 GATES = {
@@ -241,3 +242,33 @@ def test_the_kinds_are_on_the_menu():
     assert {"ndr", "ndr_gate"} <= set(ARCHITECTURES)
     with pytest.raises(moeut.OptionError, match=r"update\.proposal='tan': .*did you mean 'tanh'"):
         moeut.blueprint({"architecture": "ndr", "update": {"proposal": "tan"}})
+
+
+@pytest.mark.parametrize("norm", ["post", "sandwich"])
+def test_deepnorm_scales_what_a_sublayer_reads(make_config, norm):
+    options = {"norm": norm, "attention": "dense", "position": "none", "group": 2, "repeats": 4}
+    stack = make_config(update=DeepNorm(), **options).stacks["decoder"]
+    assert stack.update.alpha == pytest.approx(2.0)  # (2 · 8)^(1/4)
+    torch.manual_seed(0)
+    layer = Layer(stack, 16).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    x = states()
+    blocks = {
+        "attention": lambda y: layer.attention(y, y, CONTEXT).output,
+        "feed_forward": lambda y: layer.feed_forward(y, y, RoutingContext())[0],
+    }
+    wanted = x
+    for name, block in blocks.items():
+        first, second = (getattr(layer, f"{name}_{which}") for which in ("norm", "second_norm"))
+        read = wanted if norm == "post" else first(wanted)
+        wanted = (first if norm == "post" else second)(2.0 * wanted + block(read))
+    assert (layer(x, CONTEXT).x - wanted).abs().max() < 1e-12
+    assert make_config(update=DeepNorm(alpha=1.5), **options).stacks["decoder"].update.alpha == 1.5
+
+
+@pytest.mark.parametrize("norm", ["pre", "peri", "branch"])
+def test_deepnorm_needs_a_norm_of_the_sum(make_config, norm):
+    with pytest.raises(OptionError, match="expected norm: post or sandwich") as caught:
+        make_config(update=DeepNorm(), norm=norm)
+    assert caught.value.option == "update.kind"

@@ -65,6 +65,11 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "dyck": LazyTask("tasks.dyck", "Dyck"),
     "flip_flop": LazyTask("tasks.flip_flop", "FlipFlop"),
     "word_problem": LazyTask("tasks.word_problem", "WordProblem"),
+    "mqar": LazyTask("tasks.mqar", "MultiQueryRecall"),
+    "p_hop": LazyTask("tasks.p_hop", "InductionHops"),
+    "multi_hop": LazyTask("tasks.multi_hop", "MultiHop"),
+    "reachability": LazyTask("tasks.reachability", "Reachability"),
+    "path_star": LazyTask("tasks.path_star", "PathStar"),
     "prefix_sums": LazyTask("tasks.prefix_sums", "PrefixSums"),
     "language": LazyTask("tasks.language.task", "Language"),
 }

@@ -98,3 +98,30 @@ class Draws:
         """
         order = np.argsort(self.bits(size), axis=1)
         return order if count is None else order[:, :count]
+
+    def distinct(self, high: int, count: int) -> np.ndarray:
+        """Return int64 (N, count), each row of distinct numbers from 0 to ``high`` − 1.
+
+        What a row has twice is drawn again, all but the first, until nothing is: no row of
+        distinct numbers is likelier than another.
+
+        Raises:
+            ValueError: there are not so many numbers.
+        """
+        if count > high:
+            raise ValueError(f"{count} distinct numbers below {high}")
+        if 4 * count > high:
+            return self.permutations(high, count)
+        numbers = self.integers(high, count)
+        rows, again = np.arange(len(self)), 0
+        while len(rows):
+            order = np.argsort(numbers[rows], axis=1, kind="stable")
+            ordered = np.take_along_axis(numbers[rows], order, axis=1)
+            repeated = np.zeros_like(ordered, dtype=bool)
+            np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+            some = repeated.any(axis=1)
+            rows, repeated = rows[some], repeated[some]
+            again += 1
+            fresh = self.branch(f"again {again}").part(rows).integers(high, count)
+            numbers[rows] = np.where(repeated, fresh, numbers[rows])
+        return numbers

@@ -162,6 +162,9 @@ class PositionTask(ExampleTask):
     def majority_target(self) -> tuple[str, ...]:
         """Return train's most frequent label, of its first rows; it is what a guess repeats."""
         rows = self.splits()[self.train_split]
-        target = self.numbers(rows[: 4 * CHUNK]).target
+        if isinstance(rows, PositionRows):
+            target = rows.arrays(np.arange(min(len(rows), CHUNK))).target
+        else:
+            target = self.numbers(rows).target
         counts = np.bincount(target[target >= 0], minlength=len(self.labels()))
         return (self.labels()[int(counts.argmax())],)

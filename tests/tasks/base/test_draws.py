@@ -3,6 +3,7 @@
 import doctest
 
 import numpy as np
+import pytest
 
 from tasks.base import draws
 from tasks.base.draws import Draws
@@ -52,3 +53,15 @@ def test_numbers_are_fair():
     bits = made.integers(2, 2)
     assert abs((bits[:-1, 0] == bits[1:, 0]).mean() - 0.5) < 0.015
     assert abs((bits[:, 0] == bits[:, 1]).mean() - 0.5) < 0.015
+
+
+def test_distinct_numbers_are_distinct_and_fair():
+    made = Draws("distinct", np.arange(30_000)).distinct(13, 3)  # so few that many are redrawn
+    assert all(len(set(row)) == 3 for row in made[:500].tolist())
+    for column in made.T:
+        counts = np.bincount(column, minlength=13)
+        assert ((counts - 30_000 / 13) ** 2 / (30_000 / 13)).sum() < 32.9  # 12 degrees, p = 0.001
+    alone = Draws("distinct", np.array([17])).distinct(13, 3)
+    assert (alone[0] == made[17]).all()
+    with pytest.raises(ValueError, match="4 distinct"):
+        Draws("few", np.arange(1)).distinct(3, 4)

@@ -14,7 +14,6 @@ PENDING = [
     "arithmetic_expression_mod.tsv",
     "dihedral.tsv",
     "edit_distance.tsv",
-    "graph_reachability.tsv",
     "looped_tf/addition.tsv",
     "looped_tf/copy.tsv",
     "looped_tf/dict.tsv",
@@ -23,8 +22,6 @@ PENDING = [
     "looped_tf/parity.tsv",
     "looped_tf/sum_reverse.tsv",
     "maze_unique.tsv",
-    "mqar.tsv",
-    "phop.tsv",
     "reasoning_gym.jsonl",
     "sudoku_augment.tsv",
 ]

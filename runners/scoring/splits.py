@@ -209,6 +209,7 @@ SCORERS: dict[Kind, type[SplitScorer]] = {
     "sequence_to_sequence": AnswerScorer,
     "classification": AnswerScorer,
     "position_labelling": LabelScorer,
+    "causal_labelling": LabelScorer,
     "language_modelling": TextScorer,
 }
 """What scores a split, by the task's kind."""

@@ -38,7 +38,7 @@ def test_mqar_of_our_own():
         labels = [None if value < 0 else 64 + value for value in target]
         assert labels == recalled(source, pairs=4)
     first = (made.target[:, 8::2] >= 0).mean(axis=0)
-    assert first[0] > 0.75  # of weights 0.01 · k^-0.99
+    assert 0.7 < first[0] < 0.78  # of weights 0.01 · k^-0.99
     assert (first[:-8] > first[8:] - 0.05).all()
 
 

@@ -53,6 +53,9 @@ class Reader(Protocol):
     logits: Tensor
     """(N, V) of each row's next token."""
 
+    def is_full(self) -> bool:
+        """Return whether a row has as many tokens as the model can read."""
+
     def advance(self, tokens: Tensor) -> None:
         """Read one more token (N,) of each row."""
 
@@ -115,6 +118,12 @@ class CachedReader:
     memory: Encoded | None
     read: Callable[[Tensor, StackCache, Encoded | None], Tensor]
     """(tokens (N, T), cache, memory) → logits (N, T, V)."""
+    limit: int | None = None
+    """Most tokens that a row can have; None: nothing bounds them."""
+
+    def is_full(self) -> bool:
+        """Return whether a row has as many tokens as the model can read."""
+        return self.limit is not None and self.cache.longest >= self.limit
 
     def advance(self, tokens: Tensor) -> None:
         """Read one more token (N,) of each row."""
@@ -141,7 +150,8 @@ def read_source(
         assert memory is not None
         return model.decode(tokens, memory, cache=cache, num_repeats=num_repeats).logits
 
-    reader = CachedReader(source.new_empty(0), model.new_cache(num_repeats), memory, read)
+    cache, limit = model.new_cache(num_repeats), _limit(model)
+    reader = CachedReader(source.new_empty(0), cache, memory, read, limit)
     reader.advance(source.new_full((source.shape[0],), bos))
     return reader
 
@@ -174,7 +184,13 @@ def read_prompt(
         cache=cache,
     ).logits
     rows = torch.arange(prompts.shape[0], device=prompts.device)
-    return CachedReader(logits[rows, lengths - 1], cache, None, read)
+    return CachedReader(logits[rows, lengths - 1], cache, None, read, _limit(model))
+
+
+def _limit(model: DecoderLM | EncoderDecoder) -> int | None:
+    """Return the most tokens that the decoder can read at once; None: nothing bounds them."""
+    limit = model.config.stacks["decoder"].position_limit
+    return None if limit is None else limit[1]
 
 
 def decode(
@@ -214,8 +230,10 @@ def decode(
         num_running = int(running.sum())
         if num_running == 0 or step == max_length - 1:
             break
-        # By halves, so that copying the cache costs less than it saves.
-        if drops_ended and 2 * num_running <= rows.shape[0]:
+        # By halves, so that copying the cache costs less than it saves; and where a row that has
+        # ended would be refused a position that nobody needs.
+        is_due = 2 * num_running <= rows.shape[0] or reader.is_full()
+        if drops_ended and num_running < rows.shape[0] and is_due:
             keep = running.nonzero().squeeze(1)
             reader.select(keep)
             rows, chosen = rows[keep], chosen[keep]

@@ -124,6 +124,10 @@ class Rereader:
         self.rows = [row[real] for row, real in zip(prompts, prompt_mask, strict=True)]
         self.logits = self._read()
 
+    def is_full(self) -> bool:
+        """Return that nothing is: no row is dropped for the sake of others."""
+        return False
+
     def advance(self, tokens: Tensor) -> None:
         """Read the rows again with one more token (N,) each."""
         pairs = zip(self.rows, tokens[:, None], strict=True)

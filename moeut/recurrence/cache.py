@@ -103,6 +103,11 @@ class StackCache:
         """Whether nothing has been read yet."""
         return self._longest == 0
 
+    @property
+    def longest(self) -> int:
+        """At least the number of tokens of the longest row."""
+        return self._longest
+
     def lengths(self) -> int | Tensor:
         """Return how many tokens each row has read: (B,), or a number if all rows agree."""
         return self._lengths
@@ -165,7 +170,8 @@ class StackCache:
         chosen._lengths, chosen._longest = self._lengths, self._longest
         if not isinstance(self._lengths, int):
             chosen._lengths = self._lengths[rows]
-            chosen._longest = _longest(chosen._lengths, self._longest)
+            # Who leaves rows out has just waited for the device, so that looking costs little.
+            chosen._longest = int(chosen._lengths.max()) if rows.shape[0] else 0
         chosen._batch = rows.shape[0]
         return chosen
 

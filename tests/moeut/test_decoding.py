@@ -1,6 +1,9 @@
+import dataclasses
+
 import pytest
 import torch
 
+import moeut
 from moeut.decoding import greedy_decode
 
 BOS, EOS, PAD = 1, 2, 0
@@ -125,6 +128,28 @@ def test_one_evaluation_per_token_on_fewer_and_fewer_rows(make_model, form, monk
     assert seen[-1][0] < 8
     running = 8 - int(decoded.finished.sum())
     assert seen[-1][0] <= max(2 * running, 1)
+
+
+def test_a_row_that_has_ended_needs_no_position(make_model):
+    """Positions end where the last token stands that a row still has to read."""
+    model = _model(make_model, "decoder_lm", position="learned")
+    for seed in range(30):
+        source, mask = _sources(rows=3, seed=seed)
+        wanted = greedy_decode(model, source, mask, **TOKENS, max_length=9)
+        read = mask.sum(1) + wanted.lengths.clamp_max(8)  # the last token written is not read
+        room = int(read.max())
+        # A row ends early that would need more room if it went on beside the two others.
+        if wanted.finished.sum() == 1 and mask.sum(1)[wanted.finished] + 8 > room:
+            break
+    else:
+        raise AssertionError("no such rows")
+    position = dataclasses.replace(model.config.position, max_length=room)
+    small = moeut.build(dataclasses.replace(model.config, position=position)).double().eval()
+    state = model.state_dict()
+    state["decoder.position.weight"] = state["decoder.position.weight"][:room]
+    small.load_state_dict(state)
+    found = greedy_decode(small, source, mask, **TOKENS, max_length=9)
+    assert _rows(found) == _rows(wanted)
 
 
 def test_decoding_stops_when_every_row_has_ended(make_model):

@@ -37,6 +37,10 @@ class Prepared:
         """Return the shards of every split."""
         return [shard for shards in self.splits.values() for shard in shards]
 
+    def num_documents(self, split: str) -> int:
+        """Return the documents of a split, those left out as duplicates among them."""
+        return sum(shard.documents for shard in self.splits[split]) + self.duplicates[split]
+
     def summary(self) -> str:
         """Return how many documents each split has, and how many duplicates were left out."""
         counts = {name: sum(s.documents for s in shards) for name, shards in self.splits.items()}

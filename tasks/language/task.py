@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -35,9 +36,12 @@ from tasks.language.packed_part import Recipe
 from tasks.language.packing import pack
 from tasks.language.prepared import Prepared, read_prepared
 from tasks.language.splitting import SPLITS, SplitRule
-from tasks.language.tokenizer_choice import TokenizerChoice, tokenizer_sha256
+from tasks.language.tokenizer_choice import TokenizerChoice, tokenizer_sha256, unread
 from tasks.language.tokenizers import load_tokenizer
+from tasks.language.train_tokenizer import Learnt
 from tasks.language.windows import TokenSplit
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the packed files; another one is packed anew."""
@@ -361,9 +365,16 @@ class Language(TextTask):
         folder, parts = self.folder(), corpus.parts()
         fixed = frozenset(part.split for part in parts if part.split)
         rule = SplitRule(**self.fractions(), fixed=fixed)
-        tokenizer = self._tokenizer_choice().make(folder / TOKENIZER_FOLDER, parts, rule)
+        learnt: list[Learnt] = []
+        tokenizer = self._tokenizer_choice().make(
+            folder / TOKENIZER_FOLDER, parts, rule, on_learnt=learnt.append
+        )
         recipe = Recipe(rule, self.boundary, corpus.separator, self.train_tokens)
-        return pack(folder, parts, tokenizer, recipe, workers=workers)
+        prepared = pack(folder, parts, tokenizer, recipe, workers=workers)
+        documents = prepared.num_documents("train")
+        for said in filter(None, (unread(one, documents) for one in learnt)):
+            logger.warning(said)
+        return prepared
 
     def prepare_command(self) -> str:
         """Return the command that packs this task's corpus."""

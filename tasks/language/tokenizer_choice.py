@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from tasks.language.documents import Part
 from tasks.language.packed_part import Boundary
 from tasks.language.splitting import SplitRule, digest
 from tasks.language.tokenizers import Bytes, find_tokenizer, load_tokenizer
-from tasks.language.train_tokenizer import train_tokenizer
+from tasks.language.train_tokenizer import Learnt, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,21 @@ class TokenizerChoice:
             )
         return tokenizer
 
-    def make(self, folder: Path, parts: list[Part], rule: SplitRule) -> Tokenizer:
+    def make(
+        self,
+        folder: Path,
+        parts: list[Part],
+        rule: SplitRule,
+        *,
+        on_learnt: Callable[[Learnt], None],
+    ) -> Tokenizer:
         """Return the tokenizer, trained on the corpus if it has to be.
 
         Args:
             folder: where an interrupted packing may have left the trained one.
             parts: the corpus.
             rule: how its documents are divided; only training text is trained on.
+            on_learnt: gets what the tokenizer has learnt from, if it is trained here.
 
         Raises:
             OptionError: as ``read``, or too little text for so large a vocabulary.
@@ -98,7 +106,25 @@ class TokenizerChoice:
             vocabulary_size=self.vocabulary_size,
             normalization=self.normalization,
             boundary=self.boundary == "token",
+            on_learnt=on_learnt,
         )
+
+
+def unread(learnt: Learnt, documents: int) -> str | None:
+    """Return in words what a limit has kept a tokenizer from learning from; None: nothing.
+
+    Args:
+        learnt: what it has learnt from.
+        documents: those of train, duplicates included.
+    """
+    left = documents - learnt.documents
+    if left <= 0:
+        return None
+    limit = f"{learnt.stopped_by:,} characters" if learnt.stopped_by else "task.tokenizer_documents"
+    return (
+        f"the tokenizer has learnt from the first {learnt.documents:,} of {documents:,} documents "
+        f"of train, {learnt.characters:,} characters: the limit of {limit} left {left:,} unread"
+    )
 
 
 def tokenizer_sha256(option: str) -> str:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tasks.base.options import OptionError
@@ -54,6 +55,16 @@ _KEEP: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What a tokenizer has learnt from: the first documents of a corpus."""
+
+    documents: int
+    characters: int
+    stopped_by: int | None = None
+    """The limit of characters that ended the reading; None: it did not."""
+
+
 def train_tokenizer(
     texts: Iterable[str],
     *,
@@ -61,6 +72,7 @@ def train_tokenizer(
     normalization: Literal["keep", "paper"] = "keep",
     boundary: bool = True,
     max_characters: int | None = MAX_CHARACTERS,
+    on_learnt: Callable[[Learnt], None] = lambda learnt: None,
 ) -> SentencePiece:
     """Train a BPE tokenizer with digits split, the same bytes on every machine.
 
@@ -70,6 +82,7 @@ def train_tokenizer(
         normalization: Whether text is kept as it is, or normalised as the paper's code does.
         boundary: Whether one of the ids is a document boundary that no text can produce.
         max_characters: Stop after the document that brings the total to it; None: read all.
+        on_learnt: gets what was read, at the end.
 
     Raises:
         OptionError: no text, or too little of it for so large a vocabulary.
@@ -100,6 +113,8 @@ def train_tokenizer(
             f"no BPE tokenizer of so many pieces from {reader.read()}: {reason or error}",
         ) from None
     reader.log()
+    stopped_by = max_characters if reader.is_stopped else None
+    on_learnt(Learnt(reader.number, reader.characters, stopped_by))
     return SentencePiece(model.getvalue())
 
 

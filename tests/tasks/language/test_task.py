@@ -115,6 +115,21 @@ def test_bpe_is_trained_on_the_corpus(options):
     assert tokenizer.decode(window.tolist()) in "".join(TEXTS)
 
 
+def test_what_a_limit_keeps_from_the_tokenizer_is_counted_and_said(options, caplog):
+    pytest.importorskip("sentencepiece")
+    options = {**options, "tokenizer": "bpe", "vocabulary_size": 300}
+    some = tasks.create("language", **options, tokenizer_documents=30)
+    train = some.splits()["train"]
+    total = train.num_documents + train.num_duplicates
+    (said,) = [record for record in caplog.records if "has learnt from" in record.message]
+    assert said.levelname == "WARNING"
+    assert f"from the first 30 of {total} documents of train, " in said.message
+    assert said.message.endswith(f"the limit of task.tokenizer_documents left {total - 30} unread")
+    caplog.clear()
+    tasks.create("language", **options).splits()  # all of them are fewer than the default
+    assert "unread" not in caplog.text
+
+
 def test_a_given_tokenizer_is_read_from_its_file(options, tmp_path):
     path = Bytes().save(tmp_path)
     task = tasks.create("language", **{**options, "tokenizer": str(path)})

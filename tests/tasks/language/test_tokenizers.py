@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks.language.corpora import open_corpus
+from tasks.language.tokenizer_choice import unread
 from tasks.language.tokenizers import (
     BOUNDARY_PIECE,
     Bytes,
@@ -21,7 +22,7 @@ from tasks.language.tokenizers import (
     TokenizerJson,
     load_tokenizer,
 )
-from tasks.language.train_tokenizer import MAX_LINE_BYTES, cut_line, train_tokenizer
+from tasks.language.train_tokenizer import MAX_LINE_BYTES, Learnt, cut_line, train_tokenizer
 
 LIBRARY = [document.text for document in open_corpus("stdlib").parts()[0].documents()]
 
@@ -286,6 +287,19 @@ def test_documents_that_the_papers_setting_drops_are_counted(caplog):
     assert tokenizer.sha256() == alone.sha256()
     with pytest.raises(ValueError, match=r"with 5,207 characters: no text to learn from"):
         train_tokenizer(long, vocabulary_size=60, normalization="paper")
+
+
+def test_what_the_limit_of_characters_leaves_unread_is_counted():
+    texts = [f"a short text of number {i}" for i in range(30)]
+    learnt = []
+    for limit in (100, None):
+        train_tokenizer(texts, vocabulary_size=285, max_characters=limit, on_learnt=learnt.append)
+    assert learnt == [Learnt(5, sum(map(len, texts[:5])), 100), Learnt(30, sum(map(len, texts)))]
+    assert unread(learnt[0], 30) == (
+        "the tokenizer has learnt from the first 5 of 30 documents of train, 120 characters: "
+        "the limit of 100 characters left 25 unread"
+    )
+    assert unread(learnt[1], 30) is None
 
 
 def test_text_without_a_line_is_refused_with_a_reason():

@@ -21,7 +21,7 @@ def _check_neighbours(folder: _Path, names: tuple[str, ...] = ("tasks", "moeut")
             continue
         text = (
             f"{found}: hides the suite's package {name!r}, since Python looks in the working "
-            "folder first; rename it, or work in another folder"
+            "folder first; rename it, work in another folder, or start python with -P"
         )
         if _sys.argv[:1] == ["-m"]:  # a command, which Python is just looking up
             print(text, file=_sys.stderr)

@@ -165,10 +165,11 @@ class LocalExecutor:
         variables = thread_environment(num_threads)
         if self.devices:
             variables["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        flags = ["-P"] if sys.flags.safe_path else []  # so that the worker finds what this one did
         # A session of its own: Ctrl-C in the terminal reaches the driver alone, which tells its
         # workers; they would otherwise be interrupted twice.
         process = subprocess.Popen(
-            [sys.executable, "-m", "runners.sweeping.local"],
+            [sys.executable, *flags, "-m", "runners.sweeping.local"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=variables,

@@ -20,7 +20,7 @@ import torch
 from moeut.blocks.attention import ATTENTION, AttentionOptions
 from moeut.blocks.embeddings import Prefix
 from moeut.blocks.feed_forward import FEED_FORWARD, FeedForwardOptions
-from moeut.blocks.norms import NormKind, NormPlacement
+from moeut.blocks.norms import NormKind, NormOptions, NormPlacement
 from moeut.blocks.own import Own
 from moeut.blocks.positions import INPUT_POSITION, POSITION, NoPosition, PositionOptions, Rotary
 from moeut.blocks.updates import UPDATE, Residual, UpdateOptions
@@ -136,6 +136,11 @@ class Blueprint(Options):
         require(self.norm_input or not self.norm_input_weights, "norm_input_weights", True, said)
         try:
             attention = self.attention.within(d_model=self.d_model, dropout=self.dropout)
+        except OptionError as error:
+            raise error.under("attention") from None
+        norms = NormOptions(self.norm_kind, self.norm_epsilon, self.norm_weights)
+        try:
+            attention.check_norms(self.norm, norms)
         except OptionError as error:
             raise error.under("attention") from None
         reason = attention.refused_positions.get(self.position.kind or "")
@@ -343,10 +348,11 @@ class ModelConfig(Blueprint):
             for name in ("position", "input_position"):
                 shared[name] = shared[name].of_source()
         shared["update"] = self.update.in_stack(num_applications=depth.num_applications)
-        try:
-            shared["feed_forward"] = self.feed_forward.in_stack(causal=causal)
-        except OptionError as error:
-            raise error.under("feed_forward") from None
+        for name in ("attention", "feed_forward"):
+            try:
+                shared[name] = getattr(self, name).in_stack(causal=causal)
+            except OptionError as error:
+                raise error.under(name) from None
         return StackConfig(depth=depth, causal=causal, cross_attention=cross_attention, **shared)
 
     @property

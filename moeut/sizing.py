@@ -74,7 +74,7 @@ def macs_per_token(
 def _stack_macs(stack: StackConfig, length: int) -> int:
     """Return the work of all applications for a row of ``length`` tokens, but that with memory."""
     attention, width = stack.attention, stack.attention.width
-    macs = sum(attention.projection_macs(stack.d_model)) + 2 * width * length
+    macs = sum(attention.projection_macs(stack.d_model)) + attention.attending_macs(length)
     macs += stack.position.logit_macs(
         d_model=stack.d_model, num_heads=attention.num_heads, width=width, length=length
     )
@@ -99,7 +99,7 @@ def _memory_macs(stack: StackConfig, source_length: int, target_length: int) -> 
     depth = stack.depth
     of_group = depth.group * (1 + layer.memory_index(depth.repeats))
     once = source_length * source_side * (depth.prelude + of_group + depth.coda)
-    query = target_length * (query_side + 2 * attention.width * source_length)
+    query = target_length * (query_side + attention.attending_macs(source_length))
     adapters = _adapter_macs(stack, across=True)
     of_source = source_length * (adapters.pop("key", 0) + adapters.pop("value", 0))
     adapted = of_source + target_length * sum(adapters.values())

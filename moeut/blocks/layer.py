@@ -7,6 +7,7 @@ feed-forward without a router has no norm with ``peri``, unless the layer's upda
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from moeut.blocks.attention import (
     Participation,
     Source,
 )
-from moeut.blocks.norms import Norm, modulated, views
+from moeut.blocks.neighbours import TokenRow
+from moeut.blocks.norms import Norm, PositionNorm, modulated, views
 from moeut.blocks.own import Encoding, PerRepeat, copies, index_of, of_repeat, per_repeat
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
 from moeut.blocks.updates import Update
@@ -61,14 +63,13 @@ class Layer(nn.Module):
         self.norm = config.norm
         self.dropout = config.dropout
 
-        def norm(is_there: bool = True) -> Any:
-            if not is_there:
-                return None
-            return per_repeat(lambda: config.norms.build(d_model), repeats * own.norms)
+        def norm(is_there: bool = True, build: Any = config.norms.build) -> Any:
+            return per_repeat(lambda: build(d_model), repeats * own.norms) if is_there else None
 
         has_second = config.norm in ("sandwich", "branch")
         self.attention = self._attention(config, d_model, repeats)
-        self.attention_norm = norm()
+        around = functools.partial(config.attention.build_norm, config.norms)
+        self.attention_norm = norm(build=around)
         self.attention_second_norm = norm(has_second)
         self.cross_attention = self.cross_attention_norm = self.cross_attention_second_norm = None
         if cross_attention:
@@ -131,7 +132,7 @@ class Layer(nn.Module):
         """
         start, repeat = x, context.routing.repeat
         attention, update = of_repeat(self.attention, repeat), of_repeat(self.update, repeat)
-        norms = self._norms("attention", repeat)
+        norms = self._norms("attention", repeat, context.routing.row)
         modulation = context.routing.modulation
         routed, plain = modulated(views(x, norms[0], self.norm), modulation)
         source = None
@@ -216,10 +217,18 @@ class Layer(nn.Module):
             return index_of(block, repeat)
         return block.router_index(repeat)
 
-    def _norms(self, block: str, repeat: int | None) -> tuple[Norm | None, Norm | None]:
-        """Return the norm before a sublayer and the second one, where it has them."""
+    def _norms(
+        self, block: str, repeat: int | None, row: TokenRow | None = None
+    ) -> tuple[Norm | None, Norm | None]:
+        """Return the norm before a sublayer and the second one, where it has them.
+
+        One over positions is told which tokens of the ``row`` are real.
+        """
         first, second = getattr(self, f"{block}_norm"), getattr(self, f"{block}_second_norm")
-        return of_repeat(first, repeat), of_repeat(second, repeat)
+        first = of_repeat(first, repeat)
+        if isinstance(first, PositionNorm):
+            first = functools.partial(first, row=row)
+        return first, of_repeat(second, repeat)
 
     def _between(
         self,

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from moeut.blocks.neighbours import TokenRow
 from moeut.blocks.roles import Roles, constant
 
 NormPlacement = Literal["pre", "post", "peri", "sandwich", "branch"]
@@ -90,6 +91,30 @@ class UnbiasedNorm(Norm):
         if self.weight is None or self.bias is None:
             return normed
         return self.weight * normed + self.bias
+
+
+class PositionNorm(Norm):
+    """x / sqrt(mean of x² over the real tokens of a row + epsilon), for each channel."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def roles(self) -> Roles:
+        """Return nothing: it has no parameters."""
+        return {}
+
+    def forward(self, x: Tensor, row: TokenRow | None = None) -> Tensor:  # (B, T, D)
+        """Norm x (B, T, D), in at least float32."""
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        squares = x.to(exact).square()
+        if row is None or row.real is None:
+            mean = squares.mean(dim=1, keepdim=True)
+        else:
+            real = row.real.unsqueeze(-1)
+            mean = (squares * real).sum(dim=1, keepdim=True)
+            mean = mean / real.sum(dim=1, keepdim=True).clamp_min(1)
+        return (x.to(exact) * (mean + self.epsilon).rsqrt()).to(x.dtype)
 
 
 _KINDS: dict[NormKind, type[LayerNorm] | type[RMSNorm] | type[UnbiasedNorm]] = {

@@ -56,7 +56,7 @@ class StackConfig:
     @property
     def position_limit(self) -> tuple[str, int] | None:
         """The option that bounds the length of a row, and the most tokens; None: nothing does."""
-        for name in ("position", "input_position"):
+        for name in ("position", "input_position", "attention"):
             most = getattr(self, name).max_tokens
             if most is not None:
                 return f"{name}.max_length", most

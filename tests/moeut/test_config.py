@@ -50,10 +50,15 @@ def test_plain_data_reads_back_equal(name: str) -> None:
     }.items() for kind in kinds],
 )  # fmt: skip
 def test_every_kind_reads_back_equal(block: str, kind: str) -> None:
-    others = {"position": "none"} if kind == "geometric" else {}
-    sizes = {"d_model": 16, "source_vocabulary_size": 7}
+    both = {"form": "encoder_decoder", "source_vocabulary_size": 7}
+    others = {
+        "geometric": {"position": "none"},
+        "token_mixing": {"position": "none"} | CLASSIFIER,
+        "deepnorm": {"norm": "post"},
+    }.get(kind, {})
     options = {"abacus": {"kind": kind, "digits": [1, 4], "source_digits": [2]}}.get(kind, kind)
-    config = read(**{block: options}, **others, **sizes, form="encoder_decoder")
+    sizes = {"d_model": 16} | ({} if "form" in others else both)
+    config = read(**{block: options}, **others, **sizes)
     data = json.loads(json.dumps(config.to_dict()))
     assert data[block]["kind"] == kind
     assert ModelConfig.from_dict(data) == config

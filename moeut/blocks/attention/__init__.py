@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from moeut.blocks.attention.dense import DenseAttention
     from moeut.blocks.attention.geometric import GeometricAttention
     from moeut.blocks.attention.switch_head import SwitchHead
+    from moeut.blocks.attention.token_mixing import TokenMixing
 
 ATTENTION: Kinds[AttentionOptions] = Kinds(
     {
         "dense": "moeut.blocks.attention.dense:DenseAttention",
         "switch_head": "moeut.blocks.attention.switch_head:SwitchHead",
         "geometric": "moeut.blocks.attention.geometric:GeometricAttention",
+        "token_mixing": "moeut.blocks.attention.token_mixing:TokenMixing",
     }
 )
 """Every kind by name, imported when it is taken."""
@@ -39,6 +41,7 @@ __all__ = [
     "Participation",
     "Source",
     "SwitchHead",
+    "TokenMixing",
 ]
 
 if not TYPE_CHECKING:  # so that type checkers still know a name that is not there

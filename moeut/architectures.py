@@ -81,6 +81,18 @@ def ndr_gate() -> Tree:
     }
 
 
+def universal_act() -> Tree:
+    """The Universal Transformer as published: coordinates of position and step before each repeat,
+    and adaptive computation time for each token."""
+    return universal() | {
+        "depth": {"group": 1, "repeats": 8},
+        "conditioning": {"kind": "coordinates"},
+        "halting": {"kind": "act", "average": "running", "cost": "ponder", "initial_bias": 1.0},
+        "position": {"kind": "none"},
+        "embedding_scale": "sqrt_d_model",
+    }
+
+
 def ouro() -> Tree:
     """Ouro: a looped language model whose gate says where a token may leave; each loop ends with a
     norm, and training weighs the losses of all loops by their exits."""
@@ -111,6 +123,7 @@ ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "sigma_moe": sigma_moe,
     "ndr": ndr,
     "ndr_gate": ndr_gate,
+    "universal_act": universal_act,
     "ouro": ouro,
     "ponder": ponder,
 }

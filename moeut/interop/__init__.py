@@ -8,6 +8,7 @@ from moeut.interop.release import from_release
 from moeut.interop.training_checkpoint import from_training_checkpoint
 from moeut.interop.training_code import from_training_code
 from moeut.interop.transformer_generalization import from_transformer_generalization
+from moeut.interop.universal import from_universal
 
 __all__ = [
     "from_huginn",
@@ -18,4 +19,5 @@ __all__ = [
     "from_training_checkpoint",
     "from_training_code",
     "from_transformer_generalization",
+    "from_universal",
 ]

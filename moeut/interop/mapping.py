@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from moeut.config import ModelConfig
-from moeut.models import Model, build
+from moeut.models import build
 from moeut.options import nearest
 
-ModelT = TypeVar("ModelT", bound=Model)
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
 def _same(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -130,10 +130,11 @@ def load(
     state_dict: dict[str, Tensor],
     *,
     ignore: tuple[str, ...] = (),
+    make: Callable[[ModelConfig], torch.nn.Module] = build,
 ) -> ModelT:
     """Build ``config``, of the given form, with ``state_dict``, in the dtype of those tensors.
 
-    The model is in training mode, as a new module is.
+    The model is in training mode, as a new module is; ``make`` builds one that is no form of ours.
 
     Raises:
         ValueError: tensors are missing, left over, of another shape, or no floating-point numbers.
@@ -150,7 +151,7 @@ def load(
     dtype = next(tensor.dtype for tensor in ours.values())
     # Building draws initial weights; the caller's random state is none of their business.
     with torch.random.fork_rng(devices=[]):
-        model = build(config).to(dtype)
+        model = make(config).to(dtype)
     assert isinstance(model, form)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for tensor_map in maps:

@@ -15,7 +15,9 @@ from moeut.blocks.positions import NoPosition, Relative, Rotary
 from moeut.blocks.updates import CopyGate
 from moeut.config import Blueprint, ModelConfig
 from moeut.options import OptionError
+from moeut.recurrence.conditioning import Coordinates
 from moeut.recurrence.exit_gate import ExitGate, Ponder
+from moeut.recurrence.halting import AdaptiveComputationTime
 from moeut.recurrence.schedule import Depth
 from moeut.sizing import count_parameters
 
@@ -84,6 +86,12 @@ def test_what_the_first_architectures_are() -> None:
 
 
 def test_what_the_architectures_with_exits_are() -> None:
+    act = blueprint({"architecture": "universal_act"})
+    assert act.halting == AdaptiveComputationTime(
+        average="running", cost="ponder", initial_bias=1.0, halts_at_end=False
+    )
+    assert act.conditioning == Coordinates(positions=True, steps="sinusoid")
+    assert act.position == NoPosition()
     ouro, ponder = (blueprint({"architecture": name}) for name in ("ouro", "ponder"))
     assert ouro.halting == ExitGate(loss="weighted", entropy_weight=0.05, threshold=1.0)
     assert (ouro.repeat_norm, ouro.final_norm) == (True, False)

@@ -24,6 +24,7 @@ from moeut.blocks.norms import NormKind, NormOptions, NormPlacement
 from moeut.blocks.own import Own
 from moeut.blocks.positions import INPUT_POSITION, POSITION, NoPosition, PositionOptions, Rotary
 from moeut.blocks.updates import UPDATE, Residual, UpdateOptions
+from moeut.blocks.value_embeddings import ValueEmbeddings
 from moeut.options import (
     OptionError,
     Options,
@@ -104,6 +105,10 @@ class Blueprint(Options):
     """What every norm adds to the variance."""
     update: UpdateOptions = one_of(UPDATE, Residual)
     """How the output of a sublayer becomes the next state."""
+    outer_width: int | None = None
+    """Free width of the feed-forward in prelude and coda, where it is not that of the group."""
+    value_embeddings: ValueEmbeddings = dataclasses.field(default_factory=ValueEmbeddings)
+    """Learned vectors of tokens that join the values of self-attention."""
     own: Own = dataclasses.field(default_factory=Own)
     """What each repeat has of its own; the rest is shared by all of them."""
     dropout: float = 0.0
@@ -125,7 +130,7 @@ class Blueprint(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "d_model")
+        require_positive(self, "d_model", "outer_width")
         require_probability(self, "dropout")
         for name in ("logit_scale", "logit_cap"):
             value = getattr(self, name)
@@ -345,6 +350,8 @@ class ModelConfig(Blueprint):
             if hasattr(self, field.name) and field.name != "depth"
         }
         if not causal and self.form == "encoder_decoder":
+            assert self.source_vocabulary_size is not None
+            shared["vocabulary_size"] = self.source_vocabulary_size
             for name in ("position", "input_position"):
                 shared[name] = shared[name].of_source()
         shared["update"] = self.update.in_stack(num_applications=depth.num_applications)

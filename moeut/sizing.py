@@ -79,8 +79,11 @@ def _stack_macs(stack: StackConfig, length: int) -> int:
         d_model=stack.d_model, num_heads=attention.num_heads, width=width, length=length
     )
     macs += stack.feed_forward.macs(stack.d_model) + stack.update.macs(stack.d_model)
+    outer = stack.of_layer(-1).feed_forward.macs(stack.d_model)  # of prelude and coda
+    wider = outer - stack.feed_forward.macs(stack.d_model)
     decided = stack.state.macs(stack.d_model) + stack.halting.macs(stack.d_model)
     once = stack.state.output_macs(stack.d_model)
+    once += wider * (stack.depth.prelude + stack.depth.coda)
     repeated = decided + stack.depth.group * sum(_adapter_macs(stack, across=False).values())
     return length * (macs * stack.num_applications + repeated * stack.depth.repeats + once)
 

@@ -7,7 +7,7 @@ Nothing here, nor in the modules that use it, keeps state: a routing decision co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -51,6 +51,9 @@ class RoutingContext:
 
     modulation: tuple[Tensor, Tensor] | None = None
     """Scale and shift (D) or (B, T, D) of what every sublayer reads; None: it is as it is."""
+
+    added_values: Callable[[Tensor], Tensor] | None = None
+    """What joins the values (B, G, T, d) of self-attention, given what it reads (B, T, D)."""
 
     @property
     def repeat(self) -> int | None:

@@ -3,6 +3,7 @@
 from moeut.interop.huginn import from_huginn
 from moeut.interop.ndr import from_ndr
 from moeut.interop.ouro import from_ouro
+from moeut.interop.parcae import from_parcae
 from moeut.interop.recursive_reasoning import from_recursive_reasoning
 from moeut.interop.release import from_release
 from moeut.interop.training_checkpoint import from_training_checkpoint
@@ -14,6 +15,7 @@ __all__ = [
     "from_huginn",
     "from_ndr",
     "from_ouro",
+    "from_parcae",
     "from_recursive_reasoning",
     "from_release",
     "from_training_checkpoint",

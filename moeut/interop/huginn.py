@@ -91,7 +91,7 @@ def huginn_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConf
             repeats=read.integer("mean_recurrence"),
             coda=read.integer("n_layers_in_coda"),
         ),
-        state=State(start=_start(read), injection=_injection(read), output="final_norm"),
+        state=State(start=start_of(read), injection=_injection(read), output="final_norm"),
         conditioning=_conditioning(read),
         attention=_attention(read, d_model),
         feed_forward=_feed_forward(read),
@@ -107,7 +107,8 @@ def huginn_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConf
     )
 
 
-def _start(read: RawOptions) -> Start:
+def start_of(read: RawOptions) -> Start:
+    """Return what the first repeat begins from."""
     if read.word("state_init", (*STARTS, "zero"), "like-init") == "zero":
         return ZeroStart()
     return NoiseStart(shape=STARTS[read.raw("state_init", "like-init")])  # type: ignore[arg-type]
@@ -167,10 +168,9 @@ def _feed_forward(read: RawOptions) -> FeedForwardOptions:
 
 def huginn_maps(config: ModelConfig) -> list[TensorMap]:
     """Return where each tensor of the code's state dict belongs."""
-    layer_norm = config.norm_kind == "layer"
     maps = [
         rename("transformer.wte.weight", "embedding.weight"),
-        *_norm("transformer.ln_f", "decoder.final_norm", has_bias=layer_norm),
+        *norm_maps("transformer.ln_f", "decoder.final_norm", config),
         *_injection_maps(config),
     ]
     if not config.tie_embeddings:
@@ -203,14 +203,29 @@ def _injection_maps(config: ModelConfig) -> list[TensorMap]:
     return []
 
 
-def _norm(theirs: str, ours: str, *, has_bias: bool) -> list[TensorMap]:
-    parts = ("weight", "bias") if has_bias else ("weight",)
+def norm_maps(theirs: str, ours: str, config: ModelConfig) -> list[TensorMap]:
+    """Return the maps of a norm, which has a bias if it is a layer norm."""
+    parts = ("weight", "bias") if config.norm_kind == "layer" else ("weight",)
     return [rename(f"{theirs}.{part}", f"{ours}.{part}") for part in parts]
+
+
+def feed_forward_maps(theirs: str, ours: str, options: FeedForwardOptions) -> list[TensorMap]:
+    """Return the maps of a feed-forward; of a gated one the first half of ``fc`` is the gate."""
+    assert isinstance(options, DenseFeedForward | GatedFeedForward)
+    maps = []
+    for part in ("weight", "bias") if options.bias else ("weight",):
+        if isinstance(options, GatedFeedForward):
+            names = tuple(f"{ours}.{name}.{part}" for name in ("gate", "up"))
+            maps.append(TensorMap(f"{theirs}.fc.{part}", names, _rows([options.hidden_size] * 2)))
+        else:
+            maps.append(rename(f"{theirs}.fc.{part}", f"{ours}.up.{part}"))
+        maps.append(rename(f"{theirs}.proj.{part}", f"{ours}.down.{part}"))
+    return maps
 
 
 def _layer_maps(theirs: str, ours: str, config: ModelConfig) -> list[TensorMap]:
     """Return the maps of a layer, whose norms the code numbers in the order of their use."""
-    attention, feed_forward = config.attention, config.feed_forward
+    attention = config.attention
     assert isinstance(attention, DenseAttention)
     names = ["attention_norm", "feed_forward_norm"]
     if config.norm in ("sandwich", "branch"):
@@ -218,8 +233,7 @@ def _layer_maps(theirs: str, ours: str, config: ModelConfig) -> list[TensorMap]:
         names = [f"{sublayer}_{second}norm" for sublayer in sublayers for second in ("", "second_")]
     maps = []
     for number, name in enumerate(names, start=1):
-        has_bias = config.norm_kind == "layer"
-        maps += _norm(f"{theirs}.norm_{number}", f"{ours}.{name}", has_bias=has_bias)
+        maps += norm_maps(f"{theirs}.norm_{number}", f"{ours}.{name}", config)
     weights = ("weight", "bias") if attention.bias == "all" else ("weight",)
     rows = [attention.width, *[attention.num_key_heads * attention.head_size] * 2]
     for part in weights:
@@ -229,15 +243,7 @@ def _layer_maps(theirs: str, ours: str, config: ModelConfig) -> list[TensorMap]:
     if attention.bias == "query_key":
         names = [f"{ours}.attention.{name}.bias" for name in ("query", "key")]
         maps.append(TensorMap(f"{theirs}.attn.qk_bias", tuple(names), _two_biases))
-    assert isinstance(feed_forward, DenseFeedForward | GatedFeedForward)
-    for part in ("weight", "bias") if feed_forward.bias else ("weight",):
-        first = f"{theirs}.mlp.fc.{part}"
-        if isinstance(feed_forward, GatedFeedForward):
-            names = [f"{ours}.feed_forward.{name}.{part}" for name in ("gate", "up")]
-            maps.append(TensorMap(first, tuple(names), _rows([feed_forward.hidden_size] * 2)))
-        else:
-            maps.append(rename(first, f"{ours}.feed_forward.up.{part}"))
-        maps.append(rename(f"{theirs}.mlp.proj.{part}", f"{ours}.feed_forward.down.{part}"))
+    maps += feed_forward_maps(f"{theirs}.mlp", f"{ours}.feed_forward", config.feed_forward)
     return maps
 
 

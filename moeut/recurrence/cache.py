@@ -40,21 +40,21 @@ def whole_sequence(num_tokens: int, device: torch.device) -> Window:
 class SharedSlots(NamedTuple):
     """How the applications of the repeated group share places of a cache, to save memory.
 
-    Application a of the repeats, from 0, stores in place a mod ``count``, or in a div ``count`` in
+    Application a of the repeats, from 0, stores in place a mod ``size``, or in a div ``size`` in
     ``runs``, as the cache of seal-rg/recurrent-pretraining at 59e0b69 can be told to. That is
     another function than the whole pass: a token then sees what was stored last in a place.
     """
 
-    count: int
+    size: int
     """Places that the repeats take turns in; or, in runs, applications that share a place."""
 
     in_runs: bool = False
-    """Whether ``count`` applications in a row share a place."""
+    """Whether ``size`` applications in a row share a place."""
 
     def slots(self, places: Sequence[Place]) -> list[int]:
         """Return the place of each application; prelude and coda have their own."""
-        if self.count < 1:
-            raise ValueError(f"shared.count={self.count}: must be at least 1")
+        if self.size < 1:
+            raise ValueError(f"shared.size={self.size}: must be at least 1")
         first = next(place.application for place in places if place.repeat is not None)
         found: list[int] = []
         for place in places:
@@ -62,7 +62,7 @@ class SharedSlots(NamedTuple):
             if place.repeat is None:
                 found.append(place.application)
             else:
-                found.append(first + (index // self.count if self.in_runs else index % self.count))
+                found.append(first + (index // self.size if self.in_runs else index % self.size))
         return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -39,12 +39,13 @@ class Passing:
         causal: bool,
         places: Sequence[Place],
         balance_weights: Mapping[str, float],
+        value_embeddings: nn.ModuleDict,
         training: bool,
     ) -> None:
         self.options, self.inputs = options, inputs
         self.causal, self.training = causal, training
         self._layers = [cast(Layer, layer) for layer in layers]
-        self._balance_weights = balance_weights
+        self._balance_weights, self._value_embeddings = balance_weights, value_embeddings
         self._places = places
         self.is_repeated = len(places) > len(self._layers)
         self.records: list[tuple[Place, RoutingRecord]] = []
@@ -65,6 +66,14 @@ class Passing:
         if self._without_gradient is None:
             self._without_gradient = self._share_weights(self.hidden[0])
         return self._without_gradient
+
+    def _added_values(self, layer: int) -> Callable[[Tensor], Tensor] | None:
+        """Return what gives the value embeddings of a layer; None: it has none."""
+        name = str(layer)
+        if name not in self._value_embeddings:
+            return None
+        assert self.inputs.tokens is not None
+        return functools.partial(self._value_embeddings[name], self.inputs.tokens)
 
     def apply_once(self, place: Place, x: Tensor, *, record: bool = True) -> Tensor:
         """Return the state (B, T, D) after an application outside the repeats.
@@ -92,7 +101,12 @@ class Passing:
     ) -> Tensor:
         """Return the state (B, T, D) after one application, and ``record`` what it decided."""
         context, cross_context = self.context, self.cross_context
-        routed = replace(context.routing, place=place, modulation=step.modulation)
+        routed = replace(
+            context.routing,
+            place=place,
+            modulation=step.modulation,
+            added_values=self._added_values(place.layer),
+        )
         if without_gradient:
             routed = replace(routed, weights=self._weights_without_gradient())
         of_source = None

@@ -43,7 +43,7 @@ class DepthStack(nn.Module):
         self.position = next((p for p in built_positions if p is not None), None)
         self.layers = nn.ModuleList(
             Layer(
-                options,
+                options.of_layer(layer),
                 d_model,
                 cross_attention=cross_attention,
                 repeats=options.depth.repeats if options.depth.is_in_group(layer) else 0,
@@ -70,7 +70,9 @@ class DepthStack(nn.Module):
             "conditioning": None if options.conditioning.comes_first else conditioning,
         }
         self.controllers = nn.ModuleDict({k: v for k, v in built.items() if v is not None})
+        self.state_norm = options.norms.build(d_model) if options.state.norm_input else None
         self.output = options.state.build_output(d_model)
+        self.value_embeddings = options.build_value_embeddings()
         self._balance_weights = _balance_weights(options)
 
     # --- depth --------------------------------------------------------------------------
@@ -174,6 +176,7 @@ class DepthStack(nn.Module):
             causal=self.causal,
             places=places,
             balance_weights=self._balance_weights,
+            value_embeddings=self.value_embeddings,
             training=self.training,
         )
 
@@ -181,6 +184,8 @@ class DepthStack(nn.Module):
         end = len(places) - coda
         for place in places[:prelude]:
             x = passing.apply_once(place, x)
+        if self.state_norm is not None:
+            x = self.state_norm(x)
         # Where first repeats have no gradient, the last ones run even if no token does: so every
         # parameter gets a gradient, be it 0, as it does on ranks that never end early.
         may_end = inputs.cache is None and not without and self._may_look(x)

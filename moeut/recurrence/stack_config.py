@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import nn
 
 from moeut.blocks.attention import AttentionOptions
 from moeut.blocks.feed_forward import FeedForwardOptions
@@ -12,6 +15,7 @@ from moeut.blocks.norms import NormKind, NormOptions, NormPlacement
 from moeut.blocks.own import Own
 from moeut.blocks.positions import PositionOptions
 from moeut.blocks.updates import UpdateOptions
+from moeut.blocks.value_embeddings import ValueEmbedding, ValueEmbeddings
 from moeut.recurrence.conditioning import Conditioning
 from moeut.recurrence.controller import ControllerOptions, NoHalting
 from moeut.recurrence.injection import NoInjection
@@ -48,6 +52,9 @@ class StackConfig:
     update: UpdateOptions
     own: Own
     dropout: float
+    outer_width: int | None
+    value_embeddings: ValueEmbeddings
+    vocabulary_size: int
     causal: bool
     """Whether tokens look at earlier tokens only."""
     cross_attention: bool
@@ -61,6 +68,25 @@ class StackConfig:
             if most is not None:
                 return f"{name}.max_length", most
         return None
+
+    def of_layer(self, layer: int) -> StackConfig:
+        """Return what a layer, numbered from 0, is made of."""
+        if self.outer_width is None or self.depth.is_in_group(layer):
+            return self
+        outer = self.feed_forward.with_width(self.outer_width)
+        return dataclasses.replace(self, feed_forward=outer)
+
+    def build_value_embeddings(self) -> nn.ModuleDict:
+        """Return the value embeddings by the number of their layer."""
+        heads = self.attention.num_key_heads
+        channels = min(self.value_embeddings.channels, self.d_model)
+        width = heads * self.attention.head_size
+        return nn.ModuleDict(
+            {
+                str(layer): ValueEmbedding(self.vocabulary_size, width, heads, channels)
+                for layer in self.value_embeddings.of(self.num_layers)
+            }
+        )
 
     @property
     def norms(self) -> NormOptions:

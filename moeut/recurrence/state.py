@@ -25,6 +25,8 @@ class State(Options):
     """What the first repeat begins from."""
     injection: Injection = one_of(INJECTION, NoInjection)
     """How the embedded input enters each repeat."""
+    norm_input: bool = False
+    """Norm on the embedded input after the prelude, before it enters anything (Parcae)."""
     output: Literal["none", "final_norm", "linear"] = "none"
     """What the last state goes through before the coda: nothing; the final norm, which then stands
     in two places (arXiv 2502.05171); or a projection of its own (sandyresearch/parcae)."""

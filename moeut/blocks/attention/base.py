@@ -247,6 +247,8 @@ class Attention(Relaxable, Generic[Decision]):
                 value_decision, value_record = self.decide_values(routed, context.routing_of_source)
                 output_decision, output_record = self.decide_outputs(routed, context.routing)
             value = self.values(plain, value_decision, context.routing)
+            if context.routing.added_values is not None:
+                value = value + context.routing.added_values(routed).to(value.dtype)
         else:
             query = self.project("query", routed, context.routing.repeat)
             query = self._split_heads(query, self.num_heads)

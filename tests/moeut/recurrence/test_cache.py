@@ -230,5 +230,5 @@ def test_applications_may_share_places_of_a_cache(make_recurrent):
         assert count == stored
         assert (logits[:, 0] - full[:, 0]).abs().max() < 1e-11  # it sees itself alone
         assert (logits[:, 1:] - full[:, 1:]).abs().max() > 1e-3
-    with pytest.raises(ValueError, match=r"shared\.count=0: must be at least 1"):
+    with pytest.raises(ValueError, match=r"shared\.size=0: must be at least 1"):
         model.new_cache(shared=SharedSlots(0))

@@ -7,10 +7,10 @@ The weights are those that the run's ``select`` names. Nothing is written.
 
 from __future__ import annotations
 
-from runners.process.start import end_at_interrupt
+from runners.process.start import begin
 
 if __name__ == "__main__":
-    end_at_interrupt()  # what follows takes seconds to import
+    begin()  # what follows takes seconds to import
 
 import argparse
 import json

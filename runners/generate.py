@@ -6,10 +6,10 @@ Nothing is written. Text goes to standard output as it comes, speed to standard 
 
 from __future__ import annotations
 
-from runners.process.start import end_at_interrupt
+from runners.process.start import begin
 
 if __name__ == "__main__":
-    end_at_interrupt()  # what follows takes seconds to import
+    begin()  # what follows takes seconds to import
 
 import argparse
 import json

@@ -9,10 +9,10 @@ input, 75 stopped but resumable or another process at work, 130 interrupted by t
 
 from __future__ import annotations
 
-from runners.process.start import end_at_interrupt, silent_but_first
+from runners.process.start import begin, silent_but_first
 
 if __name__ == "__main__":
-    end_at_interrupt()  # what follows takes seconds to import
+    begin()  # what follows takes seconds to import
 
 import argparse
 import logging

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from runners.process.start import end_at_interrupt
+from runners.process.start import begin
 
 if __name__ == "__main__":
-    end_at_interrupt()  # what follows takes seconds to import
+    begin()  # what follows takes seconds to import
 
 import os
 import sys

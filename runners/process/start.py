@@ -1,8 +1,8 @@
 """What a command does before it imports anything that takes long: this module imports little.
 
-Ctrl-C in the seconds in which torch is imported is one line, no traceback: a command's module calls
-``end_at_interrupt`` between this import and its others, if it is what Python was started with. Of
-several ranks one alone says what is wrong with the command line.
+A command's module calls ``begin`` between this import and its others, if it is what Python was
+started with. Ctrl-C in the seconds in which torch is imported is then one line, no traceback, and
+``--help`` does not import it. Of several ranks one alone says what is wrong with the command line.
 """
 
 from __future__ import annotations
@@ -10,11 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from types import FrameType
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment that torchrun gives each of its processes."""
+
+
+def begin() -> None:
+    """Prepare a command for what it imports."""
+    end_at_interrupt()
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from runners.process.stand_in import leave_torch_out
+
+        leave_torch_out()
 
 
 def end_at_interrupt() -> None:

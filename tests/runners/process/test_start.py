@@ -60,3 +60,14 @@ def test_module_that_is_imported_and_not_run_answers_no_interrupts():
     import runners.sweep  # noqa: F401
 
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "bench"])
+def test_help_imports_no_torch(command):
+    words = [sys.executable, "-X", "importtime", "-m", f"runners.{command}", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(f"usage: python -m runners.{command} ")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "runners.process.stand_in" in imported
+    assert "torch.torch_version" not in imported  # which torch itself imports first

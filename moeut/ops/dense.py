@@ -36,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     With ``relu`` the result's negative elements are 0, which costs no pass of its own. Differs from
     ``torch.nn.functional.linear`` by rounding at most; under autocast it is that.
     """
-    if is_float32_on_cpu(x, weight, bias):
+    if native.is_float32(x, weight, bias):
         num_rows = x.numel() // max(x.shape[-1], 1)
         if num_rows >= MIN_NATIVE_ROWS and native.why_not() is None:
             return torch.ops.moeut_native.linear(x, weight, bias, relu)
@@ -45,21 +45,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
             return F.relu(y) if relu else y
     y = F.linear(x, weight, bias)
     return F.relu(y) if relu else y
-
-
-def is_float32_on_cpu(*tensors: Tensor | None) -> bool:
-    """Return whether all are plain float32 tensors on the CPU, computed in as they are, eagerly."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return False
-    return all(
-        one is None
-        or (type(one) in _PLAIN and one.dtype == torch.float32 and one.device.type == "cpu")
-        for one in tensors
-    )
-
-
-_PLAIN = (Tensor, nn.Parameter)
-"""Not a DTensor, nor one of another subclass, which have products of their own."""
 
 
 class _Onednn(torch.autograd.Function):

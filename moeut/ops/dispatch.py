@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moeut.ops import native
 from moeut.ops.backend import resolve_backend
 
 RADIX_SORT_SIZE = 32768
@@ -68,6 +69,9 @@ class Dispatch:
                 f"expert_index.dtype={expert_index.dtype}: expected torch.int64 (or int32, int16)"
             )
         flat = expert_index.detach().reshape(-1).to(torch.int64)
+        with_triton = resolve_backend(backend, flat.device) == "triton"
+        if not with_triton and native.sorts(flat):
+            return cls(flat, *torch.ops.moeut_native.sort_slots(flat, num_experts), num_experts)
         if flat.device.type == "cpu" and flat.numel() and not torch.compiler.is_compiling():
             low, high = (int(bound) for bound in torch.aminmax(flat))
             if low < -1 or high >= num_experts:
@@ -75,7 +79,7 @@ class Dispatch:
                     f"expert_index has values from {low} to {high}: expected -1 (no expert) to "
                     f"{num_experts - 1} (num_experts={num_experts})"
                 )
-        if resolve_backend(backend, flat.device) == "triton":
+        if with_triton:
             from moeut.ops.triton import dispatch
             from moeut.ops.triton.device import compute_capability
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moeut.ops import native
 from moeut.ops.blocks import Plan, RowSum, Scratch, WeightGradient
 from moeut.ops.differentiation import needs_gradient, only_needed, register_gradient
 from moeut.ops.dispatch import Dispatch
@@ -39,6 +40,10 @@ def expert_linear(
     Takes ``x`` (S / slots_per_input, D_in), ``weight`` (E, D_in, D_out) and ``gate`` (S,); returns
     (S / slots_per_output, D_out).
     """
+    if native.serves(x, weight, gate):
+        sorted_slots = (dispatch.order, dispatch.offsets)
+        slots = (slots_per_input, slots_per_output)
+        return torch.ops.moeut_native.expert_linear(x, weight, *sorted_slots, gate, *slots)
     return _linear(
         x, weight, dispatch.order, dispatch.offsets, gate, slots_per_input, slots_per_output
     )
@@ -51,6 +56,9 @@ def expert_mlp(
 
     Takes ``x`` (T, D), ``w_up`` (E, D, F), ``w_down`` (E, F, D) and ``gate`` (S,); returns (T, D).
     """
+    if native.serves(x, w_up, w_down, gate):
+        sorted_slots = (dispatch.order, dispatch.offsets)
+        return torch.ops.moeut_native.expert_mlp(x, w_up, w_down, *sorted_slots, gate)
     keep_hidden = needs_gradient(x, w_up, w_down, gate)
     out, _hidden = _mlp(x, w_up, w_down, dispatch.order, dispatch.offsets, gate, keep_hidden)
     return out

@@ -1,10 +1,11 @@
 """Operations in C++ for float32 on a CPU: compiled once for a machine, kept on disk, then loaded.
 
 ``product.h`` multiplies matrices by AVX-512, at twice the rate that MKL reaches on processors that
-are not Intel's and without the cost of a call for small ones; ``linear.cpp`` is a dense layer with
-its gradients. They serve where ``why_not`` returns None; everything has a plain path beside them
-that computes the same within rounding. What serves depends on the machine alone, never on a timing,
-so that a resumed run repeats the bits of the first.
+are not Intel's and without the cost of a call for small ones; ``linear.h`` is a dense layer with
+its gradients, ``experts.h`` sorts slots and multiplies routed rows by the weights of their experts.
+They serve where ``why_not`` returns None; everything has a plain path beside them that computes the
+same within rounding. What serves depends on the machine alone, never on a timing, so that a resumed
+run repeats the bits of the first.
 
 The library lies in ``$MOEUT_CACHE`` (``~/.cache/moeut`` if that is not set), named by a hash of
 the sources, the compiler and PyTorch. ``MOEUT_NATIVE=0`` does without it.
@@ -27,14 +28,40 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("linear.cpp",)
-HEADERS = ("product.h",)
+SOURCE = "operators.cpp"
+HEADERS = ("tensors.h", "product.h", "linear.h", "experts.h")
 FLAGS = (
     *("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp"),
     *("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"),
 )
 BUILD_SECONDS = 600
 """After which a compiler is given up."""
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Not a DTensor, nor one of another subclass, which have products of their own."""
+
+
+def serves(*tensors: torch.Tensor | None) -> bool:
+    """Return whether the operations compute on these: float32 on a CPU, eagerly."""
+    return is_float32(*tensors) and why_not() is None
+
+
+def sorts(index: torch.Tensor) -> bool:
+    """Return whether the operations sort these int64 slots."""
+    return not torch.compiler.is_compiling() and is_plain(index) and why_not() is None
+
+
+def is_float32(*tensors: torch.Tensor | None) -> bool:
+    """Return whether all are plain float32 tensors on the CPU, computed in as they are, eagerly."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(one is None or (one.dtype == torch.float32 and is_plain(one)) for one in tensors)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Return whether it is an ordinary tensor on the CPU."""
+    return type(tensor) in _PLAIN and tensor.device.type == "cpu"
 
 
 @functools.cache  # decided, built and logged once a process
@@ -77,7 +104,7 @@ def _built() -> Path:
     folder = _cache_folder()
     here = Path(__file__).parent
     key = hashlib.sha256(repr((torch.__version__, compiler, FLAGS)).encode())
-    for name in (*HEADERS, *SOURCES):
+    for name in (*HEADERS, SOURCE):
         key.update((here / name).read_bytes())
     library = folder / f"native-{key.hexdigest()[:16]}.so"
     if library.exists():
@@ -106,7 +133,7 @@ def _compile(compiler: str, sources: Path, library: Path) -> None:
         made = Path(folder, library.name)
         subprocess.run(
             [
-                *(compiler, *FLAGS, abi, *includes, *(str(sources / name) for name in SOURCES)),
+                *(compiler, *FLAGS, abi, *includes, str(sources / SOURCE)),
                 *("-o", str(made), *libraries, "-ltorch_cpu", "-lc10"),
             ],
             check=True,

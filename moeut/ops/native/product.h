@@ -27,7 +27,7 @@ struct Finish {
   bool accumulate = false;          // C is added to, and not overwritten
   const float* bias = nullptr;      // (N,) added
   bool relu = false;                // negative elements become 0
-  const float* positive = nullptr;  // laid out as C: where it is not above 0, C becomes 0
+  const float* positive = nullptr;  // laid out as C: where it is at most 0, C becomes 0
   const float* scale = nullptr;     // (M,) factor of each row, before the three above
 };
 
@@ -79,11 +79,11 @@ inline void tile(
       if (is_last) {
         if (finish.bias != nullptr)
           value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, finish.bias + v * kLanes));
-        if (finish.relu) value = _mm512_max_ps(value, zero);
+        if (finish.relu) value = _mm512_max_ps(zero, value);  // in this order a NaN stays one
         if (finish.positive != nullptr) {
           const __m512 sign =
               _mm512_maskz_loadu_ps(mask, finish.positive + i * c_row + v * kLanes);
-          value = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(sign, zero, _CMP_GT_OQ), value);
+          value = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(sign, zero, _CMP_NLE_UQ), value);
         }
       }
       _mm512_mask_storeu_ps(out, mask, value);

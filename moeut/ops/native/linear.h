@@ -1,42 +1,17 @@
 // A dense layer and its gradients: y = x Wᵀ + b, with a ReLU behind it where wanted.
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
+#pragma once
 
 #include <optional>
 
-#include "product.h"
+#include "tensors.h"
 
 namespace moeut {
-namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// Rows of C are shared among threads in whole tiles; C's bits do not depend on how many there are.
-void multiply_parallel(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float* c, int64_t c_row,
-                       const Finish& finish = {}) {
-  const int64_t tiles = (M + kTileRows - 1) / kTileRows;
-  const int64_t grain = std::max<int64_t>(1, (1 << 19) / std::max<int64_t>(1, kTileRows * N * K));
-  at::parallel_for(0, tiles, grain, [&](int64_t first, int64_t last) {
-    const int64_t start = first * kTileRows, stop = std::min(last * kTileRows, M);
-    Finish here = finish;
-    if (here.positive != nullptr) here.positive += start * c_row;
-    if (here.scale != nullptr) here.scale += start;
-    multiply(stop - start, N, K, {a.data + start * a.row, a.row, a.column}, b, c + start * c_row,
-             c_row, here);
-  });
-}
-
-Tensor as_rows(const Tensor& x) { return x.contiguous().view({-1, x.size(-1)}); }
 
 // The sum over rows (N, O) of a gradient, in the order of rows.
-Tensor sum_rows(const Tensor& rows) {
+inline Tensor sum_rows(const Tensor& rows) {
   Tensor sum = at::zeros({rows.size(1)}, rows.options());
-  const float* source = rows.const_data_ptr<float>();
-  float* target = sum.mutable_data_ptr<float>();
+  const float* source = read(rows);
+  float* target = write(sum);
   const int64_t count = rows.size(0), width = rows.size(1);
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < width; ++j) target[j] += source[i * width + j];
@@ -44,7 +19,7 @@ Tensor sum_rows(const Tensor& rows) {
 }
 
 // x (..., I), weight (O, I), bias (O) -> (..., O)
-Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+inline Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                       bool relu) {
   const Tensor rows = as_rows(x), w = weight.contiguous();
   const int64_t count = rows.size(0), in = rows.size(1), out = w.size(0);
@@ -56,10 +31,10 @@ Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::optional
   Tensor added;
   if (bias.has_value()) {
     added = bias->contiguous();
-    finish.bias = added.const_data_ptr<float>();
+    finish.bias = read(added);
   }
-  multiply_parallel(count, out, in, {rows.const_data_ptr<float>(), in, 1},
-                    {w.const_data_ptr<float>(), 1, in}, y.mutable_data_ptr<float>(), out, finish);
+  multiply_parallel(count, out, in, {read(rows), in, 1},
+                    {read(w), 1, in}, write(y), out, finish);
   return y;
 }
 
@@ -69,7 +44,7 @@ struct Needs {
 
 // The gradients of x, weight and bias, undefined where not needed, given that of the output (..., O).
 // `output` is there if a ReLU has made it.
-variable_list linear_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight,
+inline variable_list linear_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight,
                               const Tensor& output, Needs needs) {
   const Tensor rows = as_rows(x), w = weight.contiguous();
   Tensor grad = as_rows(gradient);
@@ -77,16 +52,16 @@ variable_list linear_backward(const Tensor& gradient, const Tensor& x, const Ten
   if (output.defined()) grad = at::threshold_backward(grad, as_rows(output), 0);
   const int64_t count = rows.size(0), in = rows.size(1), out = w.size(0);
   Tensor d_x, d_weight, d_bias;
-  const float* g = grad.const_data_ptr<float>();
+  const float* g = read(grad);
   if (needs.x) {
     d_x = at::empty(x.sizes(), x.options());
-    multiply_parallel(count, in, out, {g, out, 1}, {w.const_data_ptr<float>(), in, 1},
-                      d_x.mutable_data_ptr<float>(), in);
+    multiply_parallel(count, in, out, {g, out, 1}, {read(w), in, 1},
+                      write(d_x), in);
   }
   if (needs.weight) {
     d_weight = at::empty({out, in}, w.options());
-    multiply_parallel(out, in, count, {g, 1, out}, {rows.const_data_ptr<float>(), in, 1},
-                      d_weight.mutable_data_ptr<float>(), in);
+    multiply_parallel(out, in, count, {g, 1, out}, {read(rows), in, 1},
+                      write(d_weight), in);
   }
   if (needs.bias) d_bias = sum_rows(grad);
   return {d_x, d_weight, d_bias};
@@ -127,16 +102,4 @@ class Linear : public torch::autograd::Function<Linear> {
   }
 };
 
-Tensor linear_autograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                       bool relu) {
-  return Linear::apply(x, weight, bias, relu);
-}
-
-}  // namespace
 }  // namespace moeut
-
-TORCH_LIBRARY(moeut_native, m) {
-  m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
-}
-TORCH_LIBRARY_IMPL(moeut_native, CPU, m) { m.impl("linear", moeut::linear_forward); }
-TORCH_LIBRARY_IMPL(moeut_native, Autograd, m) { m.impl("linear", moeut::linear_autograd); }

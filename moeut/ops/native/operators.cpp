@@ -1,0 +1,132 @@
+// The operations as PyTorch sees them: moeut_native::linear, expert_linear, expert_mlp, sort_slots.
+#include <torch/library.h>
+
+#include "experts.h"
+#include "linear.h"
+
+namespace moeut {
+namespace {
+
+constexpr auto kOnce = "the native expert operations can be differentiated once";
+
+std::optional<Tensor> optional(const Tensor& x) {
+  return x.defined() ? std::optional<Tensor>(x) : std::nullopt;
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
+  return x.has_value() ? std::optional<Tensor>(x->contiguous()) : std::nullopt;
+}
+
+class ExpertLinear : public torch::autograd::Function<ExpertLinear> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
+                        const Tensor& order, const Tensor& offsets,
+                        const std::optional<Tensor>& gate, int64_t slots_in, int64_t slots_out) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor rows = x.contiguous(), weights = weight.contiguous();
+    const auto gates = contiguous(gate);
+    Tensor y = expert_linear_forward(rows, weights, order, offsets, gates, slots_in, slots_out);
+    context->save_for_backward({rows, weights, order, offsets, gates.value_or(Tensor())});
+    context->saved_data["slots"] = std::vector<int64_t>{slots_in, slots_out};
+    context->saved_data["gate"] = gate.has_value() && gate->requires_grad();
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    const auto saved = context->get_saved_variables();
+    const auto slots = context->saved_data["slots"].toIntVector();
+    const auto found = expert_linear_backward(
+        gradients[0].contiguous(), saved[0], saved[1], saved[2], saved[3], optional(saved[4]),
+        slots[0], slots[1],
+        {context->needs_input_grad(0), context->needs_input_grad(1),
+         context->saved_data["gate"].toBool()});
+    return {found[0], found[1], {}, {}, found[2], {}, {}};
+  }
+};
+
+class ExpertMlp : public torch::autograd::Function<ExpertMlp> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& up,
+                        const Tensor& down, const Tensor& order, const Tensor& offsets,
+                        const std::optional<Tensor>& gate) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor rows = x.contiguous(), w_up = up.contiguous(), w_down = down.contiguous();
+    const auto gates = contiguous(gate);
+    const bool on_gate = gate.has_value() && gate->requires_grad();
+    const bool keep = x.requires_grad() || up.requires_grad() || down.requires_grad() || on_gate;
+    auto [y, kept] = expert_mlp_forward(rows, w_up, w_down, order, offsets, gates, keep);
+    context->save_for_backward(
+        {rows, w_up, w_down, order, offsets, gates.value_or(Tensor()), kept});
+    context->saved_data["gate"] = on_gate;
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    const auto saved = context->get_saved_variables();
+    const auto found = expert_mlp_backward(
+        gradients[0].contiguous(), saved[0], saved[1], saved[2], saved[3], saved[4],
+        optional(saved[5]), saved[6],
+        {context->needs_input_grad(0), context->needs_input_grad(1), context->needs_input_grad(2),
+         context->saved_data["gate"].toBool()});
+    return {found[0], found[1], found[2], {}, {}, found[3]};
+  }
+};
+
+Tensor expert_linear_once(const Tensor& x, const Tensor& weight, const Tensor& order,
+                          const Tensor& offsets, const std::optional<Tensor>& gate,
+                          int64_t slots_in, int64_t slots_out) {
+  return expert_linear_forward(x.contiguous(), weight.contiguous(), order, offsets,
+                               contiguous(gate), slots_in, slots_out);
+}
+
+Tensor expert_mlp_once(const Tensor& x, const Tensor& up, const Tensor& down, const Tensor& order,
+                       const Tensor& offsets, const std::optional<Tensor>& gate) {
+  return std::get<0>(expert_mlp_forward(x.contiguous(), up.contiguous(), down.contiguous(), order,
+                                        offsets, contiguous(gate), false));
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool relu) {
+  if (!at::GradMode::is_enabled()) return linear_forward(x, weight, bias, relu);
+  return Linear::apply(x, weight, bias, relu);
+}
+
+Tensor expert_linear(const Tensor& x, const Tensor& weight, const Tensor& order,
+                     const Tensor& offsets, const std::optional<Tensor>& gate, int64_t slots_in,
+                     int64_t slots_out) {
+  if (!at::GradMode::is_enabled())
+    return expert_linear_once(x, weight, order, offsets, gate, slots_in, slots_out);
+  return ExpertLinear::apply(x, weight, order, offsets, gate, slots_in, slots_out);
+}
+
+Tensor expert_mlp(const Tensor& x, const Tensor& up, const Tensor& down, const Tensor& order,
+                  const Tensor& offsets, const std::optional<Tensor>& gate) {
+  if (!at::GradMode::is_enabled()) return expert_mlp_once(x, up, down, order, offsets, gate);
+  return ExpertMlp::apply(x, up, down, order, offsets, gate);
+}
+
+}  // namespace
+}  // namespace moeut
+
+TORCH_LIBRARY(moeut_native, m) {
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
+  m.def(
+      "expert_linear(Tensor x, Tensor weight, Tensor order, Tensor offsets, Tensor? gate, "
+      "int slots_in, int slots_out) -> Tensor");
+  m.def(
+      "expert_mlp(Tensor x, Tensor up, Tensor down, Tensor order, Tensor offsets, Tensor? gate) "
+      "-> Tensor");
+  m.def("sort_slots(Tensor index, int experts) -> (Tensor, Tensor, Tensor)");
+}
+TORCH_LIBRARY_IMPL(moeut_native, CPU, m) {
+  m.impl("linear", moeut::linear_forward);
+  m.impl("expert_linear", moeut::expert_linear_once);
+  m.impl("expert_mlp", moeut::expert_mlp_once);
+  m.impl("sort_slots", moeut::sort_slots);
+}
+TORCH_LIBRARY_IMPL(moeut_native, Autograd, m) {
+  m.impl("linear", moeut::linear);
+  m.impl("expert_linear", moeut::expert_linear);
+  m.impl("expert_mlp", moeut::expert_mlp);
+}

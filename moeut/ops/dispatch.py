@@ -71,7 +71,8 @@ class Dispatch:
         flat = expert_index.detach().reshape(-1).to(torch.int64)
         with_triton = resolve_backend(backend, flat.device) == "triton"
         if not with_triton and native.sorts(flat):
-            return cls(flat, *torch.ops.moeut_native.sort_slots(flat, num_experts), num_experts)
+            order, counts, offsets = torch.ops.moeut_native.sort_slots(flat, num_experts)
+            return cls(flat, order, counts, offsets, num_experts)
         if flat.device.type == "cpu" and flat.numel() and not torch.compiler.is_compiling():
             low, high = (int(bound) for bound in torch.aminmax(flat))
             if low < -1 or high >= num_experts:

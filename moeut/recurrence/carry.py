@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeut.blocks.roles import Roles, constant
+from moeut.ops import linear
 from moeut.options import Options, require, require_positive
 
 SURELY_NOT = -5.0
@@ -69,4 +69,4 @@ class HaltHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the logits (B, 2) of states (B, T, D)."""
-        return F.linear(states[:, 0], self.weight, self.bias)
+        return linear(states[:, 0], self.weight, self.bias)

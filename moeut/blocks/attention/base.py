@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeut import ops
+from moeut.blocks.attention import brief
 from moeut.blocks.attention.options import AttentionOptions
 from moeut.blocks.own import Relaxable
 from moeut.blocks.positions import (
@@ -281,6 +282,11 @@ class Attention(Relaxable, Generic[Decision]):
         queries were projected from. A kind that weighs otherwise overrides this.
         """
         dropout = self.dropout if self.training else 0.0
+        if not context.routing.trace:
+            about = (context.bias, context.is_causal, context.distances)
+            attended = brief.attend(query, key, value, *about, self.relative, dropout)
+            if attended is not None:
+                return attended, None
         explicit = context.distances is not None or context.routing.trace or _miscompiles(query)
         if not explicit:
             attended = F.scaled_dot_product_attention(

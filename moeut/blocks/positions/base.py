@@ -145,6 +145,17 @@ class AbsolutePositions(nn.Module):
         """Raise ``ValueError`` if a sequence of ``length`` tokens has positions without one."""
 
 
+class RelativeTerms(NamedTuple):
+    """What relative positions add to the logits (arXiv 1901.02860)."""
+
+    content: Tensor
+    """(H, d) added to the queries that meet keys."""
+    position: Tensor
+    """(H, d) added to the queries that meet distances."""
+    table: Tensor
+    """(W, H, d) projected distances: query t and key j are row j - t + T - 1."""
+
+
 class LogitPosition(nn.Module):
     """What computes the logits of an attention from queries, keys and their places."""
 
@@ -155,3 +166,10 @@ class LogitPosition(nn.Module):
         the queries were projected from.
         """
         raise NotImplementedError
+
+    def terms(self, query: Tensor, distances: Any) -> tuple[Tensor, RelativeTerms, float] | None:
+        """Return queries (B, H, T, d), what is added to them, and the scale of the logits.
+
+        For ``attention.brief``; None where the logits are something else.
+        """
+        return None

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from moeut.blocks.positions.added import sinusoids
-from moeut.blocks.positions.base import LogitPosition, PositionOptions, PositionTables
+from moeut.blocks.positions.base import (
+    LogitPosition,
+    PositionOptions,
+    PositionTables,
+    RelativeTerms,
+)
 from moeut.blocks.roles import Role, Roles, constant, linear
 from moeut.ops import Linear
 
@@ -174,7 +179,26 @@ class RelativePosition(LogitPosition):
             position = position * gate + absolute * (1 - gate)
         return (content + position) * (head_size**-0.5 if self.scale is None else self.scale)
 
+    def terms(
+        self, query: Tensor, distances: Distances
+    ) -> tuple[Tensor, RelativeTerms, float] | None:
+        """Return queries (B, H, T, d), what is added to them, and the scale of the logits.
+
+        None where the logits are more than one operation knows.
+        """
+        if self.gate is not None or distances.columns is not None:
+            return None
+        content: Tensor = self.content_bias
+        position: Tensor = self.position_bias
+        scale = content.shape[1] ** -0.5
+        if self.scale is not None:
+            query, content, position = (one * self.scale for one in (query, content, position))
+            scale = 1.0
+        return query, RelativeTerms(content, position, self._project(distances.table)), scale
+
+    def _project(self, table: Tensor) -> Tensor:  # (W, H, d)
+        return self.projection(table).unflatten(-1, self.content_bias.shape)
+
     def _scores(self, asking: Tensor, table: Tensor) -> Tensor:
         """Return the products of (B, H, T, d) with the projected ``table`` (W, D): (B, H, T, W)."""
-        projected = self.projection(table).unflatten(-1, self.content_bias.shape)  # (W, H, d)
-        return asking @ projected.permute(1, 2, 0)
+        return asking @ self._project(table).permute(1, 2, 0)

@@ -29,7 +29,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 SOURCE = "operators.cpp"
-HEADERS = ("tensors.h", "product.h", "linear.h", "experts.h")
+HEADERS = ("tensors.h", "product.h", "linear.h", "softmax.h", "attention.h", "experts.h")
 FLAGS = (
     *("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp"),
     *("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"),

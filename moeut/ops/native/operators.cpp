@@ -1,13 +1,14 @@
-// The operations as PyTorch sees them: moeut_native::linear, expert_linear, expert_mlp, sort_slots.
+// The operations as PyTorch sees them: moeut_native::linear, attention, expert_linear, …
 #include <torch/library.h>
 
+#include "attention.h"
 #include "experts.h"
 #include "linear.h"
 
 namespace moeut {
 namespace {
 
-constexpr auto kOnce = "the native expert operations can be differentiated once";
+constexpr auto kOnce = "native experts and attention can be differentiated once";
 
 std::optional<Tensor> optional(const Tensor& x) {
   return x.defined() ? std::optional<Tensor>(x) : std::nullopt;
@@ -74,6 +75,66 @@ class ExpertMlp : public torch::autograd::Function<ExpertMlp> {
   }
 };
 
+class Attention : public torch::autograd::Function<Attention> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& query, const Tensor& key,
+                        const Tensor& value, const std::optional<Tensor>& bias,
+                        const std::optional<Tensor>& content,
+                        const std::optional<Tensor>& position, const std::optional<Tensor>& table,
+                        const std::optional<Tensor>& dropped, double scale, bool causal) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor q = with_channels_last(query), k = with_channels_last(key),
+                 v = with_channels_last(value);
+    const Relative relative = relative_of(content, position, table);
+    const auto factors = contiguous(dropped);
+    auto [out, kept] =
+        attention_forward(q, k, v, contiguous(bias), relative, factors, scale, causal);
+    context->save_for_backward({q, k, v, relative.content, relative.position, relative.table,
+                                factors.value_or(Tensor()), kept});
+    context->saved_data["scale"] = scale;
+    context->saved_data["causal"] = causal;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    const auto saved = context->get_saved_variables();
+    const auto found = attention_backward(
+        with_channels_last(gradients[0]), saved[0], saved[1], saved[2],
+        {saved[3], saved[4], saved[5]}, optional(saved[6]), saved[7],
+        context->saved_data["scale"].toDouble(), context->saved_data["causal"].toBool());
+    return {found[0], found[1], found[2], {}, found[3], found[4], found[5], {}, {}, {}};
+  }
+
+  static Relative relative_of(const std::optional<Tensor>& content,
+                              const std::optional<Tensor>& position,
+                              const std::optional<Tensor>& table) {
+    if (!table.has_value()) return {};
+    return {content->contiguous(), position->contiguous(), table->contiguous()};
+  }
+};
+
+Tensor attention_once(const Tensor& query, const Tensor& key, const Tensor& value,
+                      const std::optional<Tensor>& bias, const std::optional<Tensor>& content,
+                      const std::optional<Tensor>& position, const std::optional<Tensor>& table,
+                      const std::optional<Tensor>& dropped, double scale, bool causal) {
+  return std::get<0>(attention_forward(
+      with_channels_last(query), with_channels_last(key), with_channels_last(value),
+      contiguous(bias), Attention::relative_of(content, position, table), contiguous(dropped),
+      scale, causal));
+}
+
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                 const std::optional<Tensor>& bias, const std::optional<Tensor>& content,
+                 const std::optional<Tensor>& position, const std::optional<Tensor>& table,
+                 const std::optional<Tensor>& dropped, double scale, bool causal) {
+  if (!at::GradMode::is_enabled())
+    return attention_once(query, key, value, bias, content, position, table, dropped, scale,
+                          causal);
+  return Attention::apply(query, key, value, bias, content, position, table, dropped, scale,
+                          causal);
+}
+
 Tensor expert_linear_once(const Tensor& x, const Tensor& weight, const Tensor& order,
                           const Tensor& offsets, const std::optional<Tensor>& gate,
                           int64_t slots_in, int64_t slots_out) {
@@ -112,6 +173,9 @@ Tensor expert_mlp(const Tensor& x, const Tensor& up, const Tensor& down, const T
 TORCH_LIBRARY(moeut_native, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
   m.def(
+      "attention(Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? content, "
+      "Tensor? position, Tensor? table, Tensor? dropped, float scale, bool causal) -> Tensor");
+  m.def(
       "expert_linear(Tensor x, Tensor weight, Tensor order, Tensor offsets, Tensor? gate, "
       "int slots_in, int slots_out) -> Tensor");
   m.def(
@@ -121,12 +185,14 @@ TORCH_LIBRARY(moeut_native, m) {
 }
 TORCH_LIBRARY_IMPL(moeut_native, CPU, m) {
   m.impl("linear", moeut::linear_forward);
+  m.impl("attention", moeut::attention_once);
   m.impl("expert_linear", moeut::expert_linear_once);
   m.impl("expert_mlp", moeut::expert_mlp_once);
   m.impl("sort_slots", moeut::sort_slots);
 }
 TORCH_LIBRARY_IMPL(moeut_native, Autograd, m) {
   m.impl("linear", moeut::linear);
+  m.impl("attention", moeut::attention);
   m.impl("expert_linear", moeut::expert_linear);
   m.impl("expert_mlp", moeut::expert_mlp);
 }

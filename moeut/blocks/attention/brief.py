@@ -1,0 +1,95 @@
+"""Attention in one operation in C++, for the short sequences that small models read on a CPU.
+
+Logits, softmax and the mix of values of one row and head stay in cache, where separate operations
+pass over memory seven times. Long rows are left to PyTorch's fused attention, which keeps no
+weights, and so is everything but float32 on the CPUs of ``moeut.ops.native``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moeut.blocks.positions import LogitPosition
+from moeut.blocks.positions.base import RelativeTerms
+from moeut.ops import native
+
+MAX_CELLS = 2**16
+"""Queries times keys up to which weights are kept for backward: 256 KiB a row and head."""
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    is_causal: bool,
+    distances: Any,
+    position: LogitPosition | None,
+    dropout: float,
+) -> Tensor | None:  # (B, H, T, d)
+    """Return softmax(logits) @ value of queries (B, H, T, d), keys and values (B, H, K, d).
+
+    ``bias``, ``is_causal`` and ``distances`` are those of an ``AttentionContext``; ``position``
+    computes logits from distances. None where no operation serves.
+    """
+    if not serves_attention(query, key, value, bias):
+        return None
+    scale, relative = query.shape[-1] ** -0.5, None
+    if distances is not None:
+        assert position is not None
+        terms = position.terms(query, distances)
+        if terms is None:
+            return None
+        query, relative, scale = terms
+    return short_attention(
+        *(query, key, value),
+        scale=scale,
+        bias=bias,
+        is_causal=is_causal,
+        relative=relative,
+        dropout=dropout,
+    )
+
+
+def serves_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> bool:
+    """Return whether ``short_attention`` computes on these: the machine, dtypes and sizes fit.
+
+    ``query`` (B, H, T, d), ``key`` and ``value`` (B, G, K, d), ``bias`` as in it.
+    """
+    if query.shape[-2] * key.shape[-2] > MAX_CELLS or not query.numel() or not key.numel():
+        return False
+    if bias is not None and (bias.requires_grad or bias.dim() != 4 or bias.shape[1] != 1):
+        return False
+    return native.serves(query, key, value, bias)
+
+
+def short_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    is_causal: bool = False,
+    relative: RelativeTerms | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return softmax(scale · logits + bias) @ value, (B, H, T, d).
+
+    ``query`` (B, H, T, d), ``key`` and ``value`` (B, G, K, d), where key head h // (H / G) serves
+    head h; ``bias`` (1 or B, 1, 1 or T, K). ``is_causal``: query t sees keys 0 … t. The logits are
+    q·k or, with ``relative``, (q + content)·k + (q + position)·table. ``dropout`` is the
+    probability that a weight is dropped; the draws are those of ``F.dropout`` on the weights.
+    """
+    dropped = None
+    if dropout:
+        cells = (*query.shape[:3], key.shape[-2])
+        dropped = F.dropout(torch.ones(cells, dtype=query.dtype), dropout)
+    terms = relative or (None, None, None)
+    return torch.ops.moeut_native.attention(
+        query, key, value, bias, *terms, dropped, scale, is_causal and bias is None
+    )

@@ -70,6 +70,12 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "multi_hop": LazyTask("tasks.multi_hop", "MultiHop"),
     "reachability": LazyTask("tasks.reachability", "Reachability"),
     "path_star": LazyTask("tasks.path_star", "PathStar"),
+    "edit_distance": LazyTask("tasks.edit_distance", "EditDistance"),
+    "cellular": LazyTask("tasks.cellular", "Cellular"),
+    "operand_addition": LazyTask("tasks.operand_addition", "OperandAddition"),
+    "dag_arithmetic": LazyTask("tasks.dag_arithmetic", "DagArithmetic"),
+    "modular_expression": LazyTask("tasks.modular_expression", "ModularExpression"),
+    "looped": LazyTask("tasks.looped", "Looped"),
     "prefix_sums": LazyTask("tasks.prefix_sums", "PrefixSums"),
     "language": LazyTask("tasks.language.task", "Language"),
 }

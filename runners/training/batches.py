@@ -75,6 +75,10 @@ class Columns(abc.ABC):
             device: where the tensors go.
         """
 
+    def longest(self, rows: np.ndarray) -> int:
+        """Return the most tokens that the model reads of one of some rows (B,)."""
+        return int(self.shape[rows].max())
+
     def order(self, *, batch_size: int, tokens_per_batch: int | None, seed: int) -> Order:
         """Return which rows the batch of a step holds, as ``BatchOrder`` takes its arguments."""
         return BatchOrder(

@@ -187,7 +187,7 @@ class Loop:
             seed=self.seed,
             step=self.position.step,
             rows=len(share.rows),
-            length=int(self.columns.shape[share.rows].max()),
+            length=self.columns.longest(share.rows),
         )
         for index, (part, count) in enumerate(share.parts):
             call = functools.partial(

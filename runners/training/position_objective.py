@@ -104,6 +104,12 @@ class PositionColumns(Columns):
         """Return (N, 1): tokens that the model reads of each row."""
         return self.lengths[:, None] + 1
 
+    def longest(self, rows: np.ndarray) -> int:
+        """Return the most tokens that the model reads of one of some rows (B,)."""
+        if not self.is_endless:
+            return super().longest(rows)
+        return int(self.blocks.rows(rows).lengths.max()) + 1
+
     def order(self, *, batch_size: int, tokens_per_batch: int | None, seed: int) -> Order:
         """Return which rows the batch of a step holds: of an endless split the next ones."""
         if not self.is_endless:

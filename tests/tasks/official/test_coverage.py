@@ -11,16 +11,7 @@ NOT_COMPARED = {
 
 
 PENDING = [
-    "arithmetic_expression_mod.tsv",
     "dihedral.tsv",
-    "edit_distance.tsv",
-    "looped_tf/addition.tsv",
-    "looped_tf/copy.tsv",
-    "looped_tf/dict.tsv",
-    "looped_tf/modulo10.tsv",
-    "looped_tf/multi.tsv",
-    "looped_tf/parity.tsv",
-    "looped_tf/sum_reverse.tsv",
     "maze_unique.tsv",
     "reasoning_gym.jsonl",
     "sudoku_augment.tsv",

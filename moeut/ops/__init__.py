@@ -8,18 +8,19 @@ on a CPU and works everywhere, ``triton`` is for GPUs (``moeut.ops.triton.tuning
 its kernels and finds their block sizes ahead of time). From the top down:
 
 * ``interface`` checks arguments and hands them to the backend that ``backend`` chooses;
-* ``grouped`` walks through ``blocks`` of rows, whose products ``cpu_routine`` gives to the faster
+* ``products`` chooses who multiplies: dense layers, and the rows of one expert;
+* ``native`` holds operations in C++ for float32 on some CPUs;
+* ``grouped`` walks through ``blocks`` of rows, whose products it gives to the faster
   of PyTorch's and oneDNN's routines;
-* ``dense`` chooses who multiplies a dense layer, of which ``native`` holds the C++ for some CPUs;
 * ``triton/operators`` registers what ``triton/compute`` computes by the launches of
   ``triton/launch``;
 * ``shared`` casts a weight once for all applications of a pass.
 """
 
 from moeut.ops.backend import available_backends, resolve_backend
-from moeut.ops.dense import Linear, linear
 from moeut.ops.dispatch import Dispatch
 from moeut.ops.interface import expert_linear, expert_mlp
+from moeut.ops.products import Linear, linear
 from moeut.ops.shared import SharedWeight, SharedWeights
 
 __all__ = [

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moeut.ops.cpu_routine import MAX_BLOCK_ROWS, Routine, choose_routine, padded_rows
+from moeut.ops.products import MAX_BLOCK_ROWS, Routine, choose_routine, padded_rows
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 

@@ -28,7 +28,7 @@ import torch
 
 from moeut.ops import resolve_backend
 from moeut.ops.backend import has_triton
-from moeut.ops.cpu_routine import onednn_is_faster
+from moeut.ops.products import onednn_is_faster
 from runners.bench.command import (
     add_device_options,
     add_peer_option,

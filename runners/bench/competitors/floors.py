@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moeut.ops import Dispatch
-from moeut.ops.cpu_routine import ONEDNN, onednn_is_faster
+from moeut.ops.products import ONEDNN, onednn_is_faster
 
 
 def experts_use_onednn(x: Tensor) -> bool:

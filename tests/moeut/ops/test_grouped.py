@@ -6,7 +6,7 @@ import pytest
 import torch
 from expert_cases import ROUTINGS, make_case
 
-from moeut.ops import Dispatch, blocks, cpu_routine, expert_linear, expert_mlp, grouped
+from moeut.ops import Dispatch, blocks, expert_linear, expert_mlp, grouped, products
 
 OPERATIONS = ("mlp", "up", "down", "value", "output")
 
@@ -149,8 +149,8 @@ def test_a_slot_without_an_expert_is_not_looked_at(operation):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_uninitialised_memory_does_not_leak(operation, dtype, monkeypatch):
     """With fresh memory full of NaN, and rows padded, every number is the same as without."""
-    monkeypatch.setattr(cpu_routine, "MIN_ONEDNN_WORK", 0)
-    monkeypatch.setattr(cpu_routine, "onednn_is_faster", torch.backends.mkldnn.is_available)
+    monkeypatch.setattr(products, "MIN_ONEDNN_WORK", 0)
+    monkeypatch.setattr(products, "onednn_is_faster", torch.backends.mkldnn.is_available)
     case = make_case(operation, 63, "empty experts")
     expected = case.run("grouped", dtype)
     torch.use_deterministic_algorithms(True)  # fills empty tensors with NaN
@@ -168,8 +168,8 @@ def test_uninitialised_memory_does_not_leak(operation, dtype, monkeypatch):
 def test_low_precision_loses_no_more_than_the_reference(operation, dtype, onednn, monkeypatch):
     if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("PyTorch without oneDNN")
-    monkeypatch.setattr(cpu_routine, "MIN_ONEDNN_WORK", 0)
-    monkeypatch.setattr(cpu_routine, "onednn_is_faster", lambda: onednn)
+    monkeypatch.setattr(products, "MIN_ONEDNN_WORK", 0)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn)
     case = make_case(operation, 100, width=34, inner=21)
     case.inputs = {name: tensor.to(dtype).double() for name, tensor in case.inputs.items()}
     exact = case.run("reference")

@@ -1,9 +1,13 @@
-"""Choose the routine that multiplies matrices: ``torch.mm``, or on some CPUs oneDNN.
+"""Who multiplies: dense layers, and the rows of one expert.
 
-``torch.mm`` serves every device and dtype. On a CPU with AVX-512 that is not Intel's, MKL (which
-serves float32 ``torch.mm``) reaches half the rate of oneDNN, so float32 blocks of more than a few
-rows go to oneDNN there. The choice depends on the machine and the number of rows alone and never on
-a timing, so that a resumed run repeats the bits of the first.
+Every dense product of a model goes through ``linear``. On a CPU with AVX-512 that is not Intel's,
+where MKL (which serves float32 ``torch.mm``) reaches half of the machine's rate, it calls the C++
+operations of ``moeut.ops.native``; elsewhere, for other dtypes, and in compiled graphs (where
+Inductor chooses) it is ``torch.nn.functional.linear``. Where there is no C++ compiler, products of
+more than a few rows go to oneDNN, by a ``Routine``.
+
+The choice depends on the machine, the dtype and the size alone, never on a timing, so that a
+resumed run repeats the bits of the first.
 """
 
 from __future__ import annotations
@@ -11,10 +15,13 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeut.ops import native
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +30,10 @@ MAX_BLOCK_ROWS = 1024
 
 MIN_ONEDNN_WORK = 1_500_000
 """Multiplications of a product from which on oneDNN's rate outweighs its cost per call (10 µs)."""
+
+
+MIN_NATIVE_ROWS = 8
+"""Rows from which on packing a weight pays."""
 
 
 class Routine(Protocol):
@@ -111,3 +122,54 @@ def onednn_is_faster() -> bool:
         return False
     logger.info("float32 expert matmuls use oneDNN: MKL is slower on an AVX-512 CPU not Intel's")
     return True
+
+
+# --- dense layers -----------------------------------------------------------------------
+
+
+class Linear(nn.Linear):
+    """A dense layer of these models: the parameters of ``nn.Linear``, multiplied by ``linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x Wᵀ + b, (..., I) to (..., O)."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """Return x Wᵀ + b of ``x`` (..., I), ``weight`` (O, I) and ``bias`` (O): (..., O).
+
+    With ``relu`` the result's negative elements are 0, which costs no pass of its own. Differs from
+    ``torch.nn.functional.linear`` by rounding at most; under autocast it is that.
+    """
+    if native.is_float32(x, weight, bias):
+        num_rows = x.numel() // max(x.shape[-1], 1)
+        if num_rows >= MIN_NATIVE_ROWS and native.why_not() is None:
+            return torch.ops.moeut_native.linear(x, weight, bias, relu)
+        if num_rows * weight.numel() >= MIN_ONEDNN_WORK and onednn_is_faster():
+            y = _Onednn.apply(x, weight, bias)
+            return F.relu(y) if relu else y
+    y = F.linear(x, weight, bias)
+    return F.relu(y) if relu else y
+
+
+class _Onednn(torch.autograd.Function):
+    """A dense layer by oneDNN, called from Python: for where there is no C++ compiler."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, "none", [], "")
+        return y.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        rows, grad = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        return (
+            ONEDNN.product(grad, weight).view(x.shape) if need_x else None,
+            ONEDNN.product(grad.t(), rows) if need_weight else None,
+            grad.sum(0) if need_bias else None,
+        )

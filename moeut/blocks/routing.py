@@ -29,7 +29,8 @@ class RoutingContext:
     """(B, T) True at real tokens; None: all are. Padding gets no expert and no share in a loss."""
 
     share: Tensor | None = None
-    """(B, 1, T) weight of each token in its row's mean; sums to 1, or to 0 without real tokens."""
+    """(B, 1, T) weight of each token in its row's mean; sums to 1, or to 0 without real tokens.
+    Of packed tokens (1, B, M): in the mean of each row."""
 
     balance: bool = False
     """Whether to record what the balance loss needs."""
@@ -91,10 +92,27 @@ class RoutingContext:
         real = active if self.real is None else active & self.real
         if not self.balance:
             return replace(self, real=real)
+        share = self._share_of(real, dtype)
+        return replace(self, real=real, share=share.unsqueeze(1), mass=share.sum(dim=1))
+
+    def packed(self, active: Tensor, tokens: Tensor, dtype: torch.dtype) -> RoutingContext:
+        """Return the context of ``tokens`` (M,), packed into one row, of the ``active`` (B, T).
+
+        They are all real. Shares are as in ``among``.
+        """
+        if not self.balance:
+            return replace(self, real=None)
+        share = self._share_of(active, dtype)
+        batch, length = active.shape
+        rows = torch.arange(batch, device=tokens.device).unsqueeze(1) == tokens // length  # (B, M)
+        of_tokens = rows * share.flatten().index_select(0, tokens)
+        return replace(self, real=None, share=of_tokens.unsqueeze(0), mass=share.sum(dim=1))
+
+    def _share_of(self, active: Tensor, dtype: torch.dtype) -> Tensor:  # (B, T)
+        """Return the part of its row's real tokens that each active one is, 0 for others."""
         count = active.shape[1] if self.real is None else self.real.sum(dim=1, keepdim=True)
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        share = real.to(exact) / torch.as_tensor(count, device=real.device).clamp_min(1)
-        return replace(self, real=real, share=share.unsqueeze(1), mass=share.sum(dim=1))
+        return active.to(exact) / torch.as_tensor(count, device=active.device).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -197,9 +215,9 @@ def mean_probability(logits: Tensor, context: RoutingContext) -> Tensor:
     probability = logits.softmax(dim=-1)
     if context.share is None:
         return probability.mean(dim=1)
-    # (B, 1, T) @ (B, T, H·E): a row's mean as one product.
+    # (B, 1, T) @ (B, T, H·E): a row's mean as one product. Packed: (1, B, M) @ (1, M, H·E).
     share = context.share.to(probability.dtype)
-    return (share @ probability.flatten(2)).view(logits.shape[0], *logits.shape[2:])
+    return (share @ probability.flatten(2)).view(-1, *logits.shape[2:])
 
 
 def record(logits: Tensor, routes: Routes, context: RoutingContext) -> RouterRecord | None:
@@ -229,7 +247,8 @@ def route(
     recorded. Its gates are 0 where there is no expert; of equal logits it takes the first expert.
     """
     num_experts = logits.shape[-1]
-    plain = context.trace or logits.dtype != torch.float32
+    is_packed = context.share is not None and context.share.shape[1] > 1
+    plain = context.trace or is_packed or logits.dtype != torch.float32
     if not plain and resolve_backend("auto", logits.device, logits.dtype) == "triton":
         from moeut.ops.triton import router as triton_router
 

@@ -92,6 +92,7 @@ class StackCache:
         self._keys: list[Tensor | None] = [None] * num_applications
         self._values: list[Tensor | None] = [None] * num_applications
         self._others: dict[str, list[Tensor | None]] = {}
+        self._active: list[Tensor | None] = [None] * num_applications
         self._lengths: int | Tensor = 0  # a number as long as all rows agree
         self._longest = 0  # at least the longest row
         self._batch: int | None = None
@@ -147,6 +148,23 @@ class StackCache:
         stored = self._others.setdefault(name, [None])
         return _write(stored, 0, new.unsqueeze(1), self._window).squeeze(1)
 
+    def load(self, application: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of all columns that an application has stored up to now."""
+        assert self._window is not None
+        key, value = self._keys[application], self._values[application]
+        assert key is not None
+        assert value is not None
+        return key[:, :, : self._window.num_keys], value[:, :, : self._window.num_keys]
+
+    def take_part(self, application: int, active: Tensor) -> Tensor:
+        """Note which new tokens take part, ``active`` (B, T); return it of all columns (B, K).
+
+        An application in which tokens that do not are hidden has to say it in every pass.
+        """
+        assert self._window is not None
+        new = active[:, None, :, None]
+        return _write(self._active, application, new, self._window)[:, 0, :, 0]
+
     def finish(self) -> None:
         """Count the tokens of the pass that ``begin`` started as read."""
         self._lengths, self._longest = self._next
@@ -166,6 +184,7 @@ class StackCache:
             name: [_select(tensor, rows) for tensor in stored]
             for name, stored in self._others.items()
         }
+        chosen._active = [_select(tensor, rows) for tensor in self._active]
         chosen.sources = [[one.select(rows) for one in of_layer] for of_layer in self.sources]
         chosen._lengths, chosen._longest = self._lengths, self._longest
         if not isinstance(self._lengths, int):

@@ -54,6 +54,13 @@ class Step(NamedTuple):
     """(B, T) number of the repeat that each token is in, from 0, where tokens have a depth of their
     own; None: ``Place.repeat``."""
 
+    columns: Tensor | None = None
+    """(B, N) ascending columns of the tokens that take part, where all rows have as many and it is
+    known how many: then nothing has to wait for a count. None: ``active`` alone says who."""
+
+    is_alone: bool = False
+    """Whether tokens that take part see one another alone, and not those that do not."""
+
 
 class Verdict(NamedTuple):
     """What a run has come to."""

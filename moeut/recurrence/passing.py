@@ -16,6 +16,7 @@ from moeut.blocks import masks, routing
 from moeut.blocks.attention import AttentionContext, Participation, Source
 from moeut.blocks.layer import Layer, LayerOutput
 from moeut.blocks.neighbours import TokenRow
+from moeut.blocks.packing import Packing
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
 from moeut.ops import SharedWeights
 from moeut.recurrence.cache import Window
@@ -56,6 +57,9 @@ class Passing:
             inputs.trace or inputs.read_repeats is not None
         )
         self._held: dict[int, Source] = {}
+        self._window = window
+        # Who takes part now, how they are packed, and what they see: the same for a whole repeat.
+        self._packed: tuple[Tensor, Packing, AttentionContext, RoutingContext] | None = None
         self._without_gradient: SharedWeights | None = None
         self.context = self._self_attention(x, window)
         self.cross_context, self.sources, self.source_routing = self._read_memory(x)
@@ -67,13 +71,18 @@ class Passing:
             self._without_gradient = self._share_weights(self.hidden[0])
         return self._without_gradient
 
-    def _added_values(self, layer: int) -> Callable[[Tensor], Tensor] | None:
+    def _added_values(
+        self, layer: int, packing: Packing | None
+    ) -> Callable[[Tensor], Tensor] | None:
         """Return what gives the value embeddings of a layer; None: it has none."""
         name = str(layer)
         if name not in self._value_embeddings:
             return None
         assert self.inputs.tokens is not None
-        return functools.partial(self._value_embeddings[name], self.inputs.tokens)
+        tokens = self.inputs.tokens
+        if packing is not None:
+            tokens = packing.take(tokens.unsqueeze(-1)).squeeze(-1)
+        return functools.partial(self._value_embeddings[name], tokens)
 
     def apply_once(self, place: Place, x: Tensor, *, record: bool = True) -> Tensor:
         """Return the state (B, T, D) after an application outside the repeats.
@@ -95,29 +104,17 @@ class Passing:
         place: Place,
         step: Step,
         *,
+        others: Tensor | None = None,
         without_gradient: bool = False,
         keep: bool = False,
         record: bool = True,
     ) -> Tensor:
-        """Return the state (B, T, D) after one application, and ``record`` what it decided."""
-        context, cross_context = self.context, self.cross_context
-        routed = replace(
-            context.routing,
-            place=place,
-            modulation=step.modulation,
-            added_values=self._added_values(place.layer),
-        )
-        if without_gradient:
-            routed = replace(routed, weights=self._weights_without_gradient())
-        of_source = None
-        if step.active is not None:
-            # Who sits out holds keys and values of an application before; without one, all of them
-            # are computed.
-            if place.layer not in self._held and not step.by_row:
-                of_source = routed.among(torch.ones_like(step.active), step.x.dtype)
-            routed = routed.among(step.active, step.x.dtype)
-        context = replace(context, routing=routed, routing_of_source=of_source)
-        cross_context = cross_context and replace(cross_context, routing=routed)
+        """Return the state (B, T, D) after one application, and ``record`` what it decided.
+
+        Tokens that take no part have the state of ``others`` (B, T, D), left out: what was read.
+        """
+        packing = self._pack(place, step)
+        context, cross_context = self._contexts(place, step, packing, without_gradient)
         participation = None
         if keep:
             participation = Participation(step.active, self._held.get(place.layer))
@@ -131,17 +128,105 @@ class Passing:
             application=place.application,
             participation=participation,
         )
+        x = step.x if packing is None else packing.take(step.x)
         recompute = self.inputs.activation_checkpointing and self.inputs.cache is None
         output: LayerOutput
         if recompute and torch.is_grad_enabled():
-            output = checkpoint(layer, step.x, use_reentrant=False)
+            output = checkpoint(layer, x, use_reentrant=False)
         else:
-            output = layer(step.x)
+            output = layer(x)
         if output.kept is not None:
             self._held[place.layer] = output.kept
         if record:
             self.records.append((place, output.record))
+        others = step.x if others is None else others
+        if packing is not None:
+            return packing.put(output.x, others)
+        if step.active is not None:
+            return torch.where(step.active.unsqueeze(-1), output.x, others)
         return output.x
+
+    def _contexts(
+        self, place: Place, step: Step, packing: Packing | None, without_gradient: bool
+    ) -> tuple[AttentionContext, AttentionContext | None]:
+        """Return what self-attention and cross-attention of an application need to know."""
+        context, cross_context = self.context, self.cross_context
+        routed = replace(
+            context.routing,
+            place=place,
+            modulation=step.modulation,
+            added_values=self._added_values(place.layer, packing),
+        )
+        if without_gradient:
+            routed = replace(routed, weights=self._weights_without_gradient())
+        of_source = None
+        if packing is not None:
+            assert self._packed is not None
+            _, _, context, shares = self._packed
+            modulation = step.modulation
+            if modulation is not None and modulation[0].dim() == 3:  # by tokens (B, T, D)
+                modulation = packing.take(modulation[0]), packing.take(modulation[1])
+            routed = replace(
+                routed, real=None, share=shares.share, mass=shares.mass, modulation=modulation
+            )
+        elif step.active is not None:
+            # Who sits out holds keys and values of an application before; without one, all of them
+            # are computed.
+            if place.layer not in self._held and not step.by_row:
+                of_source = routed.among(torch.ones_like(step.active), step.x.dtype)
+            routed = routed.among(step.active, step.x.dtype)
+        if step.is_alone and (packing is None or not packing.is_alone):
+            visible = self._visible(place, step)
+            context = context.hiding_others(visible, step.x)
+        context = replace(context, routing=routed, routing_of_source=of_source)
+        if cross_context is not None and packing is not None:
+            cross_context = cross_context.packed_across(packing, routed)
+        elif cross_context is not None:
+            cross_context = replace(cross_context, routing=routed)
+        return context, cross_context
+
+    def _visible(self, place: Place, step: Step) -> Tensor:
+        """Return which keys (B, K) take part in an application, where others are not seen."""
+        active = step.active
+        if active is None:
+            active = torch.ones(step.x.shape[:2], dtype=torch.bool, device=step.x.device)
+        if self.inputs.real is not None:
+            active = active & self.inputs.real
+        cache = self.inputs.cache
+        return active if cache is None else cache.take_part(place.application, active)
+
+    def _pack(self, place: Place, step: Step) -> Packing | None:
+        """Return how the tokens of an application are packed; None: it is applied to all of them.
+
+        Others have to hold keys and values already, or nobody may look for them. A compiled graph
+        needs to know how many there are, and a trace is one of all tokens.
+        """
+        active = step.active
+        if active is None or step.key_value_source is not None or self.inputs.trace:
+            return None
+        layer = self._layers[place.layer]
+        if layer.feed_forward.reads_neighbours or not self.options.attention.has_keys:
+            return None
+        if place.layer not in self._held and not (step.by_row or step.is_alone):
+            return None
+        if torch.compiler.is_compiling() and step.columns is None:
+            return None
+        if self._packed is not None and self._packed[0] is active:
+            return self._packed[1]
+        real, inputs = self.inputs.real, self.inputs
+        columns = step.columns if real is None else None
+        taking_part = active if real is None else active & real
+        counts = self.options.attention.counts_columns or self.context.distances is not None
+        # Where it counts in which column a key is, others are masked, and keys stay in their own.
+        is_alone = step.is_alone and not counts and inputs.cache is None
+        packing = Packing.of(taking_part, columns, is_alone=is_alone)
+        self._packed = None
+        if packing is not None:
+            window = self._window
+            context = self.context.packed(packing, window.positions, window.num_keys, step.x)
+            shares = self.context.routing.packed(taking_part, packing.tokens, step.x.dtype)
+            self._packed = (active, packing, context, shares)
+        return packing
 
     def balance_losses(self) -> list[Tensor]:
         """Return the balance loss of each router, summed over the distinct ones of that name."""

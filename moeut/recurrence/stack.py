@@ -287,11 +287,13 @@ class DepthStack(nn.Module):
                         step = run.before(place, step)
                 if step is None:
                     break
-                result = passing.apply(place, step, without_gradient=cut, keep=len(runs) > 0)
+                # Who takes no part stays as before, and before any injection.
+                kept = len(runs) > 0
+                result = passing.apply(place, step, others=x, without_gradient=cut, keep=kept)
                 if place.is_last and self.repeat_norm is not None:
-                    result = self.repeat_norm(result)
-                if step.active is not None:  # the others stay as they were before any injection
-                    result = torch.where(step.active.unsqueeze(-1), result, x)
+                    normed = self.repeat_norm(result)
+                    active = step.active
+                    result = normed if active is None else torch.where(active[..., None], normed, x)
                 for run in reversed(runs):
                     result = run.after(place, step, result)
                 x = result

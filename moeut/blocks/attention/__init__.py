@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from moeut.blocks.attention.base import (
-    Attention,
+from moeut.blocks.attention.base import Attention, AttentionOptions
+from moeut.blocks.attention.context import (
     AttentionContext,
-    AttentionOptions,
     AttentionOutput,
     KeyValueStore,
     Participation,

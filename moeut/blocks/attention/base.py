@@ -11,8 +11,7 @@ the norm placement is ``peri``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,107 +19,22 @@ from torch.nn import functional as F
 
 from moeut import ops
 from moeut.blocks.attention import brief
+from moeut.blocks.attention.context import (
+    AttentionContext,
+    AttentionOutput,
+    KeyValueStore,
+    Participation,
+    Source,
+)
 from moeut.blocks.attention.options import AttentionOptions
 from moeut.blocks.own import Relaxable
 from moeut.blocks.positions import (
-    Distances,
     NoPosition,
     PositionOptions,
-    RotaryTables,
     rotate,
 )
 from moeut.blocks.roles import Roles, constant, linear
 from moeut.blocks.routing import RouterRecord, RoutingContext
-
-
-@dataclass(frozen=True)
-class AttentionContext:
-    """What all applications of one forward pass share: masks, positions and routing."""
-
-    bias: Tensor | None = None
-    """(1 or B, 1, T or 1, K) added to the logits: 0, or -inf where attention is not allowed."""
-
-    is_causal: bool = False
-    """Causal with queries and keys in the same columns, so that no bias is needed."""
-
-    rotary: RotaryTables | None = None
-    """Angles of the positions of queries and new keys, which are the same tokens."""
-
-    distances: Distances | None = None
-    """Distances between queries and keys, for a relative position."""
-
-    columns: Tensor | None = None
-    """(T,) or (B, T) column of each query among the keys; None where keys are another sequence."""
-
-    routing: RoutingContext = field(default_factory=RoutingContext)
-    """The routing context of the queries, and of keys and values unless they have their own."""
-
-    routing_of_source: RoutingContext | None = None
-    """The routing context of keys and values, where they are computed for other tokens."""
-
-
-class Source(NamedTuple):
-    """Projected keys and values that queries from elsewhere attend to."""
-
-    key: Tensor
-    """(B, G, K, d)"""
-
-    value: Tensor
-    """(B, G, K, d)"""
-
-    record: RouterRecord | None = None
-    """What the value router decided."""
-
-    def select(self, rows: Tensor) -> Source:
-        """Keep the given rows of the batch, (N,) int64."""
-        return Source(self.key.index_select(0, rows), self.value.index_select(0, rows))
-
-
-class AttentionOutput(NamedTuple):
-    """What an attention returns."""
-
-    output: Tensor
-    """(B, T, D)"""
-
-    routers: dict[str, RouterRecord]
-    """What its routers decided, by their names."""
-
-    weights: Tensor | None
-    """(B, H, T, K) after the softmax, traced only."""
-
-    kept: Source | None = None
-    """Keys and values that later applications carry forward, if asked for."""
-
-
-class Participation(NamedTuple):
-    """Which tokens take part in an application, and what the others have left behind."""
-
-    active: Tensor | None = None
-    """(B, T) True at tokens that take part; None: all do."""
-
-    held: Source | None = None
-    """Keys and values of the last application of the same layer, for tokens that do not."""
-
-    def merge(self, key: Tensor, value: Tensor) -> Source:
-        """Return new keys and values (B, G, T, d) of active tokens beside the held of others."""
-        if self.active is None or self.held is None:
-            return Source(key, value)
-        here = self.active[:, None, :, None]
-        return Source(
-            torch.where(here, key, self.held.key), torch.where(here, value, self.held.value)
-        )
-
-
-class KeyValueStore(Protocol):
-    """Keys and values of earlier tokens, which a pass adds to."""
-
-    def store(self, application: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Take up new keys and values (B, G, T, d); return those of all tokens (B, G, K, d).
-
-        ``application`` is the number of the layer's application in the pass: a layer that is
-        applied many times has as many keys of each token.
-        """
-
 
 Decision = TypeVar("Decision")
 """What a kind decides of a token before it projects: gates, or experts and gates."""
@@ -233,9 +147,10 @@ class Attention(Relaxable, Generic[Decision]):
         With ``cache``, new keys and values join those that application number ``application`` of
         the stack has stored, and all of them are attended to. With ``participation``, tokens that
         take no part keep the keys and values that they held, and the output has them all in
-        ``kept``.
+        ``kept``. Packed tokens are (1, M, D), see ``AttentionContext.packing``.
         """
-        if source is None:
+        is_held = participation is not None and participation.stored is not None
+        if source is None and not is_held:
             # One product for queries and keys: (B, T, (H+G)·d) -> (B, H+G, T, d), queries first.
             heads = [self.num_heads, self.num_key_heads]
             both = self._split_heads(self._query_and_key(routed, context), sum(heads))
@@ -250,28 +165,51 @@ class Attention(Relaxable, Generic[Decision]):
             value = self.values(plain, value_decision, context.routing)
             if context.routing.added_values is not None:
                 value = value + context.routing.added_values(routed).to(value.dtype)
+            kept = Source(key, value, value_record)
         else:
             query = self.project("query", routed, context.routing.repeat)
-            query = self._split_heads(query, self.num_heads)
-            key, value, value_record = source
-            # Only self-attention with keys from elsewhere has positions here, and its source has
-            # the same columns as its queries. An encoder's output has none.
-            query, key = self._place(query, context), self._place(key, context)
+            query = self._place(self._split_heads(query, self.num_heads), context)
             output_decision, output_record = self.decide_outputs(routed, context.routing)
-        kept = None
-        if participation is not None:
-            kept = participation.merge(key, value)
-            key, value = kept.key, kept.value
+            if source is not None:
+                # Only self-attention with keys from elsewhere has positions here, and its source
+                # has the same columns as its queries. An encoder's output has none.
+                kept = source._replace(key=self._place(source.key, context))
+            else:
+                assert participation is not None
+                assert participation.held is not None
+                kept = participation.held._replace(record=None)
+        value_record = kept.record
+        if participation is not None and not is_held:
+            kept = participation.merge(kept.key, kept.value, context.packing)
+        key, value = kept.key, kept.value
         if cache is not None:  # keys are stored rotated: their positions never change
-            key, value = cache.store(application, key, value)  # (B, G, T, d) -> (B, G, K, d)
-        if self.num_key_heads < self.num_heads:
-            group = self.num_heads // self.num_key_heads
-            key, value = (kept.repeat_interleave(group, dim=1) for kept in (key, value))
-        attended, weights = self.attend(query, key, value, context, routed)
+            if participation is not None and participation.stored is not None:
+                key, value = cache.load(participation.stored)
+            else:
+                key, value = cache.store(application, key, value)  # (B, G, T, d) -> (B, G, K, d)
+        attended, weights = self._attend_rows(query, key, value, context, routed)
         output = self.outputs(attended.transpose(1, 2), output_decision, context.routing)
         records = {"value": value_record, "output": output_record}
         routers = {name: record for name, record in records.items() if record is not None}
-        return AttentionOutput(output, routers, weights, kept)
+        return AttentionOutput(output, routers, weights, None if participation is None else kept)
+
+    def _attend_rows(
+        self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext, routed: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend as ``attend`` does, with key heads that are shared and queries that are packed."""
+        packing = context.packing
+        if packing is not None and packing.is_empty:
+            return query, None
+        if self.num_key_heads < self.num_heads:
+            group = self.num_heads // self.num_key_heads
+            key, value = (heads.repeat_interleave(group, dim=1) for heads in (key, value))
+        if packing is None:
+            return self.attend(query, key, value, context, routed)
+        if not packing.is_alone or context.columns is None:
+            key, value = packing.of_rows(key), packing.of_rows(value)
+        routed = packing.spread(routed.unsqueeze(1)).squeeze(1)
+        attended, _ = self.attend(packing.spread(query), key, value, context, routed)
+        return packing.pack(attended), None
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext, routed: Tensor

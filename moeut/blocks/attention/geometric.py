@@ -43,6 +43,7 @@ class GeometricAttention(DenseAttention):
     """
 
     kind: ClassVar[str] = "geometric"
+    counts_columns: ClassVar[bool] = True
     refused_positions: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("rotary", "relative", "fire"),
         "it tells distance and direction by itself where they would act; expected position.kind "

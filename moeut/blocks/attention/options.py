@@ -27,6 +27,10 @@ class AttentionOptions(Options):
 
     refused_positions: ClassVar[Mapping[str, str]] = {}
     """Kinds of position that it cannot be combined with, and why."""
+    counts_columns: ClassVar[bool] = False
+    """Whether it looks at how many columns a key is away."""
+    has_keys: ClassVar[bool] = True
+    """Whether tokens look at keys, so that it can be computed for some of them."""
     num_heads: int = 4
     """Attention heads (H)."""
     head_size: int = derived()

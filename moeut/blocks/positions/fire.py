@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from moeut.blocks.packing import Packing
 from moeut.blocks.positions.base import LogitPosition, PositionOptions, PositionTables
 from moeut.blocks.roles import Role, Roles, constant, linear
 from moeut.ops import Linear
@@ -78,6 +79,13 @@ class FirePlaces(NamedTuple):
 
     keys: Tensor
     """(K,) or (B, K)"""
+
+    def packed(self, packing: Packing) -> FirePlaces:
+        """Return the places of packed queries."""
+        batch, length, _ = packing.shape
+        rows = packing.of_rows(self.queries.expand(batch, length))
+        keys = self.keys if self.keys.dim() == 1 else packing.of_rows(self.keys)
+        return FirePlaces(rows.gather(1, packing.columns()), keys)
 
 
 class FirePosition(LogitPosition):

@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from moeut.blocks.packing import Packing
 from moeut.blocks.positions.added import sinusoids
 from moeut.blocks.positions.base import (
     LogitPosition,
@@ -85,6 +86,20 @@ class Distances(NamedTuple):
 
     key_positions: Tensor | None = None
     """(B, K) position of each key; None: its column."""
+
+    def packed(self, packing: Packing) -> Distances:
+        """Return the distances of packed queries."""
+        key_positions = self.key_positions
+        if key_positions is not None:
+            key_positions = packing.of_rows(key_positions)
+        if self.columns is not None:
+            columns = packing.of_queries(self.columns)
+        else:
+            length = packing.shape[1]
+            keys = torch.arange(self.table.shape[0] - length, device=self.table.device)
+            columns = keys - packing.columns().unsqueeze(-1) + length - 1  # (R, N, K)
+            columns = columns.unsqueeze(1)
+        return self._replace(columns=columns, key_positions=key_positions)
 
 
 def regular_distances(

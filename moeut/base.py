@@ -22,7 +22,7 @@ class Model(nn.Module):
         """Recompute each layer in the backward pass instead of keeping its activations."""
         self.exit_rule: ExitRule | None = None
         """When tokens leave in evaluation (a decoder's, if there is one); it is not saved."""
-        self.embedding = Embedding(config.vocabulary_size, config.d_model)
+        self.embedding = Embedding(config.vocabulary_size, config.embedding_size)
         self.head: Head
 
     def save(self, directory: str | Path) -> None:
@@ -44,4 +44,5 @@ class Model(nn.Module):
 
     def _read_out(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the logits of what a stack returned, states (B, T, D)."""
-        return self.head(states, self.embedding.weight)
+        decoder = getattr(self, "decoder", None)
+        return self.head(states, self.embedding.weight, decoder and decoder.adapter)

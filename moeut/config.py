@@ -119,6 +119,11 @@ class Blueprint(Options):
     """Share the output projection with the embedding of the output vocabulary."""
     head_bias: bool = True
     """Bias of the output projection."""
+    embedding_size: int = derived()
+    """Width of the embeddings (E), which a projection brings to d_model; left out: d_model."""
+    head_projection: bool = derived()
+    """Projection from d_model to the width of embeddings before the output projection; left out:
+    where the two differ. With ``tie_embeddings`` that of the embeddings, transposed, is used."""
     logit_scale: float = 1.0
     """Factor on the logits of a vocabulary."""
     logit_cap: float | None = None
@@ -182,8 +187,12 @@ class Blueprint(Options):
             feed_forward=feed_forward,
             update=update,
             final_norm=not is_normed if final_norm is None else final_norm,
+            **self._embedding_sizes(),
             encoder_depth=None if self.encoder_depth == self.depth else self.encoder_depth,
         )
+        if self.state.output == "feed_forward" and feed_forward.has_router():
+            said = "takes a feed-forward without a router, which needs to know who is padding"
+            raise OptionError("state.output", "feed_forward", said)
         if self.state.output == "final_norm":
             said = "needs final_norm, which it uses a second time"
             require(self.final_norm, "state.output", "final_norm", said)
@@ -256,6 +265,22 @@ class Blueprint(Options):
             said = "cannot be combined with halting, which begins anew in every pass"
             require(plain["halting"], "carry.steps", steps, said)
 
+    def _embedding_sizes(self) -> dict[str, Any]:
+        """Return the options of the embeddings' width that are left out."""
+        size: int | None = self.embedding_size
+        require_positive(self, "embedding_size")
+        size = self.d_model if size is None else size
+        projected: bool | None = self.head_projection
+        narrow = size != self.d_model
+        said = "is needed where embedding_size is not d_model"
+        require(not narrow or projected is not False, "head_projection", projected, said)
+        if narrow and self.prefix.rows:
+            raise OptionError("embedding_size", size, "cannot be combined with a prefix")
+        return {
+            "embedding_size": size,
+            "head_projection": narrow if projected is None else projected,
+        }
+
     def _fill_in(self, **values: Any) -> None:
         """Set options of this object, which is still under construction."""
         for name, value in values.items():
@@ -301,6 +326,8 @@ class ModelConfig(Blueprint):
             said = "has no effect without an output vocabulary"
             require(self.logit_scale == 1.0, "logit_scale", self.logit_scale, said)
             require(self.logit_cap is None, "logit_cap", self.logit_cap, said)
+            narrow = self.embedding_size != self.d_model
+            require(narrow or not self.head_projection, "head_projection", True, said)
         reason = self.halting.looks_ahead()
         if reason is not None and self.form not in ENCODERS:
             said = f"form={self.form!r} has a stack that looks back alone: {reason}"

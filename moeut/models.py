@@ -54,6 +54,8 @@ class DecoderLM(Model):
             bias=config.head_bias,
             scale=config.logit_scale,
             cap=config.logit_cap,
+            projected=config.head_projection,
+            embedding_size=config.embedding_size,
         )
 
     def new_cache(
@@ -127,7 +129,7 @@ class EncoderDecoder(Model):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         assert config.source_vocabulary_size is not None
-        self.source_embedding = Embedding(config.source_vocabulary_size, config.d_model)
+        self.source_embedding = Embedding(config.source_vocabulary_size, config.embedding_size)
         encoder, decoder = config.stacks["encoder"], config.stacks["decoder"]
         self.encoder = DepthStack(encoder, config.d_model, causal=False)
         self.decoder = DepthStack(decoder, config.d_model, causal=True, cross_attention=True)
@@ -138,6 +140,8 @@ class EncoderDecoder(Model):
             bias=config.head_bias,
             scale=config.logit_scale,
             cap=config.logit_cap,
+            projected=config.head_projection,
+            embedding_size=config.embedding_size,
         )
 
     def new_cache(self, num_repeats: Repeats = None) -> StackCache:

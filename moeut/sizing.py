@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from moeut.blocks.layer import Layer
-from moeut.config import ModelConfig
+from moeut.config import ENCODERS, ModelConfig
 from moeut.models import FORMS
 from moeut.options import OptionError
 from moeut.recurrence.stack_config import StackConfig
@@ -67,8 +67,14 @@ def macs_per_token(
     total = sum(_stack_macs(stack, lengths[name]) for name, stack in stacks.items())
     total += sum(_memory_macs(stack, sequence_length, target_length) for stack in stacks.values())
     outputs = 1 if config.form == "encoder_classifier" else lengths[list(stacks)[-1]]
-    total += outputs * config.d_model * config.num_outputs
+    total += outputs * _head_macs(config)
     return round(total / sum(lengths[name] for name in stacks))
+
+
+def _head_macs(config: ModelConfig) -> int:
+    if config.form in ENCODERS or not config.head_projection:
+        return config.d_model * config.num_outputs
+    return config.embedding_size * (config.d_model + config.num_outputs)
 
 
 def _stack_macs(stack: StackConfig, length: int) -> int:
@@ -81,8 +87,10 @@ def _stack_macs(stack: StackConfig, length: int) -> int:
     macs += stack.feed_forward.macs(stack.d_model) + stack.update.macs(stack.d_model)
     outer = stack.of_layer(-1).feed_forward.macs(stack.d_model)  # of prelude and coda
     wider = outer - stack.feed_forward.macs(stack.d_model)
-    decided = stack.state.macs(stack.d_model) + stack.halting.macs(stack.d_model)
-    once = stack.state.output_macs(stack.d_model)
+    decided = stack.state.macs(stack.d_model, stack.depth) + stack.halting.macs(stack.d_model)
+    once = stack.state.output_macs(stack.d_model, stack.feed_forward)
+    if stack.embedding_size != stack.d_model:
+        once += stack.embedding_size * stack.d_model
     once += wider * (stack.depth.prelude + stack.depth.coda)
     repeated = decided + stack.depth.group * sum(_adapter_macs(stack, across=False).values())
     return length * (macs * stack.num_applications + repeated * stack.depth.repeats + once)

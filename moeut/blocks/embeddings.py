@@ -74,9 +74,28 @@ class Embedding(nn.Embedding):
         return {"weight": Role("embedding", self.embedding_dim, self.num_embeddings)}
 
 
+class EmbeddingAdapter(nn.Module):
+    """Projection of embeddings, ``weight`` (D, E), to the width of the model."""
+
+    def __init__(self, embedding_size: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_model, embedding_size))
+
+    def roles(self) -> Roles:
+        """Return the role of the weight."""
+        d_model, embedding_size = self.weight.shape
+        return {"weight": Role("mix", embedding_size, d_model)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return W x (B, T, D) of embeddings x (B, T, E), in their dtype."""
+        return linear(x, self.weight).to(x.dtype)
+
+
 class Head(nn.Module):
     """Output projection (outputs, D); without a weight of its own if tied to an embedding.
 
+    ``projected`` states are first brought to the width of embeddings: states · A, with A (D, E) a
+    parameter ``projection`` or, if ``tied`` to an embedding that an adapter widens, the adapter's.
     Logits are multiplied by ``scale``, and then kept within ± ``cap`` by cap · tanh(logit / cap).
     """
 
@@ -89,11 +108,18 @@ class Head(nn.Module):
         bias: bool,
         scale: float = 1.0,
         cap: float | None = None,
+        projected: bool = False,
+        embedding_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.d_model, self.outputs = d_model, outputs
+        width = d_model if embedding_size is None else embedding_size
+        self.projection = None
+        self.reads_adapter = projected and tied and width != d_model
+        if projected and not self.reads_adapter:
+            self.projection = nn.Parameter(torch.empty(d_model, width))
+        self.d_model, self.outputs = width, outputs
         self.scale, self.cap = scale, cap
-        self.weight = None if tied else nn.Parameter(torch.empty(outputs, d_model))
+        self.weight = None if tied else nn.Parameter(torch.empty(outputs, width))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def roles(self) -> Roles:
@@ -104,10 +130,17 @@ class Head(nn.Module):
         if self.bias is not None:
             own = Role("head_bias", self.d_model, self.outputs)
             roles["bias"] = constant(0.0) if self.weight is None else own
+        if self.projection is not None:
+            roles["projection"] = Role("mix", *self.projection.shape)
         return roles
 
-    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:  # (..., outputs)
-        """Project states (..., D), by ``embedding`` (outputs, D) if tied."""
+    def forward(
+        self, states: Tensor, embedding: Tensor, adapter: EmbeddingAdapter | None = None
+    ) -> Tensor:  # (..., outputs)
+        """Project states (..., D), by ``embedding`` (outputs, D) and ``adapter`` if tied."""
+        projection = adapter.weight if self.reads_adapter and adapter else self.projection
+        if projection is not None:
+            states = linear(states, projection.T)
         logits = linear(states, embedding if self.weight is None else self.weight, self.bias)
         if self.scale != 1.0:
             logits = logits * self.scale

@@ -1,5 +1,6 @@
 """Models of other published code, imported: options and state dict to a model of ours."""
 
+from moeut.interop.arithmetic import from_arithmetic
 from moeut.interop.huginn import from_huginn
 from moeut.interop.ndr import from_ndr
 from moeut.interop.ouro import from_ouro
@@ -12,6 +13,7 @@ from moeut.interop.transformer_generalization import from_transformer_generaliza
 from moeut.interop.universal import from_universal
 
 __all__ = [
+    "from_arithmetic",
     "from_huginn",
     "from_ndr",
     "from_ouro",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeut.blocks import masks
+from moeut.blocks.embeddings import EmbeddingAdapter
 from moeut.blocks.layer import Layer
 from moeut.blocks.positions import Entry
 from moeut.recurrence.cache import SharedSlots, StackCache, Window, whole_sequence
@@ -39,7 +40,8 @@ class DepthStack(nn.Module):
         self.d_model = d_model
         self.causal = causal
         added = (options.input_position, options.position)  # at most one of them adds something
-        built_positions = [position.build_absolute(d_model) for position in added]
+        width = options.embedding_size
+        built_positions = [position.build_absolute(width) for position in added]
         self.position = next((p for p in built_positions if p is not None), None)
         self.layers = nn.ModuleList(
             Layer(
@@ -60,18 +62,19 @@ class DepthStack(nn.Module):
         self.input_norm = None
         if options.norm_input:
             weights = options.norm_input_weights
-            self.input_norm = options.norms.build(d_model, weights=weights)
+            self.input_norm = options.norms.build(width, weights=weights)
+        self.adapter = EmbeddingAdapter(width, d_model) if width != d_model else None
         conditioning = options.conditioning.build_for(d_model, options.depth.repeats)
         # Halting reads the state itself, so it comes before the injection changes what is read.
         built = {
             "coordinates": conditioning if options.conditioning.comes_first else None,
             "halting": options.halting.build(d_model),
-            "injection": options.state.build(d_model),
+            "injection": options.state.build(d_model, options.depth),
             "conditioning": None if options.conditioning.comes_first else conditioning,
         }
         self.controllers = nn.ModuleDict({k: v for k, v in built.items() if v is not None})
         self.state_norm = options.norms.build(d_model) if options.state.norm_input else None
-        self.output = options.state.build_output(d_model)
+        self.output = options.state.build_output(d_model, options.feed_forward)
         self.value_embeddings = options.build_value_embeddings()
         self._balance_weights = _balance_weights(options)
 
@@ -349,7 +352,7 @@ class DepthStack(nn.Module):
         return cache.begin(inputs.real, x.shape[0], x.shape[1], x.device)
 
     def _enter(self, x: Tensor, entry: Entry, length: int) -> Tensor:
-        """Add absolute positions to the embedded tokens (B, T, D), norm and drop out.
+        """Add absolute positions to the embedded tokens (B, T, E), norm, widen and drop out.
 
         ``length``: the number of tokens of a row up to now, which learned positions must reach.
         """
@@ -358,6 +361,8 @@ class DepthStack(nn.Module):
             x = self.position.enter(x, entry)
         if self.input_norm is not None:
             x = self.input_norm(x)
+        if self.adapter is not None:
+            x = self.adapter(x)
         if self.options.dropout and self.training:
             x = F.dropout(x, self.options.dropout)
         return x

@@ -49,6 +49,7 @@ class StackConfig:
     repeat_norm: bool
     norm_epsilon: float
     embedding_scale: EmbeddingScale
+    embedding_size: int
     update: UpdateOptions
     own: Own
     dropout: float

@@ -8,12 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from moeut.blocks.roles import Role, Roles
+from moeut.blocks.feed_forward import FeedForwardOptions
+from moeut.blocks.roles import Role, Roles, constant
+from moeut.blocks.routing import RoutingContext
 from moeut.ops import linear
 from moeut.options import Options, one_of, require
 from moeut.recurrence.controller import Controller, Pass, Run, Step
 from moeut.recurrence.injection import INJECTION, Injection, NoInjection
-from moeut.recurrence.schedule import Place
+from moeut.recurrence.schedule import Depth, Place
 from moeut.recurrence.start import START, InputStart, Start
 
 
@@ -27,9 +29,15 @@ class State(Options):
     """How the embedded input enters each repeat."""
     norm_input: bool = False
     """Norm on the embedded input after the prelude, before it enters anything (Parcae)."""
-    output: Literal["none", "final_norm", "linear"] = "none"
+    before: Literal["repeat", "layer"] = "repeat"
+    """Whether the input enters before each repeat, or before each of its layers by a rule of the
+    layer's own (mcleish7/arithmetic)."""
+    output: Literal["none", "final_norm", "linear", "feed_forward"] = "none"
     """What the last state goes through before the coda: nothing; the final norm, which then stands
-    in two places (arXiv 2502.05171); or a projection of its own (sandyresearch/parcae)."""
+    in two places (arXiv 2502.05171); a projection of its own (sandyresearch/parcae); or a
+    feed-forward like that of a layer, alone (arXiv 2405.17399)."""
+    output_bias: bool = False
+    """Whether ``output: linear`` has a bias."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,52 +50,83 @@ class State(Options):
             f"start={self.start.kind} needs an injection ({kinds}), since nothing else "
             "brings the input to the state",
         )
+        has_bias = self.output == "linear" or not self.output_bias
+        require(has_bias, "output_bias", self.output_bias, "has no effect without output=linear")
+        enters = self.before == "repeat" or not isinstance(self.injection, NoInjection)
+        require(enters, "before", self.before, "has no effect without an injection")
 
     @property
     def is_plain(self) -> bool:
         """Whether the recurrence is a plain loop: it starts from the input and nothing enters."""
         return isinstance(self.start, InputStart) and isinstance(self.injection, NoInjection)
 
-    def build(self, d_model: int) -> Controller | None:
+    def build(self, d_model: int, depth: Depth) -> Controller | None:
         """Return the controller; None for a plain loop."""
-        return None if self.is_plain else InjectionController(self, d_model)
+        return None if self.is_plain else InjectionController(self, d_model, depth)
 
-    def build_output(self, d_model: int) -> nn.Module | None:
-        """Return the projection of the last state; None: it has none of its own."""
-        return OutputProjection(d_model) if self.output == "linear" else None
+    def build_output(self, d_model: int, feed_forward: FeedForwardOptions) -> nn.Module | None:
+        """Return what the last state goes through; None: nothing of its own."""
+        if self.output == "linear":
+            return OutputProjection(d_model, bias=self.output_bias)
+        return OutputFeedForward(feed_forward, d_model) if self.output == "feed_forward" else None
 
-    def macs(self, d_model: int) -> int:
+    def macs(self, d_model: int, depth: Depth) -> int:
         """Return the multiply-accumulates of one repeat for one token."""
-        return self.injection.macs(d_model)
+        return self.injection.macs(d_model) * (depth.group if self.before == "layer" else 1)
 
-    def output_macs(self, d_model: int) -> int:
+    def output_macs(self, d_model: int, feed_forward: FeedForwardOptions) -> int:
         """Return the multiply-accumulates for one token after all repeats."""
-        return d_model * d_model if self.output == "linear" else 0
+        costs = {"linear": d_model * d_model, "feed_forward": feed_forward.macs(d_model)}
+        return costs.get(self.output, 0)
 
 
 class OutputProjection(nn.Module):
-    """Maps the last state by ``weight`` (D, D), which begins as the identity."""
+    """Maps the last state by ``weight`` (D, D), which begins as the identity, and a bias (D)."""
 
-    def __init__(self, d_model: int) -> None:
+    def __init__(self, d_model: int, *, bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_model, d_model))
+        self.bias = nn.Parameter(torch.empty(d_model)) if bias else None
 
     def roles(self) -> Roles:
-        """Return the role of the weight."""
-        return {"weight": Role("identity")}
+        """Return the roles of weight and bias."""
+        roles = {"weight": Role("identity")}
+        return roles if self.bias is None else roles | {"bias": constant(0.0)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return C x (B, T, D), in the dtype of the state."""
-        return linear(x, self.weight).to(x.dtype)
+        return linear(x, self.weight, self.bias).to(x.dtype)
+
+
+class OutputFeedForward(nn.Module):
+    """Maps the last state by a feed-forward, in place of the state."""
+
+    def __init__(self, options: FeedForwardOptions, d_model: int) -> None:
+        super().__init__()
+        self.feed_forward = options.build(d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the feed-forward of x (B, T, D), in the dtype of the state."""
+        return self.feed_forward(x, x, RoutingContext())[0].to(x.dtype)
 
 
 class InjectionController(Controller):
     """Starts the state and feeds the input in again before each repeat."""
 
-    def __init__(self, options: State, d_model: int) -> None:
+    def __init__(self, options: State, d_model: int, depth: Depth) -> None:
         super().__init__()
-        self.options = options
-        self.rule = options.injection.build(d_model)
+        self.options, self.first = options, depth.prelude
+        if options.before == "layer":
+            rules = (options.injection.build(d_model) for _ in range(depth.group))
+            self.rules = nn.ModuleList(rules)
+        else:
+            self.rule = options.injection.build(d_model)
+
+    def rule_at(self, place: Place) -> nn.Module | None:
+        """Return by what the input enters at a place; None: it does not."""
+        if self.options.before == "layer":
+            return self.rules[place.layer - self.first]
+        return self.rule if place.is_first else None
 
     def begin(self, about: Pass) -> Run:
         """Return the run of a pass."""
@@ -106,7 +145,6 @@ class InjectionRun(Run):
         return controller.options.start.state(self.about, training=controller.training)
 
     def before(self, place: Place, step: Step) -> Step:
-        """Inject the input where a repeat begins."""
-        if not place.is_first:
-            return step
-        return step._replace(x=self.controller.rule(step.x, self.about.embedded))
+        """Inject the input where a repeat, or an application, begins."""
+        rule = self.controller.rule_at(place)
+        return step if rule is None else step._replace(x=rule(step.x, self.about.embedded))

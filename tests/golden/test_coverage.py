@@ -17,7 +17,7 @@ FAMILIES = ("moeut_release", "training_code", "devil", "ndr")
 NOT_BUILT = ("sut_*",)
 
 FOLDERS_NOT_BUILT = (
-    *("arithmetic", "looped_length", "looped_window", "mor"),
+    *("looped_length", "looped_window", "mor"),
     *("relaxed", "tasks", "trm", "urm"),
 )
 """Golden folders of recurrences that have no model here yet."""

@@ -29,6 +29,7 @@ from runners.config.schema import ConfigError
 from runners.process.messages import Ended, Message
 from runners.process.run_directory import RunDirectory, RunRecord
 from runners.process.signals import Stop
+from runners.process.start import importing
 from runners.sweeping.executor import Executor, Job
 from runners.sweeping.local import LocalExecutor, default_workers
 from runners.sweeping.progress import Display
@@ -150,7 +151,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
-    from runners.training.experiment import data_hash, notice_of_repeats
+    with importing():
+        from runners.training.experiment import data_hash, notice_of_repeats
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     console = make_console()

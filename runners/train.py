@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from runners.config.run_file import difference, read_run, to_yaml
 from runners.config.schema import ConfigError, RunConfig
 from runners.process.run_directory import RunDirectory, RunRecord
-from runners.process.start import silent_but_first
+from runners.process.start import importing, silent_but_first
 from tasks.base.command_line import BAD_INPUT, Parser, exit_with
 
 if TYPE_CHECKING:
@@ -88,9 +88,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     with silent_but_first():
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-    from runners.process.ranks import check_together, run_together
-    from runners.run import run
-    from runners.training.foreground import execute
+    with importing():
+        from runners.process.ranks import check_together, run_together
+        from runners.run import run
+        from runners.training.foreground import execute
 
     def work(world: World) -> int:
         checked = check_together(world, lambda: _check(options, world))

@@ -37,6 +37,22 @@ def end_at_interrupt() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Let Ctrl-C end the process at once while the context imports torch and its like.
+
+    An interrupt in the middle of an import leaves packages behind that fail later in their own
+    ways: NumPy then calls itself until the stack is full.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    end_at_interrupt()
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is _end:
+            signal.signal(signal.SIGINT, before)
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     os.write(2, b"interrupted\n")
     os._exit(128 + number)

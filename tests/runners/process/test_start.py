@@ -71,3 +71,26 @@ def test_help_imports_no_torch(command):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "runners.process.stand_in" in imported
     assert "torch.torch_version" not in imported  # which torch itself imports first
+
+
+@pytest.mark.parametrize("command", ["sweep", "train"])
+def test_interrupt_while_a_command_imports_torch(command, tmp_path):
+    """Which it does after it has read its command line, when Ctrl-C is Python's again."""
+    (tmp_path / "torch").mkdir()
+    slow = tmp_path / "torch" / "__init__.py"
+    slow.write_text(
+        "import time\nprint('importing', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept BaseException:\n    print('caught')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"runners.{command}", "quickstart", "--runs-dir", str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=30)
+    assert (process.returncode, output, error) == (130, "", "interrupted\n")

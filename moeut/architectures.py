@@ -116,6 +116,50 @@ def ponder() -> Tree:
     return universal() | {"depth": {"group": 1, "repeats": 8}, "halting": {"kind": "ponder"}}
 
 
+def trm() -> Tree:
+    """The Tiny Recursive Model: two layers that revise an answer and a latent state in turn, again
+    and again, trained pass by pass (arXiv 2510.04871)."""
+    return {
+        "depth": {"group": 2, "repeats": 3},
+        "recursion": {"kind": "two_level", "low_cycles": 6},
+        "carry": {"steps": 16, "halting": "right"},
+        "attention": {"kind": "dense"},
+        "feed_forward": {"kind": "gated"},
+        "position": {"kind": "rotary", "fraction": 1.0},
+        "norm": "post",
+        "norm_kind": "rms",
+        "norm_weights": False,
+        "embedding_scale": "sqrt_d_model",
+        "head_bias": False,
+        "initialization": "lecun",
+    }
+
+
+def hrm() -> Tree:
+    """The Hierarchical Reasoning Model: a fast and a slow network of four layers each, of whose
+    updates the very last alone has a gradient (arXiv 2506.21734)."""
+    return trm() | {
+        "depth": {"group": 4, "repeats": 2},
+        "recursion": {
+            "kind": "two_level",
+            "low_cycles": 2,
+            "networks": "two",
+            "gradient": "last_updates",
+        },
+        "carry": {"steps": 16, "halting": "value"},
+    }
+
+
+def urm() -> Tree:
+    """The Universal Reasoning Model: a loop of four layers with a short convolution in their
+    feed-forwards, gradients through its last rounds alone (arXiv 2512.14693)."""
+    return trm() | {
+        "depth": {"group": 4, "repeats": 2},
+        "recursion": {"kind": "single", "low_cycles": 6},
+        "feed_forward": {"kind": "gated", "short_convolution": 2},
+    }
+
+
 ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "transformer": transformer,
     "universal": universal,
@@ -124,6 +168,8 @@ ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "ndr": ndr,
     "ndr_gate": ndr_gate,
     "universal_act": universal_act,
+    "trm": trm,
+    "hrm": hrm,
     "ouro": ouro,
     "ponder": ponder,
 }

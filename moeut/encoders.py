@@ -30,7 +30,7 @@ class EncoderClassifier(Model):
         self.encoder = build_stack(config.stacks["encoder"], config.d_model, causal=False)
         self.head = Head(config.d_model, config.num_classes, tied=False, bias=config.head_bias)
         self.prefix = PrefixRows(config.prefix, config.d_model) if config.prefix.rows else None
-        self.halt_head = HaltHead(config.d_model) if config.carry.halt_head else None
+        self.halt_head = None if config.carry.halting == "none" else HaltHead(config.d_model)
 
     def forward(
         self,

@@ -64,7 +64,6 @@ def recursive_config(options: dict[str, Any], tensors: TENSORS) -> ModelConfig:
     up = f"{layer}.mlp.gate_up_proj.weight"
     if up not in tensors:
         raise ValueError(f"state_dict does not fit the options: missing: {up}")
-    steps = read.integer("loops" if is_urm(tensors) else "halt_max_steps")
     return ModelConfig(
         form="encoder_labeller",
         vocabulary_size=vocabulary,
@@ -75,7 +74,7 @@ def recursive_config(options: dict[str, Any], tensors: TENSORS) -> ModelConfig:
             repeats=read.integer("H_cycles"),
         ),
         recursion=_recursion(read, tensors),
-        carry=Carry(steps=steps, halt_head=steps > 1),
+        carry=_carry(read, tensors),
         prefix=_prefix(read, tensors, d_model),
         attention=_attention(read, tensors, layer),
         feed_forward=_feed_forward(tensors, tensors[up].shape[0] // 2),
@@ -93,6 +92,15 @@ def recursive_config(options: dict[str, Any], tensors: TENSORS) -> ModelConfig:
 def is_urm(tensors: TENSORS) -> bool:
     """Return whether these are the tensors of URM."""
     return "init_hidden" in tensors
+
+
+def _carry(read: RawOptions, tensors: TENSORS) -> Carry:
+    if is_urm(tensors):
+        return Carry(steps=read.integer("loops"), halting="right")
+    is_hrm = any(name.startswith("H_level.") for name in tensors)
+    learns_value = is_hrm or not read.boolean("no_ACT_continue", True)
+    steps = read.integer("halt_max_steps")
+    return Carry(steps=steps, halting="value" if learns_value else "right")
 
 
 def _recursion(read: RawOptions, tensors: TENSORS) -> Recursion:
@@ -156,7 +164,7 @@ def recursive_maps(config: ModelConfig) -> list[TensorMap]:
         rename("embed_tokens.embedding_weight", "embedding.weight"),
         rename("lm_head.weight", "head.weight"),
     ]
-    if config.carry.halt_head:
+    if config.carry.halting != "none":
         maps += [rename(f"q_head.{part}", f"halt_head.{part}") for part in ("weight", "bias")]
     if config.prefix.rows:
         maps.append(rename("puzzle_emb.weights", "prefix.weight"))

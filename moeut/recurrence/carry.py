@@ -3,14 +3,14 @@
 A model with ``carry.steps`` above 1 answers after so many passes over the same rows, each of which
 begins from the state that the one before ended with. In training one pass is one step: gradients
 stop at its beginning, and a row goes on with its state until it halts (deep supervision, as in HRM,
-TRM and URM). ``halt_head`` maps the state at position 0 to two numbers: how sure the model is to be
-right already, and the value of going on.
+TRM and URM). What halts it reads two numbers off position 0: how sure the model is to be right
+already, and what it expects of going on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,16 @@ class Carry(Options):
     steps: int = 1
     """Passes that an answer takes, and the most that a row gets in training; 1: nothing is
     carried."""
-    halt_head: bool = False
-    """Whether two numbers are read off position 0: to halt, and to go on."""
+    halting: Literal["none", "right", "value"] = "none"
+    """What halts a row in training before its last pass: nothing; ``right``: that its answer is
+    more likely right than not (TRM, URM); ``value``: that halting is worth more than going on,
+    whose value is learned too, from what a further pass says (HRM)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "steps")
         said = "has no effect with steps=1"
-        require(self.steps > 1 or not self.halt_head, "halt_head", self.halt_head, said)
+        require(self.steps > 1 or self.halting == "none", "halting", self.halting, said)
 
 
 class Carried(NamedTuple):

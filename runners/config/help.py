@@ -10,6 +10,7 @@ import textwrap
 import typing
 from typing import TYPE_CHECKING, Any
 
+from runners.config.objective import ObjectiveConfig
 from runners.config.repeats import RepeatsConfig
 from runners.config.run_file import FORMS
 from runners.config.schema import (
@@ -42,6 +43,9 @@ def run_help() -> str:
             "",
             "train.repeats:",
             describe_fields(RepeatsConfig),
+            "",
+            "train.objective:",
+            describe_fields(ObjectiveConfig),
             "",
             "evaluate:",
             describe_fields(EvaluateConfig),

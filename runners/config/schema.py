@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tasks
 from runners.config.checks import above_zero, at_least, below_one, check_seed, refuse
+from runners.config.objective import ObjectiveConfig
 from runners.config.repeats import RepeatsConfig
 from runners.config.yaml_nodes import ConfigError, Node
 from tasks.base.data_files import DataDamaged, DataMissing
@@ -74,6 +75,8 @@ class TrainConfig:
     repeats: RepeatsConfig = field(default_factory=RepeatsConfig)
     """How often the group of shared layers is applied; drawn anew for each step from its number
     and the seed."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What of the recurrence the loss is taken of."""
     backprop_repeats: int | None = None
     """Last repeats that gradients flow through; null: all of them. Needs model.state.injection."""
     static_depth: bool = False
@@ -302,7 +305,8 @@ class RunConfig:
         return {
             "task": dict(self.task),
             "model": self.model.to_dict(),
-            "train": dict(vars(self.train)) | {"repeats": dict(vars(self.train.repeats))},
+            "train": dict(vars(self.train))
+            | {name: dict(vars(getattr(self.train, name))) for name in ("repeats", "objective")},
             "evaluate": dict(vars(self.evaluate)),
             "select": self.select,
             "seed": self.seed,

@@ -17,6 +17,7 @@ from moeut.config import Blueprint, ModelConfig
 from moeut.options import OptionError
 from runners.config.schema import ConfigError, RunConfig
 from runners.training.batches import Columns
+from runners.training.criterion import refused
 from runners.training.objective import OBJECTIVES, Objective
 from tasks.base.task import Task
 
@@ -111,6 +112,10 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
         raise _model_error(config, objective, error) from error
     _check_positions(config, objective, model_config)
     _check_depth(config, model_config)
+    problem = refused(config.train, model_config)
+    if problem is not None:
+        option, value, expected = problem
+        raise config.error(f"train.{option}", value, expected)
     return Built(task, objective, model_config, split_names, missing)
 
 
@@ -146,7 +151,8 @@ def _check_longest_row(config: RunConfig, objective: Objective) -> None:
 
 def _check_positions(config: RunConfig, objective: Objective, model_config: ModelConfig) -> None:
     """Refuse learned positions that end before the longest row of any split does."""
-    for name, length in objective.longest().items():
+    for name, tokens in objective.longest().items():
+        length = tokens + model_config.prefix.rows
         limit = model_config.stacks[name].position_limit
         if limit is not None and limit[1] < length:
             raise config.error(

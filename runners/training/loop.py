@@ -23,6 +23,7 @@ from runners.process.ranks import World, rank_seed
 from runners.process.signals import Stopped
 from runners.training import parallel
 from runners.training.batches import Batch, Columns, Prefetch
+from runners.training.criterion import Where, build_criterion
 from runners.training.depth import depth_of_step
 from runners.training.objective import Objective
 from runners.training.optimization import (
@@ -116,13 +117,14 @@ class Loop:
         self.optimizer = build_optimizer(self.parameters, config)
         self.rows = np.array([], dtype=np.int64)
         """Rows of the last step's whole batch."""
+        self.criterion = build_criterion(config, getattr(model, "config", None), seed=seed)
         self._shares = Prefetch(self._share, num_steps=config.steps)
         if not world.is_first:  # the ranks begin with one model, and then draw dropout of their own
             seed_everything(rank_seed(seed, world.rank))
 
     def _share(self, step: int) -> _Share:
         """Return what this rank reads in a step, counted from 0; called in a thread."""
-        rows = self.order.rows(step)
+        rows = self.criterion.choose(self.order.rows(step))
         parts, places = [], []
         for piece in self.world.pieces(np.arange(len(rows)), self.config.accumulate):
             used = piece if len(piece) else np.zeros(1, dtype=np.int64)
@@ -142,7 +144,8 @@ class Loop:
                 once. The weights, the optimiser and the position are those after the step before.
         """
         position, config, world = self.position, self.config, self.world
-        share = self._shares.get(position.step)
+        keeps_state = self.criterion.keeps_state  # then a batch is known once its step is due
+        share = (self._share if keeps_state else self._shares.get)(position.step)
         rows = self.rows = share.rows
         rate = learning_rate(config, position.step + 1, d_model=self.d_model)
         counted = [part for part, count in share.parts if count]
@@ -150,7 +153,8 @@ class Loop:
             sum(part.num_targets for part in counted), sum(part.num_tokens for part in counted)
         )
 
-        losses = self._accumulate_gradients(share, num_targets)
+        count = num_targets if self.criterion.per == "targets" else len(rows)
+        losses = self._accumulate_gradients(share, count)
         norm = gradient_norm(self.parameters)
         names = ("loss", "auxiliary_loss", "gradient_norm")
         values = dict(zip(names, [*losses.tolist(), float(norm)], strict=True))
@@ -160,6 +164,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        self.criterion.commit()
 
         position.step += 1
         position.tokens_seen += num_tokens
@@ -168,12 +173,13 @@ class Loop:
         position.auxiliary_sum += values["auxiliary_loss"]
         return values | {"learning_rate": rate}
 
-    def _accumulate_gradients(self, share: _Share, num_targets: int) -> torch.Tensor:
+    def _accumulate_gradients(self, share: _Share, divisor: int) -> torch.Tensor:
         """Compute the gradients of a step, part by part.
 
         Args:
             share: what this rank reads.
-            num_targets: targets of the whole batch, over which the cross entropy is averaged.
+            divisor: targets of the whole batch, or its rows: what the cross entropy is averaged
+                over.
 
         Returns:
             (2,): the cross entropy and the auxiliary loss of the whole batch.
@@ -196,8 +202,9 @@ class Loop:
             is_last = index == len(share.parts) - 1
             with parallel.gradients_sent(self._call, is_last):
                 with autocast(self.device, config.precision):
-                    loss = self.objective.loss(call, part, label_smoothing=config.label_smoothing)
-                cross_entropy = loss.cross_entropy_sum / num_targets
+                    where = Where(self.position.step, share.places[index], count > 0)
+                    loss = self.criterion.loss(self.objective, call, part, where)
+                cross_entropy = loss.cross_entropy_sum / divisor
                 if not count:  # a stand-in: its gradients must be zero
                     cross_entropy = cross_entropy * 0.0
                 auxiliary = loss.auxiliary * (count / len(share.rows))
@@ -226,12 +233,14 @@ class Loop:
         Every rank has to call it: each has random states of its own.
         """
         states = self.world.gather(random_state())
+        kept = self.criterion.state_dict(self.world)
         several = {"random_of_ranks": states} if len(states) > 1 else {}
         return {
             "optimizer": parallel.optimizer_state(self.model, self.optimizer),
             "random": states[0],
             "position": dataclasses.asdict(self.position),
             **several,
+            **({} if kept is None else {"criterion": kept}),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, shards: Path = Path("none")) -> None:
@@ -246,6 +255,8 @@ class Loop:
         """
         parallel.load_optimizer_state(self.model, self.optimizer, state["optimizer"], shards)
         self.position = Position(**state["position"])
+        if "criterion" in state:
+            self.criterion.load_state_dict(state["criterion"])
         states = state.get("random_of_ranks", [state["random"]])
         if len(states) == self.world.size:
             set_random_state(states[self.world.rank])

@@ -44,6 +44,12 @@ class Loss:
     auxiliary: torch.Tensor
     """The model's own loss, already weighted; a mean over sequences."""
 
+    def __add__(self, other: Loss) -> Loss:
+        """Return the loss of two passes over one batch."""
+        return Loss(
+            self.cross_entropy_sum + other.cross_entropy_sum, self.auxiliary + other.auxiliary
+        )
+
 
 class Objective(abc.ABC):
     """Base of all objectives."""
@@ -94,7 +100,9 @@ class Objective(abc.ABC):
         """
         output = self.forward(model, batch)
         logits, targets = output.logits, batch.tensors["targets"]
-        loss = functools.partial(_cross_entropy, targets=targets, label_smoothing=label_smoothing)
+        loss = functools.partial(
+            summed_cross_entropy, targets=targets, label_smoothing=label_smoothing
+        )
         if output.repeat_shares is None:
             cross_entropy = loss(logits)
         else:
@@ -104,7 +112,7 @@ class Objective(abc.ABC):
         return Loss(cross_entropy, torch.as_tensor(output.auxiliary_loss, device=logits.device))
 
 
-def _cross_entropy(
+def summed_cross_entropy(
     logits: torch.Tensor,
     *,
     targets: torch.Tensor,

@@ -18,7 +18,7 @@ NOT_BUILT = ("sut_*",)
 
 FOLDERS_NOT_BUILT = (
     *("looped_length", "looped_window", "mor"),
-    *("relaxed", "tasks", "trm", "urm"),
+    *("relaxed", "tasks", "urm"),
 )
 """Golden folders of recurrences that have no model here yet."""
 

@@ -14,7 +14,7 @@ from runners.training.supervision import Rules, halts, row_losses, value_of_goin
 
 pytestmark = pytest.mark.golden
 
-FOLDERS = ("hrm",)
+FOLDERS = ("trm", "hrm")
 VALUE, GRADIENT = 1e-10, 1e-9
 
 
@@ -29,7 +29,7 @@ def rules_of(golden) -> Rules:
     return Rules(
         most=options.get("halt_max_steps", options.get("loops")),
         loss=golden.config["loss_type"].removesuffix("_cross_entropy"),
-        learns_continue=golden.config["family"] == "hrm",
+        halting="value" if golden.config["family"] == "hrm" else "right",
     )
 
 
@@ -59,7 +59,7 @@ def supervised(golden, model):
         output = model(data["inputs"], prefix_numbers=prefix, carried=Carried(states, begins))
         carried = [state.detach() for state in output.carried]
         value = None
-        if rules.learns_continue:
+        if rules.learns_value:
             with torch.no_grad():
                 further = model(
                     data["inputs"],

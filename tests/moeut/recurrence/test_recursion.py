@@ -19,7 +19,7 @@ KINDS = {
     "urm": SingleLevel(low_cycles=2),
     "singlez": SingleLevel(low_cycles=2, closes=True),
 }
-CARRY = Carry(steps=3, halt_head=True)
+CARRY = Carry(steps=3, halting="right")
 LENGTHS = torch.tensor([6, 3, 5])
 
 

@@ -38,8 +38,7 @@ from moeut.recurrence.carry import Carry
 from moeut.recurrence.conditioning import CONDITIONING, Conditioning, NoConditioning
 from moeut.recurrence.controller import HALTING, ControllerOptions, NoHalting
 from moeut.recurrence.injection import NoInjection
-from moeut.recurrence.recursion import RECURSION, NoRecursion, RecursionOptions
-from moeut.recurrence.schedule import Depth
+from moeut.recurrence.schedule import RECURSION, Depth, NoRecursion, RecursionOptions
 from moeut.recurrence.stack_config import EmbeddingScale, StackConfig
 from moeut.recurrence.state import State
 

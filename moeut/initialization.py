@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from moeut.blocks.own import expanded
 from moeut.blocks.roles import HasRoles, Role, truncated_normal
 from moeut.config import Initialization, ModelConfig
-from moeut.recurrence.recursive_stack import RecursiveStack
 from moeut.recurrence.stack import DepthStack
 
 
@@ -77,7 +76,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
         if role.equal_norm is not None:
             keep_standard_deviation(parameter, dim=role.equal_norm)
     for module in model.modules():
-        if isinstance(module, RecursiveStack):
+        if isinstance(module, DepthStack):
             module.draw()
 
 

@@ -228,6 +228,28 @@ class Passing:
             self._packed = (active, packing, context, shares)
         return packing
 
+    def states_to_read(self) -> list[Tensor]:
+        """Return the states (B, T, D) of ``Inputs.read_repeats``, of those that repeats ended with.
+
+        Raises:
+            ValueError: there is no such repeat, or what reads it out would not be that of its
+                depth.
+        """
+        wanted, depth, ended = self.inputs.read_repeats, self.options.depth, self.repeats
+        if wanted is None:
+            return []
+        if not depth.has_whole_repeats:
+            raise ValueError("read_repeats: depth.order=sequence has no whole repeats to read out")
+        if depth.coda and self.inputs.cache is not None:
+            raise ValueError(
+                f"read_repeats: a cache has keys of the last repeat alone in the coda "
+                f"(depth.coda={depth.coda})"
+            )
+        for number in wanted:
+            if not -len(ended) <= number < len(ended):
+                raise ValueError(f"read_repeats={number}: expected one of 0 to {len(ended) - 1}")
+        return [ended[number] for number in wanted]
+
     def balance_losses(self) -> list[Tensor]:
         """Return the balance loss of each router, summed over the distinct ones of that name."""
         context = self.context.routing

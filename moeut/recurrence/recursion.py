@@ -17,62 +17,11 @@ never trained, or from those that the pass before ended with (``moeut.recurrence
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
-from moeut.options import Options, derived, require, require_positive
-from moeut.recurrence.schedule import Depth, Place
-
-
-class Update(NamedTuple):
-    """One update of a state by a network."""
-
-    state: int
-    """Number of the state that is replaced; the network reads it too."""
-
-    reads: tuple[int, ...]
-    """Numbers of the other states that are added."""
-
-    injects: bool
-    """Whether the embedded input is added."""
-
-    network: int
-    """Number of the network."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecursionOptions(Options):
-    """What a repeat is; here one pass through the group."""
-
-    num_states: ClassVar[int] = 1
-
-    def cycle(self) -> list[Update]:
-        """Return the updates of one repeat, in order; none where a repeat is a plain one."""
-        return []
-
-    def num_with_gradient(self) -> int:
-        """Return through how many last updates of a pass gradients flow."""
-        return 0
-
-    def group_of(self, network: int, depth: Depth) -> range:
-        """Return the layers of a network."""
-        return range(depth.group)
-
-    def num_layers(self, depth: Depth) -> int:
-        """Return how many distinct layers there are."""
-        return depth.num_distinct
-
-    def places(self, depth: Depth, repeats: int | None = None) -> list[Place]:
-        """Return each application of a pass, in order."""
-        return depth.places(repeats)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoRecursion(RecursionOptions):
-    """A repeat is one pass through the group."""
-
-    kind: ClassVar[str] = "none"
+from moeut.options import derived, require, require_positive
+from moeut.recurrence.schedule import Depth, Place, RecursionOptions, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +117,3 @@ class SingleLevel(Recursion):
     def num_with_gradient(self) -> int:
         """Return through how many last updates of a pass gradients flow: the last repeat's."""
         return self.low_cycles + self.closes
-
-
-RECURSION: Mapping[str, type[RecursionOptions]] = {
-    "none": NoRecursion,
-    "two_level": TwoLevel,
-    "single": SingleLevel,
-}

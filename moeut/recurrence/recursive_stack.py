@@ -11,8 +11,7 @@ from torch import Tensor
 from moeut.blocks.roles import truncated_normal
 from moeut.recurrence.controller import Run, Step
 from moeut.recurrence.passing import Passing
-from moeut.recurrence.recursion import NoRecursion, Update
-from moeut.recurrence.schedule import Place
+from moeut.recurrence.schedule import Place, Update
 from moeut.recurrence.stack import DepthStack, forget_casts
 from moeut.recurrence.stack_config import StackConfig
 
@@ -75,10 +74,3 @@ class RecursiveStack(DepthStack):
         if carried is None:
             return [first.expand_as(x) for first in initial]
         return [carried.state(number, first) for number, first in enumerate(initial)]
-
-
-def build_stack(options: StackConfig, d_model: int, *, causal: bool) -> DepthStack:
-    """Return the stack that ``options`` describe."""
-    is_plain = isinstance(options.recursion, NoRecursion)
-    kind = DepthStack if is_plain else RecursiveStack
-    return kind(options, d_model, causal=causal)

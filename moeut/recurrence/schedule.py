@@ -7,9 +7,9 @@ A stack has ``prelude`` layers that run once, a ``group`` of layers that runs ``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
-from moeut.options import OptionError, Options, require, require_positive
+from moeut.options import Kinds, OptionError, Options, require, require_positive
 
 Order = Literal["cycle", "sequence"]
 
@@ -123,3 +123,66 @@ class Depth(Options):
             Place(application, layer, repeat, repeats, is_first, is_last)
             for application, (layer, (repeat, is_first, is_last)) in enumerate(layers)
         ]
+
+
+# --- recursions -------------------------------------------------------------------------
+
+
+class Update(NamedTuple):
+    """One update of a state by a network."""
+
+    state: int
+    """Number of the state that is replaced; the network reads it too."""
+
+    reads: tuple[int, ...]
+    """Numbers of the other states that are added."""
+
+    injects: bool
+    """Whether the embedded input is added."""
+
+    network: int
+    """Number of the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecursionOptions(Options):
+    """What a repeat is; here one pass through the group."""
+
+    num_states: ClassVar[int] = 1
+
+    def cycle(self) -> list[Update]:
+        """Return the updates of one repeat, in order; none where a repeat is a plain one."""
+        return []
+
+    def num_with_gradient(self) -> int:
+        """Return through how many last updates of a pass gradients flow."""
+        return 0
+
+    def group_of(self, network: int, depth: Depth) -> range:
+        """Return the layers of a network."""
+        return range(depth.group)
+
+    def num_layers(self, depth: Depth) -> int:
+        """Return how many distinct layers there are."""
+        return depth.num_distinct
+
+    def places(self, depth: Depth, repeats: int | None = None) -> list[Place]:
+        """Return each application of a pass, in order."""
+        return depth.places(repeats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoRecursion(RecursionOptions):
+    """A repeat is one pass through the group."""
+
+    kind: ClassVar[str] = "none"
+
+
+RECURSION: Kinds[RecursionOptions] = Kinds(
+    {
+        "none": NoRecursion,
+        "two_level": "moeut.recurrence.recursion:TwoLevel",
+        "single": "moeut.recurrence.recursion:SingleLevel",
+    }
+)
+"""Every kind of ``recursion`` by name, imported when it is taken."""

@@ -18,7 +18,6 @@ from moeut.recurrence.cache import SharedSlots, StackCache, Window, whole_sequen
 from moeut.recurrence.controller import Controller, Pass, Run, Step
 from moeut.recurrence.inputs import Inputs, StackOutput
 from moeut.recurrence.passing import Passing
-from moeut.recurrence.reading import states_to_read
 from moeut.recurrence.row_depth import RowDepthRun
 from moeut.recurrence.schedule import Place
 from moeut.recurrence.stack_config import StackConfig
@@ -77,6 +76,9 @@ class DepthStack(nn.Module):
         self.output = options.state.build_output(d_model, options.feed_forward)
         self.value_embeddings = options.build_value_embeddings()
         self._balance_weights = _balance_weights(options)
+
+    def draw(self) -> None:
+        """Draw what is no parameter, after all parameters of the model; here there is nothing."""
 
     # --- depth --------------------------------------------------------------------------
 
@@ -215,7 +217,7 @@ class DepthStack(nn.Module):
         losses = [*passing.balance_losses(), *losses]
         read = [
             x if state is result else self._read_out(state, places[end:], passing, record=False)
-            for state in states_to_read(passing.repeats, inputs, self.options.depth)
+            for state in passing.states_to_read()
         ]
         if inputs.cache is not None:
             inputs.cache.finish()

@@ -19,8 +19,7 @@ from moeut.blocks.value_embeddings import ValueEmbedding, ValueEmbeddings
 from moeut.recurrence.conditioning import Conditioning
 from moeut.recurrence.controller import ControllerOptions, NoHalting
 from moeut.recurrence.injection import NoInjection
-from moeut.recurrence.recursion import NoRecursion, RecursionOptions
-from moeut.recurrence.schedule import Depth, Place
+from moeut.recurrence.schedule import Depth, NoRecursion, Place, RecursionOptions
 from moeut.recurrence.state import State
 
 EmbeddingScale = Literal["none", "sqrt_d_model"]

@@ -85,6 +85,25 @@ def test_recurrence_is_resumed_bitwise(form, options, make_run, train):
     assert differences(*map(fingerprint, runs)) == []
 
 
+@pytest.mark.parametrize("architecture", ["trm", "hrm"])
+def test_a_carried_state_is_resumed_bitwise(architecture, make_run, train):
+    """With the rows that go on, and how far each of them is."""
+    overrides = (
+        "model.depth.repeats=2",
+        "model.recursion.low_cycles=1",
+        "model.carry.steps=4",
+        "train.objective={kind: deep_supervision, exploration: 0.5}",
+        "train.learning_rate=0.01",
+    )
+    options = {"form": "encoder_classifier", "architecture": architecture}
+    runs = [make_run(name, *overrides, **options) for name in ("whole", "parts")]
+    assert train(runs[0]) == "done"
+    for step in (2, 7):
+        assert train(runs[1], stop_at=step) == "stopped"
+    assert train(runs[1]) == "done"
+    assert differences(*map(fingerprint, runs)) == []
+
+
 def test_stop_after_every_single_step(make_run, train):
     whole, parts = make_run("whole"), make_run("parts")
     assert train(whole) == "done"

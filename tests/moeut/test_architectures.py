@@ -13,12 +13,16 @@ from moeut.blocks.attention import DenseAttention, GeometricAttention, SwitchHea
 from moeut.blocks.feed_forward import DenseFeedForward, SigmaMoE
 from moeut.blocks.positions import NoPosition, Relative, Rotary
 from moeut.blocks.updates import CopyGate
+from moeut.blocks.value_embeddings import ValueEmbeddings
 from moeut.config import Blueprint, ModelConfig
 from moeut.options import OptionError
 from moeut.recurrence.conditioning import Coordinates
 from moeut.recurrence.exit_gate import ExitGate, Ponder
 from moeut.recurrence.halting import AdaptiveComputationTime
+from moeut.recurrence.injection import DiagonalInjection, LinearInjection
 from moeut.recurrence.schedule import Depth
+from moeut.recurrence.start import NoiseStart
+from moeut.recurrence.state import State
 from moeut.sizing import count_parameters
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -39,7 +43,9 @@ def language_model(name: str, **options: Any) -> ModelConfig:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("form", FORMS)
 def test_defaults_build_and_run_in_every_form(name: str, form: str) -> None:
-    config = architecture(name, form=form, vocabulary_size=11, d_model=32, **FORMS[form])
+    digits = {"digits": [3, 4], "source_digits": [5]}
+    told = {"input_position": digits} if name == "abacus" else {}
+    config = architecture(name, form=form, vocabulary_size=11, d_model=32, **FORMS[form], **told)
     model = moeut.build(config)
     tokens = torch.randint(9, (2, 6))
     output = model(tokens, tokens) if form == "encoder_decoder" else model(tokens)
@@ -99,6 +105,28 @@ def test_what_the_architectures_with_exits_are() -> None:
     assert ouro.position == Rotary(fraction=1.0)
     assert ponder.halting == Ponder(prior=0.2, loss_weight=0.01, divergence="to_prior")
     assert (ponder.depth.group, ponder.depth.repeats) == (1, 8)
+
+
+def test_what_the_architectures_with_a_core_between_prelude_and_coda_are() -> None:
+    huginn, parcae, abacus = (
+        blueprint({"architecture": name}) for name in ("huginn", "parcae", "abacus")
+    )
+    noise = NoiseStart(shape="like_init")
+    assert huginn.state == State(start=noise, injection=LinearInjection(), output="final_norm")
+    assert (huginn.norm, huginn.norm_kind, huginn.norm_epsilon) == ("sandwich", "rms", 1e-6)
+    assert huginn.position == Rotary(pairs=True, base=50000.0, fraction=1.0)
+    assert huginn.attention.bias == "query_key"
+    diagonal = DiagonalInjection(decay=0.2**0.5)
+    assert parcae.state == State(start=noise, injection=diagonal, norm_input=True, output="linear")
+    assert parcae.value_embeddings == ValueEmbeddings(layers="alternate", channels=32)
+    assert parcae.feed_forward.activation == "half_squared_relu"
+    assert abacus.state.start == NoiseStart(deviation=0.02)
+    assert abacus.state.output == "feed_forward"
+    assert (abacus.depth.group, abacus.depth.repeats) == (1, 16)
+    assert (abacus.position.kind, abacus.input_position.kind) == ("fire", "abacus")
+    said = r"input_position\.digits=None: missing; expected the tokens of 0 to 9"
+    with pytest.raises(OptionError, match=said):
+        language_model("abacus")
 
 
 def test_what_is_said_is_merged_over_the_defaults() -> None:

@@ -7,9 +7,12 @@ import torch
 from recurrent_cases import batch, loss_of
 
 import moeut
+from moeut.recurrence.conditioning import NoConditioning
+from moeut.recurrence.controller import NoHalting
 from moeut.recurrence.halting import AdaptiveComputationTime
 from moeut.recurrence.inputs import Inputs
 from moeut.recurrence.schedule import Depth
+from moeut.recurrence.state import State
 
 
 def _gradients(model, loss):
@@ -122,6 +125,8 @@ def _shared_config(name):
         small["feed_forward"] = {"num_experts": 5, "expert_size": 4, "top_k": 2}
     else:
         small["feed_forward"] = {"hidden_size": 8}
+    if "input_position" in tree:
+        small["input_position"] = {"digits": [3, 4]}
     return moeut.architecture(
         name,
         form="decoder_lm",
@@ -137,11 +142,13 @@ def test_shared_layers_are_one_set_of_parameters(name):
     config = _shared_config(name)
     deeper = dataclasses.replace(config, depth=dataclasses.replace(config.depth, repeats=7))
     assert moeut.count_parameters(deeper) == moeut.count_parameters(config)
-    once = dataclasses.replace(config, depth=Depth(group=4, repeats=1))
+    plain = {"halting": NoHalting(), "conditioning": NoConditioning(), "state": State()}
+    once = dataclasses.replace(config, depth=Depth(group=4, repeats=1), **plain)
     extra = moeut.count_parameters(config) - moeut.count_parameters(once)
     model = moeut.build(config)
-    controllers = sum(p.numel() for p in model.decoder.controllers.parameters())
-    assert extra == controllers
+    stack = model.decoder
+    besides = [stack.controllers, *filter(None, (stack.output, stack.state_norm))]
+    assert extra == sum(p.numel() for part in besides for p in part.parameters())
     parameters = [id(p) for p in model.parameters()]
     assert len(set(parameters)) == len(parameters)
     assert [id(layer) for layer in model.decoder.layers] == list(

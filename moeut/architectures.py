@@ -234,6 +234,7 @@ ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "universal_act": universal_act,
     "trm": trm,
     "hrm": hrm,
+    "urm": urm,
     "ouro": ouro,
     "ponder": ponder,
     "huginn": huginn,

@@ -2,6 +2,7 @@
 
 from moeut.interop.arithmetic import from_arithmetic
 from moeut.interop.huginn import from_huginn
+from moeut.interop.looped import from_looped_length, from_looped_window
 from moeut.interop.ndr import from_ndr
 from moeut.interop.ouro import from_ouro
 from moeut.interop.parcae import from_parcae
@@ -15,6 +16,8 @@ from moeut.interop.universal import from_universal
 __all__ = [
     "from_arithmetic",
     "from_huginn",
+    "from_looped_length",
+    "from_looped_window",
     "from_ndr",
     "from_ouro",
     "from_parcae",

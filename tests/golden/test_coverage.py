@@ -17,8 +17,8 @@ FAMILIES = ("moeut_release", "training_code", "devil", "ndr")
 NOT_BUILT = ("sut_*",)
 
 FOLDERS_NOT_BUILT = (
-    *("looped_length", "looped_window", "mor"),
-    *("relaxed", "tasks", "urm"),
+    *("mor",),
+    *("relaxed", "tasks"),
 )
 """Golden folders of recurrences that have no model here yet."""
 

@@ -14,7 +14,7 @@ from runners.training.supervision import Rules, halts, row_losses, value_of_goin
 
 pytestmark = pytest.mark.golden
 
-FOLDERS = ("trm", "hrm")
+FOLDERS = ("trm", "hrm", "urm")
 VALUE, GRADIENT = 1e-10, 1e-9
 
 

@@ -61,6 +61,16 @@ class Step(NamedTuple):
     is_alone: bool = False
     """Whether tokens that take part see one another alone, and not those that do not."""
 
+    source_active: Tensor | None = None
+    """(B, T) True at tokens whose keys and values are computed anew; None: those that take part."""
+
+    share: Tensor | None = None
+    """(B, T) what a token counts in balance losses; None: one, where it takes part."""
+
+    freezes: bool = True
+    """Whether the state of a token that takes no part stays as it is. If not, it goes through its
+    layers without an expert."""
+
 
 class Verdict(NamedTuple):
     """What a run has come to."""
@@ -155,12 +165,19 @@ class Controller(nn.Module):
 class ControllerOptions(Options):
     """Options of every kind of controller."""
 
+    decides_each_application: ClassVar[bool] = False
+    """Whether it decides at each application of a layer, and not only where a repeat begins."""
+
     def build(self, d_model: int) -> Controller | None:
         """Return the module, for states of width ``d_model``; None: there is nothing to decide."""
         return None
 
+    def build_for_group(self, d_model: int, group: int) -> Controller | None:
+        """Return the module of a stack that repeats a ``group`` of layers."""
+        return self.build(d_model)
+
     def macs(self, d_model: int) -> int:
-        """Return the multiply-accumulates of one repeat for one token."""
+        """Return the multiply-accumulates of one decision for one token."""
         return 0
 
     def weighs_repeats(self) -> bool:
@@ -196,6 +213,7 @@ HALTING: Kinds[ControllerOptions] = Kinds(
         "act": "moeut.recurrence.halting:AdaptiveComputationTime",
         "exit_gate": "moeut.recurrence.exit_gate:ExitGate",
         "ponder": "moeut.recurrence.exit_gate:Ponder",
+        "stick_breaking": "moeut.recurrence.stick_breaking:StickBreaking",
     }
 )
 """Every kind of ``halting`` by name, imported when it is taken."""

@@ -67,7 +67,7 @@ class DepthStack(nn.Module):
         # Halting reads the state itself, so it comes before the injection changes what is read.
         built = {
             "coordinates": conditioning if options.conditioning.comes_first else None,
-            "halting": options.halting.build(d_model),
+            "halting": options.halting.build_for_group(d_model, options.depth.group),
             "injection": options.state.build(d_model, options.depth),
             "conditioning": None if options.conditioning.comes_first else conditioning,
         }

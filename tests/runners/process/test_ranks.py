@@ -106,6 +106,7 @@ RECURRENT = {
         "train.backprop_repeats=2",
     ),
     "halting": ("model.halting={kind: act, loss_weight: 0.5}", "model.depth.prelude=1"),
+    "exits": ("model.halting={kind: exit_gate, entropy_weight: 0.5}", "model.depth.coda=1"),
     "all of them": (
         "model.depth.coda=1",
         "model.state={start: zero, injection: linear}",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from moeut.blocks.embeddings import Embedding, Head
 from moeut.config import ModelConfig
-from moeut.recurrence.exit_rules import ExitRule
+
+if TYPE_CHECKING:
+    from moeut.recurrence.exit_rules import ExitRule
 
 
 class Model(nn.Module):

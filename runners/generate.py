@@ -59,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     with exits(loaded.model, options.exit) as used:
         speed = _generate(options, loaded, settings, prompts)
     print(speed, file=sys.stderr)
-    for name, mean in used.metrics().items():
-        print(f"{name.replace('_', ' ')}: {mean:.2f} for a token, in the mean", file=sys.stderr)
+    for mean in used.means().values():
+        print(f"repeats used: {mean:.2f} for a token, in the mean", file=sys.stderr)
     if speed.longest > loaded.context_length + 1:  # the last token is not read
         print(
             f"the longest text has {speed.longest} tokens; the model was trained on windows of "

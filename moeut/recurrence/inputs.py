@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from moeut.blocks.routing import RoutingRecord
 from moeut.recurrence.cache import StackCache
 from moeut.recurrence.carry import Carried
-from moeut.recurrence.exit_rules import ExitRule
 from moeut.recurrence.row_depth import RowDepth
+
+if TYPE_CHECKING:
+    from moeut.recurrence.exit_rules import ExitRule
 
 
 class Memory(NamedTuple):

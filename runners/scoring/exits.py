@@ -7,17 +7,22 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from moeut.options import OptionError
 from moeut.recurrence.exit_rules import THRESHOLDS, ExitRule
 from moeut.recurrence.inputs import StackOutput
 from moeut.recurrence.stack import DepthStack
+from runners.process.ranks import World
+from runners.training.cost import macs_at
+from runners.training.experiment import Built
 
 
 class RepeatsUsed:
     """Counts the tokens that stacks read, and the repeats that these took."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, list[int | float]] = {}  # stack → [tokens, repeats]
+        self._counts: dict[str, list[float]] = {}  # stack → [tokens, repeats]
 
     def count(self, stack: str, output: StackOutput) -> None:
         """Count a pass of a stack, if anything in it says what tokens took."""
@@ -27,16 +32,36 @@ class RepeatsUsed:
                 counts[0] += int((taken > 0).sum())  # padding took none
                 counts[1] += float(taken.sum())
 
-    def metrics(self) -> dict[str, float]:
-        """Return the mean repeats of a token, by stack where there are two; empty if none counts.
+    def share(self, world: World) -> None:
+        """Add up the counts of all ranks, each of which has to call it."""
+        for counts in self._counts.values():
+            counts[:] = world.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
 
-        A token counts once for each time that it is read.
-        """
-        several = len(self._counts) > 1
+    def means(self) -> dict[str, float]:
+        """Return the mean repeats of a token by stack; a token counts each time that it is read."""
         return {
-            f"{stack}_repeats_used" if several else "repeats_used": repeats / max(tokens, 1)
+            stack: repeats / max(tokens, 1)
             for stack, (tokens, repeats) in sorted(self._counts.items(), reverse=True)
         }
+
+    def metrics(self, built: Built, rule: ExitRule | None = None) -> dict[str, float]:
+        """Return the mean repeats of a token, and what a token cost; empty if none counts.
+
+        With two stacks there are two means. The cost is that of the tokens that took part, unless
+        the states of halted tokens are updated too.
+        """
+        means = self.means()
+        if not means:
+            return {}
+        named = {
+            f"{stack}_repeats_used" if len(means) > 1 else "repeats_used": mean
+            for stack, mean in means.items()
+        }
+        steering: Any = rule or built.model_config.halting
+        if getattr(steering, "halted", "freeze") == "update":
+            return named
+        readings = next(iter(means.values())) if rule is not None and rule.reads_logits else 0.0
+        return named | {"macs_per_token_used": macs_at(built, means, readings=readings)}
 
 
 @contextlib.contextmanager

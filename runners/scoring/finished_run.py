@@ -122,7 +122,7 @@ def score_finished_run(
         for depth in depths:
             with exits(run.model, exit_rule) as used:
                 score = scorer.score(split, repeats=depth).score
-            metrics = score.metrics | used.metrics()
+            metrics = score.metrics | used.metrics(run.built, exit_rule)
             scores.append(dataclasses.replace(score, metrics=metrics))
     return scores
 

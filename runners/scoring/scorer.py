@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -132,7 +133,24 @@ class Scorer:
                 on_batch=on_batch,
                 world=agreement.world if self._together else World(),
             )
-            return scorer.score(split, repeats=repeats, oracle=oracle)
+            if self.built.model_config.halting.kind == "none":
+                return scorer.score(split, repeats=repeats, oracle=oracle)
+            return self._count_repeats(
+                model, lambda: scorer.score(split, repeats=repeats, oracle=oracle)
+            )
+
+    def _count_repeats(self, model: Any, score: Callable[[], Evaluation]) -> Evaluation:
+        """Score a model whose tokens halt, with the repeats that they take as a metric."""
+        from runners.scoring.exits import exits
+
+        with exits(model, None) as used:
+            evaluation = score()
+        if self._together:
+            used.share(self.agreement.world)
+        metrics = evaluation.score.metrics | used.metrics(self.built)
+        return dataclasses.replace(
+            evaluation, score=dataclasses.replace(evaluation.score, metrics=metrics)
+        )
 
     def _in_one_piece(self, model: Any) -> Any:
         """Return the model, or a whole copy of one that lies in pieces on the ranks.

@@ -85,7 +85,7 @@ def evaluate_path(
                 results=results,
                 seconds=time.monotonic() - began,
                 context_length=language.context_length,
-                repeats_used=used.metrics().get("repeats_used"),
+                repeats_used=used.means().get("decoder"),
             )
         )
     return reports

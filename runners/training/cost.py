@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
+from collections.abc import Mapping
 
 import torch
 
 from moeut import sizing
+from moeut.config import ModelConfig
 from runners.config.schema import RunConfig
 from runners.process import environment
 from runners.reporting.run_result import ModelSummary
@@ -32,14 +35,51 @@ def describe_model(built: Built) -> ModelSummary:
     )
 
 
-def macs_per_token(built: Built) -> int:
-    """Return the multiply-accumulates of one forward pass per token that the model reads."""
+def macs_per_token(built: Built, config: ModelConfig | None = None) -> int:
+    """Return the multiply-accumulates of one forward pass per token that the model reads.
+
+    ``config``: of another model on the same task.
+    """
     first, *second = mean_lengths(built.objective)
     return sizing.macs_per_token(
-        built.model_config,
+        built.model_config if config is None else config,
         sequence_length=first,
         target_length=second[0] if second else None,
     )
+
+
+def macs_at(built: Built, repeats: Mapping[str, float], *, readings: float = 0.0) -> int:
+    """Return ``macs_per_token`` where tokens take other ``repeats`` in the mean, by stack.
+
+    ``readings``: times that a state is read out besides, through coda and head.
+    """
+    config = built.model_config
+    depths = {name: stack.depth for name, stack in config.stacks.items()}
+
+    def cost(**numbers: int) -> int:
+        """Return the cost at a depth of two repeats, but for the stacks that are named."""
+        changed = {
+            name: dataclasses.replace(depth, repeats=numbers.get(name, 2))
+            for name, depth in depths.items()
+        }
+        last = changed[list(changed)[-1]]
+        encoder = changed["encoder"] if len(changed) > 1 else None
+        return macs_per_token(built, dataclasses.replace(config, depth=last, encoder_depth=encoder))
+
+    total = float(cost())
+    for name, depth in depths.items():  # a repeat costs the same wherever it stands
+        taken = repeats.get(name, float(depth.repeats))
+        total += (cost(**{name: 3}) - cost()) * (taken - 2)
+    return round(total + readings * _reading(built))
+
+
+def _reading(built: Built) -> float:
+    """Return what it costs to read a token's state out, through coda and head."""
+    config = built.model_config
+    depth = dataclasses.replace(config.depth, coda=2 * config.depth.coda)
+    longer = dataclasses.replace(config, depth=depth)
+    coda = macs_per_token(built, longer) - macs_per_token(built)
+    return coda + config.d_model * config.num_outputs
 
 
 @functools.lru_cache(maxsize=8)

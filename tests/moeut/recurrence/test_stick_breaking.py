@@ -84,7 +84,7 @@ def test_decoding_with_a_cache_is_the_full_pass(make_recurrent, blocks):
 
 
 def test_options_are_checked():
-    with pytest.raises(OptionError, match="threshold=0.0: must be above 0 and at most 1"):
+    with pytest.raises(OptionError, match=r"threshold=0.0: must be above 0 and at most 1"):
         StickBreaking(threshold=0.0)
-    with pytest.raises(OptionError, match="loss_weight=-1.0: must be a finite number"):
+    with pytest.raises(OptionError, match=r"loss_weight=-1.0: must be a finite number"):
         StickBreaking(loss_weight=-1.0)

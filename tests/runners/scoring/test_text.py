@@ -53,7 +53,7 @@ TABLE = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_s
 def bigram(tokens, **options):
     """Predict by the last token alone, more surely the further on in the window."""
     certainty = torch.arange(1, tokens.shape[1] + 1).unsqueeze(-1)
-    return SimpleNamespace(logits=TABLE[tokens] * certainty, auxiliary_loss=0.0)
+    return SimpleNamespace(logits=TABLE[tokens] * certainty, auxiliary_loss=0.0, repeat_shares=None)
 
 
 def by_hand(stream, rows):

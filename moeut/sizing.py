@@ -88,7 +88,8 @@ def _stack_macs(stack: StackConfig, length: int) -> int:
     outer = stack.of_layer(-1).feed_forward.macs(stack.d_model)  # of prelude and coda
     wider = outer - stack.feed_forward.macs(stack.d_model)
     each = stack.depth.group if stack.halting.decides_each_application else 1
-    decided = stack.state.macs(stack.d_model, stack.depth) + each * stack.halting.macs(stack.d_model)
+    decided = stack.state.macs(stack.d_model, stack.depth)
+    decided += each * stack.halting.macs(stack.d_model)
     once = stack.state.output_macs(stack.d_model, stack.feed_forward)
     if stack.embedding_size != stack.d_model:
         once += stack.embedding_size * stack.d_model

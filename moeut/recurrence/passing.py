@@ -117,11 +117,12 @@ class Passing:
         context, cross_context = self._contexts(place, step, packing, without_gradient)
         participation = None
         if keep:
-            participation = Participation(step.active, self._held.get(place.layer))
+            renewed = step.active if step.source_active is None else step.source_active
+            participation = Participation(renewed, self._held.get(place.layer))
         layer = functools.partial(
             self._layers[place.layer],
             context=context,
-            key_value_source=step.key_value_source,
+            key_value_source=_packed(step.key_value_source, context),
             cross_context=cross_context,
             memory=self._memory(place),
             cache=self.inputs.cache,
@@ -142,7 +143,7 @@ class Passing:
         others = step.x if others is None else others
         if packing is not None:
             return packing.put(output.x, others)
-        if step.active is not None:
+        if step.active is not None and step.freezes:
             return torch.where(step.active.unsqueeze(-1), output.x, others)
         return output.x
 
@@ -166,15 +167,25 @@ class Passing:
             modulation = step.modulation
             if modulation is not None and modulation[0].dim() == 3:  # by tokens (B, T, D)
                 modulation = packing.take(modulation[0]), packing.take(modulation[1])
+            if step.source_active is not None:
+                anew = self._real(step.source_active)
+                source = Packing.of(anew, None, is_alone=False)
+                context = replace(context, of_source=self.context.placed(source))
+                of_source = routed.among(anew, step.x.dtype)
+                if source is not None:
+                    of_source = routed.packed(anew, source.tokens, step.x.dtype)
             routed = replace(
                 routed, real=None, share=shares.share, mass=shares.mass, modulation=modulation
             )
         elif step.active is not None:
             # Who sits out holds keys and values of an application before; without one, all of them
             # are computed.
+            renewed = step.source_active
             if place.layer not in self._held and not step.by_row:
-                of_source = routed.among(torch.ones_like(step.active), step.x.dtype)
-            routed = routed.among(step.active, step.x.dtype)
+                renewed = torch.ones_like(step.active)
+            if renewed is not None:
+                of_source = routed.among(renewed, step.x.dtype)
+            routed = routed.among(step.active, step.x.dtype, step.share)
         if step.is_alone and (packing is None or not packing.is_alone):
             visible = self._visible(place, step)
             context = context.hiding_others(visible, step.x)
@@ -202,7 +213,10 @@ class Passing:
         needs to know how many there are, and a trace is one of all tokens.
         """
         active = step.active
-        if active is None or step.key_value_source is not None or self.inputs.trace:
+        if active is None or not step.freezes or self.inputs.trace:
+            return None
+        by_token = step.modulation is not None and step.modulation[0].dim() == 3
+        if step.key_value_source is not None and (step.source_active is None or by_token):
             return None
         layer = self._layers[place.layer]
         if layer.feed_forward.reads_neighbours or not self.options.attention.has_keys:
@@ -213,9 +227,9 @@ class Passing:
             return None
         if self._packed is not None and self._packed[0] is active:
             return self._packed[1]
-        real, inputs = self.inputs.real, self.inputs
-        columns = step.columns if real is None else None
-        taking_part = active if real is None else active & real
+        inputs = self.inputs
+        columns = step.columns if inputs.real is None else None
+        taking_part = self._real(active)
         counts = self.options.attention.counts_columns or self.context.distances is not None
         # Where it counts in which column a key is, others are masked, and keys stay in their own.
         is_alone = step.is_alone and not counts and inputs.cache is None
@@ -224,7 +238,9 @@ class Passing:
         if packing is not None:
             window = self._window
             context = self.context.packed(packing, window.positions, window.num_keys, step.x)
-            shares = self.context.routing.packed(taking_part, packing.tokens, step.x.dtype)
+            shares = self.context.routing.packed(
+                taking_part, packing.tokens, step.x.dtype, step.share
+            )
             self._packed = (active, packing, context, shares)
         return packing
 
@@ -249,6 +265,10 @@ class Passing:
             if not -len(ended) <= number < len(ended):
                 raise ValueError(f"read_repeats={number}: expected one of 0 to {len(ended) - 1}")
         return [ended[number] for number in wanted]
+
+    def _real(self, active: Tensor) -> Tensor:
+        """Return which ``active`` tokens (B, T) are no padding."""
+        return active if self.inputs.real is None else active & self.inputs.real
 
     def balance_losses(self) -> list[Tensor]:
         """Return the balance loss of each router, summed over the distinct ones of that name."""
@@ -347,3 +367,10 @@ class Passing:
                 routed = replace(routing_of_source, place=place)
                 known.append(layer.project_memory(memory.states, routed))
         return cross_context, sources, routing_of_source
+
+
+def _packed(source: Tensor | None, context: AttentionContext) -> Tensor | None:
+    """Return the tokens of ``source`` (B, T, D) that keys and values are computed for."""
+    if source is None or context.of_source is None or context.of_source.packing is None:
+        return source
+    return context.of_source.packing.take(source)

@@ -297,7 +297,7 @@ class DepthStack(nn.Module):
                 result = passing.apply(place, step, others=x, without_gradient=cut, keep=kept)
                 if place.is_last and self.repeat_norm is not None:
                     normed = self.repeat_norm(result)
-                    active = step.active
+                    active = step.active if step.freezes else None
                     result = normed if active is None else torch.where(active[..., None], normed, x)
                 for run in reversed(runs):
                     result = run.after(place, step, result)

@@ -173,14 +173,15 @@ class Attention(Relaxable, Generic[Decision]):
             if source is not None:
                 # Only self-attention with keys from elsewhere has positions here, and its source
                 # has the same columns as its queries. An encoder's output has none.
-                kept = source._replace(key=self._place(source.key, context))
+                kept = source._replace(key=self._place(source.key, context.of_source or context))
             else:
                 assert participation is not None
                 assert participation.held is not None
                 kept = participation.held._replace(record=None)
         value_record = kept.record
         if participation is not None and not is_held:
-            kept = participation.merge(kept.key, kept.value, context.packing)
+            packing = (context.of_source or context).packing
+            kept = participation.merge(kept.key, kept.value, packing)
         key, value = kept.key, kept.value
         if cache is not None:  # keys are stored rotated: their positions never change
             if participation is not None and participation.stored is not None:

@@ -46,6 +46,19 @@ class AttentionContext:
     packing: Packing | None = None
     """How the tokens that are read are packed into one row (1, M, D); None: they are in rows."""
 
+    of_source: AttentionContext | None = None
+    """Where and how packed the tokens are that keys and values are taken from, if not the queries'.
+    """
+
+    def placed(self, packing: Packing | None) -> AttentionContext:
+        """Return the context of tokens that are projected and rotated, but look at nothing."""
+        rotary = self.rotary
+        if rotary is not None and packing is not None:
+            rotary = RotaryTables(
+                packing.table(rotary.cosine), packing.table(rotary.sine), rotary.pairs
+            )
+        return replace(self, rotary=rotary, packing=packing)
+
     def packed(
         self, packing: Packing, positions: Tensor, num_keys: int, like: Tensor
     ) -> AttentionContext:
@@ -59,11 +72,7 @@ class AttentionContext:
             return replace(self, packing=packing, rotary=None, distances=None)
         columns = packing.columns()  # (R, N), among the tokens of this pass
         positions = packing.of_rows(positions.expand(batch, length)).gather(1, columns)
-        rotary, distances = self.rotary, self.distances
-        if rotary is not None:
-            rotary = RotaryTables(
-                packing.table(rotary.cosine), packing.table(rotary.sine), rotary.pairs
-            )
+        rotary, distances = self.placed(packing).rotary, self.distances
         if distances is not None:
             distances = distances.packed(packing)
         is_causal, bias = False, self.bias

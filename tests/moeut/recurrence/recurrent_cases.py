@@ -6,6 +6,7 @@ from moeut.recurrence.conditioning import AdaptiveNorm, Vectors
 from moeut.recurrence.exit_gate import ExitGate
 from moeut.recurrence.halting import AdaptiveComputationTime
 from moeut.recurrence.state import State
+from moeut.recurrence.stick_breaking import StickBreaking
 
 REPEATS = 4
 FORMS = ["decoder_lm", "encoder_decoder", "encoder_classifier"]
@@ -40,6 +41,7 @@ CONTROLLERS = {
     },
     "act_update": {"halting": UPDATE},
     "gate": {"halting": ExitGate(threshold=0.8, initial_bias=-1.5)},
+    "stick": {"halting": StickBreaking(threshold=0.8, loss_weight=0.3)},
     "act_noise_linear": {"halting": ACT, "state": state("noise", "linear")},
 }
 
@@ -82,6 +84,6 @@ def make_recurrent(make_model, form, controller, blocks, **options):
     model = make_model(form, **sizes | BLOCKS[blocks] | CONTROLLERS[controller] | options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "halting.weight" in name:
+            if "halting.weight" in name or "halting.down" in name:
                 parameter.mul_(12.0)
     return model

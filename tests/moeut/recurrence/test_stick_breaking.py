@@ -13,12 +13,7 @@ from moeut.recurrence.stick_breaking import StickBreaking
 def make(make_recurrent, form="decoder_lm", blocks="dense", **options):
     halting = StickBreaking(**{"threshold": 0.8, "loss_weight": 0.3} | options.pop("halting", {}))
     sizes = {"prelude": 0, "coda": 0, "norm": "pre", "position": "none"}
-    model = make_recurrent(form, "act", blocks, halting=halting, **sizes | options)
-    stacks = [getattr(model, name) for name in model.config.stacks]
-    with torch.no_grad():
-        for stack in stacks:
-            stack.controllers["halting"].down.mul_(6.0)
-    return model
+    return make_recurrent(form, "act", blocks, halting=halting, **sizes | options)
 
 
 def gate(unit, h, layer):

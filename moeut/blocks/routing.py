@@ -83,48 +83,36 @@ class RoutingContext:
             share = (share / share.sum(dim=1, keepdim=True).clamp_min(1)).unsqueeze(1)
         return cls(real, share, balance, trace, weights or SharedWeights())
 
-    def among(
-        self, active: Tensor, dtype: torch.dtype, weight: Tensor | None = None
-    ) -> RoutingContext:
+    def among(self, active: Tensor, dtype: torch.dtype) -> RoutingContext:
         """Return the context of an application in which the ``active`` (B, T) tokens take part.
 
-        ``weight`` (B, T): what each of them counts in a balance loss; None: one.
         The others get no expert. Shares stay parts of the whole row, so that the applications of a
         pass weigh as much as tokens took part in them. They are float64 if ``dtype`` is.
         """
         real = active if self.real is None else active & self.real
         if not self.balance:
             return replace(self, real=real)
-        share = self._share_of(real, dtype, weight)
+        share = self._share_of(real, dtype)
         return replace(self, real=real, share=share.unsqueeze(1), mass=share.sum(dim=1))
 
-    def packed(
-        self,
-        active: Tensor,
-        tokens: Tensor,
-        dtype: torch.dtype,
-        weight: Tensor | None = None,
-    ) -> RoutingContext:
+    def packed(self, active: Tensor, tokens: Tensor, dtype: torch.dtype) -> RoutingContext:
         """Return the context of ``tokens`` (M,), packed into one row, of the ``active`` (B, T).
 
         They are all real. Shares are as in ``among``.
         """
         if not self.balance:
             return replace(self, real=None)
-        share = self._share_of(active, dtype, weight)
+        share = self._share_of(active, dtype)
         batch, length = active.shape
         rows = torch.arange(batch, device=tokens.device).unsqueeze(1) == tokens // length  # (B, M)
         of_tokens = rows * share.flatten().index_select(0, tokens)
         return replace(self, real=None, share=of_tokens.unsqueeze(0), mass=share.sum(dim=1))
 
-    def _share_of(
-        self, active: Tensor, dtype: torch.dtype, weight: Tensor | None
-    ) -> Tensor:  # (B, T)
+    def _share_of(self, active: Tensor, dtype: torch.dtype) -> Tensor:  # (B, T)
         """Return the part of its row's real tokens that each active one is, 0 for others."""
         count = active.shape[1] if self.real is None else self.real.sum(dim=1, keepdim=True)
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        share = active.to(exact) / torch.as_tensor(count, device=active.device).clamp_min(1)
-        return share if weight is None else share * weight
+        return active.to(exact) / torch.as_tensor(count, device=active.device).clamp_min(1)
 
 
 @dataclass(frozen=True)

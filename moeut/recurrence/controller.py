@@ -64,9 +64,6 @@ class Step(NamedTuple):
     source_active: Tensor | None = None
     """(B, T) True at tokens whose keys and values are computed anew; None: those that take part."""
 
-    share: Tensor | None = None
-    """(B, T) what a token counts in balance losses; None: one, where it takes part."""
-
     freezes: bool = True
     """Whether the state of a token that takes no part stays as it is. If not, it goes through its
     layers without an expert."""

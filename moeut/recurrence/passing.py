@@ -185,7 +185,7 @@ class Passing:
                 renewed = torch.ones_like(step.active)
             if renewed is not None:
                 of_source = routed.among(renewed, step.x.dtype)
-            routed = routed.among(step.active, step.x.dtype, step.share)
+            routed = routed.among(step.active, step.x.dtype)
         if step.is_alone and (packing is None or not packing.is_alone):
             visible = self._visible(place, step)
             context = context.hiding_others(visible, step.x)
@@ -238,9 +238,7 @@ class Passing:
         if packing is not None:
             window = self._window
             context = self.context.packed(packing, window.positions, window.num_keys, step.x)
-            shares = self.context.routing.packed(
-                taking_part, packing.tokens, step.x.dtype, step.share
-            )
+            shares = self.context.routing.packed(taking_part, packing.tokens, step.x.dtype)
             self._packed = (active, packing, context, shares)
         return packing
 

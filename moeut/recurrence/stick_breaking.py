@@ -142,7 +142,6 @@ class StickBreakingRun(Run):
             active=active,
             key_value_source=source,
             source_active=moved,
-            share=self.left,
             freezes=self.options.halted == "freeze",
         )
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 import moeut
-import moeut.blocks.positions
 from moeut.blocks.attention import GeometricAttention, geometric
+from moeut.blocks.positions import added, relative
 from moeut.blocks.updates import CopyGate
 from moeut.config import ModelConfig
 from moeut.interop import from_ndr, mapping
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.golden
 
 FOLDERS = ("ndr",)
 LOGITS, GRADIENT = 1e-10, 1e-9
-SINUSOIDS = moeut.blocks.positions.sinusoids
+SINUSOIDS = added.sinusoids
 NEAREST_FIRST = geometric._nearest_first
 
 
@@ -143,7 +143,8 @@ def test_shifting_positions_is_seen(golden, monkeypatch: pytest.MonkeyPatch) -> 
     if isinstance(config.attention, GeometricAttention):
         monkeypatch.setattr(geometric, "_nearest_first", left_first)
     else:
-        monkeypatch.setattr(moeut.blocks.positions, "sinusoids", one_later)
+        for module in (added, relative):
+            monkeypatch.setattr(module, "sinusoids", one_later)
     assert deviation(golden, config, state) > 1e-4
 
 

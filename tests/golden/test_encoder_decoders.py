@@ -10,8 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import moeut
-import moeut.blocks.positions
-from moeut.blocks.positions import Relative
+from moeut.blocks.positions import Relative, added, relative
 from moeut.config import ModelConfig
 from moeut.decoding import greedy_decode
 from moeut.interop import from_transformer_generalization, mapping
@@ -197,12 +196,13 @@ def original(golden) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
 
 def test_shifting_positions_is_seen(golden, monkeypatch: pytest.MonkeyPatch) -> None:
     config, state = original(golden)
-    sinusoids = moeut.blocks.positions.sinusoids
+    sinusoids = added.sinusoids
 
     def later(positions: torch.Tensor, *rest: Any, **scale: float) -> torch.Tensor:
         return sinusoids(positions + 1, *rest, **scale)
 
-    monkeypatch.setattr(moeut.blocks.positions, "sinusoids", later)
+    for module in (added, relative):
+        monkeypatch.setattr(module, "sinusoids", later)
     assert deviation(golden, config, state) > 1e-4
 
 

@@ -45,7 +45,12 @@ def language_model(name: str, **options: Any) -> ModelConfig:
 def test_defaults_build_and_run_in_every_form(name: str, form: str) -> None:
     digits = {"digits": [3, 4], "source_digits": [5]}
     told = {"input_position": digits} if name == "abacus" else {}
-    config = architecture(name, form=form, vocabulary_size=11, d_model=32, **FORMS[form], **told)
+    sizes = {"vocabulary_size": 11, "d_model": 32, **FORMS[form]}
+    if name in ("trm", "hrm", "urm") and not form.startswith("encoder_c"):
+        with pytest.raises(OptionError, match="writes token by token, but a whole answer"):
+            architecture(name, form=form, **sizes)
+        return
+    config = architecture(name, form=form, **sizes, **told)
     model = moeut.build(config)
     tokens = torch.randint(9, (2, 6))
     output = model(tokens, tokens) if form == "encoder_decoder" else model(tokens)

@@ -71,6 +71,13 @@ RECURRENT = {
     ),
     "halting": ("model.halting=act", "model.depth={prelude: 1, coda: 1}"),
     "exits": ("model.halting={kind: ponder, loss_weight: 0.5}", "model.repeat_norm=true"),
+    "depths of sequences": (
+        "model.state={start: {kind: noise, shape: unit}, injection: diagonal}",
+        "model.conditioning=film",
+        "train.repeats={kind: poisson, mean: 2, longest: 3, per: sequence, grow_steps: 6}",
+        "train.backprop_repeats=1",
+        "train.static_depth=true",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recurrent_cases import ACT, FORMS, batch, loss_of, state
+from torch._dynamo.testing import CompileCounter
 
 from moeut.recurrence.controller import Step
 from moeut.recurrence.inputs import Inputs
@@ -112,3 +113,22 @@ def test_shapes_are_checked(make_recurrent):
         model(tokens, row_depth=RowDepth(FIRST[:2], LAST))
     with pytest.raises(ValueError, match="a cache holds one depth"):
         model(tokens, cache=model.new_cache(), row_depth=DEPTH)
+
+
+def test_one_graph_serves_every_depth(make_recurrent):
+    """A static pass is compiled once, and has the gradients of the pass of the drawn depth."""
+    small = {"prelude": 0, "group": 1, "coda": 0}
+    model = make_recurrent("decoder_lm", "input_linear", "dense", **small).float().train()
+    tokens = batch(model)[0][0]
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for first, last in ((2, 2), (0, 1), (1, 2)):
+        depth = RowDepth(torch.full((3,), first), torch.full((3,), last))
+        drawn = {"num_repeats": first + last, "backprop_repeats": last}
+        _, wanted = gradients(model, tokens, **drawn)
+        model.zero_grad()
+        output = compiled(tokens, **LONGEST, row_depth=depth)
+        loss_of(model, output).backward()
+        for name, parameter in model.named_parameters():
+            assert torch.allclose(parameter.grad, wanted[name], atol=1e-3, rtol=1e-3), name
+    assert counter.frame_count == 1

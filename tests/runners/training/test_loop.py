@@ -66,6 +66,37 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(form, architecture, 
     assert row["auxiliary_loss"] != 0
 
 
+SEQUENCES = "train.repeats={kind: poisson, mean: 3, per: sequence}"
+TOKENS = "train.repeats={kind: uniform, low: 1, high: 3, per: token}"
+
+
+@pytest.mark.parametrize(
+    ("form", "repeats"), [("encoder_decoder", SEQUENCES), ("decoder_lm", TOKENS)]
+)
+def test_rows_keep_their_depth_in_any_part_of_a_batch(form, repeats, make_loop):
+    overrides = (repeats, "model.state.injection=linear", "train.backprop_repeats=2")
+    options = {"form": form, "architecture": "universal", "clip_norm": None}
+    whole, row = gradients(make_loop(*overrides, accumulate=1, **options))
+    split, split_row = gradients(make_loop(*overrides, accumulate=3, **options))
+    for name in whole:
+        torch.testing.assert_close(split[name], whole[name], rtol=1e-6, atol=1e-9, msg=name)
+    assert split_row == pytest.approx(row, rel=1e-6)
+    other, _ = gradients(make_loop(*overrides[1:], accumulate=1, **options))
+    assert max((other[name] - whole[name]).abs().max() for name in whole) > 1e-4
+
+
+def test_two_ranks_read_the_places_of_one(make_loop):
+    """So that a row has the depth that it has on one rank."""
+    loop, found = make_loop(accumulate=2), []
+    for rank in range(2):
+        loop.world = World(rank=rank, size=2)
+        share = loop._share(0)
+        for (part, _), places in zip(share.parts, share.places, strict=True):
+            assert part.rows.tolist() == share.rows[places].tolist()
+            found += places.tolist()
+    assert sorted(found) == list(range(len(share.rows)))
+
+
 def test_parts_have_different_numbers_of_targets(make_loop):
     """Otherwise the test above could not tell a mean of means from the mean of the batch."""
     loop = make_loop()

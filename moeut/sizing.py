@@ -79,7 +79,7 @@ def _head_macs(config: ModelConfig) -> int:
 
 def _stack_macs(stack: StackConfig, length: int) -> int:
     """Return the work of all applications for a row of ``length`` tokens, but that with memory."""
-    attention, width = stack.attention, stack.attention.width
+    attention, width = stack.attention, stack.attention.query_width
     macs = sum(attention.projection_macs(stack.d_model)) + attention.attending_macs(length)
     macs += stack.position.logit_macs(
         d_model=stack.d_model, num_heads=attention.num_heads, width=width, length=length

@@ -12,6 +12,7 @@ uses those of the last one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast, overload
@@ -180,6 +181,8 @@ class Relaxable(nn.Module):
             if isinstance(router, nn.Parameter):
                 delattr(self, name)
                 setattr(self, name, _parameters(router.detach(), count))
+            elif isinstance(router, nn.Module):
+                setattr(self, name, PerRepeat(copy.deepcopy(router) for _ in range(count)))
 
     def adapt(self, options: Adapters, names: tuple[str, ...], count: int) -> None:
         """Give each of ``count`` repeats an adapter of each of the dense layers ``names``."""

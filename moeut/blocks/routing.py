@@ -44,6 +44,10 @@ class RoutingContext:
     mass: Tensor | None = None
     """(B,) part of each row's real tokens that take part in this application; None: all do."""
 
+    keep: Tensor | None = None
+    """(B, T) probability with which each token takes part, a weight in the losses of routers that
+    ask for it; None: 1 for all."""
+
     place: Place | None = None
     """Where in its schedule the application is; None outside a stack."""
 
@@ -115,6 +119,22 @@ class RoutingContext:
         return active.to(exact) / torch.as_tensor(count, device=active.device).clamp_min(1)
 
 
+class Mutual(NamedTuple):
+    """Sums over the tokens of each row, of what a router whose experts compete thinks of them."""
+
+    probability: Tensor
+    """(B, E)"""
+
+    entropy: Tensor
+    """(B,) of the probabilities of a token."""
+
+    mass: Tensor
+    """(B,) what tokens count."""
+
+    is_sum: bool
+    """Whether the loss is the sum of two entropies, not their difference."""
+
+
 @dataclass(frozen=True)
 class RouterRecord:
     """What one router decided for the tokens of one forward pass."""
@@ -134,14 +154,18 @@ class RouterRecord:
     mass: Tensor | None = None
     """(B,) part of each row's real tokens that the average is over; None: all of them."""
 
+    mutual: Mutual | None = None
+    """What the loss of a router whose experts compete needs, in place of ``probability``."""
+
     def select_heads(self, heads: slice) -> RouterRecord:
         """Return the record of some of the heads, where several routers decided in one go."""
-        traced = {"logits": self.logits, "selection": self.selection, "gates": self.gates}
-        return RouterRecord(
-            None if self.probability is None else self.probability[:, heads],
-            mass=self.mass,
-            **{name: None if kept is None else kept[:, :, heads] for name, kept in traced.items()},
-        )
+
+        def part(kept: Tensor | None) -> Tensor | None:
+            return None if kept is None else kept[:, :, heads]
+
+        probability = None if self.probability is None else self.probability[:, heads]
+        logits, selection, gates = part(self.logits), part(self.selection), part(self.gates)
+        return RouterRecord(probability, logits, selection, gates, self.mass)
 
 
 @dataclass(frozen=True)

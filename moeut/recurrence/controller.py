@@ -50,6 +50,9 @@ class Step(NamedTuple):
     by_row: bool = False
     """Whether rows take part as a whole, so that nobody reads keys and values of who does not."""
 
+    keep: Tensor | None = None
+    """(B, T) probability with which each token takes part, for losses over routers; None: 1."""
+
     number: Tensor | None = None
     """(B, T) number of the repeat that each token is in, from 0, where tokens have a depth of their
     own; None: ``Place.repeat``."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moeut.blocks import masks, routing
 from moeut.blocks.attention import AttentionContext, Participation, Source
+from moeut.blocks.competing import mutual_information_loss
 from moeut.blocks.layer import Layer, LayerOutput
 from moeut.blocks.neighbours import TokenRow
 from moeut.blocks.packing import Packing
@@ -156,6 +157,7 @@ class Passing:
             context.routing,
             place=place,
             modulation=step.modulation,
+            keep=step.keep,
             added_values=self._added_values(place.layer, packing),
         )
         if without_gradient:
@@ -174,8 +176,16 @@ class Passing:
                 of_source = routed.among(anew, step.x.dtype)
                 if source is not None:
                     of_source = routed.packed(anew, source.tokens, step.x.dtype)
+            keep = step.keep
+            if keep is not None:
+                keep = packing.take(keep.unsqueeze(-1)).squeeze(-1)
             routed = replace(
-                routed, real=None, share=shares.share, mass=shares.mass, modulation=modulation
+                routed,
+                real=None,
+                share=shares.share,
+                mass=shares.mass,
+                modulation=modulation,
+                keep=keep,
             )
         elif step.active is not None:
             # Who sits out holds keys and values of an application before; without one, all of them
@@ -276,12 +286,15 @@ class Passing:
             modules: dict[tuple[int, int], list[RouterRecord]] = {}
             for place, record in self.records:
                 router = record.routers.get(name)
-                if router is not None and router.probability is not None:
+                if router is not None and (router.probability is not None or router.mutual):
                     which = self._layers[place.layer].router_index(name, place.repeat)
                     modules.setdefault((place.layer, which), []).append(router)
             owner = self.source_routing if name == "cross_attention.value" else context
             shares = self.inputs.row_shares
-            loss = routing.balance_loss(modules.values(), owner, weight, shares)
+            if any(records[0].mutual for records in modules.values()):
+                loss = mutual_information_loss(modules.values(), weight, shares)
+            else:
+                loss = routing.balance_loss(modules.values(), owner, weight, shares)
             losses += [] if loss is None else [loss]
         return losses
 

@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from moeut.blocks import positions as p
-from moeut.blocks.attention import DenseAttention, GeometricAttention, SwitchHead
+from moeut.blocks.attention import (
+    DenseAttention,
+    GeometricAttention,
+    MixtureOfAttention,
+    SwitchHead,
+)
 from moeut.blocks.feed_forward import (
     ConvolutionalFeedForward,
     DenseFeedForward,
     GatedFeedForward,
     SigmaMoE,
+    SoftmaxMoE,
 )
 from moeut.config import ModelConfig
 from moeut.models import build
@@ -28,6 +34,9 @@ ATTENTION = {
     "grouped_geometric": GeometricAttention(
         num_heads=4, head_size=4, num_key_heads=2, qk_norm="before", bias="all"
     ),
+    "mixture": MixtureOfAttention(
+        num_heads=2, head_size=4, num_experts=3, top_k=2, balance_loss=0.3
+    ),
     "switch_head": SwitchHead(num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1),
     "dropping_experts": SwitchHead(
         num_heads=2, head_size=8, num_experts=3, top_k=2, balance_loss=0.1, expert_dropout=0.6
@@ -39,6 +48,7 @@ FEED_FORWARD = {
     "short_convolution": GatedFeedForward(hidden_size=24, short_convolution=3),
     "convolutional": ConvolutionalFeedForward(hidden_size=12),
     "convolutional_both": ConvolutionalFeedForward(hidden_size=12, sides="both"),
+    "softmax_moe": SoftmaxMoE(num_experts=4, expert_size=6, top_k=2, balance_loss=0.3),
     "sigma_moe": SigmaMoE(num_experts=5, expert_size=8, top_k=2, balance_loss=0.2),
     "softmax": SigmaMoE(num_experts=5, expert_size=8, top_k=2, router="softmax", balance_loss=0.2),
     "dropping_experts": SigmaMoE(
@@ -55,6 +65,7 @@ POSITION = {
     "scaled_sinusoidal": p.Sinusoidal(scale="inverse_sqrt"),
     "learned": p.Learned(max_length=40),
     "none": p.NoPosition(),
+    "clipped": p.Clipped(max_distance=3),
     "fire": p.Fire(hidden_size=5, threshold=3.0),
     "abacus": p.Abacus(max_length=8, max_offset=3, digits=(1, 5, 9), source_digits=(3, 9)),
 }

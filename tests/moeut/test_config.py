@@ -131,7 +131,7 @@ def test_stacks_of_each_form() -> None:
         (
             {"attention": {"kind": "dense", "num_experts": 3}},
             "attention.num_experts",
-            r"kind 'dense' takes num_heads, .*\(it is an option of kind 'switch_head'\)",
+            r"kind 'dense' takes num_heads, .*\(it is an option of kind 'switch_head'",
         ),
         (
             {"attention": {"kind": "dense", "gates": "outputs"}},

@@ -15,6 +15,7 @@ from moeut.options import Kinds
 if TYPE_CHECKING:
     from moeut.blocks.attention.dense import DenseAttention
     from moeut.blocks.attention.geometric import GeometricAttention
+    from moeut.blocks.attention.mixture import MixtureOfAttention
     from moeut.blocks.attention.switch_head import SwitchHead
     from moeut.blocks.attention.token_mixing import TokenMixing
 
@@ -23,6 +24,7 @@ ATTENTION: Kinds[AttentionOptions] = Kinds(
         "dense": "moeut.blocks.attention.dense:DenseAttention",
         "switch_head": "moeut.blocks.attention.switch_head:SwitchHead",
         "geometric": "moeut.blocks.attention.geometric:GeometricAttention",
+        "mixture_of_attention": "moeut.blocks.attention.mixture:MixtureOfAttention",
         "token_mixing": "moeut.blocks.attention.token_mixing:TokenMixing",
     }
 )
@@ -37,6 +39,7 @@ __all__ = [
     "DenseAttention",
     "GeometricAttention",
     "KeyValueStore",
+    "MixtureOfAttention",
     "Participation",
     "Source",
     "SwitchHead",

@@ -151,10 +151,6 @@ class Attention(Relaxable, Generic[Decision]):
         """
         is_held = participation is not None and participation.stored is not None
         if source is None and not is_held:
-            # One product for queries and keys: (B, T, (H+G)·d) -> (B, H+G, T, d), queries first.
-            heads = [self.num_heads, self.num_key_heads]
-            both = self._split_heads(self._query_and_key(routed, context), sum(heads))
-            query, key = self._place(both, context).split(heads, dim=1)
             if context.routing_of_source is None:
                 value_decision, value_record, output_decision, output_record = self.decide(
                     routed, context.routing
@@ -162,14 +158,18 @@ class Attention(Relaxable, Generic[Decision]):
             else:
                 value_decision, value_record = self.decide_values(routed, context.routing_of_source)
                 output_decision, output_record = self.decide_outputs(routed, context.routing)
+            # One product for queries and keys: (B, T, (H+G)·d) -> (B, H+G, T, d), queries first.
+            heads = [self.num_heads, self.num_key_heads]
+            both = self._query_and_key(routed, output_decision, context.routing)
+            query, key = self._place(self._split_heads(both, sum(heads)), context).split(heads, 1)
             value = self.values(plain, value_decision, context.routing)
             if context.routing.added_values is not None:
                 value = value + context.routing.added_values(routed).to(value.dtype)
             kept = Source(key, value, value_record)
         else:
-            query = self.project("query", routed, context.routing.repeat)
-            query = self._place(self._split_heads(query, self.num_heads), context)
             output_decision, output_record = self.decide_outputs(routed, context.routing)
+            query = self.queries(routed, output_decision, context.routing)
+            query = self._place(self._split_heads(query, self.num_heads), context)
             if source is not None:
                 # Only self-attention with keys from elsewhere has positions here, and its source
                 # has the same columns as its queries. An encoder's output has none.
@@ -255,11 +255,19 @@ class Attention(Relaxable, Generic[Decision]):
             heads = rotate(heads, context.rotary)
         return F.rms_norm(heads, (self.head_size,)) if self.qk_norm == "after" else heads
 
-    def _query_and_key(self, routed: Tensor, context: AttentionContext) -> Tensor:
-        """Project to queries and keys, side by side, in one product unless it is adapted."""
-        if self.adapters is not None:
-            repeat = context.routing.repeat
-            return torch.cat([self.project(name, routed, repeat) for name in ("query", "key")], -1)
+    def queries(
+        self, routed: Tensor, decision: Decision, context: RoutingContext
+    ) -> Tensor:  # (B, T, H·d)
+        """Project the routed view (B, T, D) of the query tokens to queries."""
+        return self.project("query", routed, context.repeat)
+
+    def _query_and_key(
+        self, routed: Tensor, decision: Decision, context: RoutingContext
+    ) -> Tensor:  # (B, T, (H+G)·d)
+        """Project to queries and keys, side by side, in one product where both are dense."""
+        if self.adapters is not None or not isinstance(self.query, nn.Linear):
+            key = self.project("key", routed, context.repeat)
+            return torch.cat((self.queries(routed, decision, context), key), dim=-1)
         weight, bias = torch.cat((self.query.weight, self.key.weight)), None
         if self.query.bias is not None:
             bias = torch.cat((self.query.bias, self.key.bias))

@@ -58,6 +58,11 @@ class AttentionOptions(Options):
         return self.num_heads * self.head_size
 
     @property
+    def query_width(self) -> int:
+        """Channels of all queries of a token."""
+        return self.width
+
+    @property
     def key_width(self) -> int:
         """Channels of the keys of all heads together (G·d)."""
         return self.num_key_heads * self.head_size
@@ -132,7 +137,7 @@ class AttentionOptions(Options):
 
     def attending_macs(self, length: int) -> int:
         """Return the work of one query with ``length`` keys: logits, and the sum of values."""
-        return 2 * self.width * length
+        return 2 * self.query_width * length
 
     def balance_weights(self) -> dict[str, float]:
         """Return the weight of the balance loss of each router, by the router's name."""

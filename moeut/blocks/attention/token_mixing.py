@@ -39,7 +39,7 @@ class TokenMixing(AttentionOptions):
     kind: ClassVar[str] = "token_mixing"
     has_keys: ClassVar[bool] = False
     refused_positions: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("rotary", "relative", "fire"),
+        ("rotary", "relative", "fire", "clipped"),
         "it has weights for each position, and no queries and keys where they would act; expected "
         "position.kind none, or what is added to the embedding: sinusoidal, learned, abacus",
     )

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from moeut.blocks.feed_forward.dense import DenseFeedForward
     from moeut.blocks.feed_forward.gated import GatedFeedForward
     from moeut.blocks.feed_forward.sigma_moe import SigmaMoE
+    from moeut.blocks.feed_forward.softmax_moe import SoftmaxMoE
 
 FEED_FORWARD: Kinds[FeedForwardOptions] = Kinds(
     {
         "dense": "moeut.blocks.feed_forward.dense:DenseFeedForward",
         "sigma_moe": "moeut.blocks.feed_forward.sigma_moe:SigmaMoE",
         "gated": "moeut.blocks.feed_forward.gated:GatedFeedForward",
+        "softmax_moe": "moeut.blocks.feed_forward.softmax_moe:SoftmaxMoE",
         "convolutional": "moeut.blocks.feed_forward.convolutional:ConvolutionalFeedForward",
     }
 )
@@ -29,6 +31,7 @@ __all__ = [
     "FeedForwardOptions",
     "GatedFeedForward",
     "SigmaMoE",
+    "SoftmaxMoE",
 ]
 
 if not TYPE_CHECKING:  # so that type checkers still know a name that is not there

@@ -31,6 +31,7 @@ from moeut.options import Kinds
 
 if TYPE_CHECKING:
     from moeut.blocks.positions.abacus import Abacus
+    from moeut.blocks.positions.clipped import Clipped
     from moeut.blocks.positions.fire import Fire
 
 _ADDED: dict[str, type[PositionOptions] | str] = {
@@ -44,6 +45,7 @@ POSITION: Kinds[PositionOptions] = Kinds(
         "rotary": Rotary,
         "relative": Relative,
         **_ADDED,
+        "clipped": "moeut.blocks.positions.clipped:Clipped",
         "fire": "moeut.blocks.positions.fire:Fire",
     }
 )
@@ -57,6 +59,7 @@ __all__ = [
     "POSITION",
     "Abacus",
     "AbsolutePositions",
+    "Clipped",
     "Distances",
     "Entry",
     "Fire",

@@ -24,6 +24,14 @@ BLOCKS: dict[str, dict[str, Any]] = {
     },
     "short_convolution": {"feed_forward": "short_convolution", "norm": "sandwich"},
     "convolutional": {"feed_forward": "convolutional", "norm": "pre"},
+    "clipped": {"position": "clipped", "attention": "grouped"},
+    "sut": {
+        "attention": "mixture",
+        "feed_forward": "softmax_moe",
+        "position": "clipped",
+        "norm": "post",
+    },
+    "mixture_rotary": {"attention": "mixture", "position": "rotary", "norm": "peri"},
     "deepnorm": {"norm": "post", "update": DeepNorm()},
     "gated": {"attention": "dense", "feed_forward": "gated", "norm": "branch"},
 }

@@ -5,8 +5,8 @@ With z the state of a token, of the experts chosen by the largest probabilities,
     p = softmax(W tanh(V z + b)),    gate_e = p_e / (Σ of the chosen + 1e-6)
 
 Source: the Sparse Universal Transformer (arXiv 2310.07096), as RobertCsordas/moeut_training_code
-at a0f771a has it. Its loss makes experts differ: the negative mutual information of tokens and
-experts,
+at a0f771a has it. Its loss (``routing.mutual_information_loss``) makes experts differ: the
+negative mutual information of tokens and experts,
 
     loss = weight · (Σ_t m_t H(p_t) - H(Σ_t m_t p_t)),    m_t = keep_t / (Σ keep + 1e-12)
 
@@ -16,14 +16,19 @@ keep counting that much. The code adds the two entropies instead of taking their
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from moeut.blocks.roles import Role, Roles, linear
-from moeut.blocks.routing import Mutual, RouterRecord, Routes, RoutingContext, router_logits
+from moeut.blocks.routing import (
+    Mutual,
+    RouterRecord,
+    Routes,
+    RoutingContext,
+    entropy_of,
+    router_logits,
+)
 from moeut.ops import Linear
 
 Balance = Literal["mutual_information", "sum_of_entropies"]
@@ -90,7 +95,7 @@ class CompetingRouter(nn.Module):
                 share = context.keep.to(probability.dtype)
             if context.real is not None:
                 share = share * context.real
-            entropy = _entropy(probability)  # (B, T)
+            entropy = entropy_of(probability)  # (B, T)
             mutual = Mutual(
                 (share.unsqueeze(-1) * probability).sum(dim=1),
                 (share * entropy).sum(dim=1),
@@ -101,33 +106,3 @@ class CompetingRouter(nn.Module):
             return RouterRecord(mutual=mutual)
         selection, gates = routes
         return RouterRecord(None, logits.unsqueeze(2), selection, gates, mutual=mutual)
-
-
-def mutual_information_loss(
-    modules: Iterable[Sequence[RouterRecord]], weight: float, row_shares: Tensor | None = None
-) -> Tensor | None:
-    """Return the sum over routers of the loss above; None without any.
-
-    Each module is the sequence of the records of its applications. ``row_shares`` (B,) are the
-    shares of these rows in a larger batch, to which the loss of these rows alone then counts: the
-    probabilities are averaged over no more rows than these.
-    """
-    losses = []
-    for records in modules:
-        mutual = [record.mutual for record in records if record.mutual is not None]
-        # Summed over rows first: packed tokens are one row.
-        mass = torch.stack([one.mass.sum() for one in mutual]).sum() + 1e-12
-        mean = torch.stack([one.probability.sum(dim=0) for one in mutual]).sum(dim=0) / mass
-        of_tokens = torch.stack([one.entropy.sum() for one in mutual]).sum() / mass
-        sign = 1.0 if mutual[0].is_sum else -1.0
-        losses.append(of_tokens + sign * _entropy(mean))
-    if not losses:
-        return None
-    share = 1.0 if row_shares is None else row_shares.sum()
-    return weight * torch.stack(losses).sum() * share
-
-
-def _entropy(probability: Tensor) -> Tensor:
-    """Return -Σ p log p over the last dimension; 0 log 0 is 0, and its gradient finite."""
-    tiny = torch.finfo(probability.dtype).tiny
-    return -(probability * probability.clamp_min(tiny).log()).sum(dim=-1)

@@ -335,3 +335,35 @@ def _mean_over_applications(applications: Sequence[RouterRecord]) -> Tensor:
     mass = torch.stack([whole if m is None else m.to(like.dtype) for m in masses]).sum(dim=0)
     tiny = torch.finfo(like.dtype).tiny
     return torch.stack(probabilities).sum(dim=0) / mass.clamp_min(tiny)[:, None, None]
+
+
+def mutual_information_loss(
+    modules: Iterable[Sequence[RouterRecord]], weight: float, row_shares: Tensor | None = None
+) -> Tensor | None:
+    """Return the sum over routers of ± the mutual information of experts and tokens.
+
+    The loss is that of ``moeut.blocks.competing``, times ``weight``; None without routers.
+
+    Each module is the sequence of the records of its applications. ``row_shares`` (B,) are the
+    shares of these rows in a larger batch, to which the loss of these rows alone then counts: the
+    probabilities are averaged over no more rows than these.
+    """
+    losses = []
+    for records in modules:
+        mutual = [record.mutual for record in records if record.mutual is not None]
+        # Summed over rows first: packed tokens are one row.
+        mass = torch.stack([one.mass.sum() for one in mutual]).sum() + 1e-12
+        mean = torch.stack([one.probability.sum(dim=0) for one in mutual]).sum(dim=0) / mass
+        of_tokens = torch.stack([one.entropy.sum() for one in mutual]).sum() / mass
+        sign = 1.0 if mutual[0].is_sum else -1.0
+        losses.append(of_tokens + sign * entropy_of(mean))
+    if not losses:
+        return None
+    share = 1.0 if row_shares is None else row_shares.sum()
+    return weight * torch.stack(losses).sum() * share
+
+
+def entropy_of(probability: Tensor) -> Tensor:
+    """Return -Σ p log p over the last dimension; 0 log 0 is 0, and its gradient finite."""
+    tiny = torch.finfo(probability.dtype).tiny
+    return -(probability * probability.clamp_min(tiny).log()).sum(dim=-1)

@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from moeut.blocks import masks, routing
 from moeut.blocks.attention import AttentionContext, Participation, Source
-from moeut.blocks.competing import mutual_information_loss
 from moeut.blocks.layer import Layer, LayerOutput
 from moeut.blocks.neighbours import TokenRow
 from moeut.blocks.packing import Packing
@@ -292,7 +291,7 @@ class Passing:
             owner = self.source_routing if name == "cross_attention.value" else context
             shares = self.inputs.row_shares
             if any(records[0].mutual for records in modules.values()):
-                loss = mutual_information_loss(modules.values(), weight, shares)
+                loss = routing.mutual_information_loss(modules.values(), weight, shares)
             else:
                 loss = routing.balance_loss(modules.values(), owner, weight, shares)
             losses += [] if loss is None else [loss]

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from moeut.blocks.attention import AttentionContext, MixtureOfAttention
-from moeut.blocks.competing import mutual_information_loss
 from moeut.blocks.feed_forward import SoftmaxMoE
 from moeut.blocks.positions import Clipped
-from moeut.blocks.routing import RoutingContext
+from moeut.blocks.routing import RoutingContext, mutual_information_loss
 from moeut.options import OptionError
 
 B, T, D, H, SIZE, EXPERTS, K = 2, 5, 6, 2, 4, 3, 2

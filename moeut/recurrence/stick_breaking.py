@@ -143,6 +143,7 @@ class StickBreakingRun(Run):
             key_value_source=source,
             source_active=moved,
             freezes=self.options.halted == "freeze",
+            keep=self.left,
         )
 
     def _break_off(self, place: Place) -> None:

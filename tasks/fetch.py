@@ -29,18 +29,29 @@ from typing import IO
 from rich.console import Console
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from tasks import scan
+from tasks import listops, logical_inference, scan
 from tasks.base.command_line import Parser, run
 from tasks.base.console import make_console, make_progress, say
-from tasks.base.data_files import DataFile, NoHome, cache_folder, data_folders
+from tasks.base.data_files import (
+    DataDamaged,
+    DataFile,
+    DataMissing,
+    NoHome,
+    cache_folder,
+    data_folders,
+    locate,
+    unpacked,
+)
 from tasks.base.options import nearest
-from tasks.base.storage import open_atomically, sha256_of_file
+from tasks.base.storage import open_atomically, sha256_of, sha256_of_file
 from tasks.cogs import official
 from tasks.zero_shot import ZERO_SHOT
 
 COLLECTIONS: dict[str, tuple[DataFile, ...]] = {
     "scan": (*scan.DATA_FILES.values(), scan.MCD_ARCHIVE),
     "cogs": tuple(official.DATA_FILES.values()),
+    "listops": tuple(listops.DATA_FILES.values()),
+    "logical_inference": tuple(logical_inference.DATA_FILES.values()),
     **{name: benchmark.files for name, benchmark in ZERO_SHOT.items()},
 }
 """Official files by collection."""
@@ -87,11 +98,17 @@ def choose(names: Sequence[str]) -> list[DataFile]:
 
 def is_present(file: DataFile) -> bool:
     """Return whether a data folder has the file with the right checksum."""
-    for folder in data_folders():
-        path = folder / file.path
-        if path.is_file():  # the first one there is the one that is read
-            return file.sha256 is None or sha256_of_file(path) == file.sha256
-    return False
+    try:
+        path = locate(file)  # the first one there is the one that is read
+    except DataMissing:
+        return False
+    if file.sha256 is None:
+        return True
+    try:
+        packed = path.name != Path(file.path).name
+        return (sha256_of(unpacked(path)) if packed else sha256_of_file(path)) == file.sha256
+    except DataDamaged:
+        return False
 
 
 def fetch_file(

@@ -6,7 +6,9 @@ A file is looked for under ``$MOEUT_DATA`` first and then in the cache, ``$MOEUT
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +37,7 @@ class DataFile:
     url: str
     """Address at a pinned upstream commit."""
     sha256: str | None
-    """SHA-256 of the file's bytes, in hexadecimal; None where only its archive's is published."""
+    """SHA-256 of the file's bytes, unpacked, in hexadecimal; None where only its archive's is published."""
     rows: int | None = None
     """Lines of the file; None where it is not a list of rows."""
     by_default: bool = True
@@ -83,17 +85,38 @@ def data_folders() -> list[Path]:
         raise
 
 
+def _places(folder: Path, file: DataFile) -> tuple[Path, Path]:
+    """Return where a folder may hold a file: as it is, or packed by gzip."""
+    path = folder / file.path
+    return path, path.with_name(f"{path.name}.gz")
+
+
+def unpacked(path: Path) -> bytes:
+    """Return the bytes of a file, or what it holds where its name ends in ``.gz``.
+
+    Raises:
+        DataDamaged: it is no whole gzip file.
+    """
+    data = path.read_bytes()
+    if path.suffix != ".gz":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataDamaged(f"{path}: no whole gzip file: {error}") from None
+
+
 def locate(file: DataFile) -> Path:
-    """Return where a data file lies, without reading it.
+    """Return where a data file lies, without reading it; it may be packed by gzip.
 
     Raises:
         DataMissing: no data folder has it.
     """
     folders = data_folders()
     for folder in folders:
-        path = folder / file.path
-        if path.is_file():
-            return path
+        for path in _places(folder, file):
+            if path.is_file():
+                return path
     raise DataMissing(
         f"{file.path}: not found in {' or '.join(map(str, folders))}; "
         f"fetch it with: {file.fetch_command}"
@@ -108,7 +131,7 @@ def read_bytes(file: DataFile) -> bytes:
         DataDamaged: it has another checksum.
     """
     path = locate(file)
-    data = path.read_bytes()
+    data = path.read_bytes() if file.path.endswith(".gz") else unpacked(path)
     found = sha256_of(data)
     if file.sha256 is not None and found != file.sha256:
         raise DataDamaged(

@@ -1,0 +1,228 @@
+"""Compositional table lookup, row by row as the Neural Data Router's code makes it.
+
+The draws are those of the published generator, in its order, from its seed (RandomState with
+0x12345678), so that tables, rows and their numbers are the published ones. Only how the rows of
+short chains are divided between train and test it draws without a seed; ``division_seed`` stands
+for that.
+
+>>> task = Ctl()
+>>> {name: len(rows) for name, rows in task.splits().items()}["train"]
+53704
+>>> row = task.split("deeper")[0]
+>>> print(*row.source)
+011 f f e h f f i c a
+
+Unlike in ``table_lookup``, whose rows are our own, three defects are kept: the chains of
+``new_composition`` include the empty one and single functions that train has, a chain may be in train
+and with another argument in the test, and shorter chains are rarer.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from tasks.base.about import About
+from tasks.base.options import require
+from tasks.base.task import Example, ExampleTask, Kind
+
+PUBLISHED_SEED = 0x12345678
+SYMBOLS, TABLES, COMPOSED = 8, 11, 9
+DEEPEST = 5
+"""Most functions of a chain in train."""
+RESERVED = 200
+"""Most chains of a length that train has with no argument; a quarter of that length's at most."""
+HELD_OUT, LONGER_ROWS, PRIMITIVE_ROWS = 4000, 1000, (1000, 3000)
+COPIES = 30
+
+Chain = tuple[int, ...]
+"""Numbers of functions, the last one applied first."""
+
+
+class Item(NamedTuple):
+    """One row as the generator numbers it."""
+
+    kind: str
+    argument: int
+    chain: Chain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ctl(ExampleTask):
+    """The published rows of compositional table lookup, in both directions."""
+
+    name: ClassVar[str] = "ctl"
+    difficulty_name: ClassVar[str] = "functions applied"
+    selection_splits: ClassVar[tuple[str, ...]] = ("valid_deeper",)
+    in_distribution_split = "iid"
+    about: ClassVar[About] = About(
+        family="table lookup",
+        hard="applying more functions than in any row of train; backward, the order is turned",
+        source="arXiv 2110.07732; robertcsordas/ndr da20530d",
+        published=(
+            "deeper, forward and backward (ICLR submission): LSTM 1.00, .22; Transformer .13, .12; "
+            "with relative positions .23, .13; Neural Data Router 1.00, 1.00; chance .125",
+        ),
+    )
+
+    direction: Literal["forward", "backward"] = "forward"
+    """forward: argument, then functions as applied; backward: the row reversed."""
+    valid_further: int = 3
+    """Functions of a chain in valid_deeper beyond 5: up to 8; upstream's baselines have 2."""
+    test_further: int = 5
+    """The same in deeper, from where valid_deeper ends: 9 and 10."""
+    division_seed: int = 0
+    """Seed of the division of short chains between train and test."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "valid_further", self.valid_further >= 1, "at least 1")
+        longer = self.test_further > self.valid_further
+        require(self, "test_further", longer, "above task.valid_further")
+
+    @property
+    def kind(self) -> Kind:
+        """Return classification."""
+        return "classification"
+
+    def build_splits(self) -> dict[str, list[Example]]:
+        """Return train, both validation sets, and the tests, the deeper one last."""
+        items, parts = self.items()
+        tables = self.tables_of_functions()
+        order = ("train", "valid_iid", "valid_deeper", "basic", "iid", "new_primitive_1")
+        order = (*order, "new_primitive_2", "new_composition", "deeper")
+        return {name: [self.example(items[n], tables) for n in parts[name]] for name in order}
+
+    def tables_of_functions(self) -> np.ndarray:
+        """Return the value of each function (11, 8) for each symbol."""
+        generator = np.random.RandomState(PUBLISHED_SEED)  # noqa: NPY002 - the published one
+        return np.stack([generator.permutation(SYMBOLS) for _ in range(TABLES)])
+
+    def items(self) -> tuple[list[Item], dict[str, list[int]]]:
+        """Return all rows in the published order, and the numbers of those of each split."""
+        draw = np.random.RandomState(PUBLISHED_SEED)  # noqa: NPY002
+        divide = np.random.RandomState(self.division_seed)  # noqa: NPY002
+        for _ in range(TABLES):
+            draw.permutation(SYMBOLS)
+        reserved = _reserved(draw)
+        items: list[Item] = []
+        parts: dict[str, list[int]] = {}
+
+        def add(kind: str, rows: list[tuple[int, Chain]]) -> list[int]:
+            first = len(items)
+            items.extend(Item(kind, argument, chain) for argument, chain in rows)
+            return list(range(first, len(items)))
+
+        basic = [(a, (table,)) for table in range(TABLES) for a in range(SYMBOLS)]
+        parts["train"] = parts["basic"] = add("basic", basic)
+
+        short = add("iid", self._short(draw, reserved))
+        # The order in which a set of these numbers is walked over decides which are of the test.
+        chosen = set(divide.choice(len(short), 2 * HELD_OUT, replace=False))
+        parts["train"] = parts["train"] + [n for i, n in enumerate(short) if i not in chosen]
+        parts["iid"] = [short[i] for i in list(chosen)[:HELD_OUT]]
+        parts["valid_iid"] = [short[i] for i in list(chosen)[HELD_OUT:]]
+
+        first = _distinct(PRIMITIVE_ROWS[0], lambda: _with_first_primitive(draw))
+        parts["new_primitive_1"] = add("new_primitive_1", first)
+        numbers = add(
+            "new_primitive_2", _distinct(PRIMITIVE_ROWS[1], lambda: _with_second_primitive(draw))
+        )
+        chosen = set(divide.choice(len(numbers), PRIMITIVE_ROWS[0], replace=False))
+        parts["new_primitive_2"] = [numbers[i] for i in chosen]
+
+        most = DEEPEST + self.valid_further
+        parts["valid_deeper"] = add("deeper_val", _longer(draw, DEEPEST + 1, most))
+        deepest = DEEPEST + self.test_further
+        parts["deeper"] = add("deeper", _longer(draw, most + 1, deepest))
+
+        parts["new_composition"] = add(
+            "new_composition", [(draw.randint(SYMBOLS), chain) for chain in reserved]
+        )
+        copies = [
+            (a, (table,))
+            for table in range(COMPOSED, TABLES)
+            for _ in range(COPIES)
+            for a in range(SYMBOLS)
+        ]
+        parts["train"] = parts["train"] + add("basic", copies)
+        return items, parts
+
+    def _short(
+        self, draw: np.random.RandomState, reserved: set[Chain]
+    ) -> list[tuple[int, Chain]]:
+        """Return the rows of 2 to 5 functions, without any reserved chain."""
+        chains = COMPOSED**2 * (COMPOSED ** (DEEPEST - 1) - 1) // (COMPOSED - 1)
+        train = SYMBOLS * chains // 10
+
+        def one() -> tuple[int, Chain]:
+            while True:
+                drawn = draw.randint(COMPOSED, size=[DEEPEST])
+                chain = tuple(drawn[: draw.randint(2, DEEPEST + 1)].tolist())
+                if chain not in reserved:
+                    return draw.randint(SYMBOLS), chain
+
+        return _distinct(train + 2 * HELD_OUT, one)
+
+    def example(self, item: Item, tables: np.ndarray) -> Example:
+        """Return a row as tokens, with its label."""
+        value = item.argument
+        for number in reversed(item.chain):
+            value = int(tables[number][value])
+        tokens = (*(string.ascii_lowercase[n] for n in item.chain), f"{item.argument:03b}")
+        return Example(
+            source=tokens[::-1] if self.direction == "forward" else tokens,
+            target=(f"{value:03b}",),
+            category=item.kind,
+            difficulty=float(len(item.chain)),
+        )
+
+
+def _reserved(draw: np.random.RandomState) -> set[Chain]:
+    """Return the chains that train has with no argument, in a set as the published code walks it."""
+    reserved: set[Chain] = set()
+    for length in range(DEEPEST + 1):
+        wanted = len(reserved) + min(RESERVED, 0.25 * COMPOSED**length)
+        while len(reserved) < wanted:
+            reserved.add(tuple(draw.randint(COMPOSED, size=[length]).tolist()))
+    return reserved
+
+
+def _distinct(count: int, one: Callable[[], tuple[int, Chain]]) -> list[tuple[int, Chain]]:
+    """Return distinct rows in the order in which they are drawn."""
+    rows: dict[tuple[int, Chain], None] = {}
+    while len(rows) < count:
+        rows[one()] = None
+    return list(rows)
+
+
+def _with_first_primitive(draw: np.random.RandomState) -> tuple[int, Chain]:
+    argument = draw.randint(SYMBOLS)
+    drawn = draw.randint(TABLES - 1, size=[DEEPEST])
+    chain = drawn[: draw.randint(2, DEEPEST + 1)].tolist()
+    chain[draw.randint(len(chain))] = TABLES - 2
+    return argument, tuple(chain)
+
+
+def _with_second_primitive(draw: np.random.RandomState) -> tuple[int, Chain]:
+    argument = draw.randint(SYMBOLS)
+    drawn = draw.randint(TABLES - 1, size=[DEEPEST])
+    chain = drawn[: draw.randint(2, DEEPEST + 1)]
+    chain[chain == TABLES - 2] = TABLES - 1
+    chain[draw.randint(len(chain))] = TABLES - 1
+    return argument, tuple(chain.tolist())
+
+
+def _longer(
+    draw: np.random.RandomState, fewest: int, most: int
+) -> list[tuple[int, Chain]]:
+    def one() -> tuple[int, Chain]:
+        argument = draw.randint(SYMBOLS)
+        drawn = draw.randint(COMPOSED, size=[most])
+        return argument, tuple(drawn[: draw.randint(fewest, most + 1)].tolist())
+
+    return _distinct(LONGER_ROWS, one)

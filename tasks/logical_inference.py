@@ -1,0 +1,188 @@
+"""Propositional inference: how do two formulas relate, for more operators than trained?
+
+Seven relations, tested in this order over the 64 assignments of six variables: ``=`` equal, ``<``
+the left one implies the right one, ``>`` the reverse, ``^`` one or the other but never both, ``|``
+never both, ``v`` one of them always, ``#`` none of these.
+
+>>> relation("( d ( or f ) )", "( f ( and a ) )")
+'>'
+>>> relation("( not c )", "c")
+'^'
+
+The official files are numbered by the operators of the longer side; number 12 holds 12 to 19. Train
+has up to six, every tenth row of which is held out for ``valid``, as published. Of the tests with
+more operators the files 8, 10 and 12 are read: the published hashes of 7, 9 and 11 are not known.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tasks.base.about import About
+from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
+from tasks.base.options import require
+from tasks.base.task import Example, ExampleTask, Kind
+
+REPOSITORY = "https://raw.githubusercontent.com/yikangshen/Ordered-Memory/2a0d3a22"
+FOLDER = "data/propositionallogic"
+TRUE = 2**64 - 1
+"""A formula as the 64 values that it has, one bit for each assignment."""
+VARIABLES = {
+    name: sum(1 << row for row in range(64) if row >> place & 1)
+    for place, name in enumerate("abcdef")
+}
+OPERATORS = ("not", "and", "or")
+BETWEEN = "|"
+"""Token between the two formulas."""
+
+
+def _read_data_files() -> dict[str, DataFile]:
+    table = importlib.resources.files("tasks").joinpath("data/logical_inference_sha256.txt")
+    files = {}
+    for line in table.read_text(encoding="utf-8").splitlines():
+        sha256, name, rows = line.split()
+        files[name] = DataFile(
+            path=f"logical_inference/{name}",
+            url=f"{REPOSITORY}/{FOLDER}/{name}",
+            sha256=sha256,
+            rows=int(rows),
+        )
+    return files
+
+
+DATA_FILES: dict[str, DataFile] = _read_data_files()
+"""Official files by name."""
+
+
+def truth(formula: str) -> int:
+    """Return the values of a formula as a number of 64 bits.
+
+    Raises:
+        ValueError: no formula.
+    """
+    stack: list[int | str] = []
+    for token in formula.split():
+        if token in VARIABLES:
+            stack.append(VARIABLES[token])
+        elif token in ("(", "not", "and", "or"):
+            stack.append(token)
+        else:
+            match stack[-5:]:
+                case [*_, "(", "not", int(value)] if token == ")":
+                    stack[-3:] = [TRUE ^ value]
+                case ["(", int(left), "(", "and" | "or" as operator, int(right)] if token == ")":
+                    # The inner bracket closes: what it joins waits for the outer one.
+                    stack[-5:] = ["(", left & right if operator == "and" else left | right]
+                case [*_, "(", int(value)] if token == ")":
+                    stack[-2:] = [value]
+                case _:
+                    raise ValueError(f"{formula!r}: expected a formula")
+    if len(stack) != 1 or not isinstance(stack[0], int):
+        raise ValueError(f"{formula!r}: expected a formula")
+    return stack[0]
+
+
+def relation(left: str, right: str) -> str:
+    """Return how two formulas relate."""
+    one, other = truth(left), truth(right)
+    if one == other:
+        return "="
+    if not one & ~other:
+        return "<"
+    if not other & ~one:
+        return ">"
+    never, always = not one & other, (one | other) == TRUE
+    return {(True, True): "^", (True, False): "|", (False, True): "v"}.get((never, always), "#")
+
+
+def operators(formula: str) -> int:
+    """Return how many operators a formula has."""
+    return sum(token in OPERATORS for token in formula.split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogicalInference(ExampleTask):
+    """Relations of propositional formulas, from the official files."""
+
+    name: ClassVar[str] = "logical_inference"
+    difficulty_name: ClassVar[str] = "operators of the longer formula"
+    selection_splits: ClassVar[tuple[str, ...]] = ("valid",)
+    in_distribution_split = "iid"
+    about: ClassVar[About] = About(
+        family="trees and graphs",
+        hard="nested formulas of twice as many operators as in train; brackets are given",
+        source="Bowman et al. 2015; files of yikangshen/Ordered-Memory 2a0d3a22",
+        published=("protocol: train on up to 6 operators, 135,529 rows; score each of 7 to 12 "
+                   "(repository)", "majority: # in about 52 % (measured)"),
+        fetch="python -m tasks.fetch logical_inference",
+    )
+
+    train_operators: int = 6
+    """Most operators of train, valid and iid, 1 to 6."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "train_operators", 1 <= self.train_operators <= 6, "1 to 6")
+
+    @property
+    def kind(self) -> Kind:
+        """Return classification."""
+        return "classification"
+
+    def build_splits(self) -> dict[str, list[Example]]:
+        """Return train, valid, iid and more_operators.
+
+        Raises:
+            DataMissing, DataDamaged: a file is not there, or not the published one.
+        """
+        few = range(self.train_operators + 1)
+        more = [n for n in range(7, 13) if f"test{n}" in DATA_FILES]
+        train = [row for n in few for row in read_file(f"train{n}")]
+        return {
+            "train": [row for number, row in enumerate(train, 1) if number % 10],
+            "valid": train[9::10],
+            "iid": [row for n in few for row in read_file(f"test{n}")],
+            "more_operators": [row for n in more for row in read_file(f"test{n}")],
+        }
+
+
+@functools.lru_cache(maxsize=32)
+def read_file(name: str) -> tuple[Example, ...]:
+    """Return the rows of an official file.
+
+    Raises:
+        DataMissing, DataDamaged: it is not there, or not the published one.
+    """
+    file = DATA_FILES[name]
+    number = name.removeprefix("train").removeprefix("test")
+    rows = []
+    for line in read_lines(file):
+        parts = line.split("\t")
+        if len(parts) != 3:
+            raise DataDamaged(f"{locate(file)}: expected a label and two formulas, got {line!r}")
+        label, left, right = parts
+        rows.append(
+            Example(
+                source=(*left.split(), BETWEEN, *right.split()),
+                target=(label,),
+                category=f"{number} operators",
+                difficulty=float(number),
+            )
+        )
+    return tuple(rows)
+
+
+LABELS: Mapping[str, str] = {
+    "=": "equal",
+    "<": "implies",
+    ">": "is implied",
+    "^": "one of them",
+    "|": "not both",
+    "v": "at least one",
+    "#": "none of these",
+}
+"""What each label says."""

@@ -13,14 +13,14 @@ for that.
 011 f f e h f f i c a
 
 Unlike in ``table_lookup``, whose rows are our own, three defects are kept: the chains of
-``new_composition`` include the empty one and single functions that train has, a chain may be in train
-and with another argument in the test, and shorter chains are rarer.
+``new_composition`` include the empty one and single functions that train has, a chain may be in
+train and with another argument in the test, and shorter chains are rarer.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -38,6 +38,10 @@ RESERVED = 200
 """Most chains of a length that train has with no argument; a quarter of that length's at most."""
 HELD_OUT, LONGER_ROWS, PRIMITIVE_ROWS = 4000, 1000, (1000, 3000)
 COPIES = 30
+SPLITS = (
+    *("train", "valid_iid", "valid_deeper", "basic", "iid"),
+    *("new_primitive_1", "new_primitive_2", "new_composition", "deeper"),
+)
 
 Chain = tuple[int, ...]
 """Numbers of functions, the last one applied first."""
@@ -93,26 +97,24 @@ class Ctl(ExampleTask):
         """Return train, both validation sets, and the tests, the deeper one last."""
         items, parts = self.items()
         tables = self.tables_of_functions()
-        order = ("train", "valid_iid", "valid_deeper", "basic", "iid", "new_primitive_1")
-        order = (*order, "new_primitive_2", "new_composition", "deeper")
-        return {name: [self.example(items[n], tables) for n in parts[name]] for name in order}
+        return {name: [self.example(items[n], tables) for n in parts[name]] for name in SPLITS}
 
     def tables_of_functions(self) -> np.ndarray:
         """Return the value of each function (11, 8) for each symbol."""
-        generator = np.random.RandomState(PUBLISHED_SEED)  # noqa: NPY002 - the published one
+        generator = np.random.RandomState(PUBLISHED_SEED)
         return np.stack([generator.permutation(SYMBOLS) for _ in range(TABLES)])
 
     def items(self) -> tuple[list[Item], dict[str, list[int]]]:
         """Return all rows in the published order, and the numbers of those of each split."""
-        draw = np.random.RandomState(PUBLISHED_SEED)  # noqa: NPY002
-        divide = np.random.RandomState(self.division_seed)  # noqa: NPY002
+        draw = np.random.RandomState(PUBLISHED_SEED)
+        divide = np.random.RandomState(self.division_seed)
         for _ in range(TABLES):
             draw.permutation(SYMBOLS)
         reserved = _reserved(draw)
         items: list[Item] = []
         parts: dict[str, list[int]] = {}
 
-        def add(kind: str, rows: list[tuple[int, Chain]]) -> list[int]:
+        def add(kind: str, rows: Sequence[tuple[int, Chain]]) -> list[int]:
             first = len(items)
             items.extend(Item(kind, argument, chain) for argument, chain in rows)
             return list(range(first, len(items)))
@@ -152,9 +154,7 @@ class Ctl(ExampleTask):
         parts["train"] = parts["train"] + add("basic", copies)
         return items, parts
 
-    def _short(
-        self, draw: np.random.RandomState, reserved: set[Chain]
-    ) -> list[tuple[int, Chain]]:
+    def _short(self, draw: np.random.RandomState, reserved: set[Chain]) -> list[tuple[int, Chain]]:
         """Return the rows of 2 to 5 functions, without any reserved chain."""
         chains = COMPOSED**2 * (COMPOSED ** (DEEPEST - 1) - 1) // (COMPOSED - 1)
         train = SYMBOLS * chains // 10
@@ -183,7 +183,7 @@ class Ctl(ExampleTask):
 
 
 def _reserved(draw: np.random.RandomState) -> set[Chain]:
-    """Return the chains that train has with no argument, in a set as the published code walks it."""
+    """Return the chains that train has with no argument, as the published code walks them."""
     reserved: set[Chain] = set()
     for length in range(DEEPEST + 1):
         wanted = len(reserved) + min(RESERVED, 0.25 * COMPOSED**length)
@@ -217,9 +217,7 @@ def _with_second_primitive(draw: np.random.RandomState) -> tuple[int, Chain]:
     return argument, tuple(chain.tolist())
 
 
-def _longer(
-    draw: np.random.RandomState, fewest: int, most: int
-) -> list[tuple[int, Chain]]:
+def _longer(draw: np.random.RandomState, fewest: int, most: int) -> list[tuple[int, Chain]]:
     def one() -> tuple[int, Chain]:
         argument = draw.randint(SYMBOLS)
         drawn = draw.randint(COMPOSED, size=[most])

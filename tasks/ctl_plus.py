@@ -6,8 +6,8 @@ group may follow which is a rule of train that the tests break. Three sets of ru
 * ``alternate``: a and b in turn; tests stay in one group, or go anywhere.
 * ``branch``: a after a, b after b; functions of a third group, o, may stand between two of one
   group. They are shared, but each is shown with some symbols to one group alone.
-* ``branch_2stage``: a1 a2 a1 a2 …, b1 b2 b1 b2 …, and o in place of a2 or b2; after any second stage
-  either branch may follow.
+* ``branch_2stage``: a1 a2 a1 a2 …, b1 b2 b1 b2 …, and o in place of a2 or b2; either branch
+  may follow a second stage.
 
 >>> task = CtlPlus(rules="alternate", functions=4, train_rows=50, test_rows=10)
 >>> task.groups()
@@ -37,6 +37,9 @@ NAMES = string.ascii_letters + string.punctuation
 Row = tuple[int, tuple[int, ...]]
 """Argument, and functions in the order of application."""
 
+Edges = dict[tuple[str, ...], tuple[str, ...]]
+"""Group, or pair of groups, → groups that may follow; "IN" is the beginning."""
+
 MISSES = 5000
 """Draws in a row that give no new chain, after which a length is taken to be used up."""
 
@@ -52,7 +55,7 @@ class Plan(NamedTuple):
 
     edges: Mapping[tuple[str, ...], tuple[str, ...]]
     ends: tuple[str, ...]
-    only_after: Mapping[tuple[str, int], frozenset[int]] = {}  # noqa: RUF012
+    only_after: Mapping[tuple[str, int], frozenset[int]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,7 @@ class CtlPlus(ExampleTask):
             both = {names[i % SYMBOLS] for i in range(begin, begin + self.symbol_overlap)}
             others = [symbol for symbol in range(SYMBOLS) if symbol not in both]
             if len(others) == 1:  # one of the groups has it, which one is drawn
-                parts = [[], []]
+                parts: list[list[int]] = [[], []]
                 parts[generator.randrange(2)] = others
             else:
                 half = -(-len(others) // 2)
@@ -158,7 +161,9 @@ class CtlPlus(ExampleTask):
             train = Plan({("IN",): ("a", "b"), ("a",): ("b",), ("b",): ("a",)}, groups)
             loop = Plan({("IN",): ("a", "b"), ("a",): ("a",), ("b",): ("b",)}, groups)
             return {"train": train, "self_loop": loop, "all": anywhere}
-        loops = {(group,): (group,) for group in groups}
+        edges: Edges
+        crossed: Edges
+        loops: Edges = {(group,): (group,) for group in groups}
         loop = Plan({("IN",): groups, **loops}, groups)
         if self.rules == "branch":
             begins, ends = ("a", "b"), ("a", "b")
@@ -178,14 +183,14 @@ class CtlPlus(ExampleTask):
             "all": anywhere,
         }
         if self.overlap:
-            free = {(group,): ("o",) for group in begins}
+            free: Edges = {(group,): ("o",) for group in begins}
             plans["all_overlap"] = Plan({("IN",): begins, **free, ("o",): begins}, ("o",))
         unseen = {key: frozenset(range(SYMBOLS)) - symbols for key, symbols in shown.items()}
         if self.rules == "branch_2stage":
             if any(unseen.values()):
                 only = Plan({("IN",): begins, ("a1",): ("o",), ("b1",): ("o",)}, ("o",), unseen)
                 plans["cross_unseen_symbols"] = only
-            pairs = {("a1",): ("b2", "o"), ("b1",): ("a2", "o")}
+            pairs: Edges = {("a1",): ("b2", "o"), ("b1",): ("a2", "o")}
             plans["unseen_pairs"] = Plan({("IN",): begins, **pairs}, ("a2", "b2", "o"), unseen)
         return plans
 

@@ -38,7 +38,6 @@ from tasks.base.data_files import (
     DataMissing,
     NoHome,
     cache_folder,
-    data_folders,
     locate,
     unpacked,
 )

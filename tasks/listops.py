@@ -1,4 +1,4 @@
-"""Nested lists of operators over digits: the value of the outermost, on deeper nesting than trained.
+"""Nested lists of operators over digits: what is the outermost worth, nested deeper than trained?
 
 ``[MIN``, ``[MAX``, ``[MED`` (the median, of an even number the whole part of the mean of the middle
 two) and ``[SM`` (the sum modulo 10) take two to five arguments:
@@ -8,8 +8,8 @@ Node(value=5, nesting=3, dependency=3)
 
 Dependency depth counts only what the result depends on: one more than that of the argument that is
 chosen (the first minimum or maximum, the middle ones), or of the deepest one of a sum. With
-``distribution: balanced`` rows are spread equally over it, as the Neural Data Router paper has them:
-deep nesting that nobody needs does not count as deep. Unlike there no row is in two splits.
+``distribution: balanced`` rows are spread equally over it, as in the Neural Data Router paper: deep
+nesting that nobody needs does not count as deep. Unlike there no row is in two splits.
 
 ``original`` draws as the generator of the published data: an argument is a digit with probability
 0.75. Train then has rows of up to ``train_tokens``, and the tests, longer ones, are cut out of the
@@ -29,7 +29,8 @@ from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask, Kind
 
-REPOSITORY = "https://raw.githubusercontent.com/nyu-mll/spinn/listops-release"
+COMMIT = "0e24a35c7be00e9f67814b0c846c3095cfe7632b"
+REPOSITORY = f"https://raw.githubusercontent.com/nyu-mll/spinn/{COMMIT}"
 DATA_FILES: dict[str, DataFile] = {
     "test": DataFile(
         path="listops/test_d20s.tsv",
@@ -125,7 +126,7 @@ class ListOps(ExampleTask):
     about: ClassVar[About] = About(
         family="trees and graphs",
         hard="a tree that has to be found in the brackets, and evaluated from its leaves",
-        source="arXiv 1804.06028 and 2110.07732; robertcsordas/ndr da20530d, nyu-mll/spinn 0e24a35c",
+        source="arXiv 1804.06028 and 2110.07732; ndr da20530d, nyu-mll/spinn 0e24a35c",
         published=(
             "depths 7–8 of the paper (code: 8–9), balanced: LSTM .71, Transformer .74, with "
             "relative positions .79, Neural Data Router .99 (ICLR submission)",
@@ -217,9 +218,7 @@ class ListOps(ExampleTask):
                 left -= 1
         return [_example(row, float(row.node.dependency)) for row in found]
 
-    def _original(
-        self, split: str, rows: int, taken: set[tuple[str, ...]]
-    ) -> list[Example]:
+    def _original(self, split: str, rows: int, taken: set[tuple[str, ...]]) -> list[Example]:
         """Draw distinct rows as the published generator does, of up to ``train_tokens``."""
         generator = random.Random(f"listops original {self.seed} {split}")
         found: list[Expression] = []

@@ -10,8 +10,7 @@ never both, ``v`` one of them always, ``#`` none of these.
 '^'
 
 The official files are numbered by the operators of the longer side; number 12 holds 12 to 19. Train
-has up to six, every tenth row of which is held out for ``valid``, as published. Of the tests with
-more operators the files 8, 10 and 12 are read: the published hashes of 7, 9 and 11 are not known.
+has up to six, every tenth row of which is held out for ``valid``, as published.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tasks.base.about import About
@@ -27,7 +26,8 @@ from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask, Kind
 
-REPOSITORY = "https://raw.githubusercontent.com/yikangshen/Ordered-Memory/2a0d3a22"
+COMMIT = "2a0d3a22fb70216993a7faf25de3515f42e10431"
+REPOSITORY = f"https://raw.githubusercontent.com/yikangshen/Ordered-Memory/{COMMIT}"
 FOLDER = "data/propositionallogic"
 TRUE = 2**64 - 1
 """A formula as the 64 values that it has, one bit for each assignment."""
@@ -116,17 +116,25 @@ class LogicalInference(ExampleTask):
         family="trees and graphs",
         hard="nested formulas of twice as many operators as in train; brackets are given",
         source="Bowman et al. 2015; files of yikangshen/Ordered-Memory 2a0d3a22",
-        published=("protocol: train on up to 6 operators, 135,529 rows; score each of 7 to 12 "
-                   "(repository)", "majority: # in about 52 % (measured)"),
+        published=(
+            "protocol: train on up to 6 operators, 135,529 rows; score each of 7 to 12 "
+            "(repository)",
+            "majority: # in about 52 % (measured)",
+        ),
         fetch="python -m tasks.fetch logical_inference",
     )
 
     train_operators: int = 6
     """Most operators of train, valid and iid, 1 to 6."""
 
+    test_operators: list[int] = field(default_factory=lambda: [7, 8, 9, 10, 11, 12])
+    """Numbers of operators in more_operators."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "train_operators", 1 <= self.train_operators <= 6, "1 to 6")
+        fits = self.test_operators and all(7 <= number <= 12 for number in self.test_operators)
+        require(self, "test_operators", bool(fits), "one or more from 7 to 12")
 
     @property
     def kind(self) -> Kind:
@@ -140,7 +148,7 @@ class LogicalInference(ExampleTask):
             DataMissing, DataDamaged: a file is not there, or not the published one.
         """
         few = range(self.train_operators + 1)
-        more = [n for n in range(7, 13) if f"test{n}" in DATA_FILES]
+        more = self.test_operators
         train = [row for n in few for row in read_file(f"train{n}")]
         return {
             "train": [row for number, row in enumerate(train, 1) if number % 10],

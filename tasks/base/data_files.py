@@ -37,7 +37,8 @@ class DataFile:
     url: str
     """Address at a pinned upstream commit."""
     sha256: str | None
-    """SHA-256 of the file's bytes, unpacked, in hexadecimal; None where only its archive's is published."""
+    """SHA-256 of the file's bytes, unpacked, in hexadecimal; None where only its archive's is
+    published."""
     rows: int | None = None
     """Lines of the file; None where it is not a list of rows."""
     by_default: bool = True

@@ -77,7 +77,8 @@ def test_nothing_is_cut(labels, num_panels):
 def test_few_short_names_leave_the_figure_its_size():
     names = ["transformer", "universal", "moeut", "sigma_moe"]
     figure = draw(make_panels(names, 2))
-    assert tuple(figure.get_size_inches()) == (8.4, 3.6)
+    # Matplotlib 3.8 measures the legend a little taller than 3.11 does.
+    assert figure.get_size_inches() == pytest.approx([8.4, 3.6], abs=0.01)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == names
 
 

@@ -165,6 +165,12 @@ class Blueprint(Options):
         )
         said = f"position.kind={self.position.kind!r} is added to the embedded tokens already"
         require(not both, "input_position.kind", self.input_position.kind, said)
+        said = f"gives keys and values, of which attention.kind={attention.kind!r} has none"
+        has_keys = attention.has_keys or not self.halting.gives_keys
+        require(has_keys, "halting.kind", self.halting.kind, said)
+        said = f"joins values, of which attention.kind={attention.kind!r} has none; expected none"
+        layers = self.value_embeddings.layers
+        require(attention.has_keys or layers == "none", "value_embeddings.layers", layers, said)
         self._check_recurrence()
         self._check_recursion()
         try:
@@ -189,9 +195,12 @@ class Blueprint(Options):
             **self._embedding_sizes(),
             encoder_depth=None if self.encoder_depth == self.depth else self.encoder_depth,
         )
-        if self.state.output == "feed_forward" and feed_forward.has_router():
-            said = "takes a feed-forward without a router, which needs to know who is padding"
-            raise OptionError("state.output", "feed_forward", said)
+        is_alone = not feed_forward.has_router() and not feed_forward.reads_neighbours
+        said = (
+            "takes a feed-forward without router and neighbours, which would have to know padding"
+        )
+        ok = self.state.output != "feed_forward" or is_alone
+        require(ok, "state.output", self.state.output, said)
         if self.state.output == "final_norm":
             said = "needs final_norm, which it uses a second time"
             require(self.final_norm, "state.output", "final_norm", said)

@@ -34,6 +34,7 @@ class StickBreaking(ControllerOptions):
 
     kind: ClassVar[str] = "stick_breaking"
     decides_each_application: ClassVar[bool] = True
+    gives_keys: ClassVar[bool] = True
     threshold: float = 0.999
     """Sum of the parts at which a token halts."""
     loss_weight: float = 0.01

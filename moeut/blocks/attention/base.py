@@ -11,7 +11,7 @@ the norm placement is ``peri``.
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ class Attention(Relaxable, Generic[Decision]):
     A kind adds ``value`` and ``output`` projections and the decisions that they need, which
     ``decide``, ``decide_values`` and ``decide_outputs`` take from the routed view.
     """
+
+    has_dense_query: ClassVar[bool] = True
+    """Whether ``query`` is one dense layer."""
 
     def __init__(
         self, options: AttentionOptions, d_model: int, position: PositionOptions | None = None
@@ -265,7 +268,7 @@ class Attention(Relaxable, Generic[Decision]):
         self, routed: Tensor, decision: Decision, context: RoutingContext
     ) -> Tensor:  # (B, T, (H+G)·d)
         """Project to queries and keys, side by side, in one product where both are dense."""
-        if self.adapters is not None or not isinstance(self.query, nn.Linear):
+        if self.adapters is not None or not self.has_dense_query:
             key = self.project("key", routed, context.repeat)
             return torch.cat((self.queries(routed, decision, context), key), dim=-1)
         weight, bias = torch.cat((self.query.weight, self.key.weight)), None

@@ -96,6 +96,7 @@ class MixtureOfAttentionHeads(Attention[Any]):
     """
 
     routers = ("router",)
+    has_dense_query = False
 
     def __init__(
         self, options: MixtureOfAttention, d_model: int, position: PositionOptions | None = None

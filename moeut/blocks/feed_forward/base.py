@@ -50,6 +50,11 @@ class FeedForwardOptions(Options):
         """Return the module."""
         raise NotImplementedError
 
+    @property
+    def reads_neighbours(self) -> bool:
+        """Whether tokens beside a token decide what becomes of it."""
+        return False
+
     def has_router(self) -> bool:
         """Return whether the module has a router, which the norm of ``norm: peri`` feeds."""
         return False

@@ -67,6 +67,11 @@ class ConvolutionalFeedForward(FeedForwardOptions):
         follows: Sides = "left" if causal else "both"
         return dataclasses.replace(self, sides=follows if given is None else given)
 
+    @property
+    def reads_neighbours(self) -> bool:
+        """Whether the convolutions read more than the token itself."""
+        return self.width > 1
+
     def build(self, d_model: int) -> ConvolutionalMLP:
         """Return the module."""
         return ConvolutionalMLP(self, d_model)
@@ -82,10 +87,9 @@ class ConvolutionalMLP(FeedForward):
     ``up.weight`` is (F, D, k), ``down.weight`` (D, F, k), their last dimension from left to right.
     """
 
-    reads_neighbours = True
-
     def __init__(self, options: ConvolutionalFeedForward, d_model: int) -> None:
         super().__init__()
+        self.reads_neighbours = options.reads_neighbours
         first = -(options.width - 1) if options.sides == "left" else -(options.width // 2)
         offsets = range(first, first + options.width)
         self.up = Convolution(d_model, options.hidden_size, offsets, bias=options.bias)

@@ -50,6 +50,11 @@ class GatedFeedForward(FeedForwardOptions):
         own: float | None = self.dropout
         return dataclasses.replace(self, dropout=dropout if own is None else own)
 
+    @property
+    def reads_neighbours(self) -> bool:
+        """Whether the convolution reads more than the token itself."""
+        return self.short_convolution > 1
+
     def build(self, d_model: int) -> GatedMLP:
         """Return the module."""
         return GatedMLP(self, d_model)
@@ -81,7 +86,7 @@ class GatedMLP(FeedForward):
         self.convolution = None
         if options.short_convolution:
             self.convolution = ShortConvolution(options.hidden_size, options.short_convolution)
-        self.reads_neighbours = options.short_convolution > 1
+        self.reads_neighbours = options.reads_neighbours
         self.dropout = options.dropout
 
     def roles(self) -> Roles:

@@ -9,7 +9,9 @@ import torch
 
 from moeut.blocks.positions import Abacus
 from moeut.blocks.updates import DeepNorm
+from moeut.recurrence.halting import AdaptiveComputationTime
 
+HALTS = AdaptiveComputationTime(threshold=0.7, halted="freeze")
 BLOCKS: dict[str, dict[str, Any]] = {
     "grouped": {"attention": "grouped", "norm": "sandwich", "norm_kind": "rms"},
     "grouped_relative": {"attention": "grouped", "position": "relative", "norm": "branch"},
@@ -32,6 +34,13 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "norm": "post",
     },
     "mixture_rotary": {"attention": "mixture", "position": "rotary", "norm": "peri"},
+    "halting_convolutional": {"feed_forward": "convolutional", "halting": HALTS},
+    "halting_sut": {
+        "attention": "mixture",
+        "feed_forward": "softmax_moe",
+        "position": "clipped",
+        "halting": HALTS,
+    },
     "deepnorm": {"norm": "post", "update": DeepNorm()},
     "gated": {"attention": "dense", "feed_forward": "gated", "norm": "branch"},
 }

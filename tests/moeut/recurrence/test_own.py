@@ -223,6 +223,7 @@ def _context(stack, x):
 
     window = whole_sequence(x.shape[1], x.device)
     sizes = {"causal": True, "places": _places(stack), "balance_weights": {}, "training": False}
+    sizes["value_embeddings"] = torch.nn.ModuleDict()
     return Passing(stack.options, stack.layers, x, Inputs(), window, **sizes).context
 
 

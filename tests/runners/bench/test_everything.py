@@ -22,6 +22,7 @@ def test_all_measures_every_size_of_both(tmp_path):
 
 
 def test_a_quick_run_leaves_the_files_of_a_report_and_is_not_run_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOEUT_NATIVE", "0")  # attention by PyTorch, as on a GPU
     assert command.main(["all", "--quick", "--output", str(tmp_path)]) == 0
     assert {file.name for file in tmp_path.iterdir()} == {
         *("experts-tiny.json", "model-tiny.json", "report.md"),

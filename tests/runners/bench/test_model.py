@@ -53,6 +53,13 @@ def test_parts_of_a_step_add_up_to_the_whole():
         torch.testing.assert_close(gradients[1][name], whole, rtol=1e-3, atol=1e-5)
 
 
+@pytest.fixture
+def no_native(monkeypatch):
+    """Leave attention to PyTorch, as on a GPU; on some CPUs there is an operation of ours."""
+    monkeypatch.setattr("moeut.ops.native.why_not", lambda: "as on a GPU")
+
+
+@pytest.mark.usefixtures("no_native")
 def test_both_models_take_flash_attention():
     size = SIZES["tiny"]
     for config in size.configs().values():
@@ -60,6 +67,7 @@ def test_both_models_take_flash_attention():
         assert trainee.attention_kernels() == ["flash"]
 
 
+@pytest.mark.usefixtures("no_native")
 def test_no_model_hands_attention_a_mask(monkeypatch):
     """With a mask of its own, attention on a GPU could not take the flash kernel."""
     seen = []

@@ -40,6 +40,7 @@ from moeut.recurrence.controller import HALTING, ControllerOptions, NoHalting
 from moeut.recurrence.injection import NoInjection
 from moeut.recurrence.schedule import RECURSION, Depth, NoRecursion, RecursionOptions
 from moeut.recurrence.stack_config import EmbeddingScale, StackConfig
+from moeut.recurrence.start import InputStart
 from moeut.recurrence.state import State
 
 Form = Literal["decoder_lm", "encoder_decoder", "encoder_classifier", "encoder_labeller"]
@@ -106,6 +107,9 @@ class Blueprint(Options):
     """How the output of a sublayer becomes the next state."""
     outer_width: int | None = None
     """Free width of the feed-forward in prelude and coda, where it is not that of the group."""
+    core_width: int = derived()
+    """Width of the repeated state and its layers, which have as many more heads; left out: d_model.
+    Another one needs an injection and ``state.output: linear``, which know both widths."""
     value_embeddings: ValueEmbeddings = dataclasses.field(default_factory=ValueEmbeddings)
     """Learned vectors of tokens that join the values of self-attention."""
     own: Own = dataclasses.field(default_factory=Own)
@@ -193,6 +197,7 @@ class Blueprint(Options):
             update=update,
             final_norm=not is_normed if final_norm is None else final_norm,
             **self._embedding_sizes(),
+            core_width=self._check_core(attention),
             encoder_depth=None if self.encoder_depth == self.depth else self.encoder_depth,
         )
         is_alone = not feed_forward.has_router() and not feed_forward.reads_neighbours
@@ -273,6 +278,29 @@ class Blueprint(Options):
             said = "cannot be combined with halting, which begins anew in every pass"
             require(plain["halting"], "carry.steps", steps, said)
 
+    def _check_core(self, attention: AttentionOptions) -> int:
+        """Return the width of the repeated state, and refuse one that its layers cannot have."""
+        require_positive(self, "core_width")
+        given: int | None = self.core_width
+        width = self.d_model if given is None else given
+        if width == self.d_model:
+            return width
+        said = f"must be a multiple of attention.head_size={attention.head_size}"
+        require(width % attention.head_size == 0, "core_width", width, said)
+        fits = {
+            "attention.num_key_heads": attention.num_key_heads == attention.num_heads,
+            "attention.kind": attention.kind == "dense",
+            "position.kind": self.position.kind in ("none", "rotary", "fire"),
+            "state.start": not isinstance(self.state.start, InputStart),
+            "state.injection": self.state.injection.widens and self.state.before == "repeat",
+            "state.output": self.state.output == "linear",
+            "recursion": isinstance(self.recursion, NoRecursion),
+        }
+        for option, is_right in fits.items():
+            said = f"cannot be combined with {option}, which knows one width alone"
+            require(is_right, "core_width", width, said)
+        return width
+
     def _embedding_sizes(self) -> dict[str, Any]:
         """Return the options of the embeddings' width that are left out."""
         size: int | None = self.embedding_size
@@ -328,6 +356,9 @@ class ModelConfig(Blueprint):
             except OptionError as error:
                 raise error.under(name) from None
         self._refuse("encoder_depth", unless="encoder_decoder")
+        one_width = self.form != "encoder_decoder" or self.core_width == self.d_model
+        said = "cannot be had in an encoder_decoder, whose layers read a memory of width d_model"
+        require(one_width, "core_width", self.core_width, said)
         self._refuse("pooling", unless="encoder_classifier")
         self._refuse_states()
         if self.form in ENCODERS:

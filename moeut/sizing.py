@@ -79,23 +79,32 @@ def _head_macs(config: ModelConfig) -> int:
 
 def _stack_macs(stack: StackConfig, length: int) -> int:
     """Return the work of all applications for a row of ``length`` tokens, but that with memory."""
-    attention, width = stack.attention, stack.attention.query_width
+    group = stack.depth.group
+    core, outer = stack.of_layer(stack.depth.prelude), stack.of_layer(-1)
+    num_outer = stack.depth.prelude + stack.depth.coda
+    macs = _layer_macs(core, length) * (stack.num_applications - num_outer)
+    macs += _layer_macs(outer, length) * num_outer if num_outer else 0
+    width, d_model = stack.core_width, stack.d_model
+    each = group if stack.halting.decides_each_application else 1
+    repeated = stack.state.macs(width, d_model, stack.depth) + each * stack.halting.macs(width)
+    repeated += group * sum(_adapter_macs(stack, across=False).values())
+    once = stack.state.output_macs(width, d_model, stack.feed_forward)
+    if stack.embedding_size != d_model:
+        once += stack.embedding_size * d_model
+    return length * (macs + repeated * stack.depth.repeats + once)
+
+
+def _layer_macs(stack: StackConfig, length: int) -> int:
+    """Return the work of one application of a layer for a token of a row of ``length``."""
+    attention = stack.attention
     macs = sum(attention.projection_macs(stack.d_model)) + attention.attending_macs(length)
     macs += stack.position.logit_macs(
-        d_model=stack.d_model, num_heads=attention.num_heads, width=width, length=length
+        d_model=stack.d_model,
+        num_heads=attention.num_heads,
+        width=attention.query_width,
+        length=length,
     )
-    macs += stack.feed_forward.macs(stack.d_model) + stack.update.macs(stack.d_model)
-    outer = stack.of_layer(-1).feed_forward.macs(stack.d_model)  # of prelude and coda
-    wider = outer - stack.feed_forward.macs(stack.d_model)
-    each = stack.depth.group if stack.halting.decides_each_application else 1
-    decided = stack.state.macs(stack.d_model, stack.depth)
-    decided += each * stack.halting.macs(stack.d_model)
-    once = stack.state.output_macs(stack.d_model, stack.feed_forward)
-    if stack.embedding_size != stack.d_model:
-        once += stack.embedding_size * stack.d_model
-    once += wider * (stack.depth.prelude + stack.depth.coda)
-    repeated = decided + stack.depth.group * sum(_adapter_macs(stack, across=False).values())
-    return length * (macs * stack.num_applications + repeated * stack.depth.repeats + once)
+    return macs + stack.feed_forward.macs(stack.d_model) + stack.update.macs(stack.d_model)
 
 
 def _memory_macs(stack: StackConfig, source_length: int, target_length: int) -> int:

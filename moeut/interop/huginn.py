@@ -67,7 +67,9 @@ def from_huginn(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Decod
     if "transformer.wte.weight" not in state_dict:
         raise ValueError("state_dict does not fit the options: missing: transformer.wte.weight")
     config = huginn_config(options, vocabulary_size=len(state_dict["transformer.wte.weight"]))
-    ignore = ("freqs_cis", *(("lm_head.weight",) if config.tie_embeddings else ()))
+    tied = ("lm_head.weight",) if config.tie_embeddings else ()
+    unread = ("*.res_scale", "*.skip_scale")  # buffers of blocks that do not read them
+    ignore = ("freqs_cis", *unread, *tied)
     return load(DecoderLM, config, huginn_maps(config), state_dict, ignore=ignore)
 
 
@@ -242,7 +244,7 @@ def _layer_maps(theirs: str, ours: str, config: ModelConfig) -> list[TensorMap]:
         maps.append(rename(f"{theirs}.attn.proj.{part}", f"{ours}.attention.output.{part}"))
     if attention.bias == "query_key":
         names = [f"{ours}.attention.{name}.bias" for name in ("query", "key")]
-        maps.append(TensorMap(f"{theirs}.attn.qk_bias", tuple(names), _two_biases))
+        maps.append(TensorMap(f"{theirs}.attn.qk_bias", tuple(names), two_biases))
     maps += feed_forward_maps(f"{theirs}.mlp", f"{ours}.feed_forward", config.feed_forward)
     return maps
 
@@ -252,6 +254,6 @@ def _rows(counts: list[int]) -> Callable[[Tensor], tuple[Tensor, ...]]:
     return lambda tensor: tensor.split(counts)
 
 
-def _two_biases(tensor: Tensor) -> tuple[Tensor, ...]:
+def two_biases(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return the biases (H·d) of queries and keys, of a tensor (2, 1, H, d)."""
     return tuple(tensor.flatten(1))

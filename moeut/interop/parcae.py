@@ -18,6 +18,7 @@ from moeut.interop.huginn import (
     feed_forward_maps,
     norm_maps,
     start_of,
+    two_biases,
 )
 from moeut.interop.mapping import RawOptions, TensorMap, load, rename
 from moeut.models import DecoderLM
@@ -30,11 +31,7 @@ from moeut.recurrence.injection import (
 from moeut.recurrence.schedule import Depth
 from moeut.recurrence.state import State
 
-_INJECTION: dict[str, Injection] = {
-    "diagonal": DiagonalInjection(),
-    "linear": LinearInjection(),
-    "add": AddInjection(),
-}
+_INJECTION = ("diagonal", "linear", "add")
 
 
 def from_parcae(options: dict[str, Any], state_dict: dict[str, Tensor]) -> DecoderLM:
@@ -66,16 +63,7 @@ def parcae_config(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Mod
     """
     read = RawOptions(options, source="Parcae")
     d_model = read.integer("n_embd")
-    for name, wanted in (
-        ("recurrent_embedding_dimension", d_model),
-        ("recurrent_num_attention_heads", read.integer("num_attention_heads")),
-    ):
-        if read.integer_or_none(name) not in (None, wanted):
-            raise read.error(
-                name, read.raw(name), f"only {wanted}, that of other layers, is supported"
-            )
-    for name in ("bias", "qk_bias"):
-        read.require(name, read.boolean(name, False), False, default=False)
+    core = _core_width(read, d_model)
     read.word("block_class_name", ("TransformerPreNormBlock",), "TransformerPreNormBlock")
     scale, scaled = INITIALIZATIONS[read.word("init_strategy", INITIALIZATIONS, "scaled")]
     depth = Depth(
@@ -94,12 +82,14 @@ def parcae_config(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Mod
         depth=depth,
         state=State(
             start=start_of(read),
-            injection=_INJECTION[read.word("injection_type", _INJECTION, "diagonal")],
+            injection=_injection(read),
             norm_input=read.boolean("prelude_norm", False),
             output="linear",
+            output_bias=read.boolean("bias", False),
         ),
         attention=_attention(read, d_model),
         feed_forward=_feed_forward(read, inner),
+        core_width=core,
         outer_width=None if width == inner else width,
         value_embeddings=_value_embeddings(depth, state_dict),
         position=Rotary(pairs=True, base=read.number("rope_base", 50000.0), fraction=1.0),
@@ -114,6 +104,24 @@ def parcae_config(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Mod
     )
 
 
+def _core_width(read: RawOptions, d_model: int) -> int:
+    """Return the width of the repeated layers."""
+    num_heads = read.integer("num_attention_heads")
+    core = read.integer_or_none("recurrent_embedding_dimension") or d_model
+    heads = read.integer_or_none("recurrent_num_attention_heads") or num_heads
+    if core * num_heads != heads * d_model:
+        said = "heads of one size are supported, since the code has one table of rotations"
+        raise read.error("recurrent_num_attention_heads", heads, said)
+    return core
+
+
+def _injection(read: RawOptions) -> Injection:
+    kind = read.word("injection_type", _INJECTION, "diagonal")
+    if kind == "linear":
+        return LinearInjection(bias=read.boolean("bias", False))
+    return AddInjection() if kind == "add" else DiagonalInjection()
+
+
 def _attention(read: RawOptions, d_model: int) -> AttentionOptions:
     num_heads = read.integer("num_attention_heads")
     # The repeated layers always have as many key heads as heads; so do the others, or there is no
@@ -121,18 +129,23 @@ def _attention(read: RawOptions, d_model: int) -> AttentionOptions:
     key_heads = read.integer_or_none("num_key_value_heads") or num_heads
     read.require("num_key_value_heads", key_heads, num_heads, default=num_heads)
     read.require("clip_qkv", read.raw("clip_qkv", None), None, default=None)
+    is_biased, has_bias = read.boolean("qk_bias", False), read.boolean("bias", False)
+    if is_biased and has_bias:
+        raise read.error("qk_bias", True, "is not supported with bias")
     return DenseAttention(
         num_heads=num_heads,
         head_size=d_model // num_heads,
+        bias="query_key" if is_biased else "all" if has_bias else "none",
         qk_norm="after" if read.boolean("qk_norm", False) else "none",
     )
 
 
 def _feed_forward(read: RawOptions, hidden_size: int) -> FeedForwardOptions:
     activation: Any = ACTIVATIONS[read.word("nonlin_name", ACTIVATIONS, "ReLU2")]
+    bias = read.boolean("bias", False)
     if read.word("mlp_class_name", ("BaseMLP", "GatedMLP"), "BaseMLP") == "GatedMLP":
-        return GatedFeedForward(hidden_size=hidden_size, activation=activation)
-    return DenseFeedForward(hidden_size=hidden_size, activation=activation, bias=False)
+        return GatedFeedForward(hidden_size=hidden_size, activation=activation, bias=bias)
+    return DenseFeedForward(hidden_size=hidden_size, activation=activation, bias=bias)
 
 
 def _value_embeddings(depth: Depth, state_dict: dict[str, Tensor]) -> ValueEmbeddings:
@@ -164,12 +177,17 @@ def _layer_names(depth: Depth) -> list[str]:
     ]
 
 
+def _parts(theirs: str, ours: str, *, bias: bool) -> list[TensorMap]:
+    parts = ("weight", "bias") if bias else ("weight",)
+    return [rename(f"{theirs}.{part}", f"{ours}.{part}") for part in parts]
+
+
 def parcae_maps(config: ModelConfig) -> list[TensorMap]:
     """Return where each tensor of the code's state dict belongs."""
     rule, state = "decoder.controllers.injection.rule", config.state
     maps = [
         rename("transformer.wte.weight", "embedding.weight"),
-        rename("transformer.C.weight", "decoder.output.weight"),
+        *_parts("transformer.C", "decoder.output", bias=state.output_bias),
         *norm_maps("transformer.ln_f", "decoder.final_norm", config),
     ]
     if state.norm_input:
@@ -178,7 +196,7 @@ def parcae_maps(config: ModelConfig) -> list[TensorMap]:
         names = {"A_log": "rate", "dt_bias": "step", "B": "weight"}
         maps += [rename(f"transformer.adapter.{a}", f"{rule}.{b}") for a, b in names.items()]
     elif isinstance(state.injection, LinearInjection):
-        maps.append(rename("transformer.adapter.adapter.weight", f"{rule}.weight"))
+        maps += _parts("transformer.adapter.adapter", rule, bias=state.injection.bias)
     if not config.tie_embeddings:
         maps.append(rename("lm_head.weight", "head.weight"))
     for layer, theirs in enumerate(layer_names(config)):
@@ -186,8 +204,12 @@ def parcae_maps(config: ModelConfig) -> list[TensorMap]:
         maps += norm_maps(f"{theirs}.norm_1", f"{ours}.attention_norm", config)
         maps += norm_maps(f"{theirs}.norm_2", f"{ours}.feed_forward_norm", config)
         names = {"c_q": "query", "c_k": "key", "c_v": "value", "c_proj": "output"}
+        biases = config.attention.bias
         for a, b in names.items():
-            maps.append(rename(f"{theirs}.attn.{a}.weight", f"{ours}.attention.{b}.weight"))
+            maps += _parts(f"{theirs}.attn.{a}", f"{ours}.attention.{b}", bias=biases == "all")
+        if biases == "query_key":
+            both = (f"{ours}.attention.query.bias", f"{ours}.attention.key.bias")
+            maps.append(TensorMap(f"{theirs}.attn.qk_bias", both, two_biases))
         options = config.stacks["decoder"].of_layer(layer).feed_forward
         maps += feed_forward_maps(f"{theirs}.mlp", f"{ours}.feed_forward", options)
     for layer in config.value_embeddings.list:

@@ -64,9 +64,9 @@ class GateRule(Rule):
 class LinearRule(Rule):
     """State and input, side by side, through one projection ``weight`` (D, 2D)."""
 
-    def __init__(self, d_model: int, *, bias: bool) -> None:
+    def __init__(self, d_model: int, input_width: int, *, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(d_model, 2 * d_model))
+        self.weight = nn.Parameter(torch.empty(d_model, d_model + input_width))
         self.bias = nn.Parameter(torch.empty(d_model)) if bias else None
 
     def roles(self) -> Roles:
@@ -88,11 +88,11 @@ class FeedForwardRule(Rule):
     ``up`` is (F, 2D), or (2F, 2D) where the first half gates the second; ``down`` is (D, F).
     """
 
-    def __init__(self, options: FeedForwardInjection, d_model: int) -> None:
+    def __init__(self, options: FeedForwardInjection, d_model: int, input_width: int) -> None:
         super().__init__()
-        hidden = options.width(d_model)
+        hidden, both = options.width(d_model), d_model + input_width
         self.gated, self.activation = options.gated, ACTIVATION[options.activation]
-        self.up = nn.Parameter(torch.empty(hidden * (1 + options.gated), 2 * d_model))
+        self.up = nn.Parameter(torch.empty(hidden * (1 + options.gated), both))
         self.down = nn.Parameter(torch.empty(d_model, hidden))
         self.up_bias = nn.Parameter(torch.empty(len(self.up))) if options.bias else None
         self.down_bias = nn.Parameter(torch.empty(d_model)) if options.bias else None
@@ -123,12 +123,12 @@ class DiagonalRule(Rule):
     a · state + b · (B input), where B is ``weight`` (D, D), which begins as the identity.
     """
 
-    def __init__(self, d_model: int, *, decay: float) -> None:
+    def __init__(self, d_model: int, input_width: int, *, decay: float) -> None:
         super().__init__()
         self.decay = decay
         self.rate = nn.Parameter(torch.empty(d_model))
         self.step = nn.Parameter(torch.empty(d_model))
-        self.weight = nn.Parameter(torch.empty(d_model, d_model))
+        self.weight = nn.Parameter(torch.empty(d_model, input_width))
 
     def roles(self) -> Roles:
         """Return the roles: exp(rate) begins as 1, and a as ``decay``."""
@@ -153,11 +153,14 @@ class DiagonalRule(Rule):
 class Injection(Options):
     """How the embedded input enters each repeat."""
 
-    def build(self, d_model: int) -> Rule:
-        """Return the module that maps state and input (B, T, D) to what the group reads."""
+    widens: ClassVar[bool] = False
+    """Whether the state may have another width than the input."""
+
+    def build(self, width: int, input_width: int) -> Rule:
+        """Return the module that maps state and input, of these widths, to what the group reads."""
         raise NotImplementedError
 
-    def macs(self, d_model: int) -> int:
+    def macs(self, width: int, input_width: int) -> int:
         """Return the multiply-accumulates of one repeat for one token."""
         return 0
 
@@ -168,7 +171,7 @@ class NoInjection(Injection):
 
     kind: ClassVar[str] = "none"
 
-    def build(self, d_model: int) -> Rule:
+    def build(self, width: int, input_width: int) -> Rule:
         """Return the module, which has no parameters."""
         return Rule()
 
@@ -179,7 +182,7 @@ class AddInjection(Injection):
 
     kind: ClassVar[str] = "add"
 
-    def build(self, d_model: int) -> Rule:
+    def build(self, width: int, input_width: int) -> Rule:
         """Return the module, which has no parameters."""
         return AddRule()
 
@@ -190,7 +193,7 @@ class GateInjection(Injection):
 
     kind: ClassVar[str] = "gate"
 
-    def build(self, d_model: int) -> Rule:
+    def build(self, width: int, input_width: int) -> Rule:
         """Return the module, which has no parameters."""
         return GateRule()
 
@@ -200,16 +203,17 @@ class LinearInjection(Injection):
     """State and input go through one projection before each repeat, state first."""
 
     kind: ClassVar[str] = "linear"
+    widens: ClassVar[bool] = True
     bias: bool = False
     """Whether the projection has a bias."""
 
-    def build(self, d_model: int) -> Rule:
+    def build(self, width: int, input_width: int) -> Rule:
         """Return the module with its projection (D, 2D)."""
-        return LinearRule(d_model, bias=self.bias)
+        return LinearRule(width, input_width, bias=self.bias)
 
-    def macs(self, d_model: int) -> int:
+    def macs(self, width: int, input_width: int) -> int:
         """Return the multiply-accumulates of the projection for one token."""
-        return 2 * d_model * d_model
+        return width * (width + input_width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +221,7 @@ class FeedForwardInjection(Injection):
     """State and input go through a feed-forward before each repeat, state first."""
 
     kind: ClassVar[str] = "feed_forward"
+    widens: ClassVar[bool] = True
     hidden_size: int | None = None
     """Hidden units (F); null: twice the width of the model."""
     activation: Activation = "gelu"
@@ -234,13 +239,14 @@ class FeedForwardInjection(Injection):
         """Return the hidden units in a model of width ``d_model``."""
         return 2 * d_model if self.hidden_size is None else self.hidden_size
 
-    def build(self, d_model: int) -> Rule:
+    def build(self, width: int, input_width: int) -> Rule:
         """Return the module with its projections."""
-        return FeedForwardRule(self, d_model)
+        return FeedForwardRule(self, width, input_width)
 
-    def macs(self, d_model: int) -> int:
+    def macs(self, width: int, input_width: int) -> int:
         """Return the multiply-accumulates of both projections for one token."""
-        return self.width(d_model) * d_model * (2 * (1 + self.gated) + 1)
+        up = (1 + self.gated) * (width + input_width)
+        return self.width(width) * (up + width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +254,7 @@ class DiagonalInjection(Injection):
     """Each channel of the state decays, and a projection of the input is added."""
 
     kind: ClassVar[str] = "diagonal"
+    widens: ClassVar[bool] = True
     decay: float = math.sqrt(0.2)
     """Share of the state that one repeat keeps at first; 0.447 is that of the published code."""
 
@@ -255,13 +262,13 @@ class DiagonalInjection(Injection):
         super().__post_init__()
         require(0.0 < self.decay < 1.0, "decay", self.decay, "must be above 0 and below 1")
 
-    def build(self, d_model: int) -> Rule:
+    def build(self, width: int, input_width: int) -> Rule:
         """Return the module with its projection (D, D)."""
-        return DiagonalRule(d_model, decay=self.decay)
+        return DiagonalRule(width, input_width, decay=self.decay)
 
-    def macs(self, d_model: int) -> int:
+    def macs(self, width: int, input_width: int) -> int:
         """Return the multiply-accumulates of the projection for one token."""
-        return d_model * d_model
+        return width * input_width
 
 
 INJECTION: Mapping[str, type[Injection]] = {

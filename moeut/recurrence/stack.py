@@ -45,7 +45,7 @@ class DepthStack(nn.Module):
         self.layers = nn.ModuleList(
             Layer(
                 options.of_layer(layer),
-                d_model,
+                options.of_layer(layer).d_model,
                 cross_attention=cross_attention,
                 repeats=options.depth.repeats if options.depth.is_in_group(layer) else 0,
                 ends_recursion=options.depth.ends_recursion(layer),
@@ -57,23 +57,24 @@ class DepthStack(nn.Module):
             self.final_norm = options.norms.build(d_model)
         self.repeat_norm = None
         if options.repeat_norm:
-            self.repeat_norm = options.norms.build(d_model)
+            self.repeat_norm = options.norms.build(options.core_width)
         self.input_norm = None
         if options.norm_input:
             weights = options.norm_input_weights
             self.input_norm = options.norms.build(width, weights=weights)
         self.adapter = EmbeddingAdapter(width, d_model) if width != d_model else None
-        conditioning = options.conditioning.build_for(d_model, options.depth.repeats)
+        core = options.core_width
+        conditioning = options.conditioning.build_for(core, options.depth.repeats)
         # Halting reads the state itself, so it comes before the injection changes what is read.
         built = {
             "coordinates": conditioning if options.conditioning.comes_first else None,
-            "halting": options.halting.build_for_group(d_model, options.depth.group),
-            "injection": options.state.build(d_model, options.depth),
+            "halting": options.halting.build_for_group(core, options.depth.group),
+            "injection": options.state.build(core, d_model, options.depth),
             "conditioning": None if options.conditioning.comes_first else conditioning,
         }
         self.controllers = nn.ModuleDict({k: v for k, v in built.items() if v is not None})
         self.state_norm = options.norms.build(d_model) if options.state.norm_input else None
-        self.output = options.state.build_output(d_model, options.feed_forward)
+        self.output = options.state.build_output(core, d_model, options.feed_forward)
         self.value_embeddings = options.build_value_embeddings()
         self._balance_weights = _balance_weights(options)
 

@@ -53,6 +53,7 @@ class StackConfig:
     own: Own
     dropout: float
     outer_width: int | None
+    core_width: int
     value_embeddings: ValueEmbeddings
     vocabulary_size: int
     causal: bool
@@ -71,22 +72,25 @@ class StackConfig:
 
     def of_layer(self, layer: int) -> StackConfig:
         """Return what a layer, numbered from 0, is made of."""
-        if self.outer_width is None or self.depth.is_in_group(layer):
+        if self.depth.is_in_group(layer):
+            if self.core_width == self.d_model:
+                return self
+            attention = self.attention.with_width(self.core_width)
+            return dataclasses.replace(self, d_model=self.core_width, attention=attention)
+        if self.outer_width is None:
             return self
         outer = self.feed_forward.with_width(self.outer_width)
         return dataclasses.replace(self, feed_forward=outer)
 
     def build_value_embeddings(self) -> nn.ModuleDict:
         """Return the value embeddings by the number of their layer."""
-        heads = self.attention.num_key_heads
-        channels = min(self.value_embeddings.channels, self.d_model)
-        width = heads * self.attention.head_size
-        return nn.ModuleDict(
-            {
-                str(layer): ValueEmbedding(self.vocabulary_size, width, heads, channels)
-                for layer in self.value_embeddings.of(self.num_layers)
-            }
-        )
+        channels = min(self.value_embeddings.channels, self.d_model, self.core_width)
+        built = {}
+        for layer in self.value_embeddings.of(self.num_layers):
+            heads = self.of_layer(layer).attention.num_key_heads
+            width = heads * self.attention.head_size
+            built[str(layer)] = ValueEmbedding(self.vocabulary_size, width, heads, channels)
+        return nn.ModuleDict(built)
 
     @property
     def norms(self) -> NormOptions:

@@ -43,8 +43,8 @@ CUT = 3.0
 class Start(Options):
     """What the first repeat begins from."""
 
-    def state(self, about: Pass, *, training: bool) -> Tensor:
-        """Return the first state (B, T, D)."""
+    def state(self, about: Pass, width: int, *, training: bool) -> Tensor:
+        """Return the first state (B, T, ``width``)."""
         raise NotImplementedError
 
 
@@ -54,7 +54,7 @@ class InputStart(Start):
 
     kind: ClassVar[str] = "input"
 
-    def state(self, about: Pass, *, training: bool) -> Tensor:
+    def state(self, about: Pass, width: int, *, training: bool) -> Tensor:
         """Return the embedded input (B, T, D)."""
         return about.embedded
 
@@ -65,9 +65,9 @@ class ZeroStart(Start):
 
     kind: ClassVar[str] = "zero"
 
-    def state(self, about: Pass, *, training: bool) -> Tensor:
-        """Return zeros (B, T, D)."""
-        return torch.zeros_like(about.embedded)
+    def state(self, about: Pass, width: int, *, training: bool) -> Tensor:
+        """Return zeros (B, T, ``width``)."""
+        return about.embedded.new_zeros(*about.embedded.shape[:2], width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,9 @@ class NoiseStart(Start):
         ok = 0.0 < self.deviation < math.inf
         require(ok, "deviation", self.deviation, "must be a finite number above 0")
 
-    def state(self, about: Pass, *, training: bool) -> Tensor:
-        """Return noise (B, T, D), in training seeded by PyTorch's global generator."""
-        batch, length, width = about.embedded.shape
+    def state(self, about: Pass, width: int, *, training: bool) -> Tensor:
+        """Return noise (B, T, ``width``), in training seeded by PyTorch's global generator."""
+        batch, length = about.embedded.shape[:2]
         noise = noise_by_position(
             about.positions.expand(batch, length),
             width,

@@ -60,32 +60,35 @@ class State(Options):
         """Whether the recurrence is a plain loop: it starts from the input and nothing enters."""
         return isinstance(self.start, InputStart) and isinstance(self.injection, NoInjection)
 
-    def build(self, d_model: int, depth: Depth) -> Controller | None:
-        """Return the controller; None for a plain loop."""
-        return None if self.is_plain else InjectionController(self, d_model, depth)
+    def build(self, width: int, input_width: int, depth: Depth) -> Controller | None:
+        """Return the controller for these widths of state and input; None for a plain loop."""
+        return None if self.is_plain else InjectionController(self, width, input_width, depth)
 
-    def build_output(self, d_model: int, feed_forward: FeedForwardOptions) -> nn.Module | None:
-        """Return what the last state goes through; None: nothing of its own."""
+    def build_output(
+        self, width: int, d_model: int, feed_forward: FeedForwardOptions
+    ) -> nn.Module | None:
+        """Return what the last state, of ``width``, goes through; None: nothing of its own."""
         if self.output == "linear":
-            return OutputProjection(d_model, bias=self.output_bias)
+            return OutputProjection(width, d_model, bias=self.output_bias)
         return OutputFeedForward(feed_forward, d_model) if self.output == "feed_forward" else None
 
-    def macs(self, d_model: int, depth: Depth) -> int:
+    def macs(self, width: int, input_width: int, depth: Depth) -> int:
         """Return the multiply-accumulates of one repeat for one token."""
-        return self.injection.macs(d_model) * (depth.group if self.before == "layer" else 1)
+        times = depth.group if self.before == "layer" else 1
+        return self.injection.macs(width, input_width) * times
 
-    def output_macs(self, d_model: int, feed_forward: FeedForwardOptions) -> int:
+    def output_macs(self, width: int, d_model: int, feed_forward: FeedForwardOptions) -> int:
         """Return the multiply-accumulates for one token after all repeats."""
-        costs = {"linear": d_model * d_model, "feed_forward": feed_forward.macs(d_model)}
+        costs = {"linear": width * d_model, "feed_forward": feed_forward.macs(d_model)}
         return costs.get(self.output, 0)
 
 
 class OutputProjection(nn.Module):
-    """Maps the last state by ``weight`` (D, D), which begins as the identity, and a bias (D)."""
+    """Maps the last state by ``weight`` (D, width), which begins as the identity, and a bias."""
 
-    def __init__(self, d_model: int, *, bias: bool) -> None:
+    def __init__(self, width: int, d_model: int, *, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(d_model, d_model))
+        self.weight = nn.Parameter(torch.empty(d_model, width))
         self.bias = nn.Parameter(torch.empty(d_model)) if bias else None
 
     def roles(self) -> Roles:
@@ -113,14 +116,14 @@ class OutputFeedForward(nn.Module):
 class InjectionController(Controller):
     """Starts the state and feeds the input in again before each repeat."""
 
-    def __init__(self, options: State, d_model: int, depth: Depth) -> None:
+    def __init__(self, options: State, width: int, input_width: int, depth: Depth) -> None:
         super().__init__()
-        self.options, self.first = options, depth.prelude
+        self.options, self.width, self.first = options, width, depth.prelude
         if options.before == "layer":
-            rules = (options.injection.build(d_model) for _ in range(depth.group))
+            rules = (options.injection.build(width, input_width) for _ in range(depth.group))
             self.rules = nn.ModuleList(rules)
         else:
-            self.rule = options.injection.build(d_model)
+            self.rule = options.injection.build(width, input_width)
 
     def rule_at(self, place: Place) -> nn.Module | None:
         """Return by what the input enters at a place; None: it does not."""
@@ -142,7 +145,8 @@ class InjectionRun(Run):
     def start(self, x: Tensor) -> Tensor:
         """Return the first state (B, T, D)."""
         controller = self.controller
-        return controller.options.start.state(self.about, training=controller.training)
+        start, width = controller.options.start, controller.width
+        return start.state(self.about, width, training=controller.training)
 
     def before(self, place: Place, step: Step) -> Step:
         """Inject the input where a repeat, or an application, begins."""

@@ -97,10 +97,9 @@ def unneeded(model) -> tuple[str, ...]:
 def test_what_the_core_gives_to_rows_that_move(golden) -> None:
     model, t, deep = imported(golden), golden.tensors, depth(golden)
     _, out = run(golden, model, **deep)
-    assert (
-        distance(model.decoder.state_norm(out.hidden[model.config.depth.prelude]), t["prelude"])
-        <= VALUE
-    )
+    norm = model.decoder.state_norm or torch.nn.Identity()
+    prelude = norm(out.hidden[model.config.depth.prelude])
+    assert distance(prelude, t["prelude"]) <= VALUE
     first, last = deep["row_depth"]
     without = deep["num_repeats"] - deep["backprop_repeats"]
     for repeat, state in enumerate(out.repeats):
@@ -125,20 +124,23 @@ def test_decoding_with_a_cache_is_the_whole_pass(golden) -> None:
 
 @torch.no_grad()
 def test_other_options_are_seen(golden) -> None:
-    """A norm where none stands, no value embeddings, no projection before the coda."""
-    logits = golden.tensors["logits"]
-    deep = depth(golden)
-    plain = imported(golden)
-    state = dataclasses.replace(plain.config.state, output="final_norm")
-    for change in ({"state": state}, {"value_embeddings": None}):
-        if change.get("value_embeddings", 1) is None:
-            other = imported(golden)
-            for name in other.decoder.value_embeddings:
-                other.decoder.value_embeddings[name].weight.zero_()
-        else:
-            other = moeut.build(dataclasses.replace(plain.config, **change)).double()
-            other.load_state_dict(plain.state_dict(), strict=False)
-        assert distance(run(golden, other, **deep)[0], logits) > 1e-4
+    """A norm in place of the projection before the coda, and no value embeddings."""
+    deep, wanted, plain = depth(golden), golden.tensors["logits"], imported(golden)
+    changed = []
+    if plain.config.core_width == plain.config.d_model:
+        state = dataclasses.replace(plain.config.state, output="final_norm", output_bias=False)
+        changed.append(moeut.build(dataclasses.replace(plain.config, state=state)).double())
+        changed[-1].load_state_dict(plain.state_dict(), strict=False)
+    if plain.config.value_embeddings.list:
+        changed.append(imported(golden))
+        for embedding in changed[-1].decoder.value_embeddings.values():
+            embedding.weight.zero_()
+    assert changed
+    for other in changed:
+        assert distance(run(golden, other, **deep)[0], wanted) > 1e-4
+
+
+def test_what_is_not_supported_is_refused(golden) -> None:
     options = golden.config["options"] | {"injection_type": "gate"}
     with pytest.raises(ValueError, match="injection_type='gate': supported are diagonal"):
         from_parcae(options, golden.part("param"))

@@ -100,6 +100,11 @@ class AttentionOptions(Options):
             dropout=dropout if own is None else own,
         )
 
+    def with_width(self, d_model: int) -> Self:
+        """Return these options with as many heads of their size as fill ``d_model`` channels."""
+        heads = d_model // self.head_size
+        return dataclasses.replace(self, num_heads=heads, num_key_heads=heads)
+
     def across(self) -> AttentionOptions:
         """Return the options of the attention to an encoder's output; here the same."""
         return self

@@ -8,6 +8,7 @@ from moeut.recurrence.controller import Pass
 from moeut.recurrence.injection import AddInjection
 from moeut.recurrence.start import NoiseStart, position_noise
 from moeut.recurrence.state import State
+from moeut.sizing import macs_per_token
 
 CAUSAL = AttentionContext(is_causal=True)
 
@@ -148,7 +149,7 @@ def test_the_shapes_of_noise(shape, factor, deviation, fourth):
     """Fourth moment over the square of the variance: N(1) has 3, and 2.83 if cut at 3."""
     embedded = torch.zeros(40, 300, 64, dtype=torch.float64)
     about = Pass(embedded, torch.arange(300), None, 4, True, None, factor)
-    noise = NoiseStart(shape=shape, deviation=2.0).state(about, training=True) / 2
+    noise = NoiseStart(shape=shape, deviation=2.0).state(about, 64, training=True) / 2
     assert noise.std().item() == pytest.approx(deviation, rel=0.01)
     assert abs(noise.mean().item()) < 0.01 * deviation
     assert (noise.pow(4).mean() / noise.var() ** 2).item() == pytest.approx(fourth, rel=0.02)
@@ -209,3 +210,43 @@ def test_compiled_noise_is_the_same(make_model):
         wanted = model.eval()(tokens, padding_mask=mask).logits
         found = torch.compile(model)(tokens, padding_mask=mask).logits
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("injection", ["linear", "feed_forward", "diagonal"])
+def test_the_repeated_state_may_have_another_width(make_recurrent, injection):
+    wide = {"state": state("noise", injection, "linear"), "core_width": 24}
+    model = make_recurrent("decoder_lm", "zero_add", "dense", **wide)
+    tokens = batch(model)[0][0]
+    output = model(tokens, trace=True)
+    widths = [x.shape[-1] for x in output.hidden["decoder"]]
+    assert widths == [16, 16, *[24] * 8, 16]
+    output.logits.square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+    with torch.no_grad():
+        model.eval()
+        cache = model.new_cache()
+        steps = [model(tokens[:, i : i + 1], cache=cache).logits for i in range(6)]
+        assert (torch.cat(steps, 1) - model(tokens).logits).abs().max() < 1e-11
+    layer = {"decoder.layers.1.attention.query.weight": (24, 24)}
+    assert {n: tuple(p.shape) for n, p in model.named_parameters() if n in layer} == layer
+    plain = make_recurrent("decoder_lm", "zero_add", "dense", state=wide["state"])
+    costs = [macs_per_token(m.config, sequence_length=6) for m in (plain, model)]
+    # Of 8 applications: projections, attending, feed-forward of 32; then of 4 injections and C.
+    grown = 8 * (4 * (24**2 - 16**2) + 2 * 6 * 8 + 2 * 32 * 8) + 16 * 8
+    inject = {"linear": 24 * 40 - 16 * 32, "diagonal": 16 * 8}
+    inject["feed_forward"] = 48 * (40 + 24) - 32 * (32 + 16)
+    assert costs[1] - costs[0] == grown + 4 * inject[injection]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"core_width": 20}, "core_width=20: must be a multiple of attention.head_size=8"),
+        ({"position": "relative"}, "core_width=24: cannot be combined with position.kind"),
+        ({"state": state("zero", "add")}, "core_width=24: cannot be combined with state.injection"),
+    ],
+)
+def test_what_knows_one_width_is_refused(make_recurrent, changes, message):
+    wide = {"state": state("noise", "linear", "linear"), "core_width": 24} | changes
+    with pytest.raises(OptionError, match=message):
+        make_recurrent("decoder_lm", "zero_add", "dense", **wide)

@@ -64,6 +64,8 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "ctl_plus": LazyTask("tasks.ctl_plus", "CtlPlus"),
     "listops": LazyTask("tasks.listops", "ListOps"),
     "logical_inference": LazyTask("tasks.logical_inference", "LogicalInference"),
+    "sudoku": LazyTask("tasks.puzzles.sudoku", "Sudoku"),
+    "maze": LazyTask("tasks.puzzles.maze", "Maze"),
     "file": LazyTask("tasks.file", "FileTask"),
     "chomsky": LazyTask("tasks.chomsky", "Chomsky"),
     "dyck": LazyTask("tasks.dyck", "Dyck"),

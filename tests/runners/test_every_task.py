@@ -13,6 +13,7 @@ from runners.scoring.splits import split_scorer
 from runners.training.experiment import build, build_model, train_columns
 from runners.training.loop import Loop
 from tasks.base.lengths import LengthTask
+from tasks.base.positions import PositionTask
 
 SMALL = {
     "chomsky": {"language": "stack_manipulation", "train_lengths": [1, 8], "test_lengths": [12]},
@@ -30,11 +31,13 @@ SMALL = {
     "dag_arithmetic": {"names": 6, "train_lengths": [2, 4], "test_lengths": [5]},
     "modular_expression": {"modulus": 3, "train_lengths": [1, 3], "test_lengths": [4]},
     "looped": {"problem": "multi", "train_lengths": [1, 4], "test_lengths": [5]},
+    "sudoku": {"size": 4, "puzzles": 5, "valid_puzzles": 5, "test_puzzles": 5},
+    "maze": {"side": 5, "puzzles": 5, "valid_puzzles": 5, "test_puzzles": 5, "least_path": 2},
     "prefix_sums": {"train_lengths": [1, 8], "test_lengths": [12]},
 }
 """Options that make a task small."""
 
-GENERATED = [name for name in tasks.TASKS if issubclass(tasks.task_class(name), LengthTask)]
+GENERATED = [name for name in tasks.TASKS if issubclass(tasks.task_class(name), PositionTask)]
 CPU = torch.device("cpu")
 
 
@@ -49,9 +52,11 @@ def config_of(directory, task, form):
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_it_trains_and_is_scored(name, tmp_path):
-    few = {"rows_per_test_length": 4, "iid_rows": 8}
-    section = {"name": name} | few | SMALL[name]
-    for form in FORMS[tasks.create(name, **(few | SMALL[name])).kind]:
+    options = SMALL[name]
+    if issubclass(tasks.task_class(name), LengthTask):
+        options = {"rows_per_test_length": 4, "iid_rows": 8} | options
+    section = {"name": name} | options
+    for form in FORMS[tasks.create(name, **options).kind]:
         config = config_of(tmp_path, section, form)
         built = build(config)
         torch.manual_seed(0)
@@ -81,13 +86,14 @@ def test_it_trains_and_is_scored(name, tmp_path):
 
 @functools.cache
 def rows(name):
-    return tasks.create(name, **SMALL[name]).split("longer")
+    task = tasks.create(name, **SMALL[name])
+    return task.split(task.split_names()[-1])
 
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_rows_as_tokens_are_those_as_numbers(name):
     task = tasks.create(name, **SMALL[name])
-    examples = task.split("longer")[:5]
+    examples = task.split(task.split_names()[-1])[:5]
     made, again = rows(name).arrays(torch.arange(5).numpy()), task.numbers(examples)
     assert (again.source == made.source[:, : again.source.shape[1]]).all()
     assert (again.target == made.target[:, : again.target.shape[1]]).all()

@@ -11,10 +11,7 @@ NOT_COMPARED = {
 
 
 PENDING = [
-    "dihedral.tsv",
-    "maze_unique.tsv",
     "reasoning_gym.jsonl",
-    "sudoku_augment.tsv",
 ]
 """Files whose tasks are not built."""
 

@@ -1,0 +1,1 @@
+"""Puzzles on a grid, of which all cells have to be right."""

@@ -20,8 +20,11 @@ from moeut.interop.mapping import (
     rename,
     rename_layer,
 )
+from moeut.interop.sparse_universal import VARIANT as SPARSE_UNIVERSAL
+from moeut.interop.sparse_universal import sparse_universal_config, sparse_universal_maps
 from moeut.models import DecoderLM
 from moeut.recurrence.schedule import Depth, Order
+from moeut.recurrence.stick_breaking import StickBreaking
 
 _DENSE_VARIANTS = ("rope", "preln_rope", "rope_universal", "preln_rope_universal")
 _EXPERT_VARIANTS = ("moe", "preln_moe", "moe_universal", "preln_moe_universal")
@@ -56,7 +59,8 @@ def training_code_config(options: dict[str, Any], *, vocabulary_size: int) -> Mo
         ValueError: what an option asks for is not supported.
     """
     read = RawOptions(options, source="the MoEUT training code")
-    variant = read.word("transformer.variant", _DENSE_VARIANTS + _EXPERT_VARIANTS)
+    variants = (*_DENSE_VARIANTS, *_EXPERT_VARIANTS, SPARSE_UNIVERSAL)
+    variant = read.word("transformer.variant", variants)
     has_experts = variant in _EXPERT_VARIANTS
     is_pre_norm = "preln" in variant
     _refuse_unsupported(read, has_experts=has_experts)
@@ -68,6 +72,9 @@ def training_code_config(options: dict[str, Any], *, vocabulary_size: int) -> Mo
     else:
         group_size = num_layers
     group_type = read.word("transformer.universal.group_type", ("abab", "aabb"), "abab")
+    depth = _depth(num_layers, group_size, order="cycle" if group_type == "abab" else "sequence")
+    if variant == SPARSE_UNIVERSAL:
+        return sparse_universal_config(read, depth=depth, vocabulary_size=vocabulary_size)
     norm = "pre" if is_pre_norm else "post"
     if has_experts and read.boolean("moe.nonorm", False):
         if not is_pre_norm:
@@ -91,7 +98,7 @@ def training_code_config(options: dict[str, Any], *, vocabulary_size: int) -> Mo
         form="decoder_lm",
         d_model=d_model,
         vocabulary_size=vocabulary_size,
-        depth=_depth(num_layers, group_size, order="cycle" if group_type == "abab" else "sequence"),
+        depth=depth,
         attention=attention,
         feed_forward=feed_forward,
         position=position,
@@ -132,6 +139,9 @@ def training_code_maps(config: ModelConfig) -> list[TensorMap]:
         maps += rename_layer("out_norm", "decoder.final_norm")
     norms = ("self_attn.norm", "pkm.norm") if stack.norm == "peri" else ("norm1", "norm2")
     for index in range(stack.depth.group):
+        if isinstance(stack.halting, StickBreaking):
+            maps += sparse_universal_maps(index)
+            continue
         theirs, ours = f"unique_layers.{index}", f"decoder.layers.{index}"
         maps += rename_layer(f"{theirs}.{norms[0]}", f"{ours}.attention_norm")
         maps += rename_layer(f"{theirs}.{norms[1]}", f"{ours}.feed_forward_norm")

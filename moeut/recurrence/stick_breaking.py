@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeut.blocks.roles import Role, Roles
-from moeut.ops import linear
+from moeut.ops import Linear, linear
 from moeut.options import require, require_finite
 from moeut.recurrence.controller import Controller, ControllerOptions, Pass, Run, Step, Verdict
 from moeut.recurrence.schedule import Place
@@ -58,38 +58,46 @@ class StickBreaking(ControllerOptions):
         return d_model * (d_model + 2)
 
 
-class StickBreakingController(Controller):
-    """The gates, each two dense layers: ``up`` (G, D, D), ``up_bias`` (G, D), ``down`` (G, 2, D).
+class Gate(nn.Module):
+    """Two dense layers ``up`` (D, D) and ``down`` (2, D); the first of two logits is for going on."""
 
-    The first of the two logits is for going on.
-    """
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.up = Linear(d_model, d_model)
+        self.down = Linear(d_model, 2, bias=False)
+
+    def roles(self) -> Roles:
+        """Return the roles of the gate's weights."""
+        d_model = self.up.in_features
+        return {
+            "up.weight": Role("up", d_model, d_model),
+            "up.bias": Role("bias", d_model),
+            "down.weight": Role("weight", d_model, 2),
+        }
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logarithms (B, T) of what goes on and of what halts, of states x (B, T, D)."""
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.up.weight.to(exact), self.up.bias.to(exact)
+            hidden = F.gelu(linear(x.to(exact), weight, bias))
+            logits = linear(hidden, self.down.weight.to(exact))
+        goes_on, halts = logits.log_softmax(dim=-1).unbind(dim=-1)
+        return goes_on, halts
+
+
+class StickBreakingController(Controller):
+    """The gates, one for each layer of the group."""
 
     def __init__(self, options: StickBreaking, d_model: int, group: int) -> None:
         super().__init__()
         self.options, self.group = options, group
-        self.up = nn.Parameter(torch.empty(group, d_model, d_model))
-        self.up_bias = nn.Parameter(torch.empty(group, d_model))
-        self.down = nn.Parameter(torch.empty(group, 2, d_model))
-
-    def roles(self) -> Roles:
-        """Return the roles of the gates' weights."""
-        d_model = self.up.shape[-1]
-        return {
-            "up": Role("up", d_model, d_model),
-            "up_bias": Role("bias", d_model),
-            "down": Role("weight", d_model, 2),
-        }
+        self.gates = nn.ModuleList(Gate(d_model) for _ in range(group))
 
     def log_shares(self, x: Tensor, place: Place, first_layer: int) -> tuple[Tensor, Tensor]:
-        """Return the logarithms (B, T) of what goes on and of what halts, of states x (B, T, D)."""
-        index = place.layer - first_layer
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with torch.autocast(x.device.type, enabled=False):
-            weights = (self.up[index], self.up_bias[index], self.down[index])
-            up, bias, down = (weight.to(exact) for weight in weights)
-            hidden = F.gelu(linear(x.to(exact), up, bias))
-            goes_on, halts = linear(hidden, down).log_softmax(dim=-1).unbind(dim=-1)
-        return goes_on, halts
+        """Return the logarithms (B, T) of what goes on and of what halts before a layer."""
+        gate: tuple[Tensor, Tensor] = self.gates[place.layer - first_layer](x)
+        return gate
 
     def begin(self, about: Pass) -> Run:
         """Return the run of a pass."""

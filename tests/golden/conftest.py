@@ -2,7 +2,7 @@
 
 A test module says in ``FOLDERS`` which folders of ``$MOEUT_GOLDEN`` are its own; each of its tests
 with an argument ``golden`` then runs once for every ``.safetensors`` file below them. What a file
-holds is read from its metadata. Files for models that are not built are skipped by name.
+holds is read from its metadata.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import torch
 from safetensors import safe_open
 
 from moeut.interop import mapping
-
-FAMILIES = ("moeut_release", "training_code", "devil", "ndr")
 
 
 @dataclass
@@ -52,12 +50,6 @@ class Golden:
                 if name.startswith(start)
             }
         return self._parts[prefix]
-
-    @property
-    def not_built(self) -> str | None:
-        """Why this file cannot be compared: the variant that no model of ours is, if it is one."""
-        variant = str(self.options.get("transformer.variant", ""))
-        return variant if "sut" in variant else None
 
 
 def read_golden(path: Path) -> Golden:
@@ -101,16 +93,7 @@ def golden(request: pytest.FixtureRequest, golden_dir: Path) -> Golden:
         if os.environ.get("MOEUT_REQUIRE_INPUTS") == "1":
             pytest.fail(message)
         pytest.skip(message)
-    loaded = read_golden(request.param)
-    if loaded.not_built is not None:
-        pytest.skip(f"{request.param.name}: not covered, no model for {loaded.not_built}")
-    return loaded
-
-
-@pytest.fixture
-def all_golden(golden_dir: Path) -> list[Golden]:
-    """Every golden file of the four families."""
-    return [read_golden(path) for path in _paths(FAMILIES)]
+    return read_golden(request.param)
 
 
 @pytest.fixture(scope="session")

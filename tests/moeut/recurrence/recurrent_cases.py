@@ -84,6 +84,6 @@ def make_recurrent(make_model, form, controller, blocks, **options):
     model = make_model(form, **sizes | BLOCKS[blocks] | CONTROLLERS[controller] | options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "halting.weight" in name or "halting.down" in name:
+            if "halting.weight" in name or ("down.weight" in name and "halting" in name):
                 parameter.mul_(12.0)
     return model

@@ -17,8 +17,8 @@ def make(make_recurrent, form="decoder_lm", blocks="dense", **options):
 
 
 def gate(unit, h, layer):
-    hidden = F.gelu(h @ unit.up[layer].T + unit.up_bias[layer])
-    return (hidden @ unit.down[layer].T).log_softmax(-1)
+    up, down = unit.gates[layer].up, unit.gates[layer].down
+    return (F.gelu(h @ up.weight.T + up.bias) @ down.weight.T).log_softmax(-1)
 
 
 def recursion(model, x, options):

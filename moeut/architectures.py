@@ -93,6 +93,22 @@ def universal_act() -> Tree:
     }
 
 
+def sut() -> Tree:
+    """The Sparse Universal Transformer: one layer of experts, in feed-forward and attention, from
+    which each token breaks off parts until it halts."""
+    return {
+        "depth": {"group": 1, "repeats": 6},
+        "halting": {"kind": "stick_breaking"},
+        "attention": {"kind": "mixture_of_attention"},
+        "feed_forward": {"kind": "softmax_moe", "expert_size": 128},
+        "position": {"kind": "clipped"},
+        "norm": "post",
+        "norm_input": True,
+        "embedding_scale": "sqrt_d_model",
+        "initialization": "moeut",
+    }
+
+
 def ouro() -> Tree:
     """Ouro: a looped language model whose gate says where a token may leave; each loop ends with a
     norm, and training weighs the losses of all loops by their exits."""
@@ -235,6 +251,7 @@ ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "trm": trm,
     "hrm": hrm,
     "urm": urm,
+    "sut": sut,
     "ouro": ouro,
     "ponder": ponder,
     "huginn": huginn,

@@ -59,7 +59,7 @@ class StickBreaking(ControllerOptions):
 
 
 class Gate(nn.Module):
-    """Two dense layers ``up`` (D, D) and ``down`` (2, D); the first of two logits is for going on."""
+    """Two dense layers, ``up`` (D, D) and ``down`` (2, D); the first logit is for going on."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()

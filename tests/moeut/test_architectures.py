@@ -23,6 +23,7 @@ from moeut.recurrence.injection import DiagonalInjection, LinearInjection
 from moeut.recurrence.schedule import Depth
 from moeut.recurrence.start import NoiseStart
 from moeut.recurrence.state import State
+from moeut.recurrence.stick_breaking import StickBreaking
 from moeut.sizing import count_parameters
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -97,6 +98,10 @@ def test_what_the_first_architectures_are() -> None:
 
 
 def test_what_the_architectures_with_exits_are() -> None:
+    sut = blueprint({"architecture": "sut"})
+    assert sut.halting == StickBreaking(threshold=0.999, loss_weight=0.01)
+    kinds = (sut.attention.kind, sut.feed_forward.kind, sut.position.kind)
+    assert kinds == ("mixture_of_attention", "softmax_moe", "clipped")
     act = blueprint({"architecture": "universal_act"})
     assert act.halting == AdaptiveComputationTime(
         average="running", cost="ponder", initial_bias=1.0, halts_at_end=False

@@ -29,9 +29,9 @@ class MixtureOfAttention(AttentionOptions):
 
     kind: ClassVar[str] = "mixture_of_attention"
     refused_positions: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("relative", "fire"),
+        ("fire",),
         "the same heads are other experts' for each token, and share what is learned of positions; "
-        "expected clipped, rotary, none, or what is added to the embedding",
+        "expected clipped, relative, rotary, none, or what is added to the embedding",
     )
     num_experts: int = 8
     """Experts (E)."""

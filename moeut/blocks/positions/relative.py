@@ -138,7 +138,8 @@ def align_distances(scores: Tensor, distances: Distances, num_keys: int) -> Tens
 class RelativePosition(LogitPosition):
     """The learned part of Transformer-XL's relative attention (arXiv 1901.02860).
 
-    ``absolute_gate`` adds the gate between distances and positions of arXiv 2110.07732.
+    ``absolute_gate`` adds the gate between distances and positions of arXiv 2110.07732. Queries of
+    several heads of one key head share what that head has learned.
     """
 
     def __init__(
@@ -179,8 +180,8 @@ class RelativePosition(LogitPosition):
         a · r_{j-i} + (1 - a) · r_j.
         """
         head_size = self.content_bias.shape[1]
-        content = (query + self.content_bias[:, None]) @ key.transpose(-1, -2)
-        asking = query + self.position_bias[:, None]
+        content = (query + self._share(self.content_bias, query)[:, None]) @ key.transpose(-1, -2)
+        asking = query + self._share(self.position_bias, query)[:, None]
         position = self._scores(asking, distances.table)
         position = align_distances(position, distances, key.shape[-2])
         if self.gate is not None:
@@ -190,7 +191,8 @@ class RelativePosition(LogitPosition):
                 absolute = absolute.gather(
                     -1, distances.key_positions[:, None, None].expand_as(absolute)
                 )
-            gate = self.gate(routed).sigmoid().transpose(1, 2).unsqueeze(-1)  # (B, H, T, 1)
+            gate = self._share(self.gate(routed).sigmoid().transpose(1, 2), query, dim=1)
+            gate = gate.unsqueeze(-1)  # (B, H, T, 1)
             position = position * gate + absolute * (1 - gate)
         return (content + position) * (head_size**-0.5 if self.scale is None else self.scale)
 
@@ -203,17 +205,23 @@ class RelativePosition(LogitPosition):
         """
         if self.gate is not None or distances.columns is not None:
             return None
-        content: Tensor = self.content_bias
-        position: Tensor = self.position_bias
+        content = self._share(self.content_bias, query)
+        position = self._share(self.position_bias, query)
+        projected = self._share(self._project(distances.table), query, dim=1)
         scale = content.shape[1] ** -0.5
         if self.scale is not None:
             query, content, position = (one * self.scale for one in (query, content, position))
             scale = 1.0
-        return query, RelativeTerms(content, position, self._project(distances.table)), scale
+        return query, RelativeTerms(content, position, projected), scale
 
     def _project(self, table: Tensor) -> Tensor:  # (W, H, d)
         return self.projection(table).unflatten(-1, self.content_bias.shape)
 
     def _scores(self, asking: Tensor, table: Tensor) -> Tensor:
         """Return the products of (B, H, T, d) with the projected ``table`` (W, D): (B, H, T, W)."""
-        return asking @ self._project(table).permute(1, 2, 0)
+        return asking @ self._share(self._project(table), asking, dim=1).permute(1, 2, 0)
+
+    def _share(self, of_heads: Tensor, query: Tensor, dim: int = 0) -> Tensor:
+        """Return what each of the query's heads (B, H, T, d) reads, of the heads in ``dim``."""
+        times = query.shape[1] // self.content_bias.shape[0]
+        return of_heads if times == 1 else of_heads.repeat_interleave(times, dim=dim)

@@ -41,6 +41,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "position": "clipped",
         "halting": HALTS,
     },
+    "mixture_relative": {"attention": "mixture", "position": "absolute_gate"},
     "deepnorm": {"norm": "post", "update": DeepNorm()},
     "gated": {"attention": "dense", "feed_forward": "gated", "norm": "branch"},
 }

@@ -8,7 +8,7 @@ import torch
 
 from moeut.blocks.attention import AttentionContext, MixtureOfAttention
 from moeut.blocks.feed_forward import SoftmaxMoE
-from moeut.blocks.positions import Clipped
+from moeut.blocks.positions import Clipped, Relative
 from moeut.blocks.routing import RoutingContext, mutual_information_loss
 from moeut.options import OptionError
 
@@ -153,3 +153,19 @@ def test_what_experts_do_not_have_is_refused():
     for kind in (MixtureOfAttention, SoftmaxMoE):
         with pytest.raises(OptionError, match="must be at most num_experts=2"):
             kind(num_experts=2, top_k=3)
+
+
+def test_queries_of_a_key_head_share_its_relative_positions():
+    """Of k queries for each key head, the i-th ones are those of an attention without experts."""
+    torch.manual_seed(0)
+    options = Relative(learned_scale=True, absolute_gate=True)
+    position = options.build_relative(2, 4, 6).double()
+    for parameter in position.parameters():
+        torch.nn.init.normal_(parameter)
+    query, key = torch.randn(1, 6, 5, 4).double(), torch.randn(1, 2, 5, 4).double()
+    routed = torch.randn(1, 5, 6).double()
+    distances = options.tables(torch.arange(5), 0, 5, head_size=4, d_model=6, like=routed).distances
+    found = position(query, key.repeat_interleave(3, 1), distances, routed)
+    for choice in range(3):
+        wanted = position(query[:, choice::3], key, distances, routed)
+        assert (found[:, choice::3] - wanted).abs().max() < 1e-12

@@ -41,7 +41,7 @@ CONTROLLERS = {
     },
     "act_update": {"halting": UPDATE},
     "gate": {"halting": ExitGate(threshold=0.8, initial_bias=-1.5)},
-    "stick": {"halting": StickBreaking(threshold=0.8, loss_weight=0.3)},
+    "stick": {"halting": StickBreaking(threshold=0.97, loss_weight=0.3)},
     "act_noise_linear": {"halting": ACT, "state": state("noise", "linear")},
 }
 

@@ -44,6 +44,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     feed-forward biases   0                      0                        U(1/sqrt(fan-in))
     head weight           U(1/sqrt(D))           U(1/sqrt(D))             G
     head bias             U(1/sqrt(D)), 0 if tied to the embedding        same
+    short convolution     N(1/sqrt(k)), k taps   same                     G
     norms                 weight 1, bias 0       same                     same
     relative biases       0; learned logit scale 1/sqrt(d)                same
     copy gate's bias      -3, or as configured                            same

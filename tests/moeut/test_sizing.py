@@ -99,6 +99,10 @@ def test_matching_refuses_what_no_width_reaches() -> None:
         ("transformer", {"position": "rotary", "attention": {"num_heads": 3, "head_size": 7}}),
         ("universal", {"position": "learned", "norm": "post"}),
         ("universal", {"position": "none", "attention": {"kind": "geometric", "gates": "output"}}),
+        ("universal", {"feed_forward": {"kind": "gated", "short_convolution": 2}}),
+        ("universal", {"feed_forward": {"kind": "convolutional", "hidden_size": 20}}),
+        ("universal", {"attention": {"num_key_heads": 2, "bias": "all", "gates": "value"}}),
+        ("universal", {"position": {"kind": "clipped", "max_distance": 3}}),
         ("ndr", {}),
         ("ndr", {"update": {"gate": "scalar", "hidden_multiple": 3}}),
     ],
@@ -130,6 +134,38 @@ def test_expert_macs_by_hand() -> None:
     attention = 2 * 16 * size + 2 * 2 * 16 * size + 2 * 16 * 2 * 3 + 2 * size * 7
     feed_forward = 16 * 6 + 3 * 2 * 16 * 8
     assert macs_per_token(config, sequence_length=7) == 4 * (attention + feed_forward) + 16 * 10
+
+
+def test_macs_of_competing_experts_by_hand() -> None:
+    config = architecture(
+        "universal",
+        form="decoder_lm",
+        vocabulary_size=10,
+        d_model=16,
+        depth={"repeats": 3},
+        attention={
+            "kind": "mixture_of_attention",
+            "num_heads": 2,
+            "head_size": 4,
+            "num_experts": 3,
+            "top_k": 2,
+        },
+        feed_forward={
+            "kind": "softmax_moe",
+            "num_experts": 5,
+            "expert_size": 8,
+            "top_k": 2,
+            "router_hidden_size": 6,
+        },
+        position={"kind": "clipped", "max_distance": 4},
+    )
+    size, length = 2 * 4, 7
+    router = 16 * 16 + 16 * 3
+    # Keys and values once, queries and outputs of two experts, whose queries meet all keys.
+    attention = 2 * 16 * size + 2 * (2 * 16 * size) + router + 2 * size * (2 * length + 9)
+    feed_forward = 2 * 2 * 16 * 8 + 6 * (16 + 5)
+    wanted = 3 * (attention + feed_forward) + 16 * 10
+    assert macs_per_token(config, sequence_length=length) == wanted
 
 
 def test_the_absolute_gate_costs_its_gates_and_a_score_per_key() -> None:

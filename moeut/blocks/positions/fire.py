@@ -19,7 +19,8 @@ from moeut.options import require, require_finite, require_positive
 class Fire(PositionOptions):
     """A learned bias for each head, from distances relative to the query's position (FIRE).
 
-    It acts in self-attention; cross-attention has none.
+    It acts in self-attention; cross-attention has none. Its network runs once for a whole batch,
+    which counts of multiply-accumulates leave out, as they do relative distances.
     """
 
     kind: ClassVar[str] = "fire"
@@ -65,10 +66,6 @@ class Fire(PositionOptions):
             chosen = torch.randperm(self.max_length, device=like.device)[:num_keys]
             keys = positions = chosen.sort().values
         return PositionTables(distances=FirePlaces(positions, keys))
-
-    def logit_macs(self, *, d_model: int, num_heads: int, width: int, length: int) -> int:
-        """Count the network, which a query runs for each key."""
-        return length * self.hidden_size * (1 + num_heads)
 
 
 class FirePlaces(NamedTuple):

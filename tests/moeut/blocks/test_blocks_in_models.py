@@ -9,6 +9,7 @@ import torch
 
 from moeut.blocks.positions import Abacus
 from moeut.blocks.updates import DeepNorm
+from moeut.models import build
 from moeut.recurrence.halting import AdaptiveComputationTime
 
 HALTS = AdaptiveComputationTime(threshold=0.7, halted="freeze")
@@ -110,3 +111,23 @@ def test_documents_are_what_they_are_alone(make_model, blocks):
     logits = model(packed, document_numbers=numbers).logits[0]
     assert (logits[:4] - model(TOKENS[:1, :4]).logits[0]).abs().max() < 1e-12
     assert (logits[4:] - model(TOKENS[1:2, :5]).logits[0]).abs().max() < 1e-12
+
+
+def test_autocast_gives_every_parameter_a_gradient(make_config, blocks):
+    torch.manual_seed(0)
+    model = build(make_config(**blocks)).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(TOKENS)
+        loss = output.logits.float().square().mean() + output.auxiliary_loss
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_a_compiled_model_is_the_model(make_model):
+    """Many of the blocks in one graph without a break."""
+    options = BLOCKS["abacus_fire"] | BLOCKS["short_convolution"]
+    model = make_model(**options, repeats=1).eval()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert (compiled(TOKENS).logits - model(TOKENS).logits).abs().max() < 1e-12

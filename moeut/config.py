@@ -213,10 +213,10 @@ class Blueprint(Options):
     def _check_recurrence(self) -> None:
         """Refuse what decides at each repeat where a repeat is no whole pass through the group."""
         decided = {
-            "state": self.state.is_plain,
+            "state": self.state.is_plain or self.state.before == "layer",
             "halting": isinstance(self.halting, NoHalting),
             "repeat_norm": not self.repeat_norm,
-            "conditioning": isinstance(self.conditioning, NoConditioning),
+            "conditioning": not self.conditioning.decides_at_repeats,
         }
         for name in ("depth", "encoder_depth"):
             depth = getattr(self, name)

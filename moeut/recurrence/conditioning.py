@@ -46,6 +46,8 @@ class Conditioning(ControllerOptions):
 
     comes_first: ClassVar[bool] = False
     """Whether it changes the state itself, before halting decides and the input enters."""
+    decides_at_repeats: ClassVar[bool] = True
+    """Whether it acts where a repeat begins, and not in each application alike."""
 
     def build_for(self, d_model: int, repeats: int) -> Controller | None:
         """Return the module, for states of width ``d_model`` and as many configured ``repeats``."""
@@ -57,6 +59,7 @@ class NoConditioning(Conditioning):
     """Nothing tells repeats apart."""
 
     kind: ClassVar[str] = "none"
+    decides_at_repeats: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,7 @@ class AdaptiveNorm(_Tabled):
     """What each sublayer of a repeat reads is scaled and shifted, behind its norm."""
 
     kind: ClassVar[str] = "adaptive_norm"
+    decides_at_repeats: ClassVar[bool] = False
 
     def build_for(self, d_model: int, repeats: int) -> Controller:
         """Return the controller with its table (size, 2, D), one pair for all layers."""

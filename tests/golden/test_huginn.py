@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from typing import Any
 
 import numpy as np
@@ -140,47 +138,6 @@ def test_gradients_through_the_last_repeats_all_or_none(golden) -> None:
         assert expected.keys() == found.keys()
         for name, gradient in expected.items():
             assert distance(found[name], gradient) <= bounds(golden)[1], (prefix, name)
-
-
-def criteria(logits: list[torch.Tensor], states: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return what each exit criterion measures after every repeat, on the last position."""
-    log_p = torch.stack([step[:, -1].log_softmax(-1) for step in logits])  # (N, B, V)
-    entropy = -(log_p.exp() * (log_p.exp() + 1e-10).log()).sum(-1)
-    before = torch.cat((torch.full_like(entropy[:1], 100.0), entropy[:-1]))
-    uniform = torch.full_like(log_p[:1], -math.log(log_p.shape[-1]))
-    now, then = torch.stack(states[1:]), torch.stack(states[:-1])
-    p = log_p.exp()
-    kept = torch.where(p < 0.1 * p.amax(-1, keepdim=True), torch.ones_like(p) / p.shape[-1], p)
-    kept = (kept / kept.sum(-1, keepdim=True)).log()
-    same = torch.stack([step[:, -1].argmax(-1) for step in logits])
-    stable = [torch.zeros_like(same[0])]
-    for previous, current in itertools.pairwise(same):
-        stable.append(torch.where(previous == current, stable[-1] + 1, 0))
-
-    def divergence(values: torch.Tensor) -> torch.Tensor:
-        earlier = torch.cat((uniform, values[:-1]))
-        return (earlier.exp() * (earlier - values)).sum(-1)
-
-    return {
-        "entropy-diff": (entropy - before).abs(),
-        "latent-diff": ((now - then).norm(dim=-1) / now.norm(dim=-1)).mean(-1),
-        "cosine": 1 - F.cosine_similarity(now, then, dim=-1).mean(-1),
-        "kl": divergence(log_p),
-        "minp-kl": divergence(kept),
-        "argmax-stability": torch.stack(stable).to(p.dtype),
-    }
-
-
-def test_exit_criteria(golden) -> None:
-    expected = golden.part("exit")
-    if not expected:
-        return
-    model = imported(golden)
-    logits, out = run(golden, model, 0)
-    found = criteria(logits, [golden.tensors["initial_state"], *out.repeats])
-    assert set(found) == set(expected)
-    for name, values in expected.items():
-        assert distance(found[name], values) <= bounds(golden)[0], name
 
 
 @torch.no_grad()

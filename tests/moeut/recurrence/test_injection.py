@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from recurrent_cases import BOTH_GATED, CONTROLLERS, batch, loss_of, state
 
 from moeut.blocks.attention import AttentionContext
+from moeut.blocks.routing import RoutingContext
 from moeut.options import OptionError
+from moeut.recurrence.conditioning import AdaptiveNorm
 from moeut.recurrence.controller import Pass
 from moeut.recurrence.injection import AddInjection
 from moeut.recurrence.start import NoiseStart, position_noise
@@ -250,3 +254,30 @@ def test_what_knows_one_width_is_refused(make_recurrent, changes, message):
     wide = {"state": state("noise", "linear", "linear"), "core_width": 24} | changes
     with pytest.raises(OptionError, match=message):
         make_recurrent("decoder_lm", "zero_add", "dense", **wide)
+
+
+@pytest.mark.parametrize("order", ["cycle", "sequence"])
+@torch.no_grad()
+def test_the_input_may_enter_before_each_layer(make_recurrent, order):
+    """By a rule of the layer's own, so that it makes sense in AABB too; with adaptive norms."""
+    chosen = State.from_dict({"start": "zero", "injection": "linear", "before": "layer"})
+    options = {"order": order, "position": "none", "repeats": 2, "norm": "post", "final_norm": True}
+    own = {"state": chosen, "conditioning": AdaptiveNorm()}
+    model = make_recurrent("decoder_lm", "zero_add", "dense", **own, **options).eval()
+    stack = model.decoder
+    table = stack.controllers["conditioning"].table.normal_(0.0, 0.3)
+    rules = stack.controllers["injection"].rules
+    tokens = batch(model)[0][0]
+    first, *group, last = stack.layers
+    e = first(model.embedding(tokens), CAUSAL).x
+    x = torch.zeros_like(e)
+    places = {
+        "cycle": [(0, 0), (1, 0), (0, 1), (1, 1)],
+        "sequence": [(0, 0), (0, 1), (1, 0), (1, 1)],
+    }
+    for layer, repeat in places[order]:
+        scale, shift = table[repeat]
+        context = replace(CAUSAL, routing=RoutingContext(modulation=(scale, shift)))
+        x = group[layer](rules[layer](x, e), context).x
+    wanted = model.head(stack.final_norm(last(x, CAUSAL).x), model.embedding.weight)
+    assert (model(tokens).logits - wanted).abs().max() < 1e-12

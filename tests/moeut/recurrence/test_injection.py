@@ -206,7 +206,13 @@ def test_compiled_noise_is_the_same(make_model):
     """Fused into the graph around it, the hashes would come out as others."""
     noisy = State(start=NoiseStart(), injection=AddInjection())
     model = make_model(
-        group=1, attention="dense", feed_forward="dense", position="none", norm="pre", state=noisy
+        group=1,
+        attention="dense",
+        feed_forward="dense",
+        position="none",
+        norm="pre",
+        state=noisy,
+        repeats=2,
     ).float()
     tokens = torch.arange(12).remainder(11).view(2, 6)
     mask = torch.ones_like(tokens, dtype=torch.bool)

@@ -65,9 +65,8 @@ from runners.bench.timing import (
     compare,
     describe_machine,
     peak_memory,
-    retain_memory,
 )
-from runners.process.environment import set_float32_products
+from runners.process.environment import retain_memory, set_float32_products
 from runners.reporting.tables import Table
 
 SLOW = ("loop", "all experts")

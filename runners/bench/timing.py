@@ -6,7 +6,6 @@ reported is the median over rounds of each, and ratios are taken between medians
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import gc
 import importlib.metadata
@@ -14,7 +13,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +22,6 @@ import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,18 +143,6 @@ def attempt(
         except RuntimeError as error:
             raise DeviceFailedError(problem) from error
     return None, problem
-
-
-def retain_memory() -> bool:
-    """Make malloc keep freed memory, and return whether it could be asked to.
-
-    By default glibc returns large buffers to the system when they are freed, and the next step pays
-    for every page again: up to a third of an expert layer's time on a CPU.
-    """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(M_MMAP_MAX, 0)) and bool(libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:

@@ -11,7 +11,6 @@ import functools
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeut.blocks.attention import (
     Attention,
@@ -26,6 +25,7 @@ from moeut.blocks.norms import Norm, PositionNorm, modulated, views
 from moeut.blocks.own import Encoding, PerRepeat, copies, index_of, of_repeat, per_repeat
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
 from moeut.blocks.updates import Update
+from moeut.ops import dropout
 from moeut.recurrence.stack_config import StackConfig
 
 
@@ -252,7 +252,7 @@ class Layer(nn.Module):
         return norm if self.norm == "post" else None
 
     def _drop(self, change: Tensor) -> Tensor:
-        return F.dropout(change, self.dropout) if self.dropout and self.training else change
+        return dropout(change, self.dropout) if self.dropout and self.training else change
 
 
 def _note(

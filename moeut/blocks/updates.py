@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from moeut.blocks.norms import NormOptions, NormPlacement
 from moeut.blocks.roles import Role, Roles, constant, linear
-from moeut.ops import Linear
+from moeut.ops import Linear, dropout
 from moeut.options import Options, derived, require, require_positive, require_probability
 
 
@@ -230,7 +230,7 @@ class CopyGateUpdate(Update):
     def _gate(self, routed: Tensor) -> Tensor:  # (B, T, D or 1)
         """Return the gates, in at least float32: near 0 and 1, where they stand, 1 - g is fine."""
         training, options = self.training, self.options
-        hidden = F.dropout(F.relu(self.up(routed)), options.dropout, training)
+        hidden = dropout(F.relu(self.up(routed)), options.dropout, training)
         logits = self.down(hidden)
         exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
         gate = logits.to(exact).sigmoid()

@@ -20,6 +20,7 @@ its kernels and finds their block sizes ahead of time). From the top down:
 from moeut.ops.backend import available_backends, resolve_backend
 from moeut.ops.dispatch import Dispatch
 from moeut.ops.interface import expert_linear, expert_mlp
+from moeut.ops.native import cross_entropy_sum, dropout
 from moeut.ops.products import Linear, linear
 from moeut.ops.shared import SharedWeight, SharedWeights
 
@@ -29,6 +30,8 @@ __all__ = [
     "SharedWeight",
     "SharedWeights",
     "available_backends",
+    "cross_entropy_sum",
+    "dropout",
     "expert_linear",
     "expert_mlp",
     "linear",

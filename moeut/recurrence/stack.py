@@ -8,12 +8,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeut.blocks import masks
 from moeut.blocks.embeddings import EmbeddingAdapter
 from moeut.blocks.layer import Layer
 from moeut.blocks.positions import Entry
+from moeut.ops import dropout
 from moeut.recurrence.cache import SharedSlots, StackCache, Window, whole_sequence
 from moeut.recurrence.controller import Controller, Pass, Run, Step
 from moeut.recurrence.inputs import Inputs, StackOutput
@@ -367,7 +367,7 @@ class DepthStack(nn.Module):
         if self.adapter is not None:
             x = self.adapter(x)
         if self.options.dropout and self.training:
-            x = F.dropout(x, self.options.dropout)
+            x = dropout(x, self.options.dropout)
         return x
 
 

@@ -100,9 +100,9 @@ LARGE_ROWS = [{"batch": 2, "shortest": 1025, "longest": 1025, "vocabulary": 8000
 
 
 def _language(model: Plain, target: float, against: str, peers: dict[str, Plain]) -> Contest:
-    mine = {
+    mine: Plain = {
         **{"maker": "ours", "kind": "language", "rows": LANGUAGE_ROWS},
-        "architecture": {**LANGUAGE, **model},
+        **{"architecture": {**LANGUAGE, **model}},
     }
     return Contest(mine, target, against, peers, repeats=3)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-Work = Callable[[], object]
+Work = Callable[[], Any]
 
 
 def configured(contestant: dict[str, Any]) -> Work:
@@ -138,7 +138,7 @@ def _answers(model: Any, contestant: dict[str, Any]) -> Work:
 
     model.eval()
     source = Rows(**contestant["rows"][0])
-    special = {"bos": 1, "eos": 2, "pad": 0, "suppress_eos": True}
+    special: dict[str, Any] = {"bos": 1, "eos": 2, "pad": 0, "suppress_eos": True}
     longest = contestant["longest"]
 
     def decode() -> None:

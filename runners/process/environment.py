@@ -115,7 +115,7 @@ def retain_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     set_to = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
-    return all([libc.mallopt(name, value) for name, value in set_to.items()])
+    return all(libc.mallopt(name, value) for name, value in set_to.items())
 
 
 def set_float32_products(device: torch.device, *, beside_bfloat16: bool) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from moeut.ops import cross_entropy_sum
 from runners.training.batches import (
     IGNORE,
     Batch,
@@ -123,6 +124,8 @@ def summed_cross_entropy(
 
     ``shares`` (...): what each counts for; None: one.
     """
+    if shares is None and not label_smoothing:
+        return cross_entropy_sum(logits.float().flatten(0, -2), targets.flatten(), IGNORE)
     each = functools.partial(
         F.cross_entropy,
         logits.float().flatten(0, -2),

@@ -247,7 +247,7 @@ class Attention(Relaxable, Generic[Decision]):
             logits = logits.masked_fill(future, float("-inf"))
         weights = logits.softmax(dim=-1)
         # Under autocast the softmax is float32 and the values are not.
-        attended = F.dropout(weights, dropout, training=dropout > 0).to(value.dtype) @ value
+        attended = ops.dropout(weights, dropout).to(value.dtype) @ value
         return attended, weights if context.routing.trace else None
 
     def _place(self, heads: Tensor, context: AttentionContext) -> Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from moeut.blocks.positions import LogitPosition
 from moeut.blocks.positions.base import RelativeTerms
@@ -83,13 +82,9 @@ def short_attention(
     ``query`` (B, H, T, d), ``key`` and ``value`` (B, G, K, d), where key head h // (H / G) serves
     head h; ``bias`` (1 or B, 1, 1 or T, K). ``is_causal``: query t sees keys 0 … t. The logits are
     q·k or, with ``relative``, (q + content)·k + (q + position)·table. ``dropout`` is the
-    probability that a weight is dropped; the draws are those of ``F.dropout`` on the weights.
+    probability that a weight is dropped, by a seed that PyTorch's generator gives.
     """
-    dropped = None
-    if dropout:
-        cells = (*query.shape[:3], key.shape[-2])
-        dropped = F.dropout(torch.ones(cells, dtype=query.dtype), dropout)
     terms = relative or (None, None, None)
     return torch.ops.moeut_native.attention(
-        query, key, value, bias, *terms, dropped, scale, is_causal and bias is None
+        query, key, value, bias, *terms, dropout, scale, is_causal and bias is None
     )

@@ -30,7 +30,7 @@ from moeut.blocks.attention.base import AttentionContext
 from moeut.blocks.attention.dense import DenseAttention, DenseMultiHeadAttention
 from moeut.blocks.positions import PositionOptions
 from moeut.blocks.roles import Role, Roles, constant, linear
-from moeut.ops import Linear
+from moeut.ops import Linear, dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class GeometricMultiHeadAttention(DenseMultiHeadAttention):
         if self.content_bias is not None:
             query = query + self.content_bias.to(query.dtype)[:, None]
         if self.dropout and self.training:
-            key = F.dropout(key, self.dropout)
+            key = dropout(key, self.dropout)
         content = (query @ key.transpose(-1, -2)).to(exact) * self.scale
         direction = self.direction(routed).unflatten(-1, (self.num_heads, 2))  # (B, T, H, 2)
         direction = direction.to(exact).transpose(1, 2) * self.direction_scale

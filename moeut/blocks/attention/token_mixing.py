@@ -24,7 +24,7 @@ from moeut.blocks.own import Relaxable
 from moeut.blocks.positions import PositionOptions
 from moeut.blocks.roles import Role, Roles
 from moeut.blocks.routing import RoutingContext
-from moeut.ops import Linear, linear
+from moeut.ops import Linear, dropout, linear
 from moeut.options import OptionError, require, require_positive
 
 
@@ -161,7 +161,7 @@ class TokenMixingMLP(Attention[None]):
         hidden = F.silu(linear(x, self.gate.weight[:, :length]))
         hidden = hidden * linear(x, self.up.weight[:, :length])  # (B, D, F)
         if self.dropout and self.training:
-            hidden = F.dropout(hidden, self.dropout)
+            hidden = dropout(hidden, self.dropout)
         return AttentionOutput(linear(hidden, self.down.weight[:length]).mT, {}, None)
 
     def project_source(self, routed: Tensor, plain: Tensor, context: RoutingContext) -> Source:

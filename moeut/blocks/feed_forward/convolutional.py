@@ -8,14 +8,13 @@ from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeut.blocks.feed_forward.activations import ACTIVATION, Activation
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.blocks.neighbours import taps
 from moeut.blocks.roles import Role, Roles
 from moeut.blocks.routing import RouterRecord, RoutingContext
-from moeut.ops import linear
+from moeut.ops import dropout, linear
 from moeut.options import derived, require, require_positive, require_probability
 
 Sides = Literal["both", "left"]
@@ -114,7 +113,7 @@ class ConvolutionalMLP(FeedForward):
         """Map the plain view (B, T, D) to (B, T, D); there is no router and no record."""
         hidden = self.activation(self.up(plain, context, "feed_forward.up"))  # (B, T, F)
         if self.dropout and self.training:
-            hidden = F.dropout(hidden, self.dropout)
+            hidden = dropout(hidden, self.dropout)
         output = self.down(hidden, context, "feed_forward.down")
         return self.activation(output) if self.activate_output else output, None
 

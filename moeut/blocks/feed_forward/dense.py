@@ -13,7 +13,7 @@ from moeut.blocks.feed_forward.activations import ACTIVATION, Activation
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.blocks.roles import Role, Roles
 from moeut.blocks.routing import RouterRecord, RoutingContext
-from moeut.ops import Linear, linear
+from moeut.ops import Linear, dropout, linear
 from moeut.options import derived, require_positive, require_probability
 
 
@@ -84,5 +84,5 @@ class DenseMLP(FeedForward):
         else:
             hidden = self.activation(self.project("up", plain, context.repeat))
         if self.dropout and self.training:
-            hidden = F.dropout(hidden, self.dropout)
+            hidden = dropout(hidden, self.dropout)
         return self.project("down", hidden, context.repeat), None

@@ -8,14 +8,13 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moeut.blocks.feed_forward.activations import ACTIVATION, Activation
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.blocks.neighbours import taps
 from moeut.blocks.roles import Role, Roles, constant
 from moeut.blocks.routing import RouterRecord, RoutingContext
-from moeut.ops import Linear
+from moeut.ops import Linear, dropout
 from moeut.options import derived, require, require_positive, require_probability
 
 
@@ -112,7 +111,7 @@ class GatedMLP(FeedForward):
         if self.convolution is not None:
             hidden = self.activation(self.convolution(hidden, context))
         if self.dropout and self.training:
-            hidden = F.dropout(hidden, self.dropout)
+            hidden = dropout(hidden, self.dropout)
         return self.project("down", hidden, repeat), None
 
 

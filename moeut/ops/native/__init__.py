@@ -2,10 +2,11 @@
 
 ``product.h`` multiplies matrices by AVX-512, at twice the rate that MKL reaches on processors that
 are not Intel's and without the cost of a call for small ones; ``linear.h`` is a dense layer with
-its gradients, ``experts.h`` sorts slots and multiplies routed rows by the weights of their experts.
-They serve where ``why_not`` returns None; everything has a plain path beside them that computes the
-same within rounding. What serves depends on the machine alone, never on a timing, so that a resumed
-run repeats the bits of the first.
+its gradients, ``attention.h`` the attention of short sequences, ``dropout.h`` and ``loss.h`` what a
+step spends time on besides, ``experts.h`` sorts slots and multiplies routed rows by the weights of
+their experts. They serve where ``why_not`` returns None; everything has a plain path beside them
+that computes the same within rounding. What serves depends on the machine alone, never on a timing,
+so that a resumed run repeats the bits of the first.
 
 The library lies in ``$MOEUT_CACHE`` (``~/.cache/moeut`` if that is not set), named by a hash of
 the sources, the compiler and PyTorch. ``MOEUT_NATIVE=0`` does without it.
@@ -25,11 +26,16 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 logger = logging.getLogger(__name__)
 
 SOURCE = "operators.cpp"
-HEADERS = ("tensors.h", "product.h", "linear.h", "softmax.h", "attention.h", "experts.h")
+HEADERS = (
+    *("tensors.h", "product.h", "linear.h", "softmax.h", "dropout.h", "attention.h", "loss.h"),
+    "experts.h",
+)
 FLAGS = (
     *("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp"),
     *("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"),
@@ -38,28 +44,50 @@ BUILD_SECONDS = 600
 """After which a compiler is given up."""
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
+    """Return x with each element 0 with a probability, else divided by its complement.
+
+    Where the operations serve, the mask is drawn by a counter from a seed, which PyTorch's
+    generator gives, and is not kept; elsewhere this is ``torch.nn.functional.dropout``.
+    """
+    if not (training and 0.0 < probability < 1.0 and serves(x)):
+        return F.dropout(x, probability, training)
+    return torch.ops.moeut_native.dropout(x, probability)
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    """Return the cross entropy of logits (N, V) and classes (N,), summed over rows, a scalar.
+
+    Rows whose target is ``ignored`` count nothing. Where the operations serve, no probabilities are
+    written.
+    """
+    if serves(logits) and is_plain(targets):
+        return torch.ops.moeut_native.cross_entropy(logits, targets, ignored)
+    return F.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 """Not a DTensor, nor one of another subclass, which have products of their own."""
 
 
-def serves(*tensors: torch.Tensor | None) -> bool:
+def serves(*tensors: Tensor | None) -> bool:
     """Return whether the operations compute on these: float32 on a CPU, eagerly."""
     return is_float32(*tensors) and why_not() is None
 
 
-def sorts(index: torch.Tensor) -> bool:
+def sorts(index: Tensor) -> bool:
     """Return whether the operations sort these int64 slots."""
     return not torch.compiler.is_compiling() and is_plain(index) and why_not() is None
 
 
-def is_float32(*tensors: torch.Tensor | None) -> bool:
+def is_float32(*tensors: Tensor | None) -> bool:
     """Return whether all are plain float32 tensors on the CPU, computed in as they are, eagerly."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     return all(one is None or (one.dtype == torch.float32 and is_plain(one)) for one in tensors)
 
 
-def is_plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Return whether it is an ordinary tensor on the CPU."""
     return type(tensor) in _PLAIN and tensor.device.type == "cpu"
 

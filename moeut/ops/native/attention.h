@@ -9,6 +9,7 @@
 
 #include <optional>
 
+#include "dropout.h"
 #include "softmax.h"
 #include "tensors.h"
 
@@ -16,6 +17,20 @@ namespace moeut {
 
 struct Relative {
   Tensor content, position, table;  // u, w (H, d); r (W, H, d); all undefined without
+};
+
+// Weights are dropped with a probability, by a seed; 0: none are.
+struct Dropping {
+  float probability = 0.0f;
+  uint64_t seed = 0;
+
+  // Write weights with some dropped, those of one row and head, and return them; all, as they are,
+  // without.
+  const float* apply(const float* weights, float* target, int64_t count, int64_t stream) const {
+    if (probability == 0.0f) return weights;
+    drop(weights, target, count, probability, seed, uint64_t(stream));
+    return target;
+  }
 };
 
 // Queries, keys or values (B, H, T, d) as matrices of one row and head.
@@ -95,16 +110,15 @@ void share_heads(const Attending& a, const Work& work) {
   });
 }
 
-// The result (B, H, T, d), and the weights (B, H, T, K) before `dropped`, their factors, if any.
+// The result (B, H, T, d), and the weights (B, H, T, K) before any is dropped.
 inline std::tuple<Tensor, Tensor> attention_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias,
-    const Relative& relative, const std::optional<Tensor>& dropped, double scale, bool causal) {
+    const Relative& relative, const Dropping& dropping, double scale, bool causal) {
   const Attending a(q, k, v, bias, relative, scale, causal);
   Tensor out = empty_heads(a.batch, a.heads, a.queries, a.value_size, q);
   Tensor kept = at::empty({a.batch, a.heads, a.queries, a.keys}, q.options());
   const Heads from_q(q), from_k(k), from_v(v), to_out(out);
   float *weights = write(kept), *target = write(out);
-  const float* factors = dropped.has_value() ? read(*dropped) : nullptr;
   const int64_t cells = a.queries * a.keys;
   share_heads(a, [&](int64_t b, int64_t h) {
     const Matrix mine = from_q.at(b, h), key = from_k.at(b, h / a.groups);
@@ -135,13 +149,7 @@ inline std::tuple<Tensor, Tensor> attention_forward(
       softmax_row(row, row, seen);
       std::fill(row + seen, row + a.keys, 0.0f);
     }
-    const float* mixed = p;
-    if (factors != nullptr) {
-      float* product = scratch(0, cells);
-      const float* factor = factors + (b * a.heads + h) * cells;
-      for (int64_t i = 0; i < cells; ++i) product[i] = p[i] * factor[i];
-      mixed = product;
-    }
+    const float* mixed = dropping.apply(p, scratch(0, cells), cells, b * a.heads + h);
     multiply(a.queries, a.value_size, a.keys, {mixed, a.keys, 1}, from_v.at(b, h / a.groups),
              target + b * to_out.batch + h * to_out.head, to_out.row);
   });
@@ -151,7 +159,7 @@ inline std::tuple<Tensor, Tensor> attention_forward(
 // The gradients of q, k, v, u, w, r; the last three undefined without relative positions.
 inline variable_list attention_backward(const Tensor& gradient, const Tensor& q, const Tensor& k,
                                         const Tensor& v, const Relative& relative,
-                                        const std::optional<Tensor>& dropped, const Tensor& kept,
+                                        const Dropping& dropping, const Tensor& kept,
                                         double scale, bool causal) {
   const Attending a(q, k, v, std::nullopt, relative, scale, causal);
   const int64_t cells = a.queries * a.keys, key_heads = a.heads / a.groups;
@@ -167,30 +175,24 @@ inline variable_list attention_backward(const Tensor& gradient, const Tensor& q,
   float *to_q = write(d_q), *to_k = write(d_k), *to_v = write(d_v);
   float *to_u = nullptr, *to_w = nullptr, *to_r = nullptr;
   if (a.r != nullptr) to_u = write(d_u), to_w = write(d_w), to_r = write(d_r);
-  const float *weights = read(kept), *factors = dropped.has_value() ? read(*dropped) : nullptr;
+  const float* weights = read(kept);
   share_heads(a, [&](int64_t b, int64_t h) {
     const int64_t group = h / a.groups;
     const Matrix g = from_g.at(b, h), mine = from_q.at(b, h), key = from_k.at(b, group),
                  value = from_v.at(b, group);
     const float* p = weights + (b * a.heads + h) * cells;
-    const float* factor = factors == nullptr ? nullptr : factors + (b * a.heads + h) * cells;
     float* d_logits = scratch(0, 2 * cells + 2 * a.queries * a.size);
     float *mixed = d_logits + cells, *shifted = mixed + cells, *part = shifted + a.queries * a.size;
     Finish onto;  // the heads of a group add up in the gradients of their key and value
     onto.accumulate = h % a.groups != 0;
-    const float* used = p;
-    if (factor != nullptr) {
-      for (int64_t i = 0; i < cells; ++i) mixed[i] = p[i] * factor[i];
-      used = mixed;
-    }
+    const float* used = dropping.apply(p, mixed, cells, b * a.heads + h);
     multiply(a.keys, a.value_size, a.queries, {used, 1, a.keys}, g,
              to_v + b * of_v.batch + group * of_v.head, of_v.row, onto);
     multiply(a.queries, a.keys, a.value_size, g, value.transposed(), d_logits, a.keys);
+    dropping.apply(d_logits, d_logits, cells, b * a.heads + h);
     for (int64_t t = 0; t < a.queries; ++t) {
       float* row = d_logits + t * a.keys;
       const float* weight = p + t * a.keys;
-      if (factor != nullptr)
-        for (int64_t j = 0; j < a.keys; ++j) row[j] *= factor[t * a.keys + j];
       const float mean = dot(row, weight, a.keys);
       for (int64_t j = 0; j < a.keys; ++j) row[j] = (row[j] - mean) * weight[j] * a.scale;
     }

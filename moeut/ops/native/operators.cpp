@@ -2,8 +2,10 @@
 #include <torch/library.h>
 
 #include "attention.h"
+#include "dropout.h"
 #include "experts.h"
 #include "linear.h"
+#include "loss.h"
 
 namespace moeut {
 namespace {
@@ -81,16 +83,17 @@ class Attention : public torch::autograd::Function<Attention> {
                         const Tensor& value, const std::optional<Tensor>& bias,
                         const std::optional<Tensor>& content,
                         const std::optional<Tensor>& position, const std::optional<Tensor>& table,
-                        const std::optional<Tensor>& dropped, double scale, bool causal) {
+                        double dropout, double scale, bool causal) {
     at::AutoDispatchBelowADInplaceOrView below;
     const Tensor q = with_channels_last(query), k = with_channels_last(key),
                  v = with_channels_last(value);
     const Relative relative = relative_of(content, position, table);
-    const auto factors = contiguous(dropped);
+    const Dropping dropping = dropping_of(dropout);
     auto [out, kept] =
-        attention_forward(q, k, v, contiguous(bias), relative, factors, scale, causal);
-    context->save_for_backward({q, k, v, relative.content, relative.position, relative.table,
-                                factors.value_or(Tensor()), kept});
+        attention_forward(q, k, v, contiguous(bias), relative, dropping, scale, causal);
+    context->save_for_backward({q, k, v, relative.content, relative.position, relative.table, kept});
+    context->saved_data["dropout"] = dropout;
+    context->saved_data["seed"] = static_cast<int64_t>(dropping.seed);
     context->saved_data["scale"] = scale;
     context->saved_data["causal"] = causal;
     return out;
@@ -101,9 +104,16 @@ class Attention : public torch::autograd::Function<Attention> {
     const auto saved = context->get_saved_variables();
     const auto found = attention_backward(
         with_channels_last(gradients[0]), saved[0], saved[1], saved[2],
-        {saved[3], saved[4], saved[5]}, optional(saved[6]), saved[7],
+        {saved[3], saved[4], saved[5]},
+        {float(context->saved_data["dropout"].toDouble()),
+         uint64_t(context->saved_data["seed"].toInt())},
+        saved[6],
         context->saved_data["scale"].toDouble(), context->saved_data["causal"].toBool());
     return {found[0], found[1], found[2], {}, found[3], found[4], found[5], {}, {}, {}};
+  }
+
+  static Dropping dropping_of(double probability) {
+    return {float(probability), probability == 0.0 ? 0 : uint64_t(draw_seed())};
   }
 
   static Relative relative_of(const std::optional<Tensor>& content,
@@ -117,21 +127,21 @@ class Attention : public torch::autograd::Function<Attention> {
 Tensor attention_once(const Tensor& query, const Tensor& key, const Tensor& value,
                       const std::optional<Tensor>& bias, const std::optional<Tensor>& content,
                       const std::optional<Tensor>& position, const std::optional<Tensor>& table,
-                      const std::optional<Tensor>& dropped, double scale, bool causal) {
+                      double dropout, double scale, bool causal) {
   return std::get<0>(attention_forward(
       with_channels_last(query), with_channels_last(key), with_channels_last(value),
-      contiguous(bias), Attention::relative_of(content, position, table), contiguous(dropped),
-      scale, causal));
+      contiguous(bias), Attention::relative_of(content, position, table),
+      Attention::dropping_of(dropout), scale, causal));
 }
 
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
                  const std::optional<Tensor>& bias, const std::optional<Tensor>& content,
                  const std::optional<Tensor>& position, const std::optional<Tensor>& table,
-                 const std::optional<Tensor>& dropped, double scale, bool causal) {
+                 double dropout, double scale, bool causal) {
   if (!at::GradMode::is_enabled())
-    return attention_once(query, key, value, bias, content, position, table, dropped, scale,
+    return attention_once(query, key, value, bias, content, position, table, dropout, scale,
                           causal);
-  return Attention::apply(query, key, value, bias, content, position, table, dropped, scale,
+  return Attention::apply(query, key, value, bias, content, position, table, dropout, scale,
                           causal);
 }
 
@@ -174,7 +184,9 @@ TORCH_LIBRARY(moeut_native, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
   m.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? content, "
-      "Tensor? position, Tensor? table, Tensor? dropped, float scale, bool causal) -> Tensor");
+      "Tensor? position, Tensor? table, float dropout, float scale, bool causal) -> Tensor");
+  m.def("dropout(Tensor x, float probability) -> Tensor");
+  m.def("cross_entropy(Tensor logits, Tensor targets, int ignored) -> Tensor");
   m.def(
       "expert_linear(Tensor x, Tensor weight, Tensor order, Tensor offsets, Tensor? gate, "
       "int slots_in, int slots_out) -> Tensor");
@@ -186,6 +198,8 @@ TORCH_LIBRARY(moeut_native, m) {
 TORCH_LIBRARY_IMPL(moeut_native, CPU, m) {
   m.impl("linear", moeut::linear_forward);
   m.impl("attention", moeut::attention_once);
+  m.impl("dropout", moeut::dropout_once);
+  m.impl("cross_entropy", moeut::cross_entropy);
   m.impl("expert_linear", moeut::expert_linear_once);
   m.impl("expert_mlp", moeut::expert_mlp_once);
   m.impl("sort_slots", moeut::sort_slots);
@@ -193,6 +207,8 @@ TORCH_LIBRARY_IMPL(moeut_native, CPU, m) {
 TORCH_LIBRARY_IMPL(moeut_native, Autograd, m) {
   m.impl("linear", moeut::linear);
   m.impl("attention", moeut::attention);
+  m.impl("dropout", moeut::dropout);
+  m.impl("cross_entropy", moeut::cross_entropy);
   m.impl("expert_linear", moeut::expert_linear);
   m.impl("expert_mlp", moeut::expert_mlp);
 }

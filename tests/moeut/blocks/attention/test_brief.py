@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from moeut.blocks.attention.brief import serves_attention, short_attention
 from moeut.blocks.positions.base import RelativeTerms
@@ -74,10 +73,17 @@ def test_results_and_gradients_are_those_of_the_definition(name):
     terms = options.pop("relative") or ()
     inputs = [one.requires_grad_() for one in (*drawn, *terms)]
     shape = (3, 4, drawn[0].shape[2], drawn[1].shape[2])
-    torch.manual_seed(5)
-    factors = F.dropout(torch.ones(shape), dropout)
-    torch.manual_seed(5)
     relative = RelativeTerms(*inputs[3:]) if terms else None
+    # With the unit matrix as values the result is the weights, which show what was dropped.
+    unit = torch.eye(shape[-1]).expand(*drawn[1].shape[:2], -1, -1)
+    about = {"scale": 0.3, **options, "relative": relative}
+    torch.manual_seed(5)
+    seen = short_attention(*inputs[:2], unit, **about, dropout=dropout).detach() != 0
+    factors = seen / (1 - dropout)
+    if dropout:
+        allowed = shape[0] * shape[1] * shape[2] * (shape[3] + 1) / 2  # causal
+        assert int(seen.sum()) / allowed == pytest.approx(1 - dropout, abs=0.05)
+    torch.manual_seed(5)
     got = short_attention(*inputs[:3], scale=0.3, **options, relative=relative, dropout=dropout)
     gradient = torch.randn(got.shape)
     exact = [one.detach().double().requires_grad_() for one in inputs]

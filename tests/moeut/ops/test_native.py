@@ -1,0 +1,64 @@
+"""Dropout and the loss in C++: what they draw, and equality with PyTorch's."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from moeut.ops import cross_entropy_sum, dropout, native
+
+pytestmark = pytest.mark.skipif(
+    native.why_not() is not None, reason=f"no C++ operations: {native.why_not()}"
+)
+
+
+def test_dropout_keeps_the_mean_and_drops_independently():
+    torch.manual_seed(1)
+    kept = dropout(torch.ones(1000, 1003), 0.3) != 0
+    assert float(kept.float().mean()) == pytest.approx(0.7, abs=0.002)
+    # Neighbours along rows, columns, and at the distances at which counters begin anew.
+    centred = kept.flatten().float() - 0.7
+    for distance in (1, 16, 64, 1003, 2**14):
+        together = float((centred[distance:] * centred[:-distance]).mean())
+        assert abs(together) < 5 * 0.21 / 1000  # five standard errors of a million pairs
+    assert float(kept.float().mean(dim=0).std()) == pytest.approx((0.21 / 1000) ** 0.5, rel=0.1)
+
+
+def test_dropout_follows_the_generator_and_its_gradient_the_mask():
+    x = torch.randn(7, 33, requires_grad=True)
+    state = torch.get_rng_state()
+    first, second = dropout(x, 0.4), dropout(x, 0.4)
+    torch.set_rng_state(state)
+    again = dropout(x, 0.4)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    (gradient,) = torch.autograd.grad(first.sum(), x)
+    assert torch.equal(gradient, torch.where(first != 0, torch.tensor(1 / 0.6), 0.0))
+
+
+def test_dropout_is_off_outside_training_and_at_zero():
+    x = torch.randn(5, 5)
+    assert torch.equal(dropout(x, 0.5, False), x)
+    assert torch.equal(dropout(x, 0.0), x)
+
+
+@pytest.mark.parametrize("width", [2, 16, 4001])
+def test_cross_entropy_is_that_of_float64(width):
+    torch.manual_seed(2)
+    logits = (20 * torch.randn(30, width)).requires_grad_()
+    targets = torch.randint(width, (30,))
+    targets[::7] = -100
+    loss = cross_entropy_sum(logits, targets, -100)
+    exact = logits.detach().double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, reduction="sum")
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    (got,) = torch.autograd.grad(3 * loss, logits)
+    (wanted,) = torch.autograd.grad(3 * expected, exact)
+    assert float((got - wanted).abs().max()) < 3e-6
+
+
+def test_cross_entropy_shows_what_is_not_finite_and_refuses_classes_that_are_not_there():
+    logits = torch.zeros(2, 3)
+    logits[0, 1] = torch.nan
+    assert cross_entropy_sum(logits, torch.tensor([0, 1]), -100).isnan()
+    with pytest.raises(IndexError, match="out of bounds"):
+        cross_entropy_sum(torch.zeros(2, 3), torch.tensor([0, 3]), -100)

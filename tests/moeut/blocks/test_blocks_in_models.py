@@ -131,3 +131,54 @@ def test_a_compiled_model_is_the_model(make_model):
     model = make_model(**options, repeats=1).eval()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert (compiled(TOKENS).logits - model(TOKENS).logits).abs().max() < 1e-12
+
+
+def swap_gate_and_up(layer):
+    part = layer.feed_forward
+    part.gate.weight.data, part.up.weight.data = part.up.weight.data, part.gate.weight.data
+
+
+def swap_taps(layer):
+    weight = layer.feed_forward.convolution.weight
+    weight.data = weight.data.flip(-1)
+
+
+def swap_key_heads(layer):
+    weight = layer.attention.key.weight
+    weight.data = weight.data.roll(layer.attention.head_size, 0)
+
+
+def swap_experts(layer):
+    weight = layer.feed_forward.down
+    weight.data = weight.data.roll(1, 0)
+
+
+def swap_norms(layer):
+    layer.attention_norm, layer.attention_second_norm = (
+        layer.attention_second_norm,
+        layer.attention_norm,
+    )
+
+
+def shift_distances(layer):
+    weight = layer.attention.relative.weight
+    weight.data = weight.data.roll(1, -1)
+
+
+@pytest.mark.parametrize(
+    ("case", "mutate"),
+    [
+        ("gated", swap_gate_and_up),
+        ("short_convolution", swap_taps),
+        ("grouped", swap_key_heads),
+        ("grouped", swap_norms),
+        ("sut", swap_experts),
+        ("clipped", shift_distances),
+    ],
+)
+@torch.no_grad()
+def test_a_mistake_would_show(make_model, case, mutate):
+    model = make_model(**BLOCKS[case]).eval()
+    logits = model(TOKENS).logits
+    mutate(model.decoder.layers[0])
+    assert (model(TOKENS).logits - logits).abs().max() > 1e-4

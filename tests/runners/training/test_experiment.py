@@ -92,6 +92,21 @@ def test_learned_positions_reach_the_longest_row(form, needed, built):
     scorer(model=model, built=one, **settings).score("train")
 
 
+@pytest.mark.parametrize("form", ["decoder_lm", "encoder_decoder"])
+def test_abacus_positions_know_the_digits_of_the_task(tmp_path, form):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"task: {{name: addition}}\nmodel: {{architecture: universal, d_model: 8, form: {form}, "
+        "position: fire, input_position: abacus}\n"
+        "train: {steps: 2, batch_size: 4, warmup_steps: 0}\n"
+    )
+    one = build(read_run(file))
+    position, (words, source) = one.model_config.input_position, one.objective.words()
+    assert sorted(words[token] for token in position.digits) == list("0123456789")
+    if form == "encoder_decoder":
+        assert sorted(source[token] for token in position.source_digits) == list("0123456789")
+
+
 def test_initial_weights_depend_on_the_seed_alone(built):
     one, _ = built(architecture="moeut")
     models = []

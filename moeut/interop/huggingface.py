@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import moeut
-from moeut.blocks.positions import Learned
 from moeut.config import ModelConfig
 from moeut.models import DecoderLM
 from moeut.options import nearest
@@ -246,13 +245,13 @@ class MoEUTForCausalLM(PreTrainedModel, GenerationMixin):
         """Refuse, before anything is computed, more tokens than learned positions reach."""
         check = super()._validate_generated_length  # type: ignore[misc] # its self is a protocol
         check(generation_config, input_ids_length, has_default_max_length)
-        position = self.model.config.stacks["decoder"].position
+        limit = self.model.config.stacks["decoder"].position_limit
         # The last token is not read.
-        if isinstance(position, Learned) and generation_config.max_length - 1 > position.max_length:
-            room = max(0, position.max_length + 1 - input_ids_length)
+        if limit is not None and generation_config.max_length - 1 > limit[1]:
+            room = max(0, limit[1] + 1 - input_ids_length)
             raise ValueError(
                 f"max_length={generation_config.max_length}: the model's learned positions end at "
-                f"{position.max_length}; after a prompt of {input_ids_length} tokens, "
+                f"{limit[1]}; after a prompt of {input_ids_length} tokens, "
                 f"max_new_tokens={room} is the most"
             )
 

@@ -66,6 +66,7 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "logical_inference": LazyTask("tasks.logical_inference", "LogicalInference"),
     "sudoku": LazyTask("tasks.puzzles.sudoku", "Sudoku"),
     "maze": LazyTask("tasks.puzzles.maze", "Maze"),
+    "gym": LazyTask("tasks.gym", "Gym"),
     "file": LazyTask("tasks.file", "FileTask"),
     "chomsky": LazyTask("tasks.chomsky", "Chomsky"),
     "dyck": LazyTask("tasks.dyck", "Dyck"),

@@ -33,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+from tasks.base.about import About
 from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import OptionError, require
 from tasks.base.task import Example, ExampleTask, Kind
@@ -98,6 +99,15 @@ class Arithmetic(ExampleTask):
     """Nested modular arithmetic; the defaults are the Neural Data Router's sizes and depths."""
 
     name: ClassVar[str] = "arithmetic"
+    about: ClassVar[About] = About(
+        family="trees and graphs",
+        hard="brackets nested deeper than in train",
+        source="arXiv 2110.07732; robertcsordas/ndr da20530d",
+        published=(
+            "depths 7–8 after 200k steps (ICLR submission): LSTM .74, Transformer .47, with "
+            "relative positions .77, Neural Data Router .98",
+        ),
+    )
     difficulty_name: ClassVar[str] = "nesting depth"
     in_distribution_split = "iid"
     selection_splits: ClassVar[tuple[str, ...]] = ("valid_deeper",)

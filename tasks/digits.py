@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tasks.base.about import About
 from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask
@@ -212,6 +213,15 @@ class Addition(Digits):
     """Sum of two numbers."""
 
     name: ClassVar[str] = "addition"
+    about: ClassVar[About] = About(
+        family="length generalisation",
+        hard="carries over more digits than in train",
+        source="arXiv 2405.17399 (Abacus); mcleish7/arithmetic 86022a57",
+        published=(
+            "setting: operands of up to 20 digits, reversed, not padded; tests of every pair of "
+            "lengths (repository)",
+        ),
+    )
     sign: ClassVar[str] = "+"
 
     train_digits: tuple[int, int] = (1, 10)
@@ -231,6 +241,11 @@ class Multiplication(Digits):
     """Product of two numbers."""
 
     name: ClassVar[str] = "multiplication"
+    about: ClassVar[About] = About(
+        family="length generalisation",
+        hard="carries over more digits than in train",
+        source="arXiv 2405.17399 (Abacus); mcleish7/arithmetic 86022a57",
+    )
     sign: ClassVar[str] = "*"
 
     train_digits: tuple[int, int] = (1, 5)

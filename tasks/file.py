@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from tasks.base.about import About
 from tasks.base.data_files import expand_user
 from tasks.base.lines import JSON_SUFFIXES, lines_of, parse_json_object, shortened, shown
 from tasks.base.options import LOCATION, OptionError, nearest, require
@@ -50,6 +51,11 @@ class FileTask(ExampleTask):
     """Your own examples, from TSV (source, target, category) or JSON lines."""
 
     name: ClassVar[str] = "file"
+    about: ClassVar[About] = About(
+        family="your own",
+        hard="what you bring",
+        source="a file of yours",
+    )
     difficulty_name: ClassVar[str] = "length"
 
     train: str = field(metadata=LOCATION)

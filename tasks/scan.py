@@ -51,6 +51,7 @@ from typing import ClassVar, Literal
 
 import numpy
 
+from tasks.base.about import About
 from tasks.base.data_files import DataDamaged, DataFile, read_bytes, read_lines
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask
@@ -334,6 +335,13 @@ class Scan(ExampleTask):
     """Navigation commands to action sequences: the official SCAN experiments."""
 
     name: ClassVar[str] = "scan"
+    about: ClassVar[About] = About(
+        family="semantic parsing",
+        hard="commands that are longer, or composed otherwise, than any of train",
+        source="arXiv 1711.00350; brendenlake/SCAN c4b756cb",
+        published=("cut-off 26: 1.00 with relative positions, .00 without (arXiv 2108.12284)",),
+        fetch="python -m tasks.fetch scan (some variants)",
+    )
     difficulty_name: ClassVar[str] = "actions"
 
     variant: Variant = "length"

@@ -31,6 +31,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from tasks.base.about import About
 from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask, Kind
@@ -69,6 +70,12 @@ class TableLookup(ExampleTask):
     """Compositional table lookup; the defaults are the Neural Data Router's sizes and depths."""
 
     name: ClassVar[str] = "table_lookup"
+    about: ClassVar[About] = About(
+        family="table lookup",
+        hard="more functions in a row than in train",
+        source="arXiv 1802.06467; as in robertcsordas/ndr da20530d, rows drawn here",
+        published=("see the task ctl, whose rows are the published ones",),
+    )
     difficulty_name: ClassVar[str] = "functions applied"
     selection_splits: ClassVar[tuple[str, ...]] = ("valid_deeper",)
     in_distribution_split = "iid"

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from tasks.base.about import About
 from tasks.base.generated import check_range
 from tasks.base.options import OptionError, require
 from tasks.base.task import Example, ExampleTask
@@ -110,6 +111,11 @@ class CogsLike(ExampleTask):
     """Sentences drawn from COGS's grammar with COGS's logical forms; not COGS."""
 
     name: ClassVar[str] = "cogs_like"
+    about: ClassVar[About] = About(
+        family="semantic parsing",
+        hard="as cogs, whose grammar it is drawn from",
+        source="grammar of COGS; rows are generated here",
+    )
     difficulty_name: ClassVar[str] = "recursion depth"
     in_distribution_split = "test"
     selection_splits: ClassVar[tuple[str, ...]] = ("dev",)

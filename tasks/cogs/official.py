@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tasks.base.about import About
 from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
 from tasks.base.options import exact_text
 from tasks.base.task import Example, ExampleTask
@@ -132,6 +133,16 @@ class Cogs(ExampleTask):
     """COGS, from the official files."""
 
     name: ClassVar[str] = "cogs"
+    about: ClassVar[About] = About(
+        family="semantic parsing",
+        hard="words in new roles, and clauses nested deeper than in train",
+        source="arXiv 2010.05465; najoungkim/COGS 165a7b66",
+        published=(
+            "gen: .35 ± .06 (paper), .80–.81 (arXiv 2108.12284); the three structural cases 0 but "
+            "for a few",
+        ),
+        fetch="python -m tasks.fetch cogs",
+    )
     difficulty_name: ClassVar[str] = "recursion depth"
     in_distribution_split = "test"
     selection_splits: ClassVar[tuple[str, ...]] = ("dev",)

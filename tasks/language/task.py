@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tasks.base import options
+from tasks.base.about import About
 from tasks.base.data_files import DataDamaged, DataMissing, cache_folder
 from tasks.base.storage import lock_folder
 from tasks.base.text import TOKENIZER_FOLDER, TextTask, Tokenizer
@@ -63,6 +64,11 @@ class Language(TextTask):
     """
 
     name: ClassVar[str] = "language"
+    about: ClassVar[About] = About(
+        family="language",
+        hard="every next token of a text",
+        source="a corpus that you name, prepared by python -m tasks.prepare",
+    )
     selection_splits: ClassVar[tuple[str, ...]] = ("validation",)
     in_distribution_split: ClassVar[str | None] = "validation"  # type: ignore[assignment]
 

@@ -10,12 +10,6 @@ NOT_COMPARED = {
 }
 
 
-PENDING = [
-    "reasoning_gym.jsonl",
-]
-"""Files whose tasks are not built."""
-
-
 def test_every_file_is_compared(golden_dir):
     """A test module says in ``COMPARED`` which files it reads."""
     folder = golden_dir / "tasks"
@@ -27,4 +21,4 @@ def test_every_file_is_compared(golden_dir):
                     compared |= set(folder.glob(pattern))
     found = {path for path in folder.rglob("*") if path.is_file()}
     missing = sorted(path.relative_to(folder).as_posix() for path in found - compared)
-    assert missing == PENDING
+    assert missing == []

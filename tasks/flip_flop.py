@@ -89,11 +89,12 @@ class FlipFlop(LengthTask):
 
     def _rows(self, draws: Draws, length: int, ignore: float) -> Rows:
         size = length // 2
-        coins = draws.uniform(size)
+        numbers = draws.bits(size)
+        coins = (numbers >> np.uint64(11)) * 2.0**-53
         instructions = np.where(coins < ignore, IGNORE, WRITE)
         instructions[coins >= (1 + ignore) / 2] = READ
         instructions[:, 0], instructions[:, -1] = WRITE, READ
-        bits = draws.integers(2, size)
+        bits = (numbers & np.uint64(1)).astype(np.int64)  # no part of the coin
         # The place of the last write at or before each instruction.
         places = np.where(instructions == WRITE, np.arange(size), 0)
         written = np.take_along_axis(bits, np.maximum.accumulate(places, axis=1), axis=1)

@@ -1,4 +1,4 @@
-"""Time what feeds a language model: tokenising, packing, and loading windows.
+"""Time what feeds a model: tokenising, packing, loading windows, and generating rows.
 
 Tokenising is one process that turns documents into ids, without reading or writing them. Packing is
 the whole of it: reading, splitting, tokenising, writing and checking, with the start of the worker
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from runners.bench import generators
 from runners.bench.command import add_json_option, check_counts, command_line, deliver
 from runners.bench.timing import describe_machine
 from runners.reporting.tables import Table
@@ -218,6 +219,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for name, tokenizer in tokenizers.items()
             for workers in options.workers
         ],
+        "generating": generators.time_generators(options.tasks, options.repeats),
         "context": options.context,
         "batch": options.batch,
         "stored_megabytes": options.stored,
@@ -228,7 +230,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """Return a table of tokenising and packing, and one of loading."""
+    """Return a table of tokenising and packing, one of loading, and one of generated rows."""
     text = [
         [
             *(what, row["tokenizer"], str(row.get("workers", ""))),
@@ -258,6 +260,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             columns=["what", "ms a batch", "tokens/s"],
             rows=loading,
         ),
+        *([generators.table(result["generating"])] if result["generating"] else []),
     ]
 
 
@@ -281,6 +284,7 @@ def run(options: argparse.Namespace) -> int:
     for name in options.tokenizers:
         if name not in TOKENIZERS:
             make_tokenizer(name, [])
+    generators.check_names(options.tasks)
     result = measure(options)
     deliver(result, options, _heading(result), tables(result))
     return 0
@@ -290,7 +294,7 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     """Add the command and its options."""
     parser = subparsers.add_parser(
         name,
-        help="tokenising, packing and loading text",
+        help="tokenising, packing and loading text, and generating rows",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -302,6 +306,12 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     )
     parser.add_argument(
         "--workers", nargs="+", type=int, default=[1, 2], help="processes that pack"
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="*",
+        default=generators.generated_tasks(),
+        help="generated tasks whose rows are made",
     )
     parser.add_argument("--megabytes", type=int, default=8, help="text, of the standard library")
     parser.add_argument("--stored", type=int, default=256, help="MiB of ids that are loaded from")

@@ -13,6 +13,7 @@ from tasks.language.windows import TokenSplit
 
 SMALL = ["data", "--tokenizers", "bytes", "--workers", "1", "--megabytes", "1", "--stored", "1"]
 SMALL += ["--context", "64", "--batch", "4", "--batches", "3", "--repeats", "1"]
+SMALL += ["--tasks", "prefix_sums", "word_problem"]
 
 
 def test_run_prints_and_writes(tmp_path, capsys):
@@ -31,6 +32,11 @@ def test_run_prints_and_writes(tmp_path, capsys):
     assert {row["what"] for row in result["loading"]} == {
         "windows, cold", "windows, warm", "document numbers, warm", "copy", "copy bytes",
     }  # fmt: skip
+    assert [row["task"] for row in result["generating"]] == ["prefix_sums", "word_problem"]
+    for row in result["generating"]:
+        assert row["rows_per_second"] * row["seconds"] == pytest.approx(4096, rel=0.01)
+    (sums, _) = result["generating"]
+    assert sums["tokens_per_second"] == pytest.approx(32 * sums["rows_per_second"], rel=0.01)
     for row in result["loading"]:
         rate = 4 * 64 / row["milliseconds_per_batch"] * 1e3
         assert row["tokens_per_second"] == pytest.approx(rate, rel=0.1)

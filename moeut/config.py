@@ -200,11 +200,8 @@ class Blueprint(Options):
             core_width=self._check_core(attention),
             encoder_depth=None if self.encoder_depth == self.depth else self.encoder_depth,
         )
-        is_alone = not feed_forward.has_router() and not feed_forward.reads_neighbours
-        said = (
-            "takes a feed-forward without router and neighbours, which would have to know padding"
-        )
-        ok = self.state.output != "feed_forward" or is_alone
+        said = "takes a feed-forward that reads no neighbours, which a cache would have to keep"
+        ok = self.state.output != "feed_forward" or not feed_forward.reads_neighbours
         require(ok, "state.output", self.state.output, said)
         if self.state.output == "final_norm":
             said = "needs final_norm, which it uses a second time"

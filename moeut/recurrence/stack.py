@@ -266,7 +266,7 @@ class DepthStack(nn.Module):
         self, x: Tensor, coda: list[Place], passing: Passing, *, record: bool = True
     ) -> Tensor:
         """Return what coda and final norm make of a state x (B, T, D) after the repeats."""
-        x = self._leave(x)
+        x = self._leave(x, passing)
         for place in coda:
             x = passing.apply_once(place, x, record=record)
         return x if self.final_norm is None else self.final_norm(x)
@@ -320,12 +320,12 @@ class DepthStack(nn.Module):
             raise ValueError(f"row_depth: {reason}")
         return [RowDepthRun(inputs.row_depth, x.shape[:2], without)]
 
-    def _leave(self, x: Tensor) -> Tensor:
+    def _leave(self, x: Tensor, passing: Passing) -> Tensor:
         """Return what the coda reads of the last state x (B, T, D)."""
         if self.options.state.output == "final_norm":
             assert self.final_norm is not None
             return self.final_norm(x)
-        return x if self.output is None else self.output(x)
+        return x if self.output is None else self.output(x, passing.context.routing)
 
     def _may_look(self, x: Tensor) -> bool:
         """Return whether a pass over ``x`` may depend on whether anyone still runs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -96,21 +96,26 @@ class OutputProjection(nn.Module):
         roles = {"weight": Role("identity")}
         return roles if self.bias is None else roles | {"bias": constant(0.0)}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return C x (B, T, D), in the dtype of the state."""
+    def forward(self, x: Tensor, context: RoutingContext) -> Tensor:
+        """Return C x (B, T, D), in the dtype of the state; nothing is routed."""
         return linear(x, self.weight, self.bias).to(x.dtype)
 
 
 class OutputFeedForward(nn.Module):
-    """Maps the last state by a feed-forward, in place of the state."""
+    """Maps the last state by a feed-forward, in place of the state.
+
+    If it has experts, they have no share in the balance loss: the layers' alone is one of routers
+    that are used again and again.
+    """
 
     def __init__(self, options: FeedForwardOptions, d_model: int) -> None:
         super().__init__()
         self.feed_forward = options.build(d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: RoutingContext) -> Tensor:
         """Return the feed-forward of x (B, T, D), in the dtype of the state."""
-        return self.feed_forward(x, x, RoutingContext())[0].to(x.dtype)
+        alone = replace(context, balance=False, trace=False)
+        return self.feed_forward(x, x, alone)[0].to(x.dtype)
 
 
 class InjectionController(Controller):

@@ -33,6 +33,7 @@ CONTROLLERS = {
     "input_linear": {"state": state("input", "linear")},
     "noise_diagonal": {"state": state(LIKE_INIT, "diagonal", "linear")},
     "input_feed_forward": {"state": state("input", BOTH_GATED, "final_norm")},
+    "noise_linear_out": {"state": state("noise", "linear", "feed_forward")},
     "act": {"halting": ACT},
     "act_vectors": {"halting": ACT, "conditioning": Vectors(size=REPEATS)},
     "add_adaptive_norm": {

@@ -107,7 +107,8 @@ def test_the_last_state_passes_its_output_before_the_coda(make_recurrent):
             parameter.add_(0.1 * torch.randn_like(parameter))
         output = model(batch(model)[0][0], read_repeats=[])
         last = output.repeats["decoder"][-1]
-        x = getattr(decoder, wanted)(last)
+        arguments = (last, RoutingContext()) if wanted == "output" else (last,)
+        x = getattr(decoder, wanted)(*arguments)
         x = decoder.final_norm(decoder.layers[-1](x, CAUSAL).x)
         assert (model.head(x, model.embedding.weight) - output.logits).abs().max() < 1e-12
 

@@ -147,9 +147,9 @@ CONTESTS: dict[str, Contest] = {
         "transformer-44m", 0.55, "nanoGPT", {"nanoGPT": LARGE_GPT, "llama": LARGE_LLAMA}
     ),
     "44m-moeut": _large("moeut-44m", 1.0, "44m-transformer", {}),
-    "token-1-transformer": _decoding("transformer-44m", 1, 0.5, "base"),
+    "token-1-transformer": _decoding("transformer-44m", 1, 1.0, "base"),
     "token-1-moeut": _decoding("moeut-44m", 1, 2.0, "token-1-transformer"),
-    "token-16-transformer": _decoding("transformer-44m", 16, 0.5, "base"),
+    "token-16-transformer": _decoding("transformer-44m", 16, 1.0, "base"),
     "token-16-moeut": _decoding("moeut-44m", 16, 1.5, "token-16-transformer"),
     "scan-decoding": _scan_decoding(),
 }

@@ -36,6 +36,9 @@ from moeut.blocks.positions import (
 from moeut.blocks.roles import Roles, constant, linear
 from moeut.blocks.routing import RouterRecord, RoutingContext
 
+MANY_TOKENS = 64
+"""Tokens whose queries and keys are projected in one product."""
+
 Decision = TypeVar("Decision")
 """What a kind decides of a token before it projects: gates, or experts and gates."""
 
@@ -268,7 +271,10 @@ class Attention(Relaxable, Generic[Decision]):
         self, routed: Tensor, decision: Decision, context: RoutingContext
     ) -> Tensor:  # (B, T, (H+G)·d)
         """Project to queries and keys, side by side, in one product where both are dense."""
-        if self.adapters is not None or not self.has_dense_query:
+        # Of a few tokens, putting the weights side by side costs more than it saves.
+        is_few = routed.shape[0] * routed.shape[1] < MANY_TOKENS
+        is_decoding = is_few and not torch.is_grad_enabled()
+        if self.adapters is not None or not self.has_dense_query or is_decoding:
             key = self.project("key", routed, context.repeat)
             return torch.cat((self.queries(routed, decision, context), key), dim=-1)
         weight, bias = torch.cat((self.query.weight, self.key.weight)), None

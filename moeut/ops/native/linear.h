@@ -33,8 +33,16 @@ inline Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::o
     added = bias->contiguous();
     finish.bias = read(added);
   }
-  multiply_parallel(count, out, in, {read(rows), in, 1},
-                    {read(w), 1, in}, write(y), out, finish);
+  const float *a = read(rows), *b = read(w);
+  float* c = write(y);
+  if (count < kFewRows) {
+    const int64_t grain = std::max<int64_t>(16, (1 << 18) / std::max<int64_t>(1, count * in));
+    at::parallel_for(0, (out + 3) / 4, grain / 4 + 1, [&](int64_t first, int64_t last) {
+      multiply_few(count, in, a, b, c, out, 4 * first, std::min(4 * last, out), finish);
+    });
+  } else {
+    multiply_parallel(count, out, in, {a, in, 1}, {b, 1, in}, c, out, finish);
+  }
   return y;
 }
 

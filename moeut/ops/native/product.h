@@ -35,7 +35,10 @@ constexpr int64_t kLanes = 16;
 constexpr int64_t kTileRows = 6;     // 6 x 4 accumulators, 4 registers of B, 1 of A: 29 of 32
 constexpr int64_t kTileVectors = 4;
 constexpr int64_t kTileColumns = kLanes * kTileVectors;
+constexpr int64_t kWideRows = 3;
+constexpr int64_t kWideColumns = 8 * kLanes;
 constexpr int64_t kDepth = 128;      // rows of B that are packed at a time: 32 KiB stay in L1
+constexpr int64_t kFewRows = 24;      // of A, below which packing Bᵀ costs more than its use
 constexpr int64_t kMinPackedRows = 48;  // below, packing a B whose rows are contiguous does not pay
 
 // One tile of C, kRows x (16 * kVectors), over `depth` steps of k. `last` masks the last vector.
@@ -44,30 +47,30 @@ inline void tile(
     int64_t depth, const Matrix& a, const float* b, int64_t b_row, float* c, int64_t c_row,
     __mmask16 last, bool is_first, bool is_last, const Finish& finish) {
   __m512 sum[kRows][kVectors];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_setzero_ps();
   const float* row[kRows];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) row[i] = a.data + i * a.row;
   int64_t offset = 0;
   for (int64_t k = 0; k < depth; ++k, offset += a.column, b += b_row) {
     __m512 right[kVectors];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int v = 0; v + 1 < kVectors; ++v) right[v] = _mm512_loadu_ps(b + v * kLanes);
     right[kVectors - 1] = _mm512_maskz_loadu_ps(last, b + (kVectors - 1) * kLanes);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       const __m512 left = _mm512_set1_ps(row[i][offset]);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_fmadd_ps(left, right[v], sum[i][v]);
     }
   }
   const __m512 zero = _mm512_setzero_ps();
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       const __mmask16 mask = v + 1 < kVectors ? __mmask16(0xffff) : last;
       float* out = c + i * c_row + v * kLanes;
@@ -107,8 +110,22 @@ inline Tile tile_of_rows(int64_t rows) {
   }
 }
 
+// Of few rows, whose product is bound by reading B, a tile takes more of each row of B.
+template <int kVectors>
+inline Tile wide_tile(int64_t rows) {
+  switch (rows) {
+    case 1: return tile<1, kVectors>;
+    case 2: return tile<2, kVectors>;
+    default: return tile<3, kVectors>;
+  }
+}
+
 inline Tile choose_tile(int64_t rows, int64_t vectors) {
   switch (vectors) {
+    case 5: return wide_tile<5>(rows);
+    case 6: return wide_tile<6>(rows);
+    case 7: return wide_tile<7>(rows);
+    case 8: return wide_tile<8>(rows);
     case 1: return tile_of_rows<1>(rows);
     case 2: return tile_of_rows<2>(rows);
     case 3: return tile_of_rows<3>(rows);
@@ -179,8 +196,9 @@ inline void multiply(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float*
                      const Finish& finish = {}) {
   alignas(64) static thread_local float panel[kDepth * kTileColumns];
   const bool packs = b.column != 1 || M >= kMinPackedRows;
-  for (int64_t j = 0; j < N; j += kTileColumns) {
-    const int64_t columns = std::min(kTileColumns, N - j);
+  const int64_t stride = packs || M > kWideRows ? kTileColumns : kWideColumns;
+  for (int64_t j = 0; j < N; j += stride) {
+    const int64_t columns = std::min(stride, N - j);
     const int64_t vectors = (columns + kLanes - 1) / kLanes;
     const __mmask16 last = __mmask16((1u << (columns - (vectors - 1) * kLanes)) - 1);
     int64_t k = 0;
@@ -201,6 +219,52 @@ inline void multiply(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float*
       }
       k += kDepth;
     } while (k < K);
+  }
+}
+
+// C (M, N) = A (M, K) Bᵀ for few rows of A, B (N, K) with contiguous rows, which are read once: sums
+// of products along k, in 16 parts. `first` and `last` are the columns of C to compute.
+inline void multiply_few(int64_t M, int64_t K, const float* a, const float* b, float* c,
+                         int64_t c_row, int64_t first, int64_t last, const Finish& finish) {
+  constexpr int kSide = 4;
+  for (int64_t j = first; j < last; j += kSide) {
+    for (int64_t i = 0; i < M; i += kSide) {
+      __m512 sum[kSide][kSide];
+      const float *left[kSide], *right[kSide];
+      for (int n = 0; n < kSide; ++n) {
+        left[n] = a + std::min(i + n, M - 1) * K;
+        right[n] = b + std::min(j + n, last - 1) * K;
+      }
+#pragma GCC unroll 4
+      for (int m = 0; m < kSide; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < kSide; ++n) sum[m][n] = _mm512_setzero_ps();
+      for (int64_t k = 0; k < K; k += kLanes) {
+        const __mmask16 mask =
+            K - k >= kLanes ? __mmask16(0xffff) : __mmask16((1u << (K - k)) - 1);
+        __m512 of_b[kSide];
+#pragma GCC unroll 4
+        for (int n = 0; n < kSide; ++n) of_b[n] = _mm512_maskz_loadu_ps(mask, right[n] + k);
+#pragma GCC unroll 4
+        for (int m = 0; m < kSide; ++m) {
+          const __m512 of_a = _mm512_maskz_loadu_ps(mask, left[m] + k);
+#pragma GCC unroll 4
+          for (int n = 0; n < kSide; ++n) sum[m][n] = _mm512_fmadd_ps(of_a, of_b[n], sum[m][n]);
+        }
+      }
+      const int64_t rows = std::min<int64_t>(kSide, M - i);
+      const int64_t columns = std::min<int64_t>(kSide, last - j);
+#pragma GCC unroll 4
+      for (int m = 0; m < kSide; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < kSide; ++n) {
+          if (m >= rows || n >= columns) continue;
+          float value = _mm512_reduce_add_ps(sum[m][n]);
+          if (finish.bias != nullptr) value += finish.bias[j + n];
+          if (finish.relu && value < 0.0f) value = 0.0f;
+          c[(i + m) * c_row + j + n] = value;
+        }
+    }
   }
 }
 

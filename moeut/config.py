@@ -209,9 +209,10 @@ class Blueprint(Options):
 
     def _check_recurrence(self) -> None:
         """Refuse what decides at each repeat where a repeat is no whole pass through the group."""
+        halts = not isinstance(self.halting, NoHalting)
         decided = {
             "state": self.state.is_plain or self.state.before == "layer",
-            "halting": isinstance(self.halting, NoHalting),
+            "halting": not halts or self.halting.decides_each_application,
             "repeat_norm": not self.repeat_norm,
             "conditioning": not self.conditioning.decides_at_repeats,
         }
@@ -222,7 +223,7 @@ class Blueprint(Options):
             if not self.own.is_nothing:
                 said = "own needs at least 2, or there is nothing that repeats could share"
                 require(depth.is_shared, f"{name}.repeats", depth.repeats, said)
-            if not decided["halting"]:
+            if halts:
                 said = "halting needs at least 2, so that a token can go on"
                 require(depth.is_shared, f"{name}.repeats", depth.repeats, said)
             if depth.has_whole_repeats:

@@ -115,7 +115,7 @@ class StickBreakingRun(Run):
         zeros = x.new_zeros(x.shape[:2], dtype=exact)
         ones = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         self.active = ones if about.real is None else about.real
-        self.was_active = [self.active] * controller.group  # at the latest application of each
+        self.was_active: dict[int, Tensor] = {}  # by layer, at its latest application
         self.log_left = self.depth = zeros
         self.left = zeros + 1
         self.taken = zeros
@@ -132,6 +132,7 @@ class StickBreakingRun(Run):
             self.first_layer = place.layer
         if self.state is None:
             self.taken = self.taken + self.active
+            self.was_active[place.layer] = self.active
             return step
         with torch.set_grad_enabled(self.with_gradient):
             self._break_off(place)
@@ -144,8 +145,9 @@ class StickBreakingRun(Run):
         assert source is not None
         if step.x is not self.state:  # what was added to the state, such as coordinates
             source = source + (step.x - self.state)
-        moved = self.was_active.pop(0)
-        self.was_active.append(self.active)
+        # What others read of a token has moved since the layer read it last, if it took part then.
+        moved = self.was_active.get(place.layer, self.active)
+        self.was_active[place.layer] = self.active
         active = self.active if step.active is None else step.active & self.active
         return step._replace(
             active=active,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recurrent_cases import REPEATS, batch
+from recurrent_cases import batch
 from torch.nn import functional as F
 
 from moeut.blocks.attention import AttentionContext
@@ -22,15 +22,14 @@ def gate(unit, h, layer):
 
 
 def recursion(model, x, options):
-    """Return y, the loss of each token and the applications it took part in, step by step."""
+    """Return y, the loss of each token and the repeats it took part in, step by step."""
     stack, context = model.decoder, AttentionContext(is_causal=True)
     unit, group = stack.controllers["halting"], len(stack.layers)
     log_never, depth = torch.zeros(x.shape[:2]).double(), torch.zeros(x.shape[:2]).double()
     mean, loss = torch.zeros_like(x), torch.zeros(x.shape[:2]).double()
     taken, active = torch.ones(x.shape[:2]), torch.ones(x.shape[:2]).bool()
     h = y = stack.layers[0](x, context).x
-    for i in range(group * REPEATS - 1):
-        layer = (i + 1) % group
+    for i, layer in enumerate(stack.schedule()[1:]):
         goes_on, halts = gate(unit, h, layer).unbind(-1)
         p = (log_never + halts).exp()
         log_never = log_never + goes_on
@@ -46,10 +45,11 @@ def recursion(model, x, options):
     return y, loss, taken / group
 
 
-@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(("group", "order"), [(1, "cycle"), (2, "cycle"), (2, "sequence")])
 @pytest.mark.parametrize("threshold", [0.8, 1.0])
-def test_halting_is_the_recursion(make_recurrent, group, threshold):
-    model = make(make_recurrent, group=group, halting={"threshold": threshold}).train()
+def test_halting_is_the_recursion(make_recurrent, group, order, threshold):
+    halting = {"threshold": threshold}
+    model = make(make_recurrent, group=group, order=order, halting=halting).train()
     tokens = batch(model)[0][0]
     output = model(tokens, trace=True)
     y, loss, taken = recursion(model, output.hidden["decoder"][0], model.config.halting)
@@ -63,11 +63,18 @@ def test_halting_is_the_recursion(make_recurrent, group, threshold):
     assert (plain.logits - output.logits).abs().max() < 1e-11
 
 
-@pytest.mark.parametrize("blocks", ["dense", "experts"])
+@pytest.mark.parametrize(
+    ("blocks", "order"), [("dense", "cycle"), ("experts", "cycle"), ("experts", "sequence")]
+)
 @torch.no_grad()
-def test_decoding_with_a_cache_is_the_full_pass(make_recurrent, blocks):
+def test_decoding_with_a_cache_is_the_full_pass(make_recurrent, blocks, order):
     model = make(
-        make_recurrent, blocks=blocks, position="rotary", group=2, halting={"threshold": 0.97}
+        make_recurrent,
+        blocks=blocks,
+        position="rotary",
+        group=2,
+        order=order,
+        halting={"threshold": 0.97},
     )
     model.eval()
     tokens = torch.randint(0, 11, (3, 9), generator=torch.Generator().manual_seed(3))

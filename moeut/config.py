@@ -39,7 +39,7 @@ from moeut.recurrence.conditioning import CONDITIONING, Conditioning, NoConditio
 from moeut.recurrence.controller import HALTING, ControllerOptions, NoHalting
 from moeut.recurrence.injection import NoInjection
 from moeut.recurrence.schedule import RECURSION, Depth, NoRecursion, RecursionOptions
-from moeut.recurrence.stack_config import EmbeddingScale, StackConfig
+from moeut.recurrence.stack_config import EmbeddingScale, SharedKeys, StackConfig
 from moeut.recurrence.start import InputStart
 from moeut.recurrence.state import State
 
@@ -114,6 +114,9 @@ class Blueprint(Options):
     """Learned vectors of tokens that join the values of self-attention."""
     own: Own = dataclasses.field(default_factory=Own)
     """What each repeat has of its own; the rest is shared by all of them."""
+    shared_keys: SharedKeys = "none"
+    """Whether later repeats use the keys and values of the first one of their layer: ``first``, in
+    the place of their own; ``update``, at the tokens that take no part in them."""
     dropout: float = 0.0
     """Dropout on the embedded input and the sublayers' outputs."""
     pooling: Literal["first", "last"] = "first"
@@ -220,6 +223,9 @@ class Blueprint(Options):
             depth = getattr(self, name)
             if depth is None:
                 continue
+            if self.shared_keys != "none":
+                said = "shared_keys needs at least 2, or there is no repeat to share with"
+                require(depth.is_shared, f"{name}.repeats", depth.repeats, said)
             if not self.own.is_nothing:
                 said = "own needs at least 2, or there is nothing that repeats could share"
                 require(depth.is_shared, f"{name}.repeats", depth.repeats, said)
@@ -235,8 +241,16 @@ class Blueprint(Options):
     def _check_own(self, attention: AttentionOptions, feed_forward: FeedForwardOptions) -> None:
         """Refuse what no block of these kinds can have for each repeat."""
         own, adapters = self.own, self.own.adapters
+        shared = self.shared_keys
+        said = f"attention.kind={attention.kind!r} has no keys"
+        require(shared == "none" or attention.has_keys, "shared_keys", shared, said)
         if own.is_nothing:
             return
+        said = f"has no effect on keys and values, which shared_keys={shared} takes from the first"
+        for name in ("key", "value") if adapters.rank else ():
+            changed = getattr(adapters, name)
+            require(shared != "first" or not changed, f"own.adapters.{name}", changed, said)
+        require(shared != "first" or not own.attention, "own.attention", own.attention, said)
         said = f"has no effect with update.kind={self.update.kind!r}, which has no parameters"
         require(not own.update or not isinstance(self.update, Residual), "own.update", True, said)
         with torch.device("meta"):
@@ -259,6 +273,7 @@ class Blueprint(Options):
             "halting": isinstance(self.halting, NoHalting),
             "repeat_norm": not self.repeat_norm,
             "own": self.own.is_nothing,
+            "shared_keys": self.shared_keys == "none",
             "conditioning": isinstance(self.conditioning, NoConditioning),
             "depth.order": self.depth.has_whole_repeats,
             "depth.prelude": self.depth.prelude == 0,

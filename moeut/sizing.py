@@ -91,7 +91,8 @@ def _stack_macs(stack: StackConfig, length: int) -> int:
     once = stack.state.output_macs(width, d_model, stack.feed_forward)
     if stack.embedding_size != d_model:
         once += stack.embedding_size * d_model
-    return length * (macs + repeated * stack.depth.repeats + once)
+    whole = length * (macs + repeated * stack.depth.repeats + once)
+    return whole - _saved_macs(core, length)
 
 
 def _layer_macs(stack: StackConfig, length: int) -> int:
@@ -105,6 +106,27 @@ def _layer_macs(stack: StackConfig, length: int) -> int:
         length=length,
     )
     return macs + stack.feed_forward.macs(stack.d_model) + stack.update.macs(stack.d_model)
+
+
+def _saved_macs(stack: StackConfig, length: int) -> int:
+    """Return what a row of ``length`` tokens saves of the work of the repeated layers.
+
+    That is what tokens that take no part do not compute, as far as options say how many they are,
+    and keys and values that repeats take from the first.
+    """
+    attention, depth = stack.attention, stack.depth
+    macs = _layer_macs(stack, length)
+    source_side, _ = attention.projection_macs(stack.d_model)
+    is_shared = stack.shared_keys == "first"
+    is_alone = stack.halting.hides_others() and stack.shared_keys == "none"
+    saved = 0.0
+    for repeat, share in enumerate(stack.halting.shares(depth.repeats)):
+        if repeat == 0 and stack.shared_keys != "none":
+            continue  # which makes the keys of all tokens
+        seen = round(length * share) if is_alone else length
+        attending = attention.attending_macs(length) - attention.attending_macs(seen)
+        saved += macs * (1 - share) + attending * share + source_side * share * is_shared
+    return round(length * depth.group * saved)
 
 
 def _memory_macs(stack: StackConfig, source_length: int, target_length: int) -> int:

@@ -3,10 +3,12 @@
 from moeut.interop.arithmetic import from_arithmetic
 from moeut.interop.huginn import from_huginn
 from moeut.interop.looped import from_looped_length, from_looped_window
+from moeut.interop.mor import from_mor
 from moeut.interop.ndr import from_ndr
 from moeut.interop.ouro import from_ouro
 from moeut.interop.parcae import from_parcae
 from moeut.interop.recursive_reasoning import from_recursive_reasoning
+from moeut.interop.relaxed import from_relaxed
 from moeut.interop.release import from_release
 from moeut.interop.training_checkpoint import from_training_checkpoint
 from moeut.interop.training_code import from_training_code
@@ -18,10 +20,12 @@ __all__ = [
     "from_huginn",
     "from_looped_length",
     "from_looped_window",
+    "from_mor",
     "from_ndr",
     "from_ouro",
     "from_parcae",
     "from_recursive_reasoning",
+    "from_relaxed",
     "from_release",
     "from_training_checkpoint",
     "from_training_code",

@@ -29,7 +29,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from moeut.options import Kinds, Options
-from moeut.recurrence.schedule import Place
+from moeut.recurrence.schedule import Depth, Place
 
 
 class Step(NamedTuple):
@@ -111,23 +111,33 @@ class Pass(NamedTuple):
     embedding_factor: float = 1.0
     """What token embeddings were multiplied by."""
 
-    def mean(self, values: Tensor, *, padding: bool = False) -> Tensor:
+    def mean(self, values: Tensor, *, padding: bool = False, among: Tensor | None = None) -> Tensor:
         """Return the mean over rows of each row's mean over tokens, or the sum by rows' shares.
 
         ``values`` (B, T) are one number for each token; those of padding are left out, unless
         ``padding``. A mean over all tokens at once would weigh rows by their length, so that the
-        losses of the parts of a split batch would not add up to that of the whole.
+        losses of the parts of a split batch would not add up to that of the whole. ``among``
+        (B, T), if given, are the real tokens that the means are over.
         """
-        if self.real is None or padding:
+        real = self.real if among is None else among
+        if real is None or padding:
             of_row, counts = values.mean(dim=1), None
         else:
-            counts = self.real.sum(dim=1)
-            of_row = (values * self.real).sum(dim=1) / counts.clamp_min(1)
+            counts = real.sum(dim=1)
+            of_row = (values * real).sum(dim=1) / counts.clamp_min(1)
         if self.row_shares is not None:
             return (of_row * self.row_shares.to(values.dtype)).sum()
         if counts is None:
             return values.mean()  # as published code takes it, to the last bit
         return of_row.sum() / (counts > 0).sum().clamp_min(1)
+
+    def token_mean(self, values: Tensor, *, by_row: bool) -> Tensor:
+        """Return the mean of ``values`` (B, T, N) over the real tokens: (B, 1, N) or (1, 1, N)."""
+        dims = (1,) if by_row else (0, 1)
+        if self.real is None:
+            return values.mean(dim=dims, keepdim=True)
+        real = self.real.unsqueeze(-1)
+        return (values * real).sum(dims, keepdim=True) / real.sum(dims, keepdim=True).clamp_min(1)
 
 
 class Run:
@@ -156,6 +166,19 @@ class Controller(nn.Module):
     refuses_cache: str | None = None
     """Why a stack with it cannot decode with a cache; None: it can."""
 
+    is_counting: bool = True
+    """Whether training passes are counted: not those of a stand-in for an empty part of a batch."""
+
+    def counted(self) -> Tensor | None:
+        """Return (N,) numbers of the training passes since the last update of the weights.
+
+        They are added up over ranks and handed to ``after_update``; None: nothing is counted.
+        """
+        return None
+
+    def after_update(self, counts: Tensor) -> None:
+        """Change, after an update of the weights, what is learned without gradient."""
+
     def begin(self, about: Pass) -> Run:
         """Return the run of a pass."""
         raise NotImplementedError
@@ -172,13 +195,21 @@ class ControllerOptions(Options):
         """Return the module, for states of width ``d_model``; None: there is nothing to decide."""
         return None
 
-    def build_for_group(self, d_model: int, group: int) -> Controller | None:
-        """Return the module of a stack that repeats a ``group`` of layers."""
+    def build_in(self, d_model: int, depth: Depth) -> Controller | None:
+        """Return the module of a stack of that depth."""
         return self.build(d_model)
 
     def macs(self, d_model: int) -> int:
         """Return the multiply-accumulates of one decision for one token."""
         return 0
+
+    def shares(self, repeats: int) -> list[float]:
+        """Return the part of the tokens that each repeat computes, as far as options say it."""
+        return [1.0] * repeats
+
+    def hides_others(self) -> bool:
+        """Return whether tokens that take part see one another alone, unless keys are shared."""
+        return False
 
     def weighs_repeats(self) -> bool:
         """Return whether training weighs the losses of all repeats by ``log_probability``.
@@ -217,6 +248,8 @@ HALTING: Kinds[ControllerOptions] = Kinds(
         "exit_gate": "moeut.recurrence.exit_gate:ExitGate",
         "ponder": "moeut.recurrence.exit_gate:Ponder",
         "stick_breaking": "moeut.recurrence.stick_breaking:StickBreaking",
+        "expert_choice": "moeut.recurrence.mixture:ExpertChoice",
+        "token_choice": "moeut.recurrence.mixture:TokenChoice",
     }
 )
 """Every kind of ``halting`` by name, imported when it is taken."""

@@ -57,6 +57,7 @@ class Passing:
             inputs.trace or inputs.read_repeats is not None
         )
         self._held: dict[int, Source] = {}
+        self._first: dict[int, int] = {}
         self._window = window
         # Who takes part now, how they are packed, and what they see: the same for a whole repeat.
         self._packed: tuple[Tensor, Packing, AttentionContext, RoutingContext] | None = None
@@ -113,12 +114,18 @@ class Passing:
 
         Tokens that take no part have the state of ``others`` (B, T, D), left out: what was read.
         """
+        shares = self.options.shared_keys
+        is_first = place.repeat == 0
+        if shares != "none" and place.repeat is not None:
+            # The first repeat makes the keys of all tokens, which later ones all see.
+            step = step._replace(active=None if is_first else step.active, is_alone=False)
         packing = self._pack(place, step)
         context, cross_context = self._contexts(place, step, packing, without_gradient)
         participation = None
-        if keep:
+        if keep or (shares != "none" and place.repeat is not None):
             renewed = step.active if step.source_active is None else step.source_active
-            participation = Participation(renewed, self._held.get(place.layer))
+            stored = self._first.get(place.layer) if shares == "first" else None
+            participation = Participation(renewed, self._held.get(place.layer), stored)
         layer = functools.partial(
             self._layers[place.layer],
             context=context,
@@ -136,8 +143,9 @@ class Passing:
             output = checkpoint(layer, x, use_reentrant=False)
         else:
             output = layer(x)
-        if output.kept is not None:
+        if output.kept is not None and (shares == "none" or is_first):
             self._held[place.layer] = output.kept
+            self._first[place.layer] = place.application
         if record:
             self.records.append((place, output.record))
         others = step.x if others is None else others

@@ -68,7 +68,7 @@ class DepthStack(nn.Module):
         # Halting reads the state itself, so it comes before the injection changes what is read.
         built = {
             "coordinates": conditioning if options.conditioning.comes_first else None,
-            "halting": options.halting.build_for_group(core, options.depth.group),
+            "halting": options.halting.build_in(core, options.depth),
             "injection": options.state.build(core, d_model, options.depth),
             "conditioning": None if options.conditioning.comes_first else conditioning,
         }

@@ -23,6 +23,7 @@ from moeut.recurrence.schedule import Depth, NoRecursion, Place, RecursionOption
 from moeut.recurrence.state import State
 
 EmbeddingScale = Literal["none", "sqrt_d_model"]
+SharedKeys = Literal["none", "first", "update"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class StackConfig:
     embedding_size: int
     update: UpdateOptions
     own: Own
+    shared_keys: SharedKeys
     dropout: float
     outer_width: int | None
     core_width: int

@@ -25,7 +25,7 @@ from moeut.blocks.roles import Role, Roles
 from moeut.ops import Linear, linear
 from moeut.options import require, require_finite
 from moeut.recurrence.controller import Controller, ControllerOptions, Pass, Run, Step, Verdict
-from moeut.recurrence.schedule import Place
+from moeut.recurrence.schedule import Depth, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,9 @@ class StickBreaking(ControllerOptions):
         ok = 0.0 < self.threshold <= 1.0
         require(ok, "threshold", self.threshold, "must be above 0 and at most 1")
 
-    def build_for_group(self, d_model: int, group: int) -> Controller:
-        """Return the controller, with a gate for each of the ``group`` layers."""
-        return StickBreakingController(self, d_model, group)
+    def build_in(self, d_model: int, depth: Depth) -> Controller:
+        """Return the controller, with a gate for each layer of the group."""
+        return StickBreakingController(self, d_model, depth.group)
 
     def macs(self, d_model: int) -> int:
         """Return the multiply-accumulates of a gate for one token."""

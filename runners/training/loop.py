@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from moeut.recurrence.controller import Controller
 from runners.config.schema import TrainConfig
 from runners.process.ranks import World, rank_seed
 from runners.process.signals import Stopped
@@ -114,6 +115,7 @@ class Loop:
             model.activation_checkpointing = True  # type: ignore[assignment]
         self._call = parallel.spread(model, config, world, has_one_shape=_has_one_shape(columns))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._controllers = [m for m in model.modules() if isinstance(m, Controller)]
         self.optimizer = build_optimizer(self.parameters, config)
         self.rows = np.array([], dtype=np.int64)
         """Rows of the last step's whole batch."""
@@ -165,6 +167,10 @@ class Loop:
             group["lr"] = rate
         self.optimizer.step()
         self.criterion.commit()
+        for controller in self._controllers:
+            counts = controller.counted()
+            if counts is not None:
+                controller.after_update(world.sum(counts))
 
         position.step += 1
         position.tokens_seen += num_tokens
@@ -200,6 +206,8 @@ class Loop:
                 self._call, **depth.of_part(share.places[index], part, self.device)
             )
             is_last = index == len(share.parts) - 1
+            for controller in self._controllers:
+                controller.is_counting = bool(count)
             with parallel.gradients_sent(self._call, is_last):
                 with autocast(self.device, config.precision):
                     where = Where(self.position.step, share.places[index], count > 0)

@@ -10,10 +10,7 @@ import pytest
 pytestmark = pytest.mark.golden
 
 FAMILIES = ("moeut_release", "training_code", "devil", "ndr")
-FOLDERS_NOT_BUILT = (
-    *("mor",),
-    *("relaxed", "tasks"),
-)
+FOLDERS_NOT_BUILT = (*("tasks",),)
 """Golden folders of recurrences that have no model here yet."""
 
 

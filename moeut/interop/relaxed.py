@@ -1,0 +1,144 @@
+"""Import relaxed recursive Transformers (raymin0223/mixture_of_recursions at 0c98df3).
+
+That is the re-implementation of arXiv 2410.20672 by its authors: recursive Llama models with
+low-rank adapters of each applied layer, or with a factor for each channel after each recursion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from moeut.blocks.own import Adapters, Own
+from moeut.config import ModelConfig
+from moeut.interop.mapping import TensorMap, load, rename
+from moeut.interop.mor import (
+    NORMS,
+    PROJECTIONS,
+    Applied,
+    applied_layers,
+    depth_of,
+    is_tied,
+    llama_config,
+    norm_maps,
+    outer_maps,
+    section,
+    without_copies,
+)
+from moeut.models import DecoderLM
+from moeut.recurrence.schedule import Depth
+
+PEFT = "base_model.model."
+"""What the adapters' library puts before every name."""
+
+
+def from_relaxed(options: dict[str, Any], state_dict: dict[str, Tensor]) -> DecoderLM:
+    """Return the language model that the code makes of ``options`` with ``state_dict``.
+
+    ``options`` are those of ``from_mor`` with ``method`` (``lora`` or ``recursion_encoding``) and,
+    for ``lora``, a section with ``r``, ``scaling`` (by module) and ``target_modules``.
+
+    Raises:
+        ValueError: what an option asks for is not supported, tensors are missing, left over or of
+            another shape, or tensors that are shared differ.
+    """
+    prefix = _prefix(options)
+    config = relaxed_config(options, is_tied=is_tied(state_dict, prefix))
+    own = without_copies(state_dict, _copies(config, options))
+    ignore = (f"{prefix}lm_head.weight",) if config.tie_embeddings else ()
+    return load(DecoderLM, config, relaxed_maps(config, options), own, ignore=ignore)
+
+
+def relaxed_config(options: Mapping[str, Any], *, is_tied: bool = False) -> ModelConfig:
+    """Return the model config of the code's options.
+
+    Raises:
+        ValueError: what an option asks for is not supported.
+    """
+    read = section({"": options}, "")
+    method = read.word("method", ("lora", "recursion_encoding"))
+    norms = not section(options, "recursive").boolean("ln_share", True)
+    own = Own(norms=norms, encoding=True)
+    if method == "lora":
+        own = Own(norms=norms, adapters=_adapters(options))
+    return llama_config(options, depth_of(options), is_tied=is_tied, own=own)
+
+
+def _adapters(options: Mapping[str, Any]) -> Adapters:
+    read = section(options, "lora")
+    scaling = read.raw("scaling")
+    factors = set(scaling.values()) if isinstance(scaling, Mapping) else {scaling}
+    if len(factors) != 1:
+        raise read.error("scaling", scaling, "expected one factor for all modules")
+    targets = set(read.raw("target_modules"))
+    dense = {"gate_proj", "up_proj", "down_proj"}
+    attention = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
+    if targets - dense - attention.keys() or (targets & dense and not dense <= targets):
+        allowed = f"expected some of {', '.join(attention)}, and all or none of {', '.join(dense)}"
+        raise read.error("target_modules", sorted(targets), allowed)
+    return Adapters(
+        rank=read.integer("r"),
+        scaling=float(factors.pop()),
+        feed_forward=dense <= targets,
+        **{ours: theirs in targets for theirs, ours in attention.items()},
+    )
+
+
+def relaxed_maps(config: ModelConfig, options: Mapping[str, Any]) -> list[TensorMap]:
+    """Return where each tensor of the code belongs, shared ones by their first name."""
+    maps = outer_maps(config, _prefix(options))
+    for applied in _applied(config.depth, options):
+        maps += norm_maps(applied, config)
+        layer = f"decoder.layers.{applied.layer}"
+        for theirs, ours in PROJECTIONS.items():
+            name, is_adapted = f"{applied.theirs}.{theirs}", _is_adapted(theirs, options)
+            is_adapted = is_adapted and applied.repeat is not None
+            if not applied.repeat:
+                whole = f"{name}.base_layer.weight" if is_adapted else f"{name}.weight"
+                maps.append(rename(whole, f"{layer}.{ours}.weight"))
+            if is_adapted:
+                block, _, projection = ours.partition(".")
+                adapter = f"{layer}.{block}.adapters.{projection}"
+                maps += [
+                    rename(
+                        f"{name}.lora_{half}.default.weight", f"{adapter}.{part}.{applied.repeat}"
+                    )
+                    for half, part in (("A", "down"), ("B", "up"))
+                ]
+        if config.own.encoding and config.depth.ends_recursion(applied.layer):
+            factor = f"{applied.theirs.removesuffix('.block')}.recursion_encoding"
+            maps.append(rename(factor, f"{layer}.encoding.scale.{applied.repeat}"))
+    return maps
+
+
+def _prefix(options: Mapping[str, Any]) -> str:
+    return PEFT if options.get("method") == "lora" else ""
+
+
+def _is_adapted(projection: str, options: Mapping[str, Any]) -> bool:
+    targets = section(options, "lora").raw("target_modules", ())
+    return projection.rpartition(".")[2] in targets
+
+
+def _applied(depth: Depth, options: Mapping[str, Any]) -> Iterator[Applied]:
+    """Yield the applications; a layer that a recursion ends with is wrapped, if it has a factor."""
+    is_encoded = options.get("method") == "recursion_encoding"
+    for applied in applied_layers(depth):
+        wrapped = ".block" if is_encoded and depth.ends_recursion(applied.layer) else ""
+        name = f"{_prefix(options)}{applied.theirs}{wrapped}"
+        yield Applied(name, applied.layer, applied.repeat)
+
+
+def _copies(config: ModelConfig, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    first: dict[int, str] = {}
+    for applied in _applied(config.depth, options):
+        theirs = first.setdefault(applied.layer, applied.theirs)
+        if theirs == applied.theirs:
+            continue
+        for name in PROJECTIONS:
+            middle = ".base_layer" if _is_adapted(name, options) else ""
+            yield f"{applied.theirs}.{name}{middle}.weight", f"{theirs}.{name}{middle}.weight"
+        for name in () if config.own.norms else NORMS:
+            yield f"{applied.theirs}.{name}.weight", f"{theirs}.{name}.weight"

@@ -1,0 +1,77 @@
+"""Relaxed recursive Transformers give the numbers of the published code."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import moeut
+from moeut.interop import mapping
+from moeut.interop.relaxed import from_relaxed, relaxed_maps
+
+pytestmark = pytest.mark.golden
+
+FOLDERS = ("relaxed",)
+VALUE, GRADIENT = 1e-10, 1e-9
+
+
+def imported(golden) -> Any:
+    return from_relaxed(golden.config, golden.part("param"))
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.numel() == theirs.numel()
+    return (ours.reshape(theirs.shape) - theirs).abs().max().item()
+
+
+def test_logits_loss_and_gradients(golden) -> None:
+    model, t = imported(golden).train(), golden.tensors
+    logits = model(t["tokens"]).logits
+    assert distance(logits, t["logits"]) <= VALUE
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), t["tokens"][:, 1:].flatten())
+    assert distance(loss, t["loss"]) <= VALUE
+    loss.backward()
+    theirs = dict(golden.part("grad"))
+    for name in golden.config["params_without_gradient"]:
+        assert theirs.pop(name, torch.zeros(1)).abs().max() == 0.0, name
+    expected = mapping.to_ours(relaxed_maps(model.config, golden.config), theirs)
+    for name, parameter in model.named_parameters():
+        assert distance(parameter.grad, expected.pop(name)) <= GRADIENT, name
+    assert not expected
+
+
+def test_states_after_each_layer(golden) -> None:
+    hidden = imported(golden).eval()(golden.tensors["tokens"], trace=True).hidden["decoder"]
+    for index, state in golden.part("layer_out").items():
+        assert distance(hidden[int(index) + 1], state) <= VALUE, index
+
+
+def test_every_element_is_imported_once(golden, assert_imported_once) -> None:
+    model = imported(golden)
+    maps = relaxed_maps(model.config, golden.config)
+    assert_imported_once(model, maps, golden.part("param"))
+
+
+def test_other_scaling_and_other_repeats_are_seen(golden) -> None:
+    model = imported(golden).eval()
+    tokens, wanted = golden.tensors["tokens"], golden.tensors["logits"]
+    own = model.config.own
+    state = dict(model.state_dict())
+    if own.adapters.rank:
+        half = dataclasses.replace(own.adapters, scaling=own.adapters.scaling / 2)
+        changed = dataclasses.replace(model.config, own=dataclasses.replace(own, adapters=half))
+        other = moeut.build(changed).double().eval()
+        other.load_state_dict(state)
+        assert distance(other(tokens).logits, wanted) > 1e-5
+    swapped = {}
+    for name, tensor in state.items():
+        words = name.split(".")
+        if words[-1] in ("0", "1"):
+            words[-1] = "1" if words[-1] == "0" else "0"
+        swapped[".".join(words)] = tensor
+    model.load_state_dict(swapped)
+    assert distance(model(tokens).logits, wanted) > 1e-5

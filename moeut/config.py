@@ -239,32 +239,27 @@ class Blueprint(Options):
                 require(is_off, f"{name}.order", depth.order, said)
 
     def _check_own(self, attention: AttentionOptions, feed_forward: FeedForwardOptions) -> None:
-        """Refuse what no block of these kinds can have for each repeat."""
-        own, adapters = self.own, self.own.adapters
-        shared = self.shared_keys
-        said = f"attention.kind={attention.kind!r} has no keys"
+        """Refuse what no block of these kinds can have, or share, for each repeat."""
+        shared, halting = self.shared_keys, self.halting
+        said = f"has no effect with attention.kind={attention.kind!r}, which has no keys"
         require(shared == "none" or attention.has_keys, "shared_keys", shared, said)
-        if own.is_nothing:
+        hides = halting.hides_others() and not attention.has_keys
+        require(not hides, "halting.kind", halting.kind, said)
+        said = f"halting.kind={halting.kind!r} chooses the states that keys are made of"
+        require(shared == "none" or not halting.chooses_keys, "shared_keys", shared, said)
+        if self.own.is_nothing:
             return
-        said = f"has no effect on keys and values, which shared_keys={shared} takes from the first"
-        for name in ("key", "value") if adapters.rank else ():
-            changed = getattr(adapters, name)
-            require(shared != "first" or not changed, f"own.adapters.{name}", changed, said)
-        require(shared != "first" or not own.attention, "own.attention", own.attention, said)
-        said = f"has no effect with update.kind={self.update.kind!r}, which has no parameters"
-        require(not own.update or not isinstance(self.update, Residual), "own.update", True, said)
         with torch.device("meta"):
             heads = attention.build(self.d_model, self.position)
-            mapping = feed_forward.build(self.d_model)
-        kinds = f"attention.kind={attention.kind!r} and feed_forward.kind={feed_forward.kind!r}"
-        said = f"has no effect with {kinds}, which have no router and no gate"
-        require(not own.routers or heads.decides or mapping.decides, "own.routers", True, said)
-        for name in adapters.of_attention() if adapters.rank else ():
-            said = f"attention.kind={attention.kind!r} has experts there, which take no adapter"
-            require(name in heads.projections, f"own.adapters.{name}", True, said)
-        said = f"feed_forward.kind={feed_forward.kind!r} has no dense layer to adapt"
-        wanted = bool(adapters.rank) and adapters.feed_forward
-        require(not wanted or bool(mapping.projections), "own.adapters.feed_forward", True, said)
+            smallest = feed_forward.with_width(feed_forward.smallest_width)
+            mapping = smallest.build(self.d_model)
+        kinds = {"attention": attention, "feed_forward": feed_forward, "update": self.update}
+        named = {name: f"{name}.kind={block.kind!r}" for name, block in kinds.items()}
+        try:
+            gate = not isinstance(self.update, Residual)
+            self.own.check(heads, mapping, named, has_gate=gate, shared_keys=shared)
+        except OptionError as error:
+            raise error.under("own") from None
 
     def _check_recursion(self) -> None:
         """Refuse what a recursion decides itself, and a carried state that forgets its input."""

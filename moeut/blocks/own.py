@@ -13,7 +13,7 @@ uses those of the last one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast, overload
 
@@ -88,6 +88,42 @@ class Own(Options):
         """Whether repeats share everything."""
         parts = (self.norms, self.routers, self.attention, self.update, self.encoding)
         return not any(parts) and not self.adapters.rank
+
+    def check(
+        self,
+        heads: Relaxable,
+        mapping: Relaxable,
+        named: Mapping[str, str],
+        *,
+        has_gate: bool,
+        shared_keys: str,
+    ) -> None:
+        """Raise ``OptionError`` for what these blocks cannot have for each repeat.
+
+        Args:
+            heads: the attention.
+            mapping: the feed-forward.
+            named: what messages call attention, feed_forward and update.
+            has_gate: whether the update has parameters.
+            shared_keys: the option of that name.
+        """
+        adapters = self.adapters
+        if shared_keys == "first":
+            said = "has no effect on keys and values, which shared_keys=first takes from the first"
+            for name in ("key", "value") if adapters.rank else ():
+                require(not getattr(adapters, name), f"adapters.{name}", True, said)
+            require(not self.attention, "attention", True, said)
+        said = f"has no effect with {named['update']}, which has no parameters"
+        require(has_gate or not self.update, "update", True, said)
+        both = f"{named['attention']} and {named['feed_forward']}"
+        said = f"has no effect with {both}, which have no router and no gate"
+        require(not self.routers or heads.decides or mapping.decides, "routers", True, said)
+        for name in adapters.of_attention() if adapters.rank else ():
+            said = f"{named['attention']} has experts there, which take no adapter"
+            require(name in heads.projections, f"adapters.{name}", True, said)
+        said = f"{named['feed_forward']} has no dense layer to adapt"
+        wanted = bool(adapters.rank) and adapters.feed_forward
+        require(not wanted or bool(mapping.projections), "adapters.feed_forward", True, said)
 
 
 # --- one of each for every repeat -------------------------------------------------------

@@ -207,6 +207,9 @@ class ControllerOptions(Options):
         """Return the part of the tokens that each repeat computes, as far as options say it."""
         return [1.0] * repeats
 
+    chooses_keys: ClassVar[bool] = False
+    """Whether it says of which state keys and values are made."""
+
     def hides_others(self) -> bool:
         """Return whether tokens that take part see one another alone, unless keys are shared."""
         return False

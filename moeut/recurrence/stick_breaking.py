@@ -33,6 +33,7 @@ class StickBreaking(ControllerOptions):
     """Each token breaks off a part of what is left of it before each layer, until little is."""
 
     kind: ClassVar[str] = "stick_breaking"
+    chooses_keys: ClassVar[bool] = True
     decides_each_application: ClassVar[bool] = True
     gives_keys: ClassVar[bool] = True
     threshold: float = 0.999

@@ -7,6 +7,7 @@ import torch
 from recurrent_cases import batch, loss_of
 
 import moeut
+from moeut.blocks.own import Own, of_one_repeat
 from moeut.recurrence.conditioning import NoConditioning
 from moeut.recurrence.controller import NoHalting
 from moeut.recurrence.halting import AdaptiveComputationTime
@@ -144,14 +145,20 @@ def _shared_config(name):
 def test_shared_layers_are_one_set_of_parameters(name):
     config = _shared_config(name)
     deeper = dataclasses.replace(config, depth=dataclasses.replace(config.depth, repeats=7))
-    assert moeut.count_parameters(deeper) == moeut.count_parameters(config)
+    built = [moeut.build(one) for one in (config, deeper)]
+    private = [sum(p.numel() for p in of_one_repeat(one.decoder.layers)) for one in built]
+    deciding = [sum(p.numel() for p in one.decoder.controllers.parameters()) for one in built]
+    assert private[1] * 3 == private[0] * 7
+    more = private[1] + deciding[1] - private[0] - deciding[0]
+    assert moeut.count_parameters(deeper) == moeut.count_parameters(config) + more
     plain = {"halting": NoHalting(), "conditioning": NoConditioning(), "state": State()}
+    plain |= {"own": Own()}
     once = dataclasses.replace(config, depth=Depth(group=4, repeats=1), **plain)
     extra = moeut.count_parameters(config) - moeut.count_parameters(once)
-    model = moeut.build(config)
+    model = built[0]
     stack = model.decoder
     besides = [stack.controllers, *filter(None, (stack.output, stack.state_norm))]
-    assert extra == sum(p.numel() for part in besides for p in part.parameters())
+    assert extra == private[0] + sum(p.numel() for part in besides for p in part.parameters())
     parameters = [id(p) for p in model.parameters()]
     assert len(set(parameters)) == len(parameters)
     assert [id(layer) for layer in model.decoder.layers] == list(
@@ -167,6 +174,8 @@ def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_repeats(name):
     model = moeut.build(config).double().eval()
     if model.decoder.controllers:
         pytest.skip("a controller decides at each repeat, which distinct layers do not have")
+    if not config.own.is_nothing:
+        pytest.skip("tests of what each repeat has of its own compare them with distinct layers")
     copies = dataclasses.replace(config, depth=Depth(group=8, repeats=1))
     unrolled = moeut.build(copies).double().eval()
     layers = model.decoder.schedule()

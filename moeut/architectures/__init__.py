@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moeut.architectures.recursive import mor_expert, mor_token, relaxed_recursive
 from moeut.blocks.feed_forward import FEED_FORWARD
 from moeut.config import Blueprint, Form, ModelConfig
 from moeut.options import OptionError, Options, kinds_of, nearest, type_hints
@@ -257,6 +258,9 @@ ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "huginn": huginn,
     "parcae": parcae,
     "abacus": abacus,
+    "relaxed_recursive": relaxed_recursive,
+    "mor_expert": mor_expert,
+    "mor_token": mor_token,
 }
 
 

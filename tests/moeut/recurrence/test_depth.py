@@ -125,7 +125,7 @@ def _shared_config(name):
     tree = moeut.ARCHITECTURES[name]()
     if tree["attention"]["kind"] == "switch_head":
         small["attention"]["num_experts"] = 3
-    if tree["feed_forward"]["kind"] == "sigma_moe":
+    if tree["feed_forward"]["kind"].endswith("_moe"):
         small["feed_forward"] = {"num_experts": 5, "expert_size": 4, "top_k": 2}
     else:
         small["feed_forward"] = {"hidden_size": 8}

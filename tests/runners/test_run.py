@@ -70,7 +70,6 @@ RECURRENT = {
         "train.backprop_repeats=2",
     ),
     "halting": ("model.halting=act", "model.depth={prelude: 1, coda: 1}"),
-    "exits": ("model.halting={kind: ponder, loss_weight: 0.5}", "model.repeat_norm=true"),
     "depths of sequences": (
         "model.state={start: {kind: noise, shape: unit}, injection: diagonal}",
         "model.conditioning=film",

@@ -4,7 +4,7 @@ import pytest
 
 from moeut import sizing
 from runners.config.run_file import read_run
-from runners.training.cost import describe_model, macs_per_token, mean_lengths
+from runners.training.cost import describe_model, macs_at, macs_per_token, mean_lengths
 from runners.training.experiment import build
 
 
@@ -43,3 +43,24 @@ def test_a_model_is_described_by_its_decoder(built):
                    architecture="universal")  # fmt: skip
     assert macs_per_token(deeper) > macs_per_token(one)
     assert describe_model(deeper).parameters == summary.parameters
+
+
+@pytest.mark.parametrize("form", ["encoder_decoder", "decoder_lm"])
+def test_a_part_of_the_repeats_costs_a_part(form, built):
+    """And a state that is read out besides costs a coda and a head."""
+    one = built("model.depth={prelude: 1, repeats: 6, coda: 1}", "model.halting=act",
+                form=form, architecture="universal")  # fmt: skip
+    names = list(one.model_config.stacks)
+    whole = macs_at(one, dict.fromkeys(names, 6.0))
+    assert whole == macs_at(one, {}) == macs_per_token(one)
+    halves = [macs_at(one, {name: 3.0}) for name in names]
+    assert all(half < whole for half in halves)
+    least, middle = (macs_at(one, dict.fromkeys(names, taken)) for taken in (2.0, 4.0))
+    assert middle == pytest.approx((least + whole) / 2, rel=1e-3)
+    if form == "decoder_lm":
+        config = one.model_config
+        head = config.d_model * config.num_outputs
+        per_layer = (whole - least) / 4  # one layer in the group
+        read = macs_at(one, {}, readings=2.0) - whole
+        # Halting decides at each repeat of the group, not in the coda.
+        assert read == pytest.approx(2 * (head + per_layer - config.d_model), abs=2)

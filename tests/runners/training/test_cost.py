@@ -52,7 +52,8 @@ def test_a_part_of_the_repeats_costs_a_part(form, built):
                 form=form, architecture="universal")  # fmt: skip
     names = list(one.model_config.stacks)
     whole = macs_at(one, dict.fromkeys(names, 6.0))
-    assert whole == macs_at(one, {}) == macs_per_token(one)
+    assert whole == macs_at(one, {})
+    assert whole == pytest.approx(macs_per_token(one), abs=4)  # each cost it is made of is rounded
     halves = [macs_at(one, {name: 3.0}) for name in names]
     assert all(half < whole for half in halves)
     least, middle = (macs_at(one, dict.fromkeys(names, taken)) for taken in (2.0, 4.0))

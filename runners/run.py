@@ -87,8 +87,9 @@ def run(
                 for notice in prepared.notices:
                     journal.notice(notice)
                 active = Training(prepared, journal)
-                active.train()
-                active.score()
+                with active.snapshots.written():
+                    active.train()
+                    active.score()
         except ConfigError:
             raise
         except (NonFinite, OSError, RuntimeError, ValueError) as error:
@@ -263,6 +264,7 @@ class Training:
         )
 
     def _write_result(self, evaluations: list[Evaluation]) -> None:
+        self.snapshots.wait()
         if self.agreement.lease is not None:
             self.agreement.lease.confirm()
         position, config, files = self.loop.position, self.config, self.prepared.files

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from runners.config.schema import ConfigError
 from runners.config.yaml_nodes import dump
 from runners.process.checkpoint import Checkpoint, load_latest, save_checkpoint
 from runners.process.ranks import Agreement
+from runners.process.signals import Stopped
 from runners.training import parallel
 from runners.training.loop import Loop
 
@@ -32,6 +36,8 @@ class Snapshots:
     """What the hash is over, which shows how another run's config differs."""
     model_config: ModelConfig
     agreement: Agreement
+    _writing: list[Future[Path]] = field(default_factory=list, init=False)
+    """The checkpoint that is being written beside the training, if one is."""
 
     def find(self, *, warn: Callable[[str], None]) -> Checkpoint | None:
         """Return the last whole checkpoint; None where none is saved yet.
@@ -60,6 +66,10 @@ class Snapshots:
     def save(self, loop: Loop, *, best: Weights | None, metrics_bytes: int | None) -> None:
         """Save what it takes to go on bitwise as if nothing had stopped; every rank has to call it.
 
+        A run of one process goes on with a copy being written beside it, by a thread; whoever needs
+        the checkpoint to be there calls ``wait``. What fails in the thread is raised there, or by
+        the next call.
+
         Args:
             loop: where the run is.
             best: the best weights so far, if the run selects among them.
@@ -69,6 +79,7 @@ class Snapshots:
             DiskFull: no room; older checkpoints are untouched.
             Stopped: another process has taken the directory over.
         """
+        self.wait()
         world = self.agreement.world
         self.agreement.confirm_lease()
         weights = {"model": parallel.full_weights(loop.model, keep=world.is_first)}
@@ -87,16 +98,58 @@ class Snapshots:
             save_shards(folder, loop.model, loop.optimizer, world)
 
         model_config = json.dumps(self.model_config.to_dict(), indent=1) + "\n"
-        save_checkpoint(
+        write = functools.partial(
+            save_checkpoint,
             self.folder,
             step=loop.position.step,
-            state=state,
             weights=weights,
             files={"config.json": model_config.encode()},
             write_shards=write_shards if parallel.is_sharded(loop.model) else None,
             world=world,
             lease=self.agreement.lease,
         )
+        if world.size > 1:  # the ranks wait for one another on the way
+            write(state=state)
+            return
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing.append(thread.submit(write, state=_copied(state)))
+        thread.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Return when the checkpoint that is being written is there.
+
+        Raises:
+            DiskFull, Stopped: as ``save``, of the last one.
+        """
+        while self._writing:
+            self._writing.pop().result()
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """Leave no checkpoint half written behind, whatever happens in the context.
+
+        An error of the context counts more than one of the last checkpoint, but a stop does not: it
+        says that the state is saved.
+        """
+        try:
+            yield
+        except Stopped:
+            self.wait()
+            raise
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.wait()
+            raise
+        self.wait()
+
+
+def _copied(value: Any) -> Any:
+    """Return plain data with copies, on the CPU, of the tensors that training goes on changing."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(one) for key, one in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
 
 
 def resume(checkpoint: Checkpoint, loop: Loop) -> Weights | None:

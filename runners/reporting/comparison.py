@@ -221,6 +221,10 @@ def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bo
     devices = {str(run.environment["device"]) for run in done if "device" in run.environment}
     if devices:
         notes.append(f"Hardware: {'; '.join(sorted(devices))}.")
+    timed = [run.timings for run in done if run.timings is not None]
+    if wall := sum(times.wall_seconds for times in timed):
+        share = sum(times.evaluate_seconds for times in timed) / wall
+        notes.append(f"Scoring: {share:.0%} of the runs' wall time.")
     return notes
 
 

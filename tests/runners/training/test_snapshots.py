@@ -89,7 +89,7 @@ def test_checkpoint_holds_the_step_it_was_asked_at_though_training_goes_on(savin
 
 
 def test_what_fails_beside_the_training_is_raised_by_the_next_call(saving):
-    own, loop, _moment, go, written = saving
+    own, loop, _moment, go, _written = saving
     go.set()
     own.save(loop, best=None, metrics_bytes=None)
     with pytest.raises(OSError, match="no room"):

@@ -29,6 +29,7 @@ def test_five_seeds(make_sweep):
     assert column(table, "95 % CI")[0].startswith("[0.79")
     assert column(table, "parameters") == ["1,000"] * 3
     assert column(table, "wall time") == ["1 min 04 s"] * 3
+    assert "Scoring: 25% of the runs' wall time." in table.notes
     notes = " ".join(table.notes)
     assert "select final" in notes
     assert "Holm-corrected over 2 comparisons" in notes

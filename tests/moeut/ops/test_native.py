@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moeut.ops import cross_entropy_sum, dropout, native
+from moeut.ops import Dispatch, cross_entropy_sum, dropout, expert_linear, expert_mlp, native
 
 pytestmark = pytest.mark.skipif(
     native.why_not() is not None, reason=f"no C++ operations: {native.why_not()}"
@@ -62,3 +62,41 @@ def test_cross_entropy_shows_what_is_not_finite_and_refuses_classes_that_are_not
     assert cross_entropy_sum(logits, torch.tensor([0, 1]), -100).isnan()
     with pytest.raises(IndexError, match="out of bounds"):
         cross_entropy_sum(torch.zeros(2, 3), torch.tensor([0, 3]), -100)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 700])
+@pytest.mark.parametrize("gated", [True, False])
+def test_experts_equal_the_plain_path(rows, gated, monkeypatch):
+    torch.manual_seed(rows)
+    experts, width, hidden, top_k = 5, 37, 18, 3
+    index = torch.randint(-1, experts - 1, (rows, top_k))  # the last expert has no row
+    drawn = [
+        torch.randn(rows, width),
+        torch.randn(experts, width, hidden),
+        torch.randn(experts, hidden, width),
+        torch.rand(rows, top_k),
+    ]
+
+    def compute():
+        x, up, down, gate = inputs = [one.clone().requires_grad_() for one in drawn]
+        given = gate if gated else None
+        dispatch = Dispatch.from_indices(index, experts)
+        mapped = expert_mlp(x, up, down, dispatch, gate=given)
+        summed = expert_linear(x, up, dispatch, slots_per_input=top_k, gate=given)
+        loss = mapped.square().sum() + summed.square().sum()
+        used = inputs if gated else inputs[:3]
+        sorted_slots = (dispatch.order, dispatch.counts, dispatch.offsets)
+        return sorted_slots, (mapped, summed, *torch.autograd.grad(loss, used))
+
+    order, got = compute()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert all(torch.equal(a, b) for a, b in zip(got, compute()[1], strict=True))
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(native, "why_not", lambda: "a test does without")
+    plain_order, expected = compute()
+    assert all(torch.equal(a, b) for a, b in zip(order, plain_order, strict=True))
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import time
 
 import pytest
 
@@ -106,3 +107,16 @@ def test_full_disk_does_not_hide_the_first_error(tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match="first"):
         fail()
+
+
+def test_runs_of_one_step_cost_little_beside_it(make_run, train):
+    beside = []
+    for number in range(4):
+        directory = make_run(f"run{number}", "train.steps=1", "train.warmup_steps=0")
+        began = time.process_time()
+        assert train(directory) == "done"
+        spent = time.process_time() - began
+        times = json.loads((directory / "timings.json").read_text())
+        beside.append(spent - times["train_seconds"] - times["evaluate_seconds"])
+    # Building, a checkpoint, scoring and the result: CPU time, since tests share the machine.
+    assert min(beside[1:]) < 0.3

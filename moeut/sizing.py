@@ -48,7 +48,11 @@ def _with_width(config: ModelConfig, width: int) -> ModelConfig:
 
 
 def macs_per_token(
-    config: ModelConfig, *, sequence_length: int, target_length: int | None = None
+    config: ModelConfig,
+    *,
+    sequence_length: int,
+    target_length: int | None = None,
+    everyone: bool = False,
 ) -> int:
     """Return the multiply-accumulates of one forward pass, per token.
 
@@ -57,14 +61,15 @@ def macs_per_token(
     the matrix products: projections, routers, active experts, attention logits and weighted sums
     (masked entries included, as they are computed), and the output layer. Not counted is what is
     element-wise (norms, gates, softmax, rotation), and the projection of relative distances, which
-    a whole batch shares.
+    a whole batch shares. Repeats that compute a part of the tokens by their options count as that,
+    unless ``everyone`` takes part.
     """
     target_length = sequence_length if target_length is None else target_length
     stacks = config.stacks
     lengths = {"encoder": sequence_length, "decoder": sequence_length}
     if len(stacks) > 1:
         lengths["decoder"] = target_length
-    total = sum(_stack_macs(stack, lengths[name]) for name, stack in stacks.items())
+    total = sum(_stack_macs(stack, lengths[name], everyone) for name, stack in stacks.items())
     total += sum(_memory_macs(stack, sequence_length, target_length) for stack in stacks.values())
     outputs = 1 if config.form == "encoder_classifier" else lengths[list(stacks)[-1]]
     total += outputs * _head_macs(config)
@@ -77,7 +82,7 @@ def _head_macs(config: ModelConfig) -> int:
     return config.embedding_size * (config.d_model + config.num_outputs)
 
 
-def _stack_macs(stack: StackConfig, length: int) -> int:
+def _stack_macs(stack: StackConfig, length: int, everyone: bool) -> int:
     """Return the work of all applications for a row of ``length`` tokens, but that with memory."""
     group = stack.depth.group
     core, outer = stack.of_layer(stack.depth.prelude), stack.of_layer(-1)
@@ -92,7 +97,7 @@ def _stack_macs(stack: StackConfig, length: int) -> int:
     if stack.embedding_size != d_model:
         once += stack.embedding_size * d_model
     whole = length * (macs + repeated * stack.depth.repeats + once)
-    return whole - _saved_macs(core, length)
+    return whole - _saved_macs(core, length, everyone)
 
 
 def _layer_macs(stack: StackConfig, length: int) -> int:
@@ -108,7 +113,7 @@ def _layer_macs(stack: StackConfig, length: int) -> int:
     return macs + stack.feed_forward.macs(stack.d_model) + stack.update.macs(stack.d_model)
 
 
-def _saved_macs(stack: StackConfig, length: int) -> int:
+def _saved_macs(stack: StackConfig, length: int, everyone: bool) -> int:
     """Return what a row of ``length`` tokens saves of the work of the repeated layers.
 
     That is what tokens that take no part do not compute, as far as options say how many they are,
@@ -120,7 +125,8 @@ def _saved_macs(stack: StackConfig, length: int) -> int:
     is_shared = stack.shared_keys == "first"
     is_alone = stack.halting.hides_others() and stack.shared_keys == "none"
     saved = 0.0
-    for repeat, share in enumerate(stack.halting.shares(depth.repeats)):
+    shares = [1.0] * depth.repeats if everyone else stack.halting.shares(depth.repeats)
+    for repeat, share in enumerate(shares):
         if repeat == 0 and stack.shared_keys != "none":
             continue  # which makes the keys of all tokens
         seen = round(length * share) if is_alone else length

@@ -35,16 +35,19 @@ def describe_model(built: Built) -> ModelSummary:
     )
 
 
-def macs_per_token(built: Built, config: ModelConfig | None = None) -> int:
+def macs_per_token(
+    built: Built, config: ModelConfig | None = None, *, everyone: bool = False
+) -> int:
     """Return the multiply-accumulates of one forward pass per token that the model reads.
 
-    ``config``: of another model on the same task.
+    ``config``: of another model on the same task. ``everyone`` as in ``moeut.sizing``.
     """
     first, *second = mean_lengths(built.objective)
     return sizing.macs_per_token(
         built.model_config if config is None else config,
         sequence_length=first,
         target_length=second[0] if second else None,
+        everyone=everyone,
     )
 
 
@@ -64,7 +67,8 @@ def macs_at(built: Built, repeats: Mapping[str, float], *, readings: float = 0.0
         }
         last = changed[list(changed)[-1]]
         encoder = changed["encoder"] if len(changed) > 1 else None
-        return macs_per_token(built, dataclasses.replace(config, depth=last, encoder_depth=encoder))
+        other = dataclasses.replace(config, depth=last, encoder_depth=encoder)
+        return macs_per_token(built, other, everyone=True)
 
     total = float(cost())
     for name, depth in depths.items():  # a repeat costs the same wherever it stands

@@ -10,8 +10,12 @@ import torch
 from torch.nn import functional as F
 
 import moeut
+from moeut.blocks.own import Own
 from moeut.interop import mapping
+from moeut.interop.mor import PROJECTIONS
 from moeut.interop.relaxed import from_relaxed, relaxed_maps
+from moeut.recurrence.schedule import Depth
+from moeut.relaxing import relax
 
 pytestmark = pytest.mark.golden
 
@@ -54,6 +58,41 @@ def test_every_element_is_imported_once(golden, assert_imported_once) -> None:
     model = imported(golden)
     maps = relaxed_maps(model.config, golden.config)
     assert_imported_once(model, maps, golden.part("param"))
+
+
+def test_adapters_start_from_distinct_layers(golden) -> None:
+    """As published, scaling · B A is that many times the best change; else it is the change."""
+    before = golden.part("before_sharing")
+    if not before:
+        assert not golden.config.get("lora", {}).get("svd_init", False)
+        return
+    model = imported(golden)
+    apart = Depth(group=model.config.depth.num_applications, repeats=1)
+    config = dataclasses.replace(model.config, depth=apart, own=Own())
+    distinct = moeut.build(config).double()
+    state = distinct.state_dict()
+    for name, tensor in before.items():
+        _, _, index, theirs = name.split(".", 3)
+        state[f"decoder.layers.{index}.{PROJECTIONS[theirs.removesuffix('.weight')]}.weight"] = (
+            tensor
+        )
+    distinct.load_state_dict(state)
+    scaling = model.config.own.adapters.scaling
+    published = relax(distinct, model.config, adapters="as_published")
+    scaled = relax(distinct, model.config)
+    found = [dict(one.named_parameters()) for one in (model, published, scaled)]
+    compared = 0
+    for name in found[0]:
+        if ".adapters." not in name or ".up." not in name:
+            continue
+        down = name.replace(".up.", ".down.")
+        theirs, ours, right = (one[name] @ one[down] for one in found)
+        assert distance(ours, theirs) <= VALUE, name
+        assert distance(right * scaling, theirs) <= VALUE, name
+        whole = name.partition(".adapters.")[0] + "." + name.split(".")[-3] + ".weight"
+        assert distance(found[1][whole], found[0][whole]) <= VALUE, whole
+        compared += 1
+    assert compared
 
 
 def test_other_scaling_and_other_repeats_are_seen(golden) -> None:

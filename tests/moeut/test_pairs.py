@@ -108,6 +108,8 @@ def mechanisms() -> Iterator[tuple[str, Tree]]:
         update = {"update": "copy_gate"} if name == "update" else {}
         yield f"own.{name}: true", {"own": {name: True}} | update
     yield "own.adapters.rank: 1", {"own": {"adapters": {"rank": 1}}}
+    for name in ("first", "update"):
+        yield f"shared_keys: {name}", {"shared_keys": name}
     yield "value_embeddings", {"value_embeddings": {"layers": "alternate"}}
 
 

@@ -239,3 +239,22 @@ def test_later_repeats_read_the_keys_of_the_first(make_model):
     assert (other(tokens).logits - before).abs().max() > 1e-4
     sizes = [moeut.macs_per_token(m.config, sequence_length=8) for m in (model, other)]
     assert sizes[0] < sizes[1]
+
+
+def test_work_follows_the_capacity(make_config):
+    """Of a layer that 1, a half and a half of the tokens go through, two thirds of the work, or less."""
+    sizes = {"group": 1, "repeats": 3} | BLOCKS["dense"]
+    plain = make_config(**sizes)
+    halved = make_config(halting=ExpertChoice(capacity=(1.0, 0.5, 0.5)), **sizes)
+    one, three = (
+        moeut.macs_per_token(config, sequence_length=8)
+        for config in (make_config(**sizes | {"repeats": 1}), plain)
+    )
+    layer = (three - one) / 2
+    routers = 3 * plain.d_model
+    # Half of the tokens see half of the keys, in two repeats.
+    seen = plain.attention.attending_macs(8) - plain.attention.attending_macs(4)
+    wanted = three - layer + routers - seen
+    assert moeut.macs_per_token(halved, sequence_length=8) == pytest.approx(wanted, abs=2)
+    whole = moeut.macs_per_token(halved, sequence_length=8, everyone=True)
+    assert whole == three + routers

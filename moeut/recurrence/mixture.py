@@ -323,6 +323,10 @@ class TokenChoiceController(Controller):
         assert self.bias is not None
         shares = counts / counts.sum().clamp_min(1)
         towards = (shares.mean() - shares).sign().to(self.bias.dtype)
+        if hasattr(self.bias, "device_mesh"):  # a parameter in pieces takes its own piece
+            from torch.distributed.tensor import distribute_tensor
+
+            towards = distribute_tensor(towards, self.bias.device_mesh, self.bias.placements)
         self.bias.add_(towards, alpha=self.options.bias_rate)
         self.counts = None
 

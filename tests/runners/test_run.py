@@ -70,6 +70,11 @@ RECURRENT = {
         "train.backprop_repeats=2",
     ),
     "halting": ("model.halting=act", "model.depth={prelude: 1, coda: 1}"),
+    "a bias that balances depths": (
+        "model.halting={kind: token_choice, balancing: bias}",
+        "model.own={norms: true, routers: true}",
+        "model.shared_keys=first",
+    ),
     "depths of sequences": (
         "model.state={start: {kind: noise, shape: unit}, injection: diagonal}",
         "model.conditioning=film",

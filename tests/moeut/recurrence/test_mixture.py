@@ -169,6 +169,22 @@ def test_checkpointing_is_exact_and_routers_learn(make_model, kind):
             assert gradient.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("shared", ["none", "first", "update"])
+@pytest.mark.parametrize("kind", ["expert", "token"])
+def test_gradients_are_exact(make_model, kind, shared):
+    sizes = {"group": 1, "prelude": 0, "coda": 0, "shared_keys": shared} | BLOCKS["dense"]
+    stack = _model(make_model, kind, **sizes).train().decoder
+    x = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(3)).double()
+    controller = stack.controllers["halting"]
+    router = controller.routers[1] if kind == "expert" else controller.weight
+
+    def run(x, *_):
+        output = stack(x)
+        return output.states, output.auxiliary_loss
+
+    assert torch.autograd.gradcheck(run, (x.requires_grad_(), router), atol=1e-7)
+
+
 @pytest.mark.parametrize("kind", ["expert", "token"])
 def test_compiled_as_it_is(make_model, kind):
     """Top-k over whole rows is packed in a compiled graph, too; else all tokens are computed."""
@@ -242,7 +258,7 @@ def test_later_repeats_read_the_keys_of_the_first(make_model):
 
 
 def test_work_follows_the_capacity(make_config):
-    """Of a layer that 1, a half and a half of the tokens go through, two thirds of the work, or less."""
+    """Of a layer that 1, ½ and ½ of the tokens go through, two thirds of the work, or less."""
     sizes = {"group": 1, "repeats": 3} | BLOCKS["dense"]
     plain = make_config(**sizes)
     halved = make_config(halting=ExpertChoice(capacity=(1.0, 0.5, 0.5)), **sizes)

@@ -85,6 +85,22 @@ def test_rows_keep_their_depth_in_any_part_of_a_batch(form, repeats, make_loop):
     assert max((other[name] - whole[name]).abs().max() for name in whole) > 1e-4
 
 
+def test_a_balancing_bias_follows_the_whole_batch(make_loop):
+    """However many parts it is in, an empty one included, once for each update."""
+    halting = "model.halting={kind: token_choice, balancing: bias, bias_rate: 0.01}"
+    found = []
+    for parts in (1, 3, 8):
+        loop = make_loop(halting, form="decoder_lm", architecture="universal", accumulate=parts)
+        for _ in range(3):
+            loop.advance()
+        biases = {n: p.clone() for n, p in loop.model.named_parameters() if n.endswith("ing.bias")}
+        assert len(biases) == 1
+        found.append(next(iter(biases.values())))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert found[0].abs().max() > 0.005
+
+
 def test_two_ranks_read_the_places_of_one(make_loop):
     """So that a row has the depth that it has on one rank."""
     loop, found = make_loop(accumulate=2), []

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -326,7 +326,8 @@ class TokenChoiceController(Controller):
         if hasattr(self.bias, "device_mesh"):  # a parameter in pieces takes its own piece
             from torch.distributed.tensor import distribute_tensor
 
-            towards = distribute_tensor(towards, self.bias.device_mesh, self.bias.placements)
+            pieces: Any = self.bias
+            towards = distribute_tensor(towards, pieces.device_mesh, pieces.placements)
         self.bias.add_(towards, alpha=self.options.bias_rate)
         self.counts = None
 

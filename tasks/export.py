@@ -90,6 +90,8 @@ def main(words: Sequence[str] | None = None) -> None:
             "files are described by: python -m tasks.show language"
         )
     rows = task.split(arguments.split)
+    if getattr(rows, "is_endless", False):
+        raise ValueError(f"--split {arguments.split}: has no end; see the options of the task")
     lists = sides_as_lists(rows, task.kind)
     lines = (to_json_line(row, lists) for row in rows)
     if arguments.output == "-":

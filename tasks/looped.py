@@ -177,6 +177,10 @@ class Looped(LengthTask):
         slope, base = self._problem.width
         return slope * length + base
 
+    def loops(self, lengths: np.ndarray) -> np.ndarray:
+        """Return the published loops: a row's length, of multi that of both factors multiplied."""
+        return 2 * lengths if self.problem == "multi" else lengths
+
     def variants(self) -> list[str]:
         """Return the one kind of rows: in the test the first factor of multi has two bits."""
         return ["two bits"] if self.problem == "multi" else [""]

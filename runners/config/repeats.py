@@ -12,10 +12,11 @@ from runners.config.checks import above_zero, at_least, refuse, words
 class RepeatsConfig:
     """How often the group of shared layers is applied in a step of training."""
 
-    kind: Literal["fixed", "uniform", "poisson_lognormal", "poisson"] = "fixed"
+    kind: Literal["fixed", "uniform", "poisson_lognormal", "poisson", "length"] = "fixed"
     """fixed: as often as the model is made for; uniform: any number from low to high;
     poisson_lognormal: 1 + a Poisson number whose rate is log-normal (arXiv 2502.05171); poisson: a
-    Poisson number, at least 1."""
+    Poisson number, at least 1; length: as many as a row is long, as its task counts (arXiv
+    2409.15647), where the task generates rows of a length."""
     low: int | None = None
     """Fewest repeats of uniform."""
     high: int | None = None
@@ -27,7 +28,7 @@ class RepeatsConfig:
     number: int | None = None
     """Repeats of fixed, if not those that the model is made for."""
     longest: int | None = None
-    """Most repeats of both Poisson kinds: larger numbers are cut to it."""
+    """Most repeats of both Poisson kinds and of length: larger numbers are cut to it."""
     per: Literal["batch", "sequence", "token"] = "batch"
     """What shares one draw: the whole batch, or each sequence or token has its own. A sequence that
     is done waits, and takes part in nothing; a token that is done is still read by others."""
@@ -46,6 +47,7 @@ class RepeatsConfig:
         "uniform": ("low", "high"),
         "poisson_lognormal": ("mean", "sigma", "longest"),
         "poisson": ("mean", "longest"),
+        "length": ("longest",),
     }
     may_lack: ClassVar[tuple[str, ...]] = ("number", "longest")
 
@@ -69,6 +71,9 @@ class RepeatsConfig:
     def _check_together(self) -> None:
         if self.kind == "fixed" and self.per != "batch":
             refuse(self, "per", "has no effect with kind fixed, which draws nothing")
+        if self.kind == "length" and (self.per == "token" or self.grow_steps is not None):
+            name = "per" if self.per == "token" else "grow_steps"
+            refuse(self, name, "has no meaning with kind length, which a row decides")
         if self.kind == "fixed" and self.number is None and self.grow_steps is not None:
             refuse(self, "number", "missing; with kind fixed, grow_steps needs it")
         if self.growth == "root" and self.grow_steps is None:

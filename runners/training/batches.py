@@ -79,6 +79,14 @@ class Columns(abc.ABC):
         """Return the most tokens that the model reads of one of some rows (B,)."""
         return int(self.shape[rows].max())
 
+    def loops(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many repeats each of some rows (B,) is to have where that follows its length.
+
+        Raises:
+            NotImplementedError: the rows have no length of their own.
+        """
+        raise NotImplementedError("rows of no length")
+
     def order(self, *, batch_size: int, tokens_per_batch: int | None, seed: int) -> Order:
         """Return which rows the batch of a step holds, as ``BatchOrder`` takes its arguments."""
         return BatchOrder(

@@ -130,18 +130,32 @@ class StepDepth:
 
 
 def depth_of_step(
-    config: TrainConfig, *, seed: int, step: int, rows: int = 1, length: int = 0
+    config: TrainConfig,
+    *,
+    seed: int,
+    step: int,
+    rows: int = 1,
+    length: int = 0,
+    loops: np.ndarray[Any, Any] | None = None,
 ) -> StepDepth:
     """Return the depth of a step, counted from 0, whose batch has ``rows`` of ``length`` tokens.
+
+    With kind length, row i has ``loops[i]`` repeats; a batch that shares one number, the largest.
 
     A pass in which rows differ has as many repeats without gradient, and with it, as the row that
     takes most of either; under ``train.static_depth`` as many as any row may ever take.
     """
     repeats, last = config.repeats, config.backprop_repeats
-    if repeats.per == "token":
+    if repeats.kind == "length":
+        assert loops is not None
+        each_row = _cut(loops, repeats)
+        total: np.ndarray[Any, Any] | None = (
+            each_row if repeats.per == "sequence" else each_row.max(keepdims=True)
+        )
+    elif repeats.per == "token":
         each = range(rows)
         drawn = [draw_of_tokens(repeats, seed=seed, step=step, row=r, length=length) for r in each]
-        total: np.ndarray[Any, Any] | None = np.stack(drawn)
+        total = np.stack(drawn)
     else:
         count = rows if repeats.per == "sequence" else 1
         total = draw_of_rows(repeats, seed=seed, step=step, rows=count, backprop_repeats=last)

@@ -111,7 +111,7 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
     except OptionError as error:
         raise _model_error(config, objective, error) from error
     _check_positions(config, objective, model_config)
-    _check_depth(config, model_config)
+    _check_depth(config, model_config, task)
     problem = refused(config.train, model_config)
     if problem is not None:
         option, value, expected = problem
@@ -162,9 +162,12 @@ def _check_positions(config: RunConfig, objective: Objective, model_config: Mode
             )
 
 
-def _check_depth(config: RunConfig, model_config: ModelConfig) -> None:
+def _check_depth(config: RunConfig, model_config: ModelConfig, task: Task) -> None:
     """Refuse a depth in training that a stack of the model cannot have."""
     repeats, last = config.train.repeats, config.train.backprop_repeats
+    if repeats.kind == "length" and not hasattr(task, "loops"):
+        said = f"task {task.name!r} does not generate rows of a length"
+        raise config.error("train.repeats.kind", "length", said)
     for name, stack in model_config.stacks.items():
         if repeats.kind != "fixed" and not stack.depth.is_shared:
             raise config.error(

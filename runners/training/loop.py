@@ -200,6 +200,7 @@ class Loop:
             step=self.position.step,
             rows=len(share.rows),
             length=self.columns.longest(share.rows),
+            loops=self.columns.loops(share.rows) if config.repeats.kind == "length" else None,
         )
         for index, (part, count) in enumerate(share.parts):
             call = functools.partial(

@@ -91,6 +91,13 @@ class PositionColumns(Columns):
     is_endless: bool = False
     """Whether there are always further rows, so that none is seen twice."""
 
+    loops_of: Callable[[np.ndarray], np.ndarray] | None = None
+    """Repeats of rows (B,) where those follow a row's length; None: rows have no length."""
+
+    def loops(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many repeats each of some rows (B,) is to have."""
+        return super().loops(rows) if self.loops_of is None else self.loops_of(rows)
+
     @functools.cached_property
     def blocks(self) -> Blocks:
         """The rows of an endless split, as batches ask for them."""
@@ -174,14 +181,19 @@ class PositionObjective(Objective):
         coding = self.coding()
         if isinstance(split, PositionRows) and split.is_endless:
             sample = split.arrays(np.arange(SAMPLE) * (STRETCH // SAMPLE))
-            return PositionColumns(split.arrays, coding, sample.lengths, is_endless=True)
+            return PositionColumns(
+                split.arrays, coding, sample.lengths, is_endless=True, loops_of=split.loops
+            )
         if isinstance(split, PositionRows):
             made = split.arrays(np.arange(len(split)))
         else:
             made = self.task.numbers(split)
         # Kept as short as it can be: a fixed set of a million rows is seen again and again.
         source, target = made.source.astype(np.int16), made.target.astype(np.int16)
-        return PositionColumns(lambda rows: Rows(source[rows], target[rows]), coding, made.lengths)
+        loops = split.loops if isinstance(split, PositionRows) else None
+        return PositionColumns(
+            lambda rows: Rows(source[rows], target[rows]), coding, made.lengths, loops_of=loops
+        )
 
     def label(
         self,

@@ -102,6 +102,10 @@ class LengthTask(PositionTask):
         """Return one row for each of the draws, all of one length."""
         raise NotImplementedError
 
+    def loops(self, lengths: np.ndarray) -> np.ndarray:
+        """Return how many repeats rows of some lengths (B,) have where that follows the length."""
+        return lengths
+
     def variants(self) -> Sequence[str]:
         """Return the kinds of rows that longer has of each length: their categories."""
         return ("",)
@@ -182,6 +186,10 @@ class GeneratedRows(PositionRows):
             places.append(place)
             parts.append(self.task.draw_variant(draws, length, variant))
         return _joined(places, parts, len(rows))
+
+    def loops(self, rows: np.ndarray) -> np.ndarray:
+        """Return the repeats (B,) of some rows where those follow a row's length."""
+        return np.maximum(1, self.task.loops(self.lengths(rows)))
 
     def about(self, rows: np.ndarray) -> list[tuple[str, float]]:
         """Return category and length of some rows (B,)."""

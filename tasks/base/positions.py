@@ -72,6 +72,14 @@ class PositionRows(Sequence[Example]):
         """Return category and difficulty of some rows (B,)."""
         raise NotImplementedError
 
+    def loops(self, rows: np.ndarray) -> np.ndarray:
+        """Return the repeats (B,) of some rows where those follow a row's length.
+
+        Raises:
+            NotImplementedError: rows have no length.
+        """
+        raise NotImplementedError("rows of no length")
+
     def __len__(self) -> int:
         return self._count
 

@@ -72,7 +72,8 @@ def test_it_trains_and_is_scored(name, tmp_path):
         )
         losses = [loop.advance()["loss"] for _ in range(10)]
         assert all(map(math.isfinite, losses))
-        assert max(losses) < 3 * math.log(len(built.task.labels())) + 1
+        words = len(built.task.labels()) + len(built.task.symbols())
+        assert max(losses) < 3 * math.log(words + 4) + 1
         scorer = split_scorer(built.objective)(
             model=model, built=built, config=config.evaluate, device=CPU
         )

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 import tasks
-from tasks import explain, show
+from tasks import explain, export, show
 from tasks.base.lengths import LengthTask
 
 
@@ -43,3 +43,11 @@ def test_every_generated_task_is_explained_in_a_few_lines(name):
     show.show(task, console)
     assert task.about.source in console.file.getvalue().replace("\n    ", " ")
     assert len(list(explain.explain(task))) <= 18
+
+
+def test_rows_without_an_end_are_not_exported(tmp_path):
+    words = ["prefix_sums", "--split", "train", "--output", str(tmp_path / "rows")]
+    with pytest.raises(ValueError, match="has no end"):
+        export.main(words)
+    export.main([*words, "train_rows=3"])
+    assert len((tmp_path / "rows").read_text().splitlines()) == 3

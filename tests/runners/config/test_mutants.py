@@ -182,5 +182,5 @@ def test_mutants_of_configs_are_taken_or_refused_in_one_line(tmp_path, monkeypat
             path.unlink()
     assert not failures, "\n".join(failures)
     assert (
-        COUNT / 20 < taken < COUNT * 3 / 4
+        COUNT / 40 < taken < COUNT * 3 / 4
     )  # neither so gentle nor so rough that nothing is tried

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import tasks
+from runners.config.repeats import RepeatsConfig
+from runners.config.schema import TrainConfig
 from runners.training.batches import IGNORE, BatchOrder
+from runners.training.depth import depth_of_step
 from runners.training.position_objective import POSITION_OBJECTIVES, StreamOrder
 from tasks.base.metrics import measure
 from tasks.base.positions import STRETCH
@@ -79,3 +82,21 @@ def test_a_fixed_set_is_visited_in_epochs():
     order = columns.order(batch_size=4, tokens_per_batch=None, seed=0)
     assert isinstance(order, BatchOrder)
     assert sorted(row for step in range(3) for row in order.rows(step)) == list(range(12))
+
+
+def test_loops_follow_the_length_of_rows():
+    task = tasks.create("looped", problem="multi", train_lengths=[1, 6], test_lengths=[9])
+    one = POSITION_OBJECTIVES[task.kind]["encoder_labeller"](task)
+    columns = one.columns(task.split("train"))
+    rows = np.arange(20)
+    loops = columns.loops(rows)
+    assert loops.tolist() == (2 * task.split("train").lengths(rows)).tolist()
+    for per, expected in (("batch", loops.max()), ("sequence", loops)):
+        config = TrainConfig(steps=1, repeats=RepeatsConfig(kind="length", per=per))
+        depth = depth_of_step(config, seed=0, step=0, rows=20, loops=loops)
+        assert depth.call["num_repeats"] == loops.max()
+        if per == "sequence":
+            assert depth.rows.tolist() == expected.tolist()
+    cut = RepeatsConfig(kind="length", per="sequence", longest=5)
+    depth = depth_of_step(TrainConfig(steps=1, repeats=cut), seed=0, step=0, rows=20, loops=loops)
+    assert depth.rows.tolist() == np.minimum(loops, 5).tolist()

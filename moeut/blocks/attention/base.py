@@ -166,7 +166,9 @@ class Attention(Relaxable, Generic[Decision]):
                 output_decision, output_record = self.decide_outputs(routed, context.routing)
             # One product for queries and keys: (B, T, (H+G)·d) -> (B, H+G, T, d), queries first.
             heads = [self.num_heads, self.num_key_heads]
-            both = self._query_and_key(routed, output_decision, context.routing)
+            both = self._query_and_key(
+                routed, output_decision, context.routing, is_decoding=cache is not None
+            )
             query, key = self._place(self._split_heads(both, sum(heads)), context).split(heads, 1)
             value = self.values(plain, value_decision, context.routing)
             if context.routing.added_values is not None:
@@ -268,13 +270,13 @@ class Attention(Relaxable, Generic[Decision]):
         return self.project("query", routed, context.repeat)
 
     def _query_and_key(
-        self, routed: Tensor, decision: Decision, context: RoutingContext
+        self, routed: Tensor, decision: Decision, context: RoutingContext, *, is_decoding: bool
     ) -> Tensor:  # (B, T, (H+G)·d)
         """Project to queries and keys, side by side, in one product where both are dense."""
-        # Of a few tokens, putting the weights side by side costs more than it saves.
+        # Of a few tokens, putting the weights side by side costs more than it saves. Not so outside
+        # decoding: repeats without gradient compute the same bits as those with it.
         is_few = routed.shape[0] * routed.shape[1] < MANY_TOKENS
-        is_decoding = is_few and not torch.is_grad_enabled()
-        if self.adapters is not None or not self.has_dense_query or is_decoding:
+        if self.adapters is not None or not self.has_dense_query or (is_few and is_decoding):
             key = self.project("key", routed, context.repeat)
             return torch.cat((self.queries(routed, decision, context), key), dim=-1)
         weight, bias = torch.cat((self.query.weight, self.key.weight)), None

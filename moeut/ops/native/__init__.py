@@ -40,6 +40,7 @@ FLAGS = (
     *("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp"),
     *("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"),
 )
+UNBUILT = "they cannot be built"
 BUILD_SECONDS = 600
 """After which a compiler is given up."""
 
@@ -104,11 +105,12 @@ def why_not() -> str | None:
             torch.ops.load_library(str(_built()))
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
-            reason = f"they cannot be built: {lines[0] if lines else type(error).__name__}"
+            reason = f"{UNBUILT}: {lines[0] if lines else type(error).__name__}"
     if reason is None:
         logger.info("float32 products on the CPU: by C++ operations for AVX-512")
     else:
-        logger.info("float32 products on the CPU: by PyTorch alone, since %s", reason)
+        level = logging.WARNING if reason.startswith(UNBUILT) else logging.INFO
+        logger.log(level, "float32 products on the CPU: by PyTorch alone, since %s", reason)
     return reason
 
 

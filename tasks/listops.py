@@ -37,9 +37,18 @@ DATA_FILES: dict[str, DataFile] = {
         url=f"{REPOSITORY}/python/spinn/data/listops/test_d20s.tsv",
         sha256="71335416e6896e8dd8dc69281c8ed9b37316382d05d3705d660461564e843840",
         rows=10_000,
-    )
+    ),
+    "test_d8": DataFile(
+        path="listops/test_d8.tsv",
+        url=f"{REPOSITORY}/python/spinn/data/listops/test_d8.tsv",
+        sha256="881061477e62e9941332825bf417e25a13de50a38bf74a893e23f4ef05b18087",
+        rows=10_000,
+        by_default=False,
+    ),
 }
 OPERATORS = ("MIN", "MAX", "MED", "SM")
+KNOWN = (*OPERATORS, "FIRST", "LAST")
+"""Operators that are evaluated; the last two occur in other official files."""
 MOST_ARGUMENTS = 5
 MOST_TOKENS = 50
 """Longest balanced row; a bracket and its operator count three, as upstream."""
@@ -69,6 +78,8 @@ def apply(operator: str, arguments: Sequence[Node]) -> Node:
         "MAX": [values.index(max(values))],
         "MED": [order[middle]] if len(values) % 2 else order[middle - 1 : middle + 1],
         "SM": order,
+        "FIRST": [0],
+        "LAST": [len(values) - 1],
     }[operator]
     value = sum(values[n] for n in chosen)
     return Node(
@@ -88,7 +99,7 @@ def evaluate(tokens: Sequence[str]) -> Node:
     for token in tokens:
         if token.isdigit() and len(token) == 1:
             stack.append(Node(int(token), 1, 1))
-        elif token.removeprefix("[") in OPERATORS and token.startswith("["):
+        elif token.removeprefix("[") in KNOWN and token.startswith("["):
             stack.append(token[1:])
         elif token == "]":
             arguments: list[Node] = []
@@ -289,19 +300,21 @@ def _example(row: Expression, difficulty: float) -> Example:
     )
 
 
-def official_rows(keep: Callable[[int], bool] = lambda length: length > 100) -> list[Example]:
-    """Return the rows of the official test whose length is to be kept, by length.
+def official_rows(
+    keep: Callable[[int], bool] = lambda length: length > 100, name: str = "test"
+) -> list[Example]:
+    """Return the rows of an official test whose length is to be kept.
 
     Raises:
         DataMissing, DataDamaged: the file is not there, or not the published one.
     """
     rows = []
-    for line in read_lines(DATA_FILES["test"]):
+    for line in read_lines(DATA_FILES[name]):
         label, _, text = line.partition("\t")
         tokens = tuple(token for token in text.split() if token not in ("(", ")"))
         if not keep(len(tokens)):
             continue
         bucket = next((b for b in BUCKETS if b[0] <= len(tokens) <= b[1]), None)
-        name = "up to 100 tokens" if bucket is None else f"{bucket[0]} to {bucket[1]} tokens"
-        rows.append(Example(tokens, (label,), name, float(bucket[1] if bucket else 100)))
+        kind = "up to 100 tokens" if bucket is None else f"{bucket[0]} to {bucket[1]} tokens"
+        rows.append(Example(tokens, (label,), kind, float(bucket[1] if bucket else 100)))
     return rows

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +51,17 @@ def entry(name: str, registry: Any, scope: dict[str, Any], monkeypatch: pytest.M
     """Enter what the book enters under ``name``."""
     made = eval("{" + block(f'"{name}":') + "}", scope)
     monkeypatch.setitem(registry, name, made[name])
+
+
+def test_task_of_any_length(monkeypatch):
+    made = module("tasks/last_bit.py", monkeypatch)
+    monkeypatch.setitem(tasks.TASKS, "last_bit", made.LastBit)
+    (example,) = doctest.DocTestFinder().find(made.LastBit, "LastBit", made)[:1]
+    assert doctest.DocTestRunner().run(example) == (0, 2)
+    rows = np.arange(500)
+    train_rows = tasks.create("last_bit").split("train").arrays(rows)
+    last = train_rows.lengths - 1
+    assert (train_rows.target[rows, last] == train_rows.source[:, 0]).all()
 
 
 def test_task(tmp_path, monkeypatch):

@@ -84,8 +84,9 @@ def test_splits_of_listops_are_balanced_and_apart():
 
 
 @pytest.mark.official
-def test_official_listops(data_dir):
-    rows = listops.official_rows(lambda length: True)
+@pytest.mark.parametrize("name", listops.DATA_FILES)
+def test_official_listops(data_dir, name):
+    rows = listops.official_rows(lambda length: True, name)
     assert len(rows) == 10_000
     assert all(str(evaluate(row.source).value) == row.target[0] for row in rows)
 

@@ -19,8 +19,7 @@ class ObjectiveConfig:
     them (model.halting.kind exit_gate, ponder); every: of many repeats, read out one by one;
     progressive: of a pass of full depth and one that stops at a random one (arXiv 2202.05826);
     deep_supervision: of each of the passes that a row's state is carried through, one in a step
-    (model.carry.steps); auto: deep_supervision where the model carries its state, else last. Where
-    depth should follow the length of a row, see model.length_depth."""
+    (model.carry.steps); auto: deep_supervision where the model carries its state, else last."""
     weights: Literal["uniform", "linear"] | None = None
     """Of every: what repeats count for: alike, or in proportion to their number; left out:
     uniform."""

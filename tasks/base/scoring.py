@@ -157,8 +157,8 @@ def score(task: ExampleTask, answers: Answers) -> Scores:
     if task.kind in LABELLINGS:
         tables = {
             **tables,
-            "labels by length": by_length(answers),
-            "labels by place": by_position(answers),
+            "length, label by label": by_length(answers),
+            "place, label by label": by_position(answers),
             **task.label_tables(answers),
         }
     return Scores(

@@ -82,7 +82,7 @@ def test_it_trains_and_is_scored(name, tmp_path):
             assert all(0 <= value <= 1 for value in score.metrics.values())
             assert score.ceiling == 1.0
             assert score.chance > 0
-            assert {"labels by length", "labels by place"} <= set(score.tables)
+            assert {"length, label by label", "place, label by label"} <= set(score.tables)
 
 
 @functools.cache

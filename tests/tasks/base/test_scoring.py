@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+import tasks
 from tasks.base import scoring
 from tasks.base.metrics import Answers, Prediction
-from tasks.base.task import Example, ExampleTask
+from tasks.base.task import UNSCORED, Example, ExampleTask
 
 GOLD = Example(("x",), ("a", "b", "c"))
 
@@ -96,3 +97,26 @@ def test_rows_of_a_table_are_told_apart_by_every_digit():
         "1234567": 1.0,
         "1234568": 0.0,
     }
+
+
+def test_labels_are_counted_by_length_and_by_place():
+    task = tasks.create("prefix_sums", train_lengths=[1, 2], test_lengths=[3])
+    skip = UNSCORED
+    examples = [
+        Example(("1", "0"), ("1", "1"), difficulty=2.0),
+        Example(("1", "0", "1", "1"), ("1", skip, "0", "1"), difficulty=4.0),
+    ]
+    answers = Answers(examples, [Prediction(("1", "0")), Prediction(("1", skip, "1", "1"))])
+    scores = scoring.score(task, answers)
+    assert scores.metrics["sequence_accuracy"] == 0.0
+    assert scores.metrics["label_accuracy"] == pytest.approx(3 / 5)
+    assert scores.metrics["mean_over_lengths"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert scores.chance == pytest.approx((2**-2 + 2**-3) / 2)
+    assert scores.tables["place, label by label"] == {
+        "1": {"label_accuracy": 1.0, "rows": 2},
+        "2": {"label_accuracy": 0.0, "rows": 2},
+        "3": {"label_accuracy": 1.0, "rows": 1},
+    }
+    by_length = scores.tables["length, label by label"]
+    assert by_length["4"] == {"label_accuracy": pytest.approx(2 / 3), "rows": 3}
+    assert scores.by_difficulty["2"] == {"sequence_accuracy": 0.0, "rows": 1}

@@ -7,15 +7,28 @@
 
 namespace moeut {
 
-// The sum over rows (N, O) of a gradient, in the order of rows.
-inline Tensor sum_rows(const Tensor& rows) {
-  Tensor sum = at::zeros({rows.size(1)}, rows.options());
-  const float* source = read(rows);
-  float* target = write(sum);
-  const int64_t count = rows.size(0), width = rows.size(1);
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t j = 0; j < width; ++j) target[j] += source[i * width + j];
-  return sum;
+// What a ReLU lets through of a gradient (N, O), given its output: where that is not at most 0. The
+// rows are summed on the way to `sum` (O), unless it is null.
+inline Tensor through_relu(const Tensor& gradient, const Tensor& output, float* sum) {
+  Tensor passed = at::empty_like(gradient);
+  const float* __restrict g = read(gradient);
+  const float* __restrict y = read(output);
+  float* __restrict target = write(passed);
+  float* __restrict total = sum;
+  const int64_t count = gradient.size(0), width = gradient.size(1);
+  for (int64_t i = 0; i < count; ++i, g += width, y += width, target += width) {
+    for (int64_t j = 0; j < width; ++j) target[j] = y[j] <= 0.0f ? 0.0f : g[j];
+    if (total != nullptr)
+      for (int64_t j = 0; j < width; ++j) total[j] += target[j];
+  }
+  return passed;
+}
+
+// Add the rows (N, O) of a gradient, in their order, to `sum` (O).
+inline void sum_rows(const Tensor& gradient, float* sum) {
+  const float* source = read(gradient);
+  const int64_t count = gradient.size(0), width = gradient.size(1);
+  for (int64_t i = 0; i < count; ++i) add_row(sum, source + i * width, width);
 }
 
 // x (..., I), weight (O, I), bias (O) -> (..., O)
@@ -56,22 +69,23 @@ inline variable_list linear_backward(const Tensor& gradient, const Tensor& x, co
                               const Tensor& output, Needs needs) {
   const Tensor rows = as_rows(x), w = weight.contiguous();
   Tensor grad = as_rows(gradient);
-  // The ReLU passed exactly what is positive in its output.
-  if (output.defined()) grad = at::threshold_backward(grad, as_rows(output), 0);
-  const int64_t count = rows.size(0), in = rows.size(1), out = w.size(0);
   Tensor d_x, d_weight, d_bias;
+  if (needs.bias) d_bias = at::zeros({grad.size(1)}, grad.options());
+  float* to_bias = needs.bias ? write(d_bias) : nullptr;
+  if (output.defined())
+    grad = through_relu(grad, as_rows(output), to_bias);
+  else if (needs.bias)
+    sum_rows(grad, to_bias);
+  const int64_t count = rows.size(0), in = rows.size(1), out = w.size(0);
   const float* g = read(grad);
   if (needs.x) {
     d_x = at::empty(x.sizes(), x.options());
-    multiply_parallel(count, in, out, {g, out, 1}, {read(w), in, 1},
-                      write(d_x), in);
+    multiply_parallel(count, in, out, {g, out, 1}, {read(w), in, 1}, write(d_x), in);
   }
   if (needs.weight) {
     d_weight = at::empty({out, in}, w.options());
-    multiply_parallel(out, in, count, {g, 1, out}, {read(rows), in, 1},
-                      write(d_weight), in);
+    multiply_parallel(out, in, count, {g, 1, out}, {read(rows), in, 1}, write(d_weight), in);
   }
-  if (needs.bias) d_bias = sum_rows(grad);
   return {d_x, d_weight, d_bias};
 }
 

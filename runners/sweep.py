@@ -165,7 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = select_variant(sweep, planned, options.only)
         built = check(planned, needs_data=not options.dry_run)
         for described in built.values():
-            sweep.check_headline(described.split_names, described.task.kind)
+            task = described.task
+            sweep.check_headline(described.split_names, task.kind, task.own_metrics)
     except ValueError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT

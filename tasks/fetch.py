@@ -42,7 +42,7 @@ from tasks.base.data_files import (
     unpacked,
 )
 from tasks.base.options import nearest
-from tasks.base.storage import open_atomically, sha256_of, sha256_of_file
+from tasks.base.storage import open_atomically, sha256_of_file
 from tasks.cogs import official
 from tasks.zero_shot import ZERO_SHOT
 
@@ -101,11 +101,11 @@ def is_present(file: DataFile) -> bool:
         path = locate(file)  # the first one there is the one that is read
     except DataMissing:
         return False
-    if file.sha256 is None:
+    if file.checksum is None:
         return True
     try:
         packed = path.name != Path(file.path).name
-        return (sha256_of(unpacked(path)) if packed else sha256_of_file(path)) == file.sha256
+        return _found(file, path, packed=packed) == file.checksum
     except DataDamaged:
         return False
 
@@ -137,17 +137,24 @@ def fetch_file(
     part = goal.with_name(goal.name + ".part")
     goal.parent.mkdir(parents=True, exist_ok=True)
     resumed = _download(address, part, report)
-    found = sha256_of_file(part)
-    if found != file.sha256 and resumed:
+    found = _found(file, part)
+    if found != file.checksum and resumed:
         # The partial file of before may have been the start of another one.
         part.unlink()
         _download(address, part, report)
-        found = sha256_of_file(part)
-    if found != file.sha256:
+        found = _found(file, part)
+    if found != file.checksum:
         part.unlink()
-        raise FetchError(f"{address}: damaged: SHA-256 {found}, expected {file.sha256}")
+        raise FetchError(f"{address}: damaged: {found}, expected {file.checksum}")
     os.replace(part, goal)
     return goal
+
+
+def _found(file: DataFile, path: Path, *, packed: bool = False) -> str:
+    """Return the checksum that a file's bytes have where they lie."""
+    if file.sha256 is not None and not packed:
+        return f"SHA-256 {sha256_of_file(path)}"
+    return file.checksum_of(unpacked(path) if packed else path.read_bytes())
 
 
 def _extract(archive: Path, member: str, goal: Path) -> None:

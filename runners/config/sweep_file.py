@@ -64,17 +64,20 @@ class Sweep:
         """The variant that the others are tested against."""
         return self.config.baseline or next(iter(self.variants))
 
-    def check_headline(self, splits: Sequence[str], kind: str) -> None:
+    def check_headline(
+        self, splits: Sequence[str], kind: str, own_metrics: Sequence[str] = ()
+    ) -> None:
         """Check that ``headline`` names a split and a metric of a task.
 
         Args:
             splits: Those of the task.
             kind: Kind of the task.
+            own_metrics: Those that only this task has.
 
         Raises:
             ConfigError: it names another one.
         """
-        for key, allowed in (("split", splits), ("metric", metrics_of(kind))):
+        for key, allowed in (("split", splits), ("metric", [*metrics_of(kind), *own_metrics])):
             value = self.config.headline.get(key)
             if value is not None and value not in allowed:
                 node = self.root.value["headline"].value[key]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.base.options import OptionError
-from tasks.base.storage import sha256_of
+from tasks.base.storage import git_sha1_of, sha256_of
 
 
 class DataMissing(ValueError):
@@ -48,11 +48,26 @@ class DataFile:
     then the file's too."""
     member: str = ""
     """Path inside the archive."""
+    git_sha1: str | None = None
+    """Git's name of the bytes at the pinned commit, which is checked where no SHA-256 is known."""
 
     @property
     def collection(self) -> str:
         """First part of the path, the name that ``python -m tasks.fetch`` takes."""
         return self.path.split("/")[0]
+
+    @property
+    def checksum(self) -> str | None:
+        """What the file's bytes must give, such as ``SHA-256 71ab…``; None: nothing is known."""
+        if self.sha256 is not None:
+            return f"SHA-256 {self.sha256}"
+        return None if self.git_sha1 is None else f"Git SHA-1 {self.git_sha1}"
+
+    def checksum_of(self, data: bytes) -> str:
+        """Return what some bytes give, of the kind that ``checksum`` is."""
+        if self.sha256 is None and self.git_sha1 is not None:
+            return f"Git SHA-1 {git_sha1_of(data)}"
+        return f"SHA-256 {sha256_of(data)}"
 
     @property
     def fetch_command(self) -> str:
@@ -133,10 +148,10 @@ def read_bytes(file: DataFile) -> bytes:
     """
     path = locate(file)
     data = path.read_bytes() if file.path.endswith(".gz") else unpacked(path)
-    found = sha256_of(data)
-    if file.sha256 is not None and found != file.sha256:
+    found = file.checksum_of(data)
+    if file.checksum not in (None, found):
         raise DataDamaged(
-            f"{path}: damaged: SHA-256 {found}, expected {file.sha256}; remove it and fetch it "
+            f"{path}: damaged: {found}, expected {file.checksum}; remove it and fetch it "
             f"again with: {file.fetch_command}"
         )
     return data

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.base.reformatted_match import normal_form
+from tasks.base.semantic_match import semantic_match
 from tasks.base.task import EOS, LABELLINGS, UNSCORED, Example
 
 # --- what is measured -------------------------------------------------------------------
@@ -130,6 +132,24 @@ def mean_over_lengths(answers: Answers) -> float:
     return sum(map(label_accuracy, groups)) / len(groups)
 
 
+def is_renaming(example: Example, prediction: Prediction) -> bool:
+    """Return whether an output says what the target says, as ReCOGS compares logical forms."""
+    gold, written = " ".join(example.target), " ".join(prediction.tokens)
+    return prediction.finished and semantic_match(gold, written)
+
+
+def is_one_to_one(example: Example, prediction: Prediction) -> bool:
+    """Return whether an output is the target but for the names of variables and the order."""
+    gold, written = " ".join(example.target), " ".join(prediction.tokens)
+    return prediction.finished and semantic_match(gold, written, one_to_one=True)
+
+
+def is_reformatted(example: Example, prediction: Prediction) -> bool:
+    """Return whether an output has the target's normal form, as SLOG compares logical forms."""
+    gold, written = " ".join(example.target), " ".join(prediction.tokens)
+    return prediction.finished and normal_form(gold) == normal_form(written)
+
+
 def perplexity(loss: float) -> float:
     """Return exp(loss), of a mean cross entropy in nats; infinity where no float is so large."""
     try:
@@ -151,7 +171,7 @@ class Metric:
     """One number that a split is scored by."""
 
     kinds: tuple[str, ...]
-    """Kinds of task that have it."""
+    """Kinds of task that have it; none where single tasks name it among their ``own_metrics``."""
     compute: Callable[[Any], float | None]
     """Its value from ``Answers``, or from a ``TextLoss``; None where it cannot be taken."""
     meaning: str
@@ -186,6 +206,25 @@ METRICS: dict[str, Metric] = {
         compute=eos_oracle_match,
         meaning="the output decoded with the end token forbidden, cut to the target's length, is "
         "the target (Newman et al. 2020, arXiv 2010.07174): right but for when to stop",
+    ),
+    "semantic_match": Metric(
+        kinds=(),
+        compute=lambda answers: answers.share(is_renaming),
+        meaning="some renaming of the output's variables makes its atoms those of the target, in "
+        "any order, as ReCOGS is published; variables may share a name, so that two whole copies "
+        "count as right",
+    ),
+    "one_to_one_match": Metric(
+        kinds=(),
+        compute=lambda answers: answers.share(is_one_to_one),
+        meaning="semantic_match with a name of its own for each variable: a copy too many is wrong",
+    ),
+    "reformatted_match": Metric(
+        kinds=(),
+        compute=lambda answers: answers.share(is_reformatted),
+        meaning="output and target are equal once their atoms are sorted and their variables "
+        "numbered in the order of appearance, as SLOG is published; the sort sees old numbers, so "
+        "that some renamings count as wrong",
     ),
     "accuracy": Metric(
         kinds=("classification",),
@@ -254,9 +293,12 @@ def is_lower_better(name: str) -> bool:
     return name in METRICS and METRICS[name].lower_is_better
 
 
-def measure(kind: str, measured: Answers | TextLoss) -> dict[str, float]:
-    """Return every metric of a kind of task that can be taken."""
-    values = {name: METRICS[name].compute(measured) for name in metrics_of(kind)}
+def measure(
+    kind: str, measured: Answers | TextLoss, own_metrics: Sequence[str] = ()
+) -> dict[str, float]:
+    """Return every metric of a kind of task that can be taken, and those that the task names."""
+    names = [*metrics_of(kind), *own_metrics]
+    values = {name: METRICS[name].compute(measured) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -153,7 +153,7 @@ def score(task: ExampleTask, answers: Answers) -> Scores:
     examples = answers.examples
     correct = correctness(task.kind, examples, answers.predictions)
     metric = headline_metric(task.kind)
-    tables = task.tables(examples, correct)
+    tables = {**task.tables(examples, correct), **task.answer_tables(answers)}
     if task.kind in LABELLINGS:
         tables = {
             **tables,
@@ -162,7 +162,7 @@ def score(task: ExampleTask, answers: Answers) -> Scores:
             **task.label_tables(answers),
         }
     return Scores(
-        metrics=measure(task.kind, answers),
+        metrics=measure(task.kind, answers, task.own_metrics),
         rows=len(examples),
         ceiling=ceiling(task, examples),
         chance=chance(task, examples),

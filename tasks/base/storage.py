@@ -166,6 +166,15 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def git_sha1_of(data: bytes) -> str:
+    """Return the name that Git gives to a file of some bytes, in hexadecimal.
+
+    It is part of every tree that Git stores, and so is known of files that were never seen.
+    """
+    header = f"blob {len(data)}\0".encode()
+    return hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
+
+
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal, without holding all of it in memory.
 

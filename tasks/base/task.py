@@ -108,6 +108,11 @@ class Task(Generic[SplitT]):
         return "sequence_to_sequence"
 
     @property
+    def own_metrics(self) -> tuple[str, ...]:
+        """Metrics of this task beside those of its kind, by their names in ``METRICS``."""
+        return ()
+
+    @property
     def in_distribution_split(self) -> str | None:
         """Split drawn like train, shown beside every out-of-distribution score; None: no such."""
         return None
@@ -269,6 +274,17 @@ class ExampleTask(Task[Sequence[Example]]):
 
         Returns:
             Table name → row label → ``{"exact_match" or "accuracy": share right, "rows": count}``.
+        """
+        return {}
+
+    def answer_tables(self, answers: Any) -> dict[str, dict[str, dict[str, float]]]:
+        """Return tables that need what was written, not just whether it is right.
+
+        Args:
+            answers: ``tasks.base.metrics.Answers`` to rows of a split.
+
+        Returns:
+            Table name → row label → ``{metric: share, "rows": count}``.
         """
         return {}
 

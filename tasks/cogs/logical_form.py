@@ -108,7 +108,7 @@ def read(sentence: str) -> Reading:
     tokens = sentence.split(" ")
     if len(tokens) == 1:
         return Reading(primitive_form(sentence), 0, 0)
-    return _Reader(tokens).read()
+    return SentenceReader(tokens).read()
 
 
 def primitive_form(word: str) -> str:
@@ -138,7 +138,7 @@ def primitive_form(word: str) -> str:
     )
 
 
-class _Reader:
+class SentenceReader:
     """One pass over a sentence, left to right; no construction needs more than one token ahead."""
 
     def __init__(self, tokens: list[str]) -> None:
@@ -204,11 +204,12 @@ class _Reader:
     def noun_phrase(self, depth: int = 0) -> str:
         """Read a name, or a noun with all that hangs on it; return its term."""
         if not self.at_determiner():
-            return self.take(NAMES, "a name, or 'a' or 'the' with a noun")[1]
+            return self.name(*self.take(NAMES, "a name, or 'a' or 'the' with a noun"))
         definite = self.tokens[self.position].lower() == "the"
         self.position += 1
         index, token = self.take(NOUNS, "a noun")
         noun = token.lower()  # only "TV" differs
+        self.noun(index, noun, definite=definite)
         if definite:
             self.definites.append(f"* {noun} ( x _ {index} ) ; ")
         else:
@@ -218,11 +219,24 @@ class _Reader:
             self.position += 1
             self.phrase_depth = max(self.phrase_depth, depth + 1)
             place = self.noun_phrase(depth + 1)
-            self.atoms[index].append(f"{noun} . nmod . {preposition} ( x _ {index} , {place} )")
+            self.role(index, noun, f"nmod . {preposition}", place)
         return f"x _ {index}"
 
-    def role(self, verb: int, lemma: str, role: str, term: str) -> None:
-        self.atoms[verb].append(f"{lemma} . {role} ( x _ {verb} , {term} )")
+    def role(self, head: int, lemma: str, role: str, term: str) -> None:
+        self.atoms[head].append(f"{lemma} . {role} ( x _ {head} , {term} )")
+        self.relate(head, lemma, role, term)
+
+    # --- what a reader that wants more than the form replaces ---------------------------
+
+    def name(self, index: int, word: str) -> str:
+        """Return the term of a name."""
+        return word
+
+    def noun(self, index: int, word: str, *, definite: bool) -> None:
+        """Take note of a noun."""
+
+    def relate(self, head: int, lemma: str, role: str, term: str) -> None:
+        """Take note of an atom that joins a verb or noun with another."""
 
     def at_determiner(self) -> bool:
         return self.peek() in (("a", "the") if self.position else ("A", "The"))

@@ -308,5 +308,23 @@ def test_every_address_is_pinned_to_a_commit():
             if "githubusercontent" in entry.url:
                 assert len(entry.url.split("/")[5]) == 40
             published = entry.archive or entry
-            assert published.sha256 is not None
-            assert len(published.sha256) == 64
+            assert published.checksum is not None
+            assert len(published.checksum.split()[-1]) in (40, 64)
+
+
+def test_a_file_known_by_its_name_in_git_is_checked_by_it(server, cache, monkeypatch):
+    # As ``git hash-object`` prints it.
+    entry = DataFile(
+        "toy/hello.txt",
+        f"{server.address}/hello.txt",
+        None,
+        git_sha1="ce013625030ba8dba906f756967f9e9ca394464a",
+    )
+    monkeypatch.setitem(fetch.COLLECTIONS, "toy", (entry,))
+    server.table["/hello.txt"] = b"hullo\n"
+    with pytest.raises(fetch.FetchError, match="damaged: Git SHA-1 .* expected Git SHA-1 ce013625"):
+        fetch.main(["toy"])
+    server.table["/hello.txt"] = b"hello\n"
+    fetch.main(["toy"])
+    assert data_files.read_bytes(entry) == b"hello\n"
+    assert fetch.is_present(entry)

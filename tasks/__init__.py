@@ -84,6 +84,8 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "modular_expression": LazyTask("tasks.modular_expression", "ModularExpression"),
     "looped": LazyTask("tasks.looped", "Looped"),
     "prefix_sums": LazyTask("tasks.prefix_sums", "PrefixSums"),
+    "recogs": LazyTask("tasks.cogs", "Recogs"),
+    "cogs_variant": LazyTask("tasks.cogs", "CogsVariant"),
     "language": LazyTask("tasks.language.task", "Language"),
 }
 """Every task by the name that configs and commands give it; a class may stand here itself."""

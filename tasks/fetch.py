@@ -43,12 +43,13 @@ from tasks.base.data_files import (
 )
 from tasks.base.options import nearest
 from tasks.base.storage import open_atomically, sha256_of_file
-from tasks.cogs import official
+from tasks.cogs import official, recogs
 from tasks.zero_shot import ZERO_SHOT
 
 COLLECTIONS: dict[str, tuple[DataFile, ...]] = {
     "scan": (*scan.DATA_FILES.values(), scan.MCD_ARCHIVE),
     "cogs": tuple(official.DATA_FILES.values()),
+    "recogs": tuple(recogs.DATA_FILES.values()),
     "listops": tuple(listops.DATA_FILES.values()),
     "logical_inference": tuple(logical_inference.DATA_FILES.values()),
     **{name: benchmark.files for name, benchmark in ZERO_SHOT.items()},

@@ -150,7 +150,7 @@ class _Search:
         return self.covers(names)
 
     def settle(self, names: Names, variable: str) -> list[str]:
-        """Take the one name that a variable has left from all others, where names are not shared."""
+        """Take the one name that a variable has left from all others, where none is shared."""
         if not self.is_bijective or len(names[variable]) > 1:
             return []
         (name,) = names[variable]

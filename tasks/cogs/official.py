@@ -154,7 +154,7 @@ class Cogs(ExampleTask):
             DataMissing: a file is not there; the message has the command that fetches it.
             DataDamaged: a file is there with another checksum.
         """
-        return {split: _read(file) for split, file in DATA_FILES.items()}
+        return {split: read_rows(file) for split, file in DATA_FILES.items()}
 
     def tables(
         self, examples: Sequence[Example], correct: Sequence[bool]
@@ -163,11 +163,25 @@ class Cogs(ExampleTask):
         return generalisation_tables(examples, correct)
 
 
-def _read(file: DataFile) -> list[Example]:
+def read_rows(file: DataFile) -> list[Example]:
+    """Return the rows of a file of COGS' own sentences and forms.
+
+    Raises:
+        DataMissing, DataDamaged: it is not there, or not the published one.
+    """
+    return [example(*columns) for columns in read_columns(file)]
+
+
+def read_columns(file: DataFile) -> list[tuple[str, str, str]]:
+    """Return sentence, logical form and category of each row of a file in COGS' format.
+
+    Raises:
+        DataMissing, DataDamaged: it is not there, or not the published one.
+    """
     rows = []
     for number, line in enumerate(read_lines(file), start=1):
         columns = line.split("\t")
         if len(columns) != 3:
             raise DataDamaged(f"{locate(file)}:{number}: {len(columns)} columns, expected 3")
-        rows.append(example(*columns))
+        rows.append((columns[0], columns[1], columns[2]))
     return rows

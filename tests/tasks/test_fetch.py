@@ -322,7 +322,9 @@ def test_a_file_known_by_its_name_in_git_is_checked_by_it(server, cache, monkeyp
     )
     monkeypatch.setitem(fetch.COLLECTIONS, "toy", (entry,))
     server.table["/hello.txt"] = b"hullo\n"
-    with pytest.raises(fetch.FetchError, match="damaged: Git SHA-1 .* expected Git SHA-1 ce013625"):
+    with pytest.raises(
+        fetch.FetchError, match=r"damaged: Git SHA-1 .* expected Git SHA-1 ce013625"
+    ):
         fetch.main(["toy"])
     server.table["/hello.txt"] = b"hello\n"
     fetch.main(["toy"])

@@ -52,9 +52,9 @@ def test_an_unaccusative_subject_taken_for_an_agent_is_noticed(data_dir, monkeyp
 def test_swapped_roles_are_noticed(data_dir, monkeypatch):
     rows = official_rows(data_dir, "test")
     swapped = {"agent": "theme", "theme": "agent"}
-    role = logical_form._Reader.role
+    role = logical_form.SentenceReader.role
     monkeypatch.setattr(
-        logical_form._Reader,
+        logical_form.SentenceReader,
         "role",
         lambda self, verb, lemma, name, term: role(
             self, verb, lemma, swapped.get(name, name), term

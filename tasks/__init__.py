@@ -86,6 +86,7 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "prefix_sums": LazyTask("tasks.prefix_sums", "PrefixSums"),
     "recogs": LazyTask("tasks.cogs", "Recogs"),
     "cogs_variant": LazyTask("tasks.cogs", "CogsVariant"),
+    "slog": LazyTask("tasks.slog", "Slog"),
     "language": LazyTask("tasks.language.task", "Language"),
 }
 """Every task by the name that configs and commands give it; a class may stand here itself."""

@@ -87,6 +87,8 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "recogs": LazyTask("tasks.cogs", "Recogs"),
     "cogs_variant": LazyTask("tasks.cogs", "CogsVariant"),
     "slog": LazyTask("tasks.slog", "Slog"),
+    "pcfg_set": LazyTask("tasks.pcfg", "PcfgSet"),
+    "string_functions": LazyTask("tasks.pcfg", "StringFunctions"),
     "language": LazyTask("tasks.language.task", "Language"),
 }
 """Every task by the name that configs and commands give it; a class may stand here itself."""

@@ -44,6 +44,7 @@ from tasks.base.data_files import (
 from tasks.base.options import nearest
 from tasks.base.storage import open_atomically, sha256_of_file
 from tasks.cogs import official, recogs
+from tasks.pcfg import official as pcfg
 from tasks.zero_shot import ZERO_SHOT
 
 COLLECTIONS: dict[str, tuple[DataFile, ...]] = {
@@ -51,6 +52,7 @@ COLLECTIONS: dict[str, tuple[DataFile, ...]] = {
     "cogs": tuple(official.DATA_FILES.values()),
     "recogs": tuple(recogs.DATA_FILES.values()),
     "slog": tuple(slog.DATA_FILES.values()),
+    "pcfg_set": tuple(pcfg.DATA_FILES.values()),
     "listops": tuple(listops.DATA_FILES.values()),
     "logical_inference": tuple(logical_inference.DATA_FILES.values()),
     **{name: benchmark.files for name, benchmark in ZERO_SHOT.items()},

@@ -1,8 +1,6 @@
-"""PCFG SET: every delivered row obeys the rules, and the scores of its tests count what they say."""
+"""PCFG SET: every delivered row obeys the rules, and its tests' scores count what they say."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 
@@ -12,7 +10,7 @@ from tasks.base.metrics import Answers, Prediction
 from tasks.base.options import OptionError
 from tasks.base.scoring import score
 from tasks.base.storage import git_sha1_of
-from tasks.pcfg import official
+from tasks.pcfg import like, official
 from tasks.pcfg.localism import read_groups, replay
 from tasks.pcfg.official import DATA_FILES, PcfgSet, read_rows
 from tasks.pcfg.rules import HELD_OUT, TWIN, apply, exceptional, functions, has_pair
@@ -100,10 +98,8 @@ def recovered(data_dir, monkeypatch):
         path = f"pcfg_set/pcfgset/train.recovered.{end}"
         file = tasks.DataFile(path, "", None)
         monkeypatch.setitem(DATA_FILES, f"pcfgset/train.{end}", file)
-        for other in (
-            "substitutivity/primitive/train",
-            "overgeneralisation/train_pcfg_ratio=0.001",
-        ):
+        ratio = "overgeneralisation/train_pcfg_ratio=0.001"
+        for other in ("substitutivity/primitive/train", ratio):
             monkeypatch.setitem(DATA_FILES, f"{other}.{end}", file)
 
 
@@ -111,7 +107,7 @@ def recovered(data_dir, monkeypatch):
 def test_substitutivity_is_scored_by_consistency(recovered):
     task = PcfgSet(test="substitutivity_primitive")
     rows = task.split("test")[:8]
-    for first, twin in itertools.batched(rows, 2) if hasattr(itertools, "batched") else []:
+    for first, twin in zip(rows[::2], rows[1::2], strict=True):
         assert first.target == twin.target
         assert [t.removesuffix(TWIN) for t in twin.source] == list(first.source)
     wrong = ("A1",)
@@ -202,9 +198,8 @@ def test_options_that_make_no_test_are_refused(options, message):
         tasks.create("string_functions", **options)
 
 
-def test_too_many_rows_are_refused_by_their_number():
-    task = tasks.create(
-        "string_functions", test="iid", symbols=2, train_functions=[1, 1], train_rows=5000
-    )
-    with pytest.raises(OptionError, match=r"train_rows=5000: at most \d+"):
+def test_too_few_rows_are_refused_with_their_number(monkeypatch):
+    monkeypatch.setattr(like, "TRIES", 1)
+    task = tasks.create("string_functions", train_rows=50, other_rows=50)
+    with pytest.raises(OptionError, match=r"train_rows=50: must be at most \d+, as many as train"):
         task.splits()

@@ -94,7 +94,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """Run the README's main job (extra arguments are overrides, such as train.steps=60)."""
-    session.install("-e", ".[plots]")
+    session.install("-e", ".")
     session.run("python", "-m", "runners.sweep", "configs/quickstart.yaml", *session.posargs)
 
 

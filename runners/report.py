@@ -7,10 +7,11 @@
 writes into the sweep's directory:
 
     results.csv       one row per run and metric; no times, so the same bytes after any interruption
+    report.html       everything on one page, which opens in a browser without network
     breakdown.csv     one row per run and category, difficulty or row of a task's own table
     timings.csv       one row per run
     summary.md        the tables; summary.tex: for a paper (booktabs); summary.json: all numbers
-    figures/          difficulty, depth, learning: PNG and PDF
+    figures/          difficulty, depth, learning: PNG, PDF and SVG
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", help="variant that the others are tested against")
     parser.add_argument("--split", help="split of the main column")
     parser.add_argument("--metric", help="metric of the main column")
-    parser.add_argument("--no-figures", action="store_true", help="write tables alone")
+    parser.add_argument("--no-figures", action="store_true", help="write no PNG, PDF and SVG")
     options = parser.parse_args(arguments)
     results = _with_choices(load(options.sweep), options)
     trouble = write_files(results, with_figures=not options.no_figures)

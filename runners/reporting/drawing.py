@@ -127,6 +127,10 @@ def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, Any]) -> dict[str
     if panel.wide:
         axes.set_xscale("log", base=2)
         _write_numbers_out(axes.xaxis)
+    elif panel.x != TOKENS and all(float(x).is_integer() for c in panel.curves.values() for x in c):
+        from matplotlib.ticker import MaxNLocator
+
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there are no 2.5 repeats
     axes.grid(alpha=0.3, which="both")
     return drawn
 
@@ -240,8 +244,13 @@ def _width(text: str, font: Any) -> float:
 
 
 def save(figure: Any, stem: Path) -> list[Path]:
-    """Write a figure as PNG and PDF without dates or version strings, and return the paths."""
-    png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
+    """Write a figure as PNG, PDF and SVG without dates or version strings; return the paths."""
+    from matplotlib import rc_context
+
+    png, pdf, svg = (stem.with_suffix(ending) for ending in (".png", ".pdf", ".svg"))
     figure.savefig(png, dpi=150, metadata={"Software": None})
     figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    return [png, pdf]
+    # Names of an SVG's parts are drawn at random unless they are salted; its text stays text.
+    with rc_context({"svg.hashsalt": "figure", "svg.fonttype": "none"}):
+        figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return [png, pdf, svg]

@@ -1,6 +1,6 @@
 """The figures of a report: the score by difficulty, by depth at evaluation, and learning curves.
 
-matplotlib is an extra (``pip install moeut-suite[plots]``), imported only to draw.
+matplotlib is imported only to draw.
 Files carry no dates, so the same results give the same bytes.
 """
 
@@ -20,7 +20,7 @@ from runners.reporting.results import Outcome, Setting, SweepResults
 from runners.reporting.run_result import Depth
 from tasks.base.metrics import is_lower_better
 
-NO_MATPLOTLIB = "no figures: matplotlib is not installed (pip install 'moeut-suite[plots]')"
+NO_MATPLOTLIB = "no figures: matplotlib is not installed (pip install matplotlib)"
 
 
 class FiguresUnavailable(RuntimeError):
@@ -28,7 +28,7 @@ class FiguresUnavailable(RuntimeError):
 
 
 def draw_all(results: SweepResults, directory: Path) -> list[Path]:
-    """Draw every figure that the results have data for, as PNG and PDF, and return the paths.
+    """Draw every figure that the results have data for, as PNG, PDF and SVG, and return the paths.
 
     Raises:
         FiguresUnavailable: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""The files of a report, from the results of a sweep: CSV, Markdown, LaTeX, JSON and figures."""
+"""The files of a report, from the results of a sweep: CSV, Markdown, LaTeX, JSON, HTML, figures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from runners.reporting import breakdown, comparison, depth_curves, figures, tables
+from runners.reporting.html.document import PageUnavailable, to_html
 from runners.reporting.markup import escape_markdown, markdown_heading
 from runners.reporting.results import Setting, SweepResults, load
 from runners.reporting.run_result import to_plain
@@ -24,6 +25,7 @@ from tasks.base.storage import write_atomically
 
 # --- writing ----------------------------------------------------------------------------
 
+PAGE = "report.html"
 FILES = (
     "results.csv",
     "breakdown.csv",
@@ -31,6 +33,7 @@ FILES = (
     "summary.md",
     "summary.tex",
     "summary.json",
+    PAGE,
 )
 """What a report is made of, besides the figures."""
 
@@ -58,15 +61,19 @@ def write_files(results: SweepResults, *, with_figures: bool = True) -> str:
         to_latex(results),
         json.dumps(_finite(to_data(results)), indent=1, ensure_ascii=False) + "\n",
     )
-    for name, text in zip(FILES, texts, strict=True):
+    for name, text in zip(FILES[:-1], texts, strict=True):
         write_atomically(results.directory / name, text)
-    if not with_figures:
-        return ""
+    trouble = []
     try:
-        figures.draw_all(results, results.directory / "figures")
+        write_atomically(results.directory / PAGE, to_html(results))
+    except PageUnavailable as error:
+        trouble.append(str(error))
+    try:
+        if with_figures:
+            figures.draw_all(results, results.directory / "figures")
     except figures.FiguresUnavailable as error:
-        return str(error)
-    return ""
+        trouble.append(str(error))
+    return "\n".join(trouble)
 
 
 def _finite(value: Any) -> Any:

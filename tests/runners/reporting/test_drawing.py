@@ -4,9 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-
-pytest.importorskip("matplotlib")
-
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from runners.reporting.drawing import PANEL_INCHES, Panel, draw
@@ -101,3 +98,13 @@ def test_the_colours_of_sixty_settings_differ():
 @pytest.mark.parametrize("title", ["a long title of a split " * 6, "w" * 200])
 def test_titles_stay_inside(title):
     assert is_framed(pixels(draw(make_panels(["a"], 1, title=title))))
+
+
+def test_whole_numbers_have_ticks_at_whole_numbers():
+    curve = {1.0: [0.5], 2.0: [0.6], 3.0: [0.7]}
+    figure = draw([Panel(title="t", x="repeats", y="accuracy", curves={"a": curve})])
+    ticks = figure.axes[0].get_xticks()
+    assert [tick for tick in ticks if not float(tick).is_integer()] == []
+    halves = {0.5: [0.5], 1.5: [0.6]}
+    figure = draw([Panel(title="t", x="repeats", y="accuracy", curves={"a": halves})])
+    assert any(not float(tick).is_integer() for tick in figure.axes[0].get_xticks())

@@ -23,13 +23,12 @@ def deepen(variant, seed, data):
 
 
 def test_every_figure_twice_the_same(make_sweep, tmp_path):
-    pytest.importorskip("matplotlib")
     results = load(make_sweep(a=[0.4, 0.6], b=[0.5, None], result=deepen))
     paths = draw_all(results, tmp_path / "one")
     assert [path.name for path in paths] == [
         f"{name}.{kind}"
         for name in ("difficulty", "depth", "difficulty_by_depth", "learning")
-        for kind in ("png", "pdf")
+        for kind in ("png", "pdf", "svg")
     ]
     again = draw_all(results, tmp_path / "two")
     for first, second in zip(paths, again, strict=True):
@@ -60,5 +59,4 @@ def test_without_matplotlib_one_line_says_what_to_do(make_sweep, tmp_path, monke
 
 
 def test_a_sweep_without_results_has_no_figures(make_sweep, tmp_path):
-    pytest.importorskip("matplotlib")
     assert draw_all(load(make_sweep(a=[None])), tmp_path / "figures") == []

@@ -181,7 +181,6 @@ def test_a_score_after_the_last_logged_step_is_placed_too(make_language_sweep):
 
 
 def test_figures_of_language_models_have_no_scale_of_accuracies(make_language_sweep, tmp_path):
-    pytest.importorskip("matplotlib")
     found = load(make_language_sweep(a=[1.2, 1.3], b=[1.4, 1.5]))
     figure = figures.draw(figures.learning_panels(found))
     _, axes = figure.axes

@@ -1,0 +1,280 @@
+"""The page itself: sections of HTML around the tables, the figures' data and the script."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import math
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any
+
+from runners.reporting import breakdown, comparison, depth_curves
+from runners.reporting.html import contents
+from runners.reporting.html.charts import Chart, all_charts
+from runners.reporting.results import SweepResults
+from runners.reporting.tables import Table
+from tasks.base.printable import printable
+
+NO_LIBRARY = (
+    "no report.html: vl-convert-python, which brings Vega-Lite, is not installed "
+    "(pip install vl-convert-python)"
+)
+MOST_COMMANDS = 30
+
+
+class PageUnavailable(RuntimeError):
+    """The plotting library is not installed; the message says how to get it."""
+
+
+@functools.cache
+def plotting_library() -> str:
+    """Return Vega-Lite, Vega and Vega-Embed as one script, 0.9 MB.
+
+    Raises:
+        PageUnavailable: the package that brings them is not installed.
+    """
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise PageUnavailable(NO_LIBRARY) from error
+    return str(vl_convert.javascript_bundle(snippet=None)).replace("</script", r"<\/script")
+
+
+def to_html(results: SweepResults, *, extra: str = "", refresh: int | None = None) -> str:
+    """Return ``report.html``: a page that needs no other file and no network.
+
+    Args:
+        results: what it shows.
+        extra: sections that stand before the headline, as HTML.
+        refresh: seconds after which the page is loaded again; None: never.
+
+    Raises:
+        PageUnavailable: the plotting library is not installed.
+    """
+    charts = all_charts(results)
+    parts = [
+        _headline(results),
+        _section("scores", "Comparison", _tables(_main_tables(results)), charts),
+        _section("groups", "By category and difficulty", _folded(_group_tables(results)), charts),
+        _section("depth", "By depth at evaluation", _folded(_depth_tables(results)), charts),
+        _section("learning", "Learning curves", "", charts),
+        _examples(results),
+        _configs(results),
+        _environment(results),
+    ]
+    return document(
+        title=results.name,
+        body=extra + "".join(parts),
+        data={
+            "charts": [chart.to_json() for chart in charts],
+            "examples": contents.examples(results),
+        },
+        refresh=refresh,
+    )
+
+
+def document(*, title: str, body: str, data: dict[str, Any], refresh: int | None = None) -> str:
+    """Return a whole page of these sections.
+
+    Raises:
+        PageUnavailable: the plotting library is not installed.
+    """
+    files = resources.files("runners.reporting.html")
+    style = (files / "page.css").read_text(encoding="utf-8")
+    script = (files / "page.js").read_text(encoding="utf-8")
+    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+{again}
+<title>{text(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<a class="skip" href="#content">Skip to the content</a>
+<header><h1>{text(title)}</h1><nav aria-label="Sections" id="contents"></nav></header>
+<main id="content">
+<noscript><p>Tables are complete without JavaScript; figures and examples need it.</p></noscript>
+{body}
+</main>
+<script type="application/json" id="data">{embedded(data)}</script>
+<script type="module">{plotting_library()}</script>
+<script type="module">{script}</script>
+</body>
+</html>
+"""
+
+
+# --- pieces -----------------------------------------------------------------------------
+
+
+def text(value: str) -> str:
+    """Return text of users as HTML, on one line."""
+    return html.escape(printable(value))
+
+
+def embedded(data: Any) -> str:
+    """Return data as JSON that may stand in a script element."""
+    return json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":")).replace(
+        "<", r"\u003c"
+    )
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinity by null, which JSON has."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def section(name: str, title: str, body: str) -> str:
+    """Return a section with a heading, or nothing without a body."""
+    if not body:
+        return ""
+    head = f'<h2 id="{name}-h">{title}</h2>'
+    return f'<section id="{name}" aria-labelledby="{name}-h">{head}{body}</section>\n'
+
+
+def _section(name: str, title: str, tables: str, charts: Sequence[Chart]) -> str:
+    figures = "".join(figure(chart) for chart in charts if chart.section == name)
+    return section(
+        name, title, (f'<div class="figures">{figures}</div>' if figures else "") + tables
+    )
+
+
+def figure(chart: Chart) -> str:
+    """Return the place of a figure, which the script fills, with its legend, data and download."""
+    note = f'<p class="note">{text(chart.note)}</p>' if chart.note else ""
+    return (
+        f'<figure data-chart="{chart.name}"><figcaption>{text(chart.title)}</figcaption>'
+        f'<div class="legend" role="group" aria-label="Show or hide"></div>'
+        f'<div class="plot"></div>{note}<p class="links"></p></figure>'
+    )
+
+
+def table(shown: Table) -> str:
+    """Return a table whose columns sort and whose rows filter, with its notes."""
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in shown.name)
+    head = "".join(
+        f'<th scope="col"><button type="button">{text(column)}</button></th>'
+        for column in shown.columns
+    )
+    body = "".join(
+        f"<tr>{''.join(_cell(shown, r, c) for c in range(len(row)))}</tr>"
+        for r, row in enumerate(shown.rows)
+    )
+    notes = "".join(f"<li>{text(note)}</li>" for note in shown.notes)
+    return (
+        f'<h3 id="t-{name}">{text(shown.title)}</h3>'
+        f'<div class="table"><label class="filter">Filter rows <input type="search"></label>'
+        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="t-{name}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
+        + (f'<ul class="note">{notes}</ul>' if notes else "")
+    )
+
+
+def _cell(shown: Table, row: int, column: int) -> str:
+    value = text(shown.rows[row][column])
+    if (row, column) in shown.bold:
+        value = f"<strong>{value}</strong>"
+    if column == 0:
+        return f'<th scope="row">{value}</th>'
+    return f"<td>{value}</td>" if column >= shown.num_names else f'<td class="name">{value}</td>'
+
+
+def _tables(tables: Iterable[Table]) -> str:
+    return "".join(map(table, tables))
+
+
+def _folded(tables: Sequence[Table]) -> str:
+    if not tables:
+        return ""
+    return f"<details><summary>Tables ({len(tables)})</summary>{_tables(tables)}</details>"
+
+
+# --- sections ---------------------------------------------------------------------------
+
+
+def _main_tables(results: SweepResults) -> list[Table]:
+    problems = breakdown.problems_table(results)
+    return [
+        comparison.main_table(results),
+        *([problems] if problems else []),
+        breakdown.splits_table(results),
+    ]
+
+
+def _group_tables(results: SweepResults) -> list[Table]:
+    return breakdown.breakdown_tables(results)
+
+
+def _depth_tables(results: SweepResults) -> list[Table]:
+    return [*breakdown.depth_tables(results), *depth_curves.depth_curve_tables(results)]
+
+
+def _headline(results: SweepResults) -> str:
+    found = contents.headline(results)
+    parts = "".join(f"<p>{text(line)}</p>" for line in found.compared)
+    for title, lines in (
+        ("Under which budget", found.budget),
+        ("What can be claimed", found.claims or ["No difference between models is shown."]),
+        ("What cannot be claimed", found.no_claims),
+    ):
+        if lines:
+            parts += f"<h3>{title}</h3><ul>{''.join(f'<li>{text(n)}</li>' for n in lines)}</ul>"
+    return section("headline", "What was compared", parts)
+
+
+def _examples(results: SweepResults) -> str:
+    if not any((run.directory / "predictions.jsonl").is_file() for run in results.runs):
+        return ""
+    selects = "".join(
+        f'<label>{label} <select data-field="{field}">'
+        '<option value="">all</option></select></label>'
+        for field, label in (
+            ("model", "Model"),
+            ("split", "Split"),
+            ("category", "Category"),
+            ("correct", "Right or wrong"),
+        )
+    )
+    body = (
+        "<p>Of the first finished seed of each model, a few of each category; all are in its "
+        f'predictions.jsonl.</p><div class="selects">{selects}</div>'
+        '<p id="examples-count" role="status"></p>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Examples">'
+        "<table><thead><tr><th>model</th><th>split</th><th>category</th><th>source</th>"
+        "<th>target</th><th>prediction</th><th>what went wrong</th></tr></thead>"
+        '<tbody id="examples-rows"></tbody></table></div>'
+        '<button type="button" id="examples-more">Show more</button>'
+    )
+    return section("examples", "Example predictions", body)
+
+
+def _configs(results: SweepResults) -> str:
+    texts = contents.configs(results)
+    differences = contents.differences_table(texts) if len(texts) > 1 else None
+    whole = "".join(
+        f"<details><summary>{text(label)}</summary>"
+        f'<pre tabindex="0">{html.escape(config)}</pre></details>'
+        for label, config in texts.items()
+    )
+    return section("configs", "Configs", (table(differences) if differences else "") + whole)
+
+
+def _environment(results: SweepResults) -> str:
+    found = contents.environment_table(results)
+    lines = contents.commands(results)
+    shown = "\n".join(html.escape(line) for line in lines)
+    commands = f'<h3>Commands to reproduce</h3><pre tabindex="0">{shown}</pre>'
+    if len(lines) > MOST_COMMANDS:
+        commands = f"<details><summary>Commands to reproduce</summary>{commands}</details>"
+    return section("environment", "Environment", (table(found) if found else "") + commands)

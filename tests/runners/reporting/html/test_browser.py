@@ -1,0 +1,161 @@
+"""The page in a real browser: opens without network, sorts, filters, toggles, hovers, prints."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+
+from runners.reporting.page import write_report
+
+NEEDED = "needs the extra [browser]"
+sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDED)
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDED)
+pytest.importorskip("vl_convert")
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PATH = os.environ.get("MOEUT_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
+if PATH is None:
+    pytest.skip("no Chromium on the path, nor in MOEUT_BROWSER", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=PATH, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Return a function that opens a file without network and waits until all is drawn."""
+    contexts = []
+
+    def open_file(path, **options):
+        context = browser.new_context(offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.complaints = []
+        page.on("console", lambda m: page.complaints.append(m.text) if m.type != "log" else None)
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]", state="attached")
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+
+
+def add_depths(variant, seed, data):
+    own = data["scores"][1]
+    own["by_category"]["pp"] = {"exact_match": 0.25, "rows": 60}
+    data["scores"].append(own | {"repeats": 8, "is_default_depth": False})
+
+
+@pytest.fixture
+def report(make_sweep):
+    directory = make_sweep(
+        transformer=[0.81, 0.80, 0.8125], moeut=[0.9, "loss is nan", 0.7], result=add_depths
+    )
+    row = {"split": "gen", "source": "x", "target": "a b", "finished": True, "category": "pp"}
+    for path in directory.glob("*/seed0"):
+        lines = [
+            row | {"prediction": "a c", "correct": False},
+            row | {"prediction": "a b", "correct": True},
+        ]
+        (path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(directory, with_figures=False)
+    return directory / "report.html"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)], ids=str
+)
+def test_opens_quietly_fits_and_is_accessible(open_page, report, scheme, width):
+    page = open_page(report, color_scheme=scheme, viewport={"width": width, "height": 800})
+    assert page.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("figure[data-drawn]").count() == page.locator("figure").count() >= 7
+    page.locator("main details").evaluate_all("all => all.forEach((each) => { each.open = true; })")
+    page.wait_for_selector(".links table")
+    violations = axe.Axe().run(page).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in violations] == []
+
+
+def test_tables_sort_and_filter(open_page, report):
+    page = open_page(report)
+    table = page.locator(".table").first
+    head = table.locator("thead button", has_text="gen exact_match").first
+    names = table.locator("tbody tr th")
+    assert names.all_inner_texts() == ["transformer", "moeut"]
+    head.click()
+    assert names.all_inner_texts() == ["moeut", "transformer"]
+    assert table.locator("[aria-sort=ascending]").count() == 1
+    head.press("Enter")  # by keyboard, the other way round
+    assert names.all_inner_texts() == ["transformer", "moeut"]
+    table.locator("input").fill("moe")
+    assert table.locator("tbody tr:visible").count() == 1
+
+
+def test_legends_toggle_and_points_tell_exact_values(open_page, report):
+    page = open_page(report)
+    figure = page.locator("figure[data-chart=scores-gen]")
+    points = figure.locator(".mark-symbol.role-mark path")
+    assert points.count() == 5
+    figure.locator(".legend button", has_text="moeut").click()
+    sync_api.expect(points).to_have_count(3)
+    points.nth(2).hover(force=True)
+    tip = page.locator("#vg-tooltip-element.visible")
+    tip.wait_for()
+    assert "0.8125" in tip.inner_text()
+    assert "transformer" in tip.inner_text()
+
+
+def test_data_behind_a_figure_come_as_csv(open_page, report):
+    page = open_page(report)
+    link = page.locator("figure[data-chart=scores-gen] a[download]")
+    with page.expect_download() as download:
+        link.click()
+    lines = download.value.path().read_text().splitlines()
+    assert lines[0] == "series,seed,model,exact_match"
+    assert "transformer,2,transformer,0.8125" in lines
+    assert len(lines) == 6
+
+
+def test_examples_filter(open_page, report):
+    page = open_page(report)
+    rows = page.locator("#examples-rows tr")
+    assert rows.count() == 4
+    page.locator("select[data-field=correct]").select_option("wrong")
+    page.locator("select[data-field=model]").select_option("moeut")
+    assert rows.all_inner_texts() == ["moeut\tgen\tpp\tx\ta b\ta c\ttoken 2 of 2: c instead of b"]
+
+
+def test_prints(open_page, report):
+    page = open_page(report, color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.locator(".filter").first.is_visible()
+    assert page.pdf()[:5] == b"%PDF-"
+    assert page.locator("#depth > details").get_attribute("open") is not None
+
+
+def test_two_hundred_runs_open_in_two_seconds_and_ten_megabytes(open_page, make_sweep, browser):
+    directory = make_sweep(**{f"variant_{n:02d}": [0.5 + n / 100] * 5 for n in range(40)})
+    rows = "".join(json.dumps({"step": n, "loss": 1 / n}) + "\n" for n in range(1, 1001))
+    for path in directory.glob("*/seed*/metrics.jsonl"):
+        path.write_text(rows)
+    write_report(directory, with_figures=False)
+    path = directory / "report.html"
+    assert path.stat().st_size < 10e6
+    page = browser.new_page()
+    began = time.monotonic()
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-open]", state="attached")
+    seconds = time.monotonic() - began
+    page.wait_for_selector("html[data-ready]", state="attached")
+    page.close()
+    assert seconds < 2 * 3  # two seconds, on a machine that others use, too

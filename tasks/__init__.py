@@ -89,6 +89,8 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "slog": LazyTask("tasks.slog", "Slog"),
     "pcfg_set": LazyTask("tasks.pcfg", "PcfgSet"),
     "string_functions": LazyTask("tasks.pcfg", "StringFunctions"),
+    "cfq": LazyTask("tasks.cfq", "Cfq"),
+    "mcwq": LazyTask("tasks.mcwq", "Mcwq"),
     "language": LazyTask("tasks.language.task", "Language"),
 }
 """Every task by the name that configs and commands give it; a class may stand here itself."""

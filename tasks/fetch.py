@@ -29,7 +29,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from tasks import listops, logical_inference, scan, slog
+from tasks import cfq, listops, logical_inference, mcwq, scan, slog
 from tasks.base.command_line import Parser, run
 from tasks.base.console import make_console, make_progress, say
 from tasks.base.data_files import (
@@ -53,6 +53,8 @@ COLLECTIONS: dict[str, tuple[DataFile, ...]] = {
     "recogs": tuple(recogs.DATA_FILES.values()),
     "slog": tuple(slog.DATA_FILES.values()),
     "pcfg_set": tuple(pcfg.DATA_FILES.values()),
+    "cfq": tuple(cfq.DATA_FILES.values()),
+    "mcwq": tuple(mcwq.DATA_FILES.values()),
     "listops": tuple(listops.DATA_FILES.values()),
     "logical_inference": tuple(logical_inference.DATA_FILES.values()),
     **{name: benchmark.files for name, benchmark in ZERO_SHOT.items()},

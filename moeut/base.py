@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -49,3 +49,15 @@ class Model(nn.Module):
         """Return the logits of what a stack returned, states (B, T, D)."""
         decoder = getattr(self, "decoder", None)
         return self.head(states, self.embedding.weight, decoder and decoder.adapter)
+
+    def lens(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the logits of a state (B, T, D) of the last stack, as if it were the last one.
+
+        Only final norm and head read it, no layer of the coda. ``mask`` (B, T): real tokens, by
+        which a classifier finds its column. The state after the last application gives ``logits``,
+        unless a controller makes the result of several states. Of nostalgebraist's logit lens
+        (2020).
+        """
+        stack: Any = getattr(self, "decoder", None) or self.encoder
+        norm = stack.final_norm
+        return self._read_out(states if norm is None else norm(states), mask)

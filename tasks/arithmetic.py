@@ -36,7 +36,7 @@ from typing import ClassVar, Literal, NamedTuple
 from tasks.base.about import About
 from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import OptionError, require
-from tasks.base.task import Example, ExampleTask, Kind
+from tasks.base.task import Example, ExampleTask, Intermediate, Kind
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {
     "+": lambda left, right: left + right,
@@ -275,6 +275,19 @@ class Arithmetic(ExampleTask):
             OPERATORS[operator](left.value, right.value) % self.modulus,
             1 + max(left.depth, right.depth),
         )
+
+    def intermediate_values(self, example: Example) -> list[Intermediate]:
+        """Return the value of every operation, in the order in which brackets close."""
+        text = "".join(example.source)
+        values = iter(steps(text, modulus=self.modulus))
+        opened, found = [], []
+        for place, character in enumerate(text):
+            if character == "(":
+                opened.append(place)
+            elif character == ")":
+                key, name = text[opened.pop() : place + 1], f"operation {len(found) + 1}"
+                found.append(Intermediate(name, str(next(values)), place, key))
+        return found
 
     def _example(self, row: Expression) -> Example:
         answers = steps(row.text, modulus=self.modulus) if self.output == "steps" else [row.value]

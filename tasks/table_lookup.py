@@ -34,7 +34,7 @@ from typing import ClassVar, Literal
 from tasks.base.about import About
 from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import require
-from tasks.base.task import Example, ExampleTask, Kind
+from tasks.base.task import Example, ExampleTask, Intermediate, Kind
 
 Chain = tuple[str, ...]
 """Functions in the order of application."""
@@ -262,6 +262,21 @@ class TableLookup(ExampleTask):
                     drawn[generator.choice(symbols), chain] = None
             result += drawn
         return result
+
+    def intermediate_values(self, example: Example) -> list[Intermediate]:
+        """Return the value after each function; it depends on the argument and those up to it."""
+        tables = self.function_tables()
+        last = len(example.source) - 1
+        read = example.source if self.direction == "forward" else example.source[::-1]
+        return [
+            Intermediate(
+                name=f"after function {number}",
+                value=value,
+                token=number if self.direction == "forward" else last - number,
+                key=" ".join(read[: number + 1]),
+            )
+            for number, value in enumerate(lookup(example.source, tables), start=1)
+        ]
 
     def _example(self, row: Row, tables: Mapping[str, Mapping[str, str]]) -> Example:
         argument, chain = row

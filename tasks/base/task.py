@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from tasks.base import options
 from tasks.base.about import About
@@ -206,6 +206,18 @@ class Task(Generic[SplitT]):
         """
 
 
+class Intermediate(NamedTuple):
+    """A value that has to be computed on the way to the answer of a row."""
+
+    name: str
+    """Which one of the row, as ``after function 2``."""
+    value: str
+    token: int
+    """Place in the source of the token whose reading gives it."""
+    key: str
+    """What of the source it is a function of."""
+
+
 class ExampleTask(Task[Sequence[Example]]):
     """Base of the tasks whose splits are rows of source and target tokens.
 
@@ -276,6 +288,10 @@ class ExampleTask(Task[Sequence[Example]]):
             Table name → row label → ``{"exact_match" or "accuracy": share right, "rows": count}``.
         """
         return {}
+
+    def intermediate_values(self, example: Example) -> list[Intermediate]:
+        """Return what has to be computed on the way to a row's answer; a task may know none."""
+        return []
 
     def answer_tables(self, answers: Any) -> dict[str, dict[str, dict[str, float]]]:
         """Return tables that need what was written, not just whether it is right.

@@ -88,7 +88,6 @@ def test_embedding_scale() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"transformer__variant": "actsut_universal"}, r"transformer\.variant='actsut_universal'"),
         ({"transformer__variant": "preln_moe_universl"}, r"did you mean 'preln_moe_universal'"),
         ({"transformer__activation": "gelu"}, r"transformer\.activation='gelu'"),
         ({"embedding_size": "128"}, r"embedding_size=128: only None is supported"),

@@ -27,7 +27,18 @@ FLOORS = (
     {"training", "scoring", "reporting"},
     {"run"},
     {"sweeping", "bench", "analysis"},
-    {"sweep", "train", "evaluate", "report", "generate", "export", "harness", "analyze"},
+    {
+        "sweep",
+        "train",
+        "evaluate",
+        "report",
+        "generate",
+        "export",
+        "harness",
+        "analyze",
+        "watch",
+        "compare",
+    },
 )
 """Rooms of ``runners`` from the ground up: each imports from its own floor and those below."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -216,7 +217,7 @@ def environment_table(results: SweepResults) -> Table | None:
 
 
 def commands(results: SweepResults) -> list[str]:
-    """Return the commands that make the runs and this page again."""
+    """Return the commands that make the runs and this page again, in the sweep's parent."""
     commits = {
         str(run.environment["git"]["commit"])
         for run in results.runs
@@ -225,6 +226,6 @@ def commands(results: SweepResults) -> list[str]:
     lines = [f"git checkout {commit}" for commit in sorted(commits)]
     for setting in results.settings:
         for run in setting.runs:
-            folder = f"{run.directory.parent.name}/{run.directory.name}"
-            lines.append(f"python -m runners.train {results.name}/{folder}/config.yaml")
-    return [*lines, f"python -m runners.report {results.name}"]
+            config = os.path.relpath(run.directory / "config.yaml", results.directory.parent)
+            lines.append(f"python -m runners.train {config}")
+    return [*lines, f"python -m runners.report {results.directory.name}"]

@@ -39,16 +39,17 @@ def plotting_library() -> str:
         import vl_convert
     except ImportError as error:
         raise PageUnavailable(NO_LIBRARY) from error
-    return str(vl_convert.javascript_bundle(snippet=None)).replace("</script", r"<\/script")
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub knows no default
+    return str(bundle).replace("</script", r"<\/script")
 
 
-def to_html(results: SweepResults, *, extra: str = "", refresh: int | None = None) -> str:
+def to_html(results: SweepResults, *, extra: str = "", follow: int | None = None) -> str:
     """Return ``report.html``: a page that needs no other file and no network.
 
     Args:
         results: what it shows.
         extra: sections that stand before the headline, as HTML.
-        refresh: seconds after which the page is loaded again; None: never.
+        follow: seconds between two questions to the server of ``runners.watch``; None: no server.
 
     Raises:
         PageUnavailable: the plotting library is not installed.
@@ -70,12 +71,12 @@ def to_html(results: SweepResults, *, extra: str = "", refresh: int | None = Non
         data={
             "charts": [chart.to_json() for chart in charts],
             "examples": contents.examples(results),
+            "follow": follow,
         },
-        refresh=refresh,
     )
 
 
-def document(*, title: str, body: str, data: dict[str, Any], refresh: int | None = None) -> str:
+def document(*, title: str, body: str, data: dict[str, Any]) -> str:
     """Return a whole page of these sections.
 
     Raises:
@@ -84,7 +85,6 @@ def document(*, title: str, body: str, data: dict[str, Any], refresh: int | None
     files = resources.files("runners.reporting.html")
     style = (files / "page.css").read_text(encoding="utf-8")
     script = (files / "page.js").read_text(encoding="utf-8")
-    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -92,7 +92,6 @@ def document(*, title: str, body: str, data: dict[str, Any], refresh: int | None
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
-{again}
 <title>{text(title)}</title>
 <style>{style}</style>
 </head>

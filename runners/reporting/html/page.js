@@ -20,6 +20,13 @@ function records(chart) {
   return chart.rows.map(([series, seed, x, value]) => ({ series: chart.series[series], seed, x, value }));
 }
 
+// Of few whole numbers each has its tick, and none stands between two.
+function fewTicks(chart) {
+  const places = [...new Set(chart.rows.map((row) => row[2]))];
+  const [low, high] = [Math.min(...places), Math.max(...places)];
+  return high - low > 12 ? {} : { values: Array.from({ length: high - low + 1 }, (_, i) => low + i) };
+}
+
 function specification(chart, width) {
   const ink = getComputedStyle(document.body).color;
   const used = [...new Set(chart.rows.map((row) => row[0]))].sort((a, b) => a - b);
@@ -38,7 +45,7 @@ function specification(chart, width) {
   const tooltip = [{ field: "series", title: chart.kind === "strip" && chart.x === "model" ? "model" : "series" },
     { field: "seed" }, { field: "x", title: chart.x }, { field: "value", title }];
   const isLine = chart.kind === "line";
-  const wholes = chart.is_whole_x ? { tickMinStep: 1, format: "~s" } : {};
+  const wholes = chart.is_whole_x ? { tickMinStep: 1, format: "~s", ...fewTicks(chart) } : {};
   const isLogX = chart.is_log_x && chart.rows.every((row) => row[2] > 0);
   const x = isLine
     ? { field: "x", type: "quantitative", title: chart.x, axis: wholes,
@@ -225,6 +232,28 @@ async function drawAll() {
   }
   document.documentElement.dataset.ready = "true";
 }
+
+// Of a sweep that is watched, the server tells what is on its disk now.
+async function follow() {
+  const answer = await fetch("live.json").catch(() => null);
+  const state = document.getElementById("progress-state");
+  if (!answer?.ok) {
+    state.textContent = "The server does not answer; the page shows what was there before.";
+    return;
+  }
+  const live = await answer.json();
+  if (live.charts.map((chart) => chart.name).join() !== [...charts.keys()].join()) return location.reload();
+  document.getElementById("progress-body").innerHTML = live.progress;
+  state.textContent = "";
+  for (const chart of live.charts) {
+    const before = charts.get(chart.name);
+    const isChanged = JSON.stringify(before.rows) !== JSON.stringify(chart.rows);
+    Object.assign(before, chart);
+    if (isChanged) await draw(figures.find((figure) => figure.dataset.chart === chart.name));
+  }
+}
+if (data.follow) setInterval(() => document.documentElement.dataset.ready && follow(), data.follow * 1000);
+
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 addEventListener("beforeprint", () => document.querySelectorAll("main details:not(.links details)").forEach((d) => { d.open = true; }));
 drawAll();

@@ -35,8 +35,13 @@ def cogs(data_dir):
 
 @pytest.fixture(scope="module")
 def drawn(data_dir):
-    """The task with drawn names, made once."""
-    return Recogs(form="v2", made="rules")
+    """The task with drawn names, made once, with fewer concatenations and copies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recogs, "CONCATENATIONS", 100)
+        patch.setattr(recogs, "COPIES", 2)
+        task = Recogs(form="v2", made="rules")
+        task.splits()
+    return task
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +177,10 @@ def test_made_by_the_rules_it_is_official_outside_train(data_dir):
 
 def test_copies_of_v2_differ_in_their_names_alone(drawn):
     train = drawn.split("train")
-    assert 135_000 < len(train) < 136_000
+    primitives = 143  # without variables, and so the same in both copies
+    assert 2 * (24_155 + 100) - primitives - 5 <= len(train) <= 2 * (24_155 + 100) - primitives
     by_source = collections.defaultdict(list)
-    for row in train[:27_000]:
+    for row in train[:24_000]:
         by_source[row.source].append(" ".join(row.target))
     for row in train[30_000:30_050]:
         form = " ".join(row.target)
@@ -194,7 +200,7 @@ def test_scores_have_both_readings(drawn):
     assert scores.tables["semantic_match by category"]["in_distribution"]["semantic_match"] == 0.75
 
 
-@pytest.mark.parametrize("variant", ["concat", "preposing", "preposing_sprinkles"])
+@pytest.mark.parametrize("variant", ["concat", "preposing_sprinkles"])
 def test_variants_of_cogs_keep_its_other_splits(cogs, variant):
     task = tasks.create("cogs_variant", variant=variant, made="rules")
     counts = collections.Counter(row.category for row in task.split("train"))

@@ -43,6 +43,17 @@ def extras(session: nox.Session) -> None:
 
 
 @nox.session
+def cluster(session: nox.Session) -> None:
+    """Run sweeps on real clusters, started on this machine: Slurm (where installed) and Ray.
+
+    CI takes it up by ``apt-get install -y slurm-wlm munge`` before ``nox -s cluster``.
+    """
+    session.install("-e", ".[test,slurm,ray]")
+    wanted = {**ONE_THREAD, "MOEUT_CLUSTER": "1"}
+    session.run("pytest", "tests/cluster", "-m", "cluster", *session.posargs, env=wanted)
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Damage configs and users' files at random, 3,000 times each: read whole, or one line.
 

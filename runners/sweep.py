@@ -14,10 +14,11 @@ if __name__ == "__main__":
     begin()  # what follows takes seconds to import
 
 import argparse
+import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,9 @@ from runners.process.messages import Ended, Message
 from runners.process.run_directory import RunDirectory, RunRecord
 from runners.process.signals import Stop
 from runners.process.start import importing
-from runners.sweeping.executor import Executor, Job
-from runners.sweeping.local import LocalExecutor, default_workers
+from runners.sweeping import engines
+from runners.sweeping.executor import ClusterUnavailable, Job
+from runners.sweeping.local import default_workers
 from runners.sweeping.progress import Display
 from tasks.base.command_line import (
     BAD_INPUT,
@@ -52,17 +54,15 @@ if TYPE_CHECKING:
 
 # What imports torch is imported by the functions that need it, so that --help does not wait.
 
-EXECUTORS: dict[str, Callable[[Sequence[Job], int | None], Executor]] = {
-    "local": LocalExecutor.for_jobs,
-}
-"""Name → what makes the executor of some jobs, given ``--workers``."""
 
-
-def check(planned: Sequence[PlannedRun], *, needs_data: bool = True) -> dict[str, Built]:
+def check(
+    planned: Sequence[PlannedRun], *, needs_data: bool = True, needs_device: bool = True
+) -> dict[str, Built]:
     """Build what every run describes and return it by the run's hash.
 
     No run is written and nothing trained. Text that lies on this machine is packed; without
-    ``needs_data`` a text of the hub that is not packed yet is no error.
+    ``needs_data`` a text of the hub that is not packed yet is no error, and without
+    ``needs_device`` neither is a device that this machine lacks.
 
     Raises:
         ConfigError: a split, a size or a device that is not there.
@@ -75,7 +75,8 @@ def check(planned: Sequence[PlannedRun], *, needs_data: bool = True) -> dict[str
     for run in planned:
         if run.hash not in built:
             built[run.hash] = build(run.config, needs_data=needs_data)
-            environment.check_device(run.config)
+            if needs_device:
+                environment.check_device(run.config)
             environment.check_packages(run.config)
     return built
 
@@ -127,10 +128,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="runs at a time (default: one a GPU; on a CPU its cores / train.num_threads)",
     )  # fmt: skip
     parser.add_argument(
-        "--executor", choices=EXECUTORS, default="local",
-        help="where runs are executed: local, worker processes of this machine (the default)",
-    )  # fmt: skip
-    parser.add_argument(
         "--dry-run", action="store_true",
         help="train nothing and write no run: print runs, parameters, multiply-accumulates (MACs) "
         "a token and the time that training takes here; text on this machine that is not packed "
@@ -145,6 +142,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--no-figures", action="store_true", help="end with tables alone")
     parser.add_argument("--only", metavar="VARIANT", help="only the runs of this variant")
+    engines.add_arguments(parser)
     return parser.parse_intermixed_args(arguments)
 
 
@@ -160,16 +158,23 @@ def main(arguments: list[str] | None = None) -> int:
         if options.workers is not None and options.workers < 1:
             raise ConfigError(f"--workers {options.workers}: must be at least 1")
         sweep = read_sweep(options.config, options.overrides)
+        directory = options.runs_dir / sweep.config.name
+        engine = engines.choose(options, sweep, directory)
+        if options.cancel:
+            return cancel(directory, engine, console)
         hash_of = planning_hash if options.dry_run else data_hash
         planned = expand(sweep, root=options.runs_dir, data_hash=hash_of)
         chosen = select_variant(sweep, planned, options.only)
-        built = check(planned, needs_data=not options.dry_run)
+        built = check(planned, needs_data=not options.dry_run, needs_device=engine.is_here)
         for described in built.values():
             task = described.task
             sweep.check_headline(described.split_names, task.kind, task.own_metrics)
     except ValueError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
+    except ClusterUnavailable as error:
+        print(error, file=sys.stderr)
+        return FAILED
     fixed = {run.variant: None for run in chosen if built[run.hash].ignores_repeats(run.config)}
     notices = [notice_of_repeats(", ".join(fixed))] if fixed else []
     for notice in (*sweep.notices, *notices):
@@ -177,10 +182,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry_run:
         from runners.sweeping.dry_run import print_plan
 
-        workers = options.workers or default_workers([job_of(run) for run in chosen])[0]
+        jobs = [job_of(run) for run in chosen]
+        workers = options.workers or default_workers(jobs, per_gpu=options.workers_per_gpu)[0]
         print_plan(chosen, built, ours=sweep.config.ours, workers=workers, console=console)
         return DONE
-    directory = options.runs_dir / sweep.config.name
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with Lease(directory, wait=1.0), Stop(announce=True) as stop:
@@ -189,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
                 chosen,
                 name=sweep.config.name,
                 retry_failed=options.retry_failed,
-                make_executor=lambda jobs: EXECUTORS[options.executor](jobs, options.workers),
+                engine=engine,
                 stop=stop,
                 console=console,
             )
@@ -200,6 +205,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Locked as error:
         print(error, file=sys.stderr)
         return RESUMABLE
+    except ClusterUnavailable as error:
+        print(error, file=sys.stderr)
+        return FAILED
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, or a place that may not be written to
@@ -224,11 +232,32 @@ def _report(directory: Path, *, with_figures: bool) -> None:
 # --- reconcile: what the directories lack is executed, and nothing twice ----------------
 
 
-def job_of(run: PlannedRun) -> Job:
-    """Return what it takes to execute a run."""
+def cancel(directory: Path, engine: engines.Engine, console: Console) -> int:
+    """Cancel what a sweep has in a queue, say how much that was, and return the exit status.
+
+    Raises:
+        ConfigError: there is no such sweep.
+    """
+    assert engine.cancel is not None
+    try:
+        plan = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{directory}: no sweep was begun there") from error
+    count = engine.cancel(directory / run["directory"] for run in plan["runs"])
+    say(console, f"{count} runs cancelled; what they have saved stays")
+    return DONE
+
+
+def job_of(run: PlannedRun, *, is_here: bool = True) -> Job:
+    """Return what it takes to execute a run, on this machine or on another one.
+
+    Of another machine's devices nothing is known: there a run uses a GPU if it asks for one.
+    """
     from runners.process.environment import choose_device
 
     train = run.config.train
+    if not is_here:
+        return Job(run.directory, train.num_threads, uses_gpu=train.device == "cuda")
     return Job(run.directory, train.num_threads, uses_gpu=choose_device(train).type == "cuda")
 
 
@@ -247,7 +276,7 @@ def reconcile(
     *,
     name: str,
     retry_failed: bool,
-    make_executor: Callable[[Sequence[Job]], Executor],
+    engine: engines.Engine,
     stop: Stop,
     console: Console,
 ) -> Counter[str]:
@@ -257,7 +286,7 @@ def reconcile(
         planned: the runs; the caller holds the lease of their sweep's directory.
         name: of the sweep.
         retry_failed: whether to try again what has failed.
-        make_executor: gets the jobs that there are, if there are any.
+        engine: gets the jobs that there are, if there are any.
         stop: ends the sweep; what is under way saves.
         console: where progress is shown.
 
@@ -265,15 +294,18 @@ def reconcile(
         Statuses of ``RunDirectory.status``, or of the executor's last message, and their counts.
     """
     statuses = {run.directory: _status(run, retry_failed) for run in planned}
+    unfinished = [path for path, status in statuses.items() if status not in ("done", "failed")]
+    statuses |= engine.states(unfinished)
     labels = run_labels(planned)
     _print_statuses(statuses, labels, console)
     jobs = []
     for run in planned:
         if statuses[run.directory] not in ("done", "failed"):
-            _lay_out(run, name)
-            jobs.append(job_of(run))
+            if statuses[run.directory] in ("new", "resumable"):
+                _lay_out(run, name)
+            jobs.append(job_of(run, is_here=engine.is_here))
     if jobs:
-        executor = make_executor(jobs)
+        executor = engine.make(jobs)
         own = {job.directory: labels[job.directory] for job in jobs}
         with Display(own, console, executor.num_workers) as display:
 

@@ -371,6 +371,9 @@ class SweepConfig:
     headline: dict[str, Any] = field(default_factory=dict)
     """{split, metric} of the main column; default: the last split's exact match,
     accuracy or bits per byte."""
+    cluster: dict[str, Any] = field(default_factory=dict)
+    """Options of clusters, {slurm: {...}, ray: {...}}: no part of what a run is; docs/clusters.md
+    lists them."""
 
     def __post_init__(self) -> None:
         if isinstance(self.seeds, int) and self.seeds > MOST_COUNTED:

@@ -25,6 +25,10 @@ class Job:
     uses_gpu: bool = False
 
 
+class ClusterUnavailable(RuntimeError):
+    """A cluster does not answer, or what it takes to speak to it is missing; one line."""
+
+
 OnMessage = Callable[[Path, Message], None]
 """Gets a run's directory and what is said of it."""
 
@@ -45,7 +49,8 @@ class Executor(Protocol):
         queue may return before they have ended: a run of which no ``Ended`` came is as its
         directory says, and counts as resumable.
 
-        Once ``stop.requested``, no job is started, and those under way save and end. A process that
-        dies takes only its own run with it.
+        Once ``stop.requested``, no job is started, and those under way save and end, unless they
+        belong to a queue that outlives this process. A process that dies takes only its own run
+        with it.
         """
         ...

@@ -49,11 +49,11 @@ POLL_SECONDS = 0.2
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def default_workers(jobs: Sequence[Job]) -> tuple[int, list[str]]:
+def default_workers(jobs: Sequence[Job], *, per_gpu: int = 1) -> tuple[int, list[str]]:
     """Return how many runs to execute at a time on this machine, and the GPUs to deal out to them.
 
-    Where every run uses a GPU, one run a GPU; otherwise the cores of this process over the most
-    threads that a run has.
+    Where every run uses a GPU, ``per_gpu`` runs a GPU; otherwise the cores of this process over the
+    most threads that a run has.
     """
     if all(job.uses_gpu for job in jobs):
         import torch
@@ -61,7 +61,7 @@ def default_workers(jobs: Sequence[Job]) -> tuple[int, list[str]]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
         gpus = [name for name in names if name]
-        return len(gpus), gpus
+        return len(gpus) * per_gpu, gpus
     return max(1, available_cores() // max(job.num_threads for job in jobs)), []
 
 
@@ -112,9 +112,11 @@ class LocalExecutor:
         """Runs that are tried for the second time."""
 
     @classmethod
-    def for_jobs(cls, jobs: Sequence[Job], workers: int | None) -> LocalExecutor:
+    def for_jobs(
+        cls, jobs: Sequence[Job], workers: int | None, *, per_gpu: int = 1
+    ) -> LocalExecutor:
         """Return an executor for these jobs, of as many workers as asked for or as suit them."""
-        default, devices = default_workers(jobs)
+        default, devices = default_workers(jobs, per_gpu=per_gpu)
         return cls(min(workers or default, len(jobs)), devices=devices)
 
     def run(self, jobs: Sequence[Job], *, stop: Stop, on_message: OnMessage) -> None:

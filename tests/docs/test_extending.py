@@ -20,6 +20,7 @@ import tasks
 from moeut.blocks.attention import ATTENTION
 from moeut.recurrence.controller import HALTING
 from runners import train
+from runners.sweeping import engines
 from tasks import menu
 from tasks.base import metrics
 
@@ -180,7 +181,8 @@ def test_metric(tmp_path, monkeypatch):
 
 def test_executor(tmp_path, monkeypatch):
     made = module("runners/sweeping/serial.py", monkeypatch)
-    entry("serial", runners.sweep.EXECUTORS, vars(made), monkeypatch)
+    scope = {**vars(made), "here": engines.here}
+    entry("serial", engines.EXECUTORS, scope, monkeypatch)
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(
         "name: serial\n"

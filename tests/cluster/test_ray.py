@@ -1,0 +1,56 @@
+"""A sweep on a Ray cluster of two nodes, one of which dies: the same results as here."""
+
+import os
+import signal
+
+import pytest
+
+from runners.sweeping import ray_cluster
+from runners.sweeping.job_record import FILE
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def nodes():
+    """Start a cluster on this machine and return it: a head without cores, and two nodes."""
+    ray = pytest.importorskip("ray")
+    utils = pytest.importorskip("ray.cluster_utils")
+    cluster = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster.added = [cluster.add_node(num_cpus=2) for _ in range(2)]
+    yield cluster
+    if ray.is_initialized():
+        ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_sweep_survives_the_death_of_a_node(nodes, run_sweep, capsys, monkeypatch):
+    local, status = run_sweep("local")
+    assert status == 0
+    capsys.readouterr()
+    killed = []
+    looked = ray_cluster._Tasks._look
+
+    def look(tasks, seconds, on_message):
+        looked(tasks, seconds, on_message)
+        if not killed and any(
+            job.directory.joinpath(".lease").is_dir() for job in tasks._tasks.values()
+        ):
+            killed.append(nodes.added[0])
+            nodes.remove_node(killed[0], allow_graceful=False)
+
+    monkeypatch.setattr(ray_cluster._Tasks, "_look", look)
+    address = f"address={nodes.address}"
+    remote, status = run_sweep("ray", "--executor=ray", "--ray", address)
+    assert status == 0, capsys.readouterr()
+    assert killed
+    assert (remote / "results.csv").read_bytes() == (local / "results.csv").read_bytes()
+    assert not list(remote.glob(f"*/*/{FILE}"))  # nothing is kept beside the runs
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    assert os.environ.get("RAY_ADDRESS") is None
+
+
+def test_no_cluster_is_one_line(run_sweep, capsys):
+    pytest.importorskip("ray")
+    assert run_sweep("ray", "--executor=ray", "--ray", "address=127.0.0.1:1")[1] == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("--ray address=127.0.0.1:1")

@@ -1,0 +1,137 @@
+"""Sweeps on a real Slurm: the same results as here, and no failure of a cluster loses a run."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runners.process.run_directory import RunDirectory
+from runners.sweeping import slurm as engine
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+SCRIPT = Path(__file__).parent / "slurm.sh"
+LONG = ("train.steps=1000000", "train.checkpoint_interval=20", "seeds=1", "--only=universal")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(engine, "POLL_SECONDS", 1.0)
+
+
+def shown(job, key):
+    """Return a value of ``scontrol show job``."""
+    text = subprocess.run(
+        ["scontrol", "show", "job", "-o", job], capture_output=True, text=True, check=True
+    ).stdout
+    return re.search(rf"\b{key}=(\S+)", text)[1]
+
+
+@pytest.fixture
+def begin(run_sweep, capsys, wait_for):
+    """Return a function that submits one long run; its directory and job, with a checkpoint."""
+    return lambda *options: _begin(run_sweep, capsys, wait_for, *options)
+
+
+def _begin(run_sweep, capsys, wait_for, *options):
+    folder, status = run_sweep("slurm", *LONG, "--executor=slurm", "--detach", *options)
+    assert status == 75
+    assert "1 runs submitted as job" in capsys.readouterr().out
+    (directory,) = folder.glob("universal-*/seed0")
+    job = json.loads((directory / "job.json").read_text())["job"]
+    wait_for(lambda: list(directory.glob("checkpoints/step_*")), what="a checkpoint")
+    return directory, job
+
+
+def starts(directory):
+    return directory.joinpath("log.txt").read_text().count(": resumable\n")
+
+
+def test_a_sweep_has_the_same_results_as_on_one_machine(slurm, run_sweep, capsys):
+    local, status = run_sweep("local")
+    assert status == 0
+    remote, status = run_sweep(
+        "slurm", "--executor=slurm", "--slurm", "time=5", "parallel=4", "memory=500M"
+    )
+    output = capsys.readouterr().out
+    assert status == 0, output
+    assert output.count("12 runs submitted as job") == 1  # one array, for there is one kind of job
+    assert (remote / "results.csv").read_bytes() == (local / "results.csv").read_bytes()
+    assert len((local / "results.csv").read_text().splitlines()) > 12
+    assert run_sweep("slurm", "--executor=slurm")[1] == 0
+    assert "12 runs: 12 done" in capsys.readouterr().out
+
+
+def test_requeued_cancelled_and_submitted_again(slurm, run_sweep, begin, wait_for, capsys):
+    directory, job = begin()
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    wait_for(lambda: starts(directory) == 1, what="the second start")
+    assert shown(job, "Restarts") == "1"
+    options = (*LONG, "--executor=slurm")
+    assert run_sweep("slurm", *options, "--detach")[1] == 75  # what is there is not submitted again
+    output = capsys.readouterr().out
+    assert "1 runs: 1 running" in output
+    assert "submitted" not in output
+    assert run_sweep("slurm", *options, "--cancel")[1] == 0
+    assert "1 runs cancelled" in capsys.readouterr().out
+    wait_for(lambda: shown(job, "JobState") in ("CANCELLED", "FAILED"), what="the end")
+    assert RunDirectory(directory).status() == "resumable"
+    assert "SIGTERM: finishing the step and saving" in (directory / "log.txt").read_text()
+    run_sweep("slurm", *options, "--detach")
+    assert "1 runs: 1 resumable" in capsys.readouterr().out
+    assert json.loads((directory / "job.json").read_text())["job"] != job
+    wait_for(lambda: starts(directory) == 2, what="the third start")
+    assert run_sweep("slurm", *options, "--cancel")[1] == 0
+
+
+def test_a_node_that_dies_gives_its_run_to_the_other(slurm, run_sweep, begin, wait_for, capsys):
+    directory, job = begin()
+    node = shown(job, "BatchHost")
+    pid = int((slurm / f"slurmd.{node}.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    for leaf in processes_of(job):
+        os.kill(leaf, signal.SIGKILL)
+    try:
+        wait_for(lambda: starts(directory) == 1, what="the start on the other node")
+        assert shown(job, "BatchHost") != node
+    finally:
+        subprocess.run([SCRIPT, "node", slurm, node], check=True)
+    assert run_sweep("slurm", *LONG, "--executor=slurm", "--cancel")[1] == 0
+
+
+def processes_of(job):
+    """Return the processes of a job, steps and all, as the death of its node would end them."""
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            environment = Path(f"/proc/{name}/environ").read_bytes()
+            command = Path(f"/proc/{name}/cmdline").read_bytes()
+        except OSError:
+            continue
+        is_step = command.startswith(f"slurmstepd: [{job}.".encode())
+        if is_step or f"SLURM_JOB_ID={job}".encode() in environment.split(b"\0"):
+            found.append(int(name))
+    return found
+
+
+def test_a_run_saves_before_its_time_is_up_and_takes_another_turn(
+    slurm, run_sweep, begin, wait_for
+):
+    directory, job = begin("--slurm", "time=1", "save_seconds=30")
+    wait_for(lambda: starts(directory) == 1, seconds=180, what="the second turn")
+    assert shown(job, "Restarts") == "1"
+    log = (directory / "log.txt").read_text()
+    assert "SIGUSR2: finishing the step and saving" in log
+    assert run_sweep("slurm", *LONG, "--executor=slurm", "--cancel")[1] == 0
+
+
+def test_several_ranks_on_two_nodes(slurm, run_sweep, capsys):
+    options = ("train.steps=8", "seeds=1", "--only=universal", "--executor=slurm")
+    folder, status = run_sweep("slurm", *options, "--slurm", "nodes=2", "processes=2")
+    assert status == 0, capsys.readouterr()
+    (directory,) = folder.glob("universal-*/seed0")
+    assert json.loads((directory / "env.json").read_text())["ranks"] == 4

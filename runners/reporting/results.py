@@ -134,12 +134,12 @@ class SweepResults:
     ours: list[str] = field(default_factory=list)
     """Variants that the paper does not have."""
 
-    @property
+    @functools.cached_property
     def runs(self) -> list[Outcome]:
         """Every run, setting by setting."""
         return [run for setting in self.settings for run in setting.runs]
 
-    @property
+    @functools.cached_property
     def grid_keys(self) -> list[str]:
         """The keys of the grid, in the order of the file."""
         return list(dict.fromkeys(key for s in self.settings for key in s.parameters))
@@ -172,12 +172,20 @@ class SweepResults:
 
     def splits(self) -> list[str]:
         """Return every split that was scored, in the order of the results."""
-        return list(dict.fromkeys(score.split for run in self.runs for score in run.scores))
+        return list(self._scored)
 
     def metrics(self) -> list[str]:
         """Return every metric that was taken, in the order of the results."""
-        found = (name for run in self.runs for score in run.scores for name in score.metrics)
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(name for names in self._scored.values() for name in names))
+
+    @functools.cached_property
+    def _scored(self) -> dict[str, list[str]]:
+        """Split → the metrics that were taken on it; tables ask for them once a setting."""
+        found: dict[str, dict[str, None]] = {}
+        for run in self.runs:
+            for score in run.scores:
+                found.setdefault(score.split, {}).update(dict.fromkeys(score.metrics))
+        return {split: list(names) for split, names in found.items()}
 
     # --- tidy rows ----------------------------------------------------------------------
 

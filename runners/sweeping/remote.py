@@ -63,6 +63,8 @@ class Children:
             number: signal.signal(number, self._hear)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
         }
+        # Whoever started this process may have held it back until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
         try:
             self._processes = [self._start(directory) for directory in self._directories]
             self._wait()

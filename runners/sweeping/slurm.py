@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +32,12 @@ POLL_SECONDS = 5.0
 QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 """States of Slurm in which a job waits; in any other that squeue shows, it has a node."""
 IDS_A_COMMAND = 500
+BLOCKED = (
+    "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Starts Python with SIGUSR2 held back until ``Children`` listens: one that comes in the first
+second of a job, as with a limit of a minute, would end it instead."""
 State = Literal["queued", "running"]
 
 
@@ -122,7 +130,7 @@ class SlurmExecutor:
             [options.requeue] * count,
         )
         try:
-            executor = submitit.SlurmExecutor(self._sweep.resolve() / FOLDER)
+            executor = submitit.SlurmExecutor(self._sweep.resolve() / FOLDER, python=_python())
             executor.update_parameters(**self._parameters(jobs[0]))
             submitted = executor.map_array(slurm_job.execute, *arguments)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
@@ -270,6 +278,11 @@ def _largest_array() -> int:
     """Return the most jobs that an array of this cluster has."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _command("scontrol", "show", "config"), re.M)
     return max(1, int(found[1]) - 1) if found else 1000
+
+
+def _python() -> str:
+    python = shlex.quote(sys.executable)
+    return f"{python} -I -S -c {shlex.quote(BLOCKED)} {python}"
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

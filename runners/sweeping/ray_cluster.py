@@ -153,7 +153,10 @@ def _connect(address: str) -> Any:
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, path))}}
     try:
         ray.init(
-            address=address, runtime_env=environment, log_to_driver=False, logging_level="warning"
+            address=address,
+            runtime_env=environment,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split()).partition(". ")[0]

@@ -35,7 +35,7 @@ def test_the_command_line_is_over_the_sweep_and_that_over_the_machine(machine):
 @pytest.mark.parametrize(
     ("file", "pair", "message"),
     [
-        ("{}", "partitoin=a", "command line: slurm.partitoin='a': .*did you mean 'slurm.partition'"),
+        ("{}", "partitoin=a", "slurm.partitoin='a': .*did you mean 'slurm.partition'"),
         ("{}", "nodes=0", "command line: slurm.nodes=0: must be at least 1"),
         ("{}", "time=[1]", r"slurm.time=\[1\]: expected a"),
         ("cluster: {slrum: {}}", "nodes=1", "machine.yaml:1: cluster.slrum=.*'cluster.slurm'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ def curves(x: str, y: Sequence[str], *, group: Sequence[str] = ()) -> Draw:
     """Return what draws a panel for each column ``y`` over ``x``, a line for each ``group``."""
 
     def draw(rows: Sequence[dict[str, Any]], title: str) -> Any:
+        from matplotlib import colormaps
+
         figure, axes = _panels(len(y), columns=3)
         for panel, column in zip(axes, y, strict=True):
             lines: dict[str, list[tuple[Any, float]]] = {}
@@ -24,16 +27,21 @@ def curves(x: str, y: Sequence[str], *, group: Sequence[str] = ()) -> Draw:
                 if row[column] is not None:
                     label = ", ".join(f"{name} {row[name]}" for name in group)
                     lines.setdefault(label, []).append((row[x], row[column]))
-            for label, points in lines.items():
-                panel.plot(*zip(*points, strict=True), marker="o", ms=3, label=label)
+            colours = colormaps["turbo"](np.linspace(0.05, 0.95, len(lines)))
+            for (label, points), colour in zip(lines.items(), colours, strict=True):
+                panel.plot(*zip(*points, strict=True), marker="o", ms=3, label=label, color=colour)
             panel.set(xlabel=x.replace("_", " "), title=column.replace("_", " "))
             panel.grid(alpha=0.3)
             if all(isinstance(row[x], int) for row in rows):
                 panel.xaxis.get_major_locator().set_params(integer=True)
         handles, labels = axes[0].get_legend_handles_labels()
         if group and handles:
-            figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
-        figure.suptitle(title)
+            across = int(figure.get_figwidth() / (0.6 + 0.08 * max(map(len, labels)))) or 1
+            place = "outside lower center"
+            legend = figure.legend(handles, labels, loc=place, ncols=across, fontsize="small")
+            height = legend.get_window_extent(figure.canvas.get_renderer()).height / figure.dpi
+            figure.set_figheight(figure.get_figheight() + height)
+        _add_title(figure, title)
         return figure
 
     return draw
@@ -61,10 +69,14 @@ def maps(x: str, y: str, value: str, *, group: Sequence[str]) -> Draw:
             _name_ticks(panel.xaxis, across)
             _name_ticks(panel.yaxis, down)
         more = f" (the first {len(shown)} of {len(found)})" if len(found) > len(shown) else ""
-        figure.suptitle(title + more)
+        _add_title(figure, title + more)
         return figure
 
     return draw
+
+
+def _add_title(figure: Any, title: str) -> None:
+    figure.suptitle("\n".join(textwrap.wrap(title, int(figure.get_figwidth() * 9))))
 
 
 def _name_ticks(axis: Any, names: list[Any]) -> None:

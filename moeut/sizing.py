@@ -20,6 +20,56 @@ def count_parameters(config: ModelConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_used_parameters(config: ModelConfig) -> int:
+    """Return the parameters weighted by use: those of a layer count each time it is applied.
+
+    What a repeat has for itself counts once, as embeddings and head do.
+    """
+    used = count_parameters(config)
+    for stack in config.stacks.values():
+        further = stack.num_applications - stack.num_layers
+        if further:
+            used += further * _shared_by_repeats(stack)
+    return used
+
+
+def _shared_by_repeats(stack: StackConfig) -> int:
+    """Return the parameters of a layer of the group, without what its repeats have of their own."""
+    repeats = stack.depth.repeats
+    core = stack.of_layer(stack.depth.prelude)
+
+    def count(repeats: int) -> int:
+        with torch.device("meta"):
+            across = stack.cross_attention
+            layer = Layer(core, stack.core_width, cross_attention=across, repeats=repeats)
+        return sum(parameter.numel() for parameter in layer.parameters())
+
+    return count(repeats) - repeats * (count(repeats + 1) - count(repeats))
+
+
+def cache_bytes_per_token(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
+    """Return what a key/value cache holds of each token of a row, 0 without a causal stack.
+
+    Keys and values of self-attention, of every application, and the inputs of convolutions; what
+    cross-attention has of the source is held once for a row and not counted.
+    """
+    if config.form in ENCODERS:
+        return 0
+    stack = config.stacks["decoder"]
+    core = stack.of_layer(stack.depth.prelude)
+    numbers = 2 * core.attention.key_width + core.feed_forward.cache_width(stack.core_width)
+    return stack.num_applications * numbers * bytes_per_number
+
+
+def training_flops_per_token(macs: int) -> int:
+    """Return the operations of a forward and a backward pass, given ``macs`` of the forward one.
+
+    Two for each multiply-accumulate, and twice as many again for the gradients of both factors of
+    every product; activation checkpointing and gradients that are cut off change it.
+    """
+    return 6 * macs
+
+
 def match_parameters(config: ModelConfig, budget: int) -> ModelConfig:
     """Return ``config`` with the free width that brings its parameter count nearest ``budget``.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from moeut import sizing
 from runners.config.grid import PlannedRun
 from runners.config.labels import compact
 from runners.config.schema import RunConfig
@@ -70,14 +71,28 @@ class _Line:
             " ".join([first.variant, *values]),
             str(len(self.runs)),
             f"{model.parameters:,}",
+            f"{sizing.count_used_parameters(self.built.model_config):,}",
             f"{model.macs_per_token:,}",
+            f"{sizing.training_flops_per_token(model.macs_per_token):,}",
+            f"{sizing.cache_bytes_per_token(self.built.model_config):,}",
             f"{first.config.train.steps:,}",
             "–" if step is None else f"{mark}{step:.3f}",
             "–" if total is None else f"{mark}{duration(total)}",
         ]
 
 
-_COLUMNS = ("setting", "runs", "parameters", "MACs/token", "steps", "s/step", "train time")
+_COLUMNS = (
+    "setting",
+    "runs",
+    "parameters",
+    "used parameters",
+    "MACs/token",
+    "training FLOPs/token",
+    "cache bytes/token",
+    "steps",
+    "s/step",
+    "train time",
+)
 
 
 def print_plan(

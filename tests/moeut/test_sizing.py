@@ -13,7 +13,14 @@ from moeut import architecture
 from moeut.architectures import ARCHITECTURES
 from moeut.config import ModelConfig
 from moeut.models import build
-from moeut.sizing import count_parameters, macs_per_token, match_parameters
+from moeut.sizing import (
+    cache_bytes_per_token,
+    count_parameters,
+    count_used_parameters,
+    macs_per_token,
+    match_parameters,
+    training_flops_per_token,
+)
 
 FORMS: dict[str, dict[str, Any]] = {
     "decoder_lm": {},
@@ -189,3 +196,62 @@ def test_sharing_saves_parameters_and_not_compute() -> None:
     dense, shared = architecture("transformer", **kwargs), architecture("universal", **kwargs)
     assert count_parameters(shared) < count_parameters(dense)
     assert macs_per_token(shared, sequence_length=8) == macs_per_token(dense, sequence_length=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("transformer", {"depth": {"group": 3}}),
+        ("universal", {"depth": {"group": 1, "repeats": 4, "prelude": 1}}),
+        ("universal", {"attention": {"num_key_heads": 2}}),
+        ("universal", {"feed_forward": {"kind": "convolutional", "hidden_size": 20}}),
+        ("universal", {"feed_forward": {"kind": "gated", "short_convolution": 2}}),
+        ("universal", {"attention": {"kind": "geometric"}, "position": "none"}),
+        ("moeut", {"attention": {"num_heads": 2, "num_experts": 3}}),
+        ("sut", {"halting": "none"}),
+    ],
+)
+@pytest.mark.parametrize("form", ["decoder_lm", "encoder_decoder"])
+def test_cache_bytes_are_those_that_a_cache_holds(name, options, form) -> None:
+    sizes = {"vocabulary_size": 11, "d_model": 24, **FORMS[form]}
+    config = architecture(name, form=form, **sizes, **options)
+    model = build(config).eval()
+    tokens, cache = torch.zeros(1, 5, dtype=torch.int64), model.new_cache()
+    with torch.no_grad():
+        if form == "decoder_lm":
+            model(tokens, cache=cache)
+        else:
+            model.decode(tokens, model.encode(tokens), cache=cache)
+    stored = [*cache._keys, *cache._values, *(t for each in cache._others.values() for t in each)]
+    held = sum(t[:, :, :1].numel() * t.element_size() for t in stored if t is not None)
+    assert cache_bytes_per_token(config) == held
+
+
+def test_used_parameters_by_hand() -> None:
+    def count(**options: Any) -> tuple[int, int]:
+        config = architecture("universal", form="decoder_lm", vocabulary_size=11, **options)
+        return count_parameters(config), count_used_parameters(config)
+
+    one, _ = count(d_model=24, depth={"group": 1, "repeats": 1})
+    two, used = count(d_model=24, depth={"group": 2, "repeats": 1})
+    assert used == two
+    layer = two - one
+    assert count(d_model=24, depth={"group": 1, "repeats": 5}) == (one, one + 4 * layer)
+    depth = {"group": 2, "repeats": 3, "prelude": 1}
+    assert count(d_model=24, depth=depth) == (one + 2 * layer, one + 2 * layer + 4 * layer)
+    # What each repeat has for itself is used once.
+    own = count(d_model=24, depth={"group": 1, "repeats": 5}, own={"norms": True})
+    assert own[1] - own[0] < 4 * layer
+    assert own[0] > one
+
+
+def test_backward_takes_twice_the_forward() -> None:
+    config = architecture(
+        "universal", form="encoder_classifier", vocabulary_size=11, num_classes=5, d_model=24
+    )
+    model = build(config).double()
+    source = torch.zeros(2, 9, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model(source, trace=True).logits.sum().backward()
+    macs = macs_per_token(config, sequence_length=9)
+    assert training_flops_per_token(macs) == pytest.approx(counter.get_total_flops() / 18, rel=0.01)

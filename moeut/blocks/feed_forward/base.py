@@ -55,6 +55,10 @@ class FeedForwardOptions(Options):
         """Whether tokens beside a token decide what becomes of it."""
         return False
 
+    def cache_width(self, d_model: int) -> int:
+        """Return how many numbers of each token a cache holds for one application."""
+        return 0
+
     def has_router(self) -> bool:
         """Return whether the module has a router, which the norm of ``norm: peri`` feeds."""
         return False

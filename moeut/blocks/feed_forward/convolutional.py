@@ -66,6 +66,9 @@ class ConvolutionalFeedForward(FeedForwardOptions):
         follows: Sides = "left" if causal else "both"
         return dataclasses.replace(self, sides=follows if given is None else given)
 
+    def cache_width(self, d_model: int) -> int:
+        return d_model + self.hidden_size if self.reads_neighbours else 0
+
     @property
     def reads_neighbours(self) -> bool:
         """Whether the convolutions read more than the token itself."""

@@ -49,6 +49,9 @@ class GatedFeedForward(FeedForwardOptions):
         own: float | None = self.dropout
         return dataclasses.replace(self, dropout=dropout if own is None else own)
 
+    def cache_width(self, d_model: int) -> int:
+        return self.hidden_size if self.reads_neighbours else 0
+
     @property
     def reads_neighbours(self) -> bool:
         """Whether the convolution reads more than the token itself."""

@@ -150,12 +150,9 @@ class Blueprint(Options):
         require(self.norm_epsilon > 0.0, "norm_epsilon", self.norm_epsilon, "must be above 0")
         said = "has no effect without norm_input"
         require(self.norm_input or not self.norm_input_weights, "norm_input_weights", True, said)
-        try:
-            attention = self.attention.within(d_model=self.d_model, dropout=self.dropout)
-        except OptionError as error:
-            raise error.under("attention") from None
         norms = NormOptions(self.norm_kind, self.norm_epsilon, self.norm_weights)
         try:
+            attention = self.attention.within(d_model=self.d_model, dropout=self.dropout)
             attention.check_norms(self.norm, norms)
         except OptionError as error:
             raise error.under("attention") from None
@@ -186,6 +183,12 @@ class Blueprint(Options):
             raise error.under("prefix") from None
         feed_forward = self.feed_forward.within(dropout=self.dropout)
         self._check_own(attention, feed_forward)
+        if self.outer_width is not None:
+            try:
+                feed_forward.with_width(self.outer_width)
+            except OptionError as error:
+                said = f"gives feed_forward.{error.option}={error.value!r}: {error.expected}"
+                raise OptionError("outer_width", self.outer_width, said) from None
         update = self.update.within(dropout=self.dropout)
         try:
             update.check(self.norm)

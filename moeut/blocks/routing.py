@@ -306,10 +306,23 @@ def balance_loss(
     """
     # Over applications first: the entropy is that of the mean, not the mean of entropies, so a
     # layer that is repeated may use other experts in other repeats.
-    means = [_mean_over_applications(applications) for applications in modules]
-    if not means:
+    by_width: dict[int, list[Tensor]] = {}  # layers outside the group may have other experts
+    for applications in modules:
+        mean = _mean_over_applications(applications)
+        by_width.setdefault(mean.shape[-1], []).append(mean)
+    if not by_width:
         return None
-    p = torch.stack(means)  # (modules, B, H, E)
+    losses = [
+        _negative_entropy(torch.stack(means), context, weight, row_shares)
+        for means in by_width.values()
+    ]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def _negative_entropy(
+    p: Tensor, context: RoutingContext, weight: float, row_shares: Tensor | None
+) -> Tensor:
+    """Return -weight times the entropy of mean probabilities p (modules, B, H, E), summed."""
     # A probability may round to zero, where the gradient of p log p would be infinite.
     # (modules, B): summed over experts, averaged over heads.
     entropy = -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(dim=-1).mean(dim=-1)

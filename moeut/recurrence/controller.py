@@ -111,6 +111,9 @@ class Pass(NamedTuple):
     embedding_factor: float = 1.0
     """What token embeddings were multiplied by."""
 
+    document_numbers: Tensor | None = None
+    """(B, T) number of each token's document; None: a row is one."""
+
     def mean(self, values: Tensor, *, padding: bool = False, among: Tensor | None = None) -> Tensor:
         """Return the mean over rows of each row's mean over tokens, or the sum by rows' shares.
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeut.blocks import masks
 from moeut.blocks.roles import Roles, constant, linear
 from moeut.blocks.routing import router_logits
 from moeut.options import derived, require, require_finite
@@ -202,9 +203,17 @@ class ExpertChoiceRun(Run):
         return squashed * self.options.alpha
 
     def _take_largest(self, candidates: Tensor, part: float) -> None:
-        """Take the part of each row's real tokens with the largest gates, one at least."""
+        """Take the part of each row's real tokens with the largest gates, one at least.
+
+        A document in a row of several is what it is alone, so that it is treated as a row.
+        """
         gates = self.gate.detach().masked_fill(~candidates, -math.inf)
         length = gates.shape[1]
+        if self.about.document_numbers is not None:
+            rank, tokens = _in_documents(gates, self.about.document_numbers, self.about.real)
+            wanted = (tokens.double() * part).long().clamp_min(1)
+            self.active = candidates & (rank < wanted)
+            return
         if self.about.real is None:
             columns = gates.topk(max(1, int(part * length)), dim=1, sorted=False).indices
             self.columns = columns.sort(dim=1).values
@@ -238,6 +247,23 @@ class ExpertChoiceRun(Run):
         if self.agreements:
             record["agreement"] = torch.stack(self.agreements).mean()
         return Verdict(x, _total(self.losses), record)
+
+
+def _in_documents(
+    gates: Tensor, document_numbers: Tensor, real: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return each token's rank in its document by falling gates, and the document's real tokens.
+
+    All are (B, T); ``document_numbers`` never fall along a row.
+    """
+    begin = torch.arange(gates.shape[1], device=gates.device)
+    begin = begin - masks.positions_in_documents(document_numbers)  # its first column names it
+    order = gates.argsort(dim=1, descending=True, stable=True)
+    # Sorted by document again, each has the columns that it had before.
+    order = order.gather(1, begin.gather(1, order).argsort(dim=1, stable=True))
+    rank = order.argsort(dim=1) - begin
+    counted = torch.ones_like(begin) if real is None else real.long()
+    return rank, torch.zeros_like(begin).scatter_add(1, begin, counted).gather(1, begin)
 
 
 # --- token choice -----------------------------------------------------------------------

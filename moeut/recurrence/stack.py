@@ -196,7 +196,8 @@ class DepthStack(nn.Module):
         # parameter gets a gradient, be it 0, as it does on ranks that never end early.
         may_end = inputs.cache is None and not without and self._may_look(x)
         factor = self.options.embedding_factor
-        about = Pass(x, positions, inputs.real, repeats, may_end, inputs.row_shares, factor)
+        known = (inputs.real, repeats, may_end, inputs.row_shares, factor, inputs.document_numbers)
+        about = Pass(x, positions, *known)
         runs: dict[str, Run] = {}
         if inputs.exit_rule is not None and not self.training:
             # First, so that it sees what the others have made of the state.

@@ -5,6 +5,7 @@ import torch
 
 from moeut.blocks import masks
 from moeut.models import build
+from moeut.recurrence.mixture import ExpertChoice
 
 NUMBERS = torch.tensor([[0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 5], [0] * 9 + [1] * 3])
 ARCHITECTURES = {
@@ -13,6 +14,11 @@ ARCHITECTURES = {
     "moeut": {"attention": "switch_head", "feed_forward": "sigma_moe", "norm": "peri"},
     "gates": {"attention": "gates", "feed_forward": "softmax", "norm": "peri"},
     "geometric": {"attention": "geometric", "feed_forward": "dense", "norm": "post"},
+    "top_k": {
+        "attention": "dense",
+        "feed_forward": "dense",
+        "halting": ExpertChoice(capacity=(0.7, 0.4), alpha=1.0),
+    },
 }
 POSITIONS = ["rotary", "relative", "absolute_gate", "sinusoidal", "learned", "none"]
 
@@ -34,8 +40,8 @@ def alone(model, tokens, **options):
 
 @pytest.mark.parametrize(
     ("architecture", "position"),
-    [("geometric", "learned"), ("geometric", "none")]
-    + [(name, position) for name in ARCHITECTURES for position in POSITIONS if name != "geometric"],
+    [("geometric", "learned"), ("geometric", "none"), ("top_k", "learned"), ("top_k", "sinusoidal")]
+    + [(name, position) for name in list(ARCHITECTURES)[:-2] for position in POSITIONS],
 )
 def test_a_packed_document_is_what_it_is_alone(make_model, architecture, position, tokens):
     model = make_model(**ARCHITECTURES[architecture], position=position).eval()

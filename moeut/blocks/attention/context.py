@@ -109,6 +109,8 @@ class AttentionContext:
         So a query that takes no part has a key to look at: what it computes is not used, but a
         softmax over nothing would be NaN.
         """
+        if self.packing is not None and self.packing.is_empty:
+            return self  # no query: the bias is still that of all rows
         assert self.columns is not None
         keys = torch.arange(visible.shape[1], device=visible.device)
         oneself = keys == self.columns.unsqueeze(-1)  # (T, K) or (R, N, K)

@@ -78,14 +78,19 @@ def serves(*tensors: Tensor | None) -> bool:
 
 def sorts(index: Tensor) -> bool:
     """Return whether the operations sort these int64 slots."""
-    return not torch.compiler.is_compiling() and is_plain(index) and why_not() is None
+    return not _is_transformed() and is_plain(index) and why_not() is None
 
 
 def is_float32(*tensors: Tensor | None) -> bool:
     """Return whether all are plain float32 tensors on the CPU, computed in as they are, eagerly."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if _is_transformed() or torch.is_autocast_enabled("cpu"):
         return False
     return all(one is None or (one.dtype == torch.float32 and is_plain(one)) for one in tensors)
+
+
+def _is_transformed() -> bool:
+    """Return whether ``torch.compile`` or ``torch.func`` wants operations that it can transform."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -100,7 +100,8 @@ class Dropout : public torch::autograd::Function<Dropout> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), "native dropout can be differentiated once");
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "native dropout can be differentiated once; MOEUT_NATIVE=0 does without it");
     return {dropout_by_seed(gradients[0], context->saved_data["probability"].toDouble(),
                             context->saved_data["seed"].toInt()),
             Tensor()};

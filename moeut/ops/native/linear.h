@@ -34,6 +34,10 @@ inline void sum_rows(const Tensor& gradient, float* sum) {
 // x (..., I), weight (O, I), bias (O) -> (..., O)
 inline Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                       bool relu) {
+  TORCH_CHECK(weight.dim() == 2 && x.dim() > 0 && x.size(-1) == weight.size(1), "x ", x.sizes(),
+              " and weight ", weight.sizes(), " cannot be multiplied: expected (..., I) and (O, I)");
+  TORCH_CHECK(!bias.has_value() || bias->sizes() == weight.sizes().slice(0, 1), "bias ",
+              bias->sizes(), ": expected ", weight.sizes().slice(0, 1));
   const Tensor rows = as_rows(x), w = weight.contiguous();
   const int64_t count = rows.size(0), in = rows.size(1), out = w.size(0);
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());

@@ -35,6 +35,9 @@ class CrossEntropy : public torch::autograd::Function<CrossEntropy> {
   static Tensor forward(AutogradContext* context, const Tensor& logits, const Tensor& targets,
                         int64_t ignored) {
     at::AutoDispatchBelowADInplaceOrView below;
+    TORCH_CHECK_VALUE(logits.dim() == 2 && targets.dim() == 1 && logits.size(0) == targets.size(0),
+                      "logits ", logits.sizes(), " and targets ", targets.sizes(),
+                      ": expected (N, V) and (N,)");
     const Tensor rows = logits.contiguous(), wanted = targets.contiguous();
     const int64_t count = rows.size(0), width = rows.size(1);
     Tensor sums = at::empty({count, 2}, rows.options());
@@ -61,7 +64,8 @@ class CrossEntropy : public torch::autograd::Function<CrossEntropy> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), "the native loss can be differentiated once");
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "the native loss can be differentiated once; MOEUT_NATIVE=0 does without it");
     const auto saved = context->get_saved_variables();
     const int64_t ignored = context->saved_data["ignored"].toInt();
     const int64_t count = saved[0].size(0), width = saved[0].size(1);

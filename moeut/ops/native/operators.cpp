@@ -10,7 +10,8 @@
 namespace moeut {
 namespace {
 
-constexpr auto kOnce = "native experts and attention can be differentiated once";
+constexpr auto kOnce =
+    "native experts and attention can be differentiated once; MOEUT_NATIVE=0 does without them";
 
 std::optional<Tensor> optional(const Tensor& x) {
   return x.defined() ? std::optional<Tensor>(x) : std::nullopt;

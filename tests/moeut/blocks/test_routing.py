@@ -131,6 +131,13 @@ def test_balance_loss_survives_probabilities_of_zero_and_batches_without_tokens(
     assert balance_loss([], context, 1.0) is None
 
 
+def test_modules_of_different_width_add_up():
+    context = _context()
+    modules = [[_record(_logits(2, 3, 1, width, seed=width), context)] for width in (4, 2, 4)]
+    apart = [balance_loss([one], context, 0.3) for one in modules]
+    assert balance_loss(modules, context, 0.3).item() == pytest.approx(sum(apart).item(), abs=1e-15)
+
+
 def test_records_keep_only_what_is_asked_for():
     logits = _logits(2, 3, 2, 4)
     routes = choose_experts(logits, 2)

@@ -116,6 +116,20 @@ def test_autocast_and_compiled_graphs_decide_for_themselves():
     assert torch.equal(compiled(x), F.linear(x, layer.weight, layer.bias))
 
 
+@pytest.mark.parametrize("shapes", [[(40, 8), (8, 9)], [(40, 7), (8, 8)], [(40, 8), (5, 8), (4,)]])
+def test_shapes_that_do_not_fit_are_refused(shapes):
+    with pytest.raises(RuntimeError):
+        linear(*(torch.ones(shape) for shape in shapes))
+
+
+def test_transforms_of_functions_get_operations_that_they_can_transform():
+    x, layer = torch.randn(3, 40, 16), Linear(16, 8)
+    gradient = torch.func.vmap(torch.func.grad(lambda one: layer(one).square().sum()))(x)
+    leaf = x.requires_grad_()
+    (wanted,) = torch.autograd.grad(layer(leaf).square().sum(), leaf)
+    assert (gradient - wanted).abs().max() < 1e-5
+
+
 def test_what_cannot_be_built_is_said_and_done_without(monkeypatch, tmp_path, caplog):
     if native._unfit() is not None:
         pytest.skip(native._unfit())

@@ -67,6 +67,22 @@ def test_a_cache_equals_the_whole_pass(make_model, kind, position, shared):
     assert (torch.cat(steps, 1) - whole.logits).abs().max() < 1e-11
 
 
+@pytest.mark.parametrize("shared", ["none", "first", "update"])
+@pytest.mark.parametrize("kind", ["threshold", "token"])
+def test_prompts_of_different_length_go_on_where_no_token_takes_part(make_model, kind, shared):
+    model = _model(make_model, kind, shared_keys=shared).eval()
+    tokens, lengths = batch(model, width=12)[0][0], (3, 1, 2)
+    cache, repeats = model.new_cache(), []
+    model(tokens[:, :3], padding_mask=torch.arange(3) < torch.tensor(lengths)[:, None], cache=cache)
+    for column in range(3, 12):
+        output = model(tokens[:, column : column + 1], cache=cache)
+        repeats.append(output.decisions["decoder"]["halting.repeats"].max())
+    assert min(repeats) < REPEATS  # a step of which a repeat has no token
+    for row, length in enumerate(lengths):
+        alone = torch.cat((tokens[row, :length], tokens[row, 3:]))[None]
+        assert (model(alone).logits[0, -1] - output.logits[row, 0]).abs().max() < 1e-11
+
+
 def test_top_k_refuses_a_cache_and_a_threshold_looks_at_nothing_later(make_model):
     with pytest.raises(ValueError, match=r"halting: .* halting.evaluate=threshold decides"):
         _model(make_model, "expert").new_cache()

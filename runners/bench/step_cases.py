@@ -28,8 +28,17 @@ class Contest:
     """Steps of a turn."""
 
 
-def _quickstart(variant: str, target: float) -> Contest:
-    mine = {"maker": "configured", "config": "configs/quickstart.yaml", "variant": variant}
+QUICKSTART = ("model.d_model=64", "model.match_parameters=160000", "train.batch_size=128")
+"""Twice the quickstart's width, so that a step is not calls alone; of every checkout compared."""
+
+
+def _quickstart(variant: str, target: float, *changes: str) -> Contest:
+    mine = {
+        "maker": "configured",
+        "config": "configs/quickstart.yaml",
+        "variant": variant,
+        "changes": [*QUICKSTART, *changes],
+    }
     return Contest(mine, target, "base", repeats=20)
 
 
@@ -136,7 +145,7 @@ LARGE_LLAMA = {
 CONTESTS: dict[str, Contest] = {
     "quickstart-universal": _quickstart("universal", 0.5),
     "quickstart-transformer": _quickstart("transformer", 0.7),
-    "quickstart-moeut": _quickstart("moeut", 0.6),
+    "quickstart-moeut": _quickstart("moeut", 0.6, "model.feed_forward.expert_size=32"),
     "scan-standard": _scan("standard", "transformer", {"group": 3}, ABSOLUTE),
     "scan-relative": _scan("relative", "transformer", {"group": 3}, "relative"),
     "scan-universal": _scan("universal", "universal", {"repeats": 3}, ABSOLUTE),

@@ -22,7 +22,7 @@ Work = Callable[[], Any]
 
 
 def configured(contestant: dict[str, Any]) -> Work:
-    """Return the training step of a variant of a sweep file, as a run makes it."""
+    """Return the training step of a variant of a sweep file, as a run with changes makes it."""
     import torch
 
     from runners.config.grid import expand
@@ -30,8 +30,11 @@ def configured(contestant: dict[str, Any]) -> Work:
     from runners.training.experiment import build, build_model, train_columns
     from runners.training.loop import Loop, seed_everything
 
-    planned = expand(read_sweep(contestant["config"]))
-    config = next(one.config for one in planned if one.variant == contestant["variant"])
+    variant = contestant["variant"]
+    names = read_sweep(contestant["config"]).config.variants
+    others = ", ".join(f"{{variant: {name}}}" for name in names if name != variant)
+    changes = [*contestant["changes"], f"exclude=[{others}]"]
+    config = expand(read_sweep(contestant["config"], changes))[0].config
     built, device = build(config), torch.device("cpu")
     seed_everything(config.seed)
     loop = Loop(

@@ -23,7 +23,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.cogs.graph import Graph, ordered, read_graph
+from tasks.cogs.graph import Graph, Noun, Relation, ordered, read_graph
 
 WINDOW, JOINED = 6, 3
 """Rows, sorted by length, that a concatenation is drawn from, and how many it joins."""
@@ -97,7 +97,8 @@ def concatenated(rows: Sequence[Row], category: str) -> Row:
         ValueError: one is a single word, which has no graph.
     """
     tokens: list[str] = []
-    nouns, relations = [], []
+    nouns: list[Noun] = []
+    relations: list[Relation] = []
     for row in rows:
         if row.graph is None:
             raise ValueError(f"{' '.join(row.tokens)!r}: a single word, expected a sentence")

@@ -124,6 +124,17 @@ def test_every_row_of_gen_is_answered_in_less_than_a_second(rows_of):
     assert slowest < 1
 
 
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_official_drawn_names_say_what_the_positional_index_says(data_dir, split):
+    drawn, placed = (
+        recogs.read_rows(recogs.DATA_FILES[f"{form}/{split}.tsv"])
+        for form in ("v2", "positional_index")
+    )
+    for one, other in zip(drawn, placed, strict=True):
+        assert (one.source, one.category) == (other.source, other.category)
+        assert semantic_match(" ".join(one.target), " ".join(other.target), one_to_one=True)
+
+
 def test_almost_right_forms_are_answered_in_less_than_a_second(rows_of):
     gold = rows_of("positional_index/gen.tsv")
     generator = random.Random(0)

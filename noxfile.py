@@ -54,6 +54,14 @@ def cluster(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Open the report's page in Chromium, and hand rows to the real trackers without network."""
+    session.install("-e", ".[test,browser,tensorboard,wandb,trackio]")
+    files = ("tests/runners/reporting/html", "tests/runners/training/test_trackers.py")
+    session.run("pytest", *files, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Damage configs and users' files at random, 3,000 times each: read whole, or one line.
 

@@ -16,9 +16,10 @@ if __name__ == "__main__":
 
 import argparse
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -40,6 +41,9 @@ from runners.training.snapshots import Snapshots, resume
 from tasks.base.command_line import BAD_INPUT, Parser, exit_with
 from tasks.base.metrics import selection_score
 from tasks.base.storage import write_atomically, write_json
+
+if TYPE_CHECKING:
+    from runners.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -235,11 +239,22 @@ class Training:
             size=0 if checkpoint is None else checkpoint.state["metrics_bytes"],
             step=self.loop.position.step,
             tensorboard=self.config.train.tensorboard,
+            open_trackers=self._open_trackers if self._is_tracked else None,
         )
         tokens_seen = self.loop.position.tokens_seen
         journal.start_training(tokens_seen)
         self._since_start = Lap(journal.clock, tokens_seen)
         self._since_row = Lap(journal.clock, tokens_seen)
+
+    @property
+    def _is_tracked(self) -> bool:
+        return self.config.train.wandb or self.config.train.trackio
+
+    def _open_trackers(self, warn: Callable[[str], None]) -> list[Tracker]:
+        from runners.training.trackers import open_trackers
+
+        prepared = self.prepared
+        return open_trackers(prepared.files.path, self.config, prepared.record, warn)
 
     def train(self) -> None:
         """Train to the last step.

@@ -118,6 +118,10 @@ class TrainConfig:
     """Updates between checkpoints, of which the last two are kept."""
     tensorboard: bool = field(default=False, metadata=NOT_IDENTITY)
     """Write the rows of metrics.jsonl for TensorBoard too, into the run's directory."""
+    wandb: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Send the rows to Weights & Biases too (extra [wandb]; offline where nobody is logged in)."""
+    trackio: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Hand the rows to trackio too (extra [trackio])."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "tokens_per_batch", "accumulate", "num_threads")

@@ -9,6 +9,7 @@
     metrics.jsonl     learning curve; the same however often it was resumed, apart from what a
                       language run's rows have under "speed"
     tensorboard/      the same for TensorBoard, if asked for
+    tracking.json     what wandb and trackio call the run, if asked for
     checkpoints/      the last two
     predictions.jsonl every scored row
     timings.json      what differs from machine to machine

@@ -11,15 +11,18 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runners.process.messages import Notice, OnProgress, ScoringProgress, TrainingProgress
 from runners.process.run_directory import MetricsLog, RunDirectory
 from runners.reporting.run_result import Timings
 from tasks.base.lease import Lease
 from tasks.base.storage import write_json
+
+if TYPE_CHECKING:
+    from runners.training.trackers import Tracker, Warn
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +112,7 @@ class Journal:
         self._lease = lease
         self._metrics: MetricsLog | None = None
         self._board: Board | None = None
+        self._trackers: list[Tracker] = []
         self._training: Lap | None = None
         self._shown_at = -PROGRESS_SECONDS
         self._earlier = _read_timings(files)
@@ -123,23 +127,35 @@ class Journal:
             self._metrics.close()
         if self._board is not None:
             self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
         try:
             self.write_timings()
         except OSError as problem:  # a full disk must not hide why the run has failed
             logger.error("%s: cannot be written: %s", self._files.timings, problem)
 
-    def open(self, *, size: int, step: int, tensorboard: bool) -> None:
+    def open(
+        self,
+        *,
+        size: int,
+        step: int,
+        tensorboard: bool,
+        open_trackers: Callable[[Warn], list[Tracker]] | None = None,
+    ) -> None:
         """Open the learning curve where training goes on.
 
         Args:
             size: bytes of ``metrics.jsonl`` to keep; a notice says if it has lost some.
             step: last step of the checkpoint; later ones on the board are hidden.
             tensorboard: whether to write the board, too.
+            open_trackers: makes what gets the rows besides, given where to warn; None: nothing.
         """
         if self._writes:
             self._metrics = MetricsLog(self._files.metrics, size=size, warn=self.notice)
             if tensorboard:
                 self._board = Board(self._files.path / "tensorboard", step=step)
+            if open_trackers is not None:
+                self._trackers = open_trackers(self.notice)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to the learning curve."""
@@ -149,6 +165,8 @@ class Journal:
             self._metrics.append(row)
         if self._board is not None:
             self._board.add(row)
+        for tracker in self._trackers:
+            tracker.add(dict(scalars(row)), row["step"])
 
     def _is_lost(self) -> bool:
         return self._lease is not None and not self._lease.is_held()
@@ -226,15 +244,19 @@ class Board:
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row: what was scored under the name of its split, the rest under ``train``."""
-        row = dict(row)
-        step, split = row.pop("step"), row.pop("split", None)
-        numbers = row.pop("metrics") if split is not None else row
-        for name, value in _scalars(numbers, split or "train"):
-            self._writer.add_scalar(name, value, step)
+        for name, value in scalars(row):
+            self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         """Write what is left and close the file."""
         self._writer.close()
+
+
+def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a row of the learning curve, each with its path but for the step."""
+    split = row.get("split")
+    numbers = row["metrics"] if split is not None else {k: v for k, v in row.items() if k != "step"}
+    yield from _scalars(numbers, split or "train")
 
 
 def _scalars(values: dict[str, Any], path: str) -> Iterator[tuple[str, float]]:

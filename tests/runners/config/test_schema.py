@@ -134,6 +134,8 @@ def test_what_changes_the_result_changes_the_hash(base, override):
         "train.checkpoint_interval=9",
         "train.parallel=fsdp",
         "train.tensorboard=true",
+        "train.wandb=true",
+        "train.trackio=true",
     ],
 )
 def test_what_does_not_change_the_result_does_not(base, override):

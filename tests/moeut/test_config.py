@@ -105,6 +105,19 @@ def test_stacks_of_each_form() -> None:
         ({"d_modle": 3}, "d_modle", r"unknown; model takes .*did you mean 'd_model'"),
         ({"d_model": 0}, "d_model", "must be a whole number of at least 1"),
         ({"d_model": True}, "d_model", "expected a whole number"),
+        (
+            {
+                "outer_width": 6,
+                "feed_forward": {
+                    "kind": "sigma_moe",
+                    "expert_size": 3,
+                    "num_experts": 4,
+                    "top_k": 3,
+                },
+            },
+            "outer_width",
+            "gives feed_forward.top_k=3: must be at most num_experts=2",
+        ),
         ({"d_model": 9}, "attention.num_heads", "must divide d_model=9 unless head_size"),
         ({"depth": {"group": 2}}, "depth.repeats", "missing; expected a whole number"),
         (

@@ -8,6 +8,7 @@ from typing import Any
 
 from runners.config.labels import compact, short_keys
 from runners.reporting.results import Setting, SweepResults
+from runners.reporting.run_result import RunResult
 from runners.reporting.statistics import LEVEL, TOO_SMALL, Comparison, compare_family, summarize
 from runners.reporting.tables import (
     MISSING,
@@ -75,7 +76,8 @@ def main_table(results: SweepResults) -> Table:
     tests, best = against_baseline(results), best_settings(results)
     outside = common(results, results.headline_split)
     columns = ["model", *short_keys(results.grid_keys).values()]
-    columns += ["parameters", "MACs/token", "tokens seen", "wall time", "n"]
+    costs = _further_costs(results)
+    columns += ["parameters", "MACs/token", *costs, "tokens seen", "wall time", "n"]
     beside = _beside_headline(results)
     columns += [title for title, _ in beside]
     main = len(columns)
@@ -92,6 +94,7 @@ def main_table(results: SweepResults) -> Table:
         row += [
             count(setting.first(lambda result: result.model.parameters)),
             count(setting.first(lambda result: result.model.macs_per_token)),
+            *(count(setting.first(read)) for read in costs.values()),
             count(_tokens_seen(setting)),
             time(wall_seconds(setting)),
             _n(setting, len(values)),
@@ -112,6 +115,17 @@ def main_table(results: SweepResults) -> Table:
         bold=frozenset(bold),
         notes=main_notes(results, tests, best is not None),
     )
+
+
+def _further_costs(results: SweepResults) -> dict[str, Callable[[RunResult], int | None]]:
+    """Return what else models cost, as far as any run says it, by column."""
+    every: dict[str, Callable[[RunResult], int | None]] = {
+        "used parameters": lambda result: result.model.used_parameters,
+        "cache bytes/token": lambda result: result.model.cache_bytes_per_token,
+    }
+    return {
+        title: read for title, read in every.items() if any(s.first(read) for s in results.settings)
+    }
 
 
 def _metric(results: SweepResults) -> str:

@@ -72,6 +72,12 @@ class ModelSummary:
     group_size: int
     """Layers with weights of their own."""
     d_model: int
+    used_parameters: int | None = field(default=None, metadata=_OPTIONAL)
+    """Parameters weighted by use; runs of before do not say it, as the two below."""
+    training_flops_per_token: int | None = field(default=None, metadata=_OPTIONAL)
+    """Operations of forward and backward pass per token read."""
+    cache_bytes_per_token: int | None = field(default=None, metadata=_OPTIONAL)
+    """What a key/value cache holds of a token in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

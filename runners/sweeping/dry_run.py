@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from moeut import sizing
 from runners.config.grid import PlannedRun
 from runners.config.labels import compact
 from runners.config.schema import RunConfig
@@ -71,10 +70,10 @@ class _Line:
             " ".join([first.variant, *values]),
             str(len(self.runs)),
             f"{model.parameters:,}",
-            f"{sizing.count_used_parameters(self.built.model_config):,}",
+            f"{model.used_parameters:,}",
             f"{model.macs_per_token:,}",
-            f"{sizing.training_flops_per_token(model.macs_per_token):,}",
-            f"{sizing.cache_bytes_per_token(self.built.model_config):,}",
+            f"{model.training_flops_per_token:,}",
+            f"{model.cache_bytes_per_token:,}",
             f"{first.config.train.steps:,}",
             "–" if step is None else f"{mark}{step:.3f}",
             "–" if total is None else f"{mark}{duration(total)}",

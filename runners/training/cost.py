@@ -26,9 +26,13 @@ def describe_model(built: Built) -> ModelSummary:
     """
     config = built.model_config
     stack = list(config.stacks.values())[-1]
+    macs = macs_per_token(built)
     return ModelSummary(
         parameters=sizing.count_parameters(config),
-        macs_per_token=macs_per_token(built),
+        used_parameters=sizing.count_used_parameters(config),
+        macs_per_token=macs,
+        training_flops_per_token=sizing.training_flops_per_token(macs),
+        cache_bytes_per_token=sizing.cache_bytes_per_token(config),
         num_layers=stack.depth.num_applications,
         group_size=stack.depth.group,
         d_model=config.d_model,

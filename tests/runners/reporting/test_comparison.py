@@ -120,3 +120,13 @@ def test_variants_that_the_paper_does_not_have_are_marked(make_sweep):
     plan = json.loads((directory / "sweep.json").read_text())
     (directory / "sweep.json").write_text(json.dumps(plan | {"ours": ["universal"]}))
     assert "Ours, and not among the paper's: universal." in main_table(load(directory)).notes
+
+
+def test_costs_beside_parameters_stand_in_the_table_where_runs_say_them(make_sweep):
+    def say(variant, seed, data):
+        data["model"] |= {"used_parameters": 4321, "cache_bytes_per_token": 512}
+
+    table = main_table(load(make_sweep("with", result=say, transformer=[0.5])))
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (cells["used parameters"], cells["cache bytes/token"]) == ("4,321", "512")
+    assert "used parameters" not in main_table(load(make_sweep(transformer=[0.5]))).columns

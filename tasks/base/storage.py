@@ -120,6 +120,11 @@ def why_not_written(error: OSError) -> str:
         remedy = "it may not be written to"
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error}; make room, and the same command continues"
+    elif error.errno == errno.ESTALE:
+        return (
+            f"{error}; the file server has replaced the folder: enter it anew by cd or mount it "
+            "again, and the same command continues"
+        )
     else:
         return f"{error}; the same command tries again"
     return f"{error}; {remedy}: name another place, for runs by --runs-dir, for data by MOEUT_CACHE"

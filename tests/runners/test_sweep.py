@@ -68,6 +68,15 @@ def test_reconcile(command, tmp_path, capsys):
     assert sweep.main([*command, "--retry-failed"]) == 0
     assert (tmp_path / "runs" / "pair" / "results.csv").read_bytes() == csv
 
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")  # a sweep that has moved goes on there
+    lost = tmp_path / "elsewhere" / lost.relative_to(tmp_path / "runs")
+    lost.unlink()
+    capsys.readouterr()
+    assert sweep.main([*command, f"--runs-dir={tmp_path / 'elsewhere'}"]) == 0
+    assert "4 runs: 3 done, 1 resumable" in capsys.readouterr().out
+    assert (tmp_path / "elsewhere" / "pair" / "results.csv").read_bytes() == csv
+    assert not (tmp_path / "runs").exists()
+
 
 def test_second_driver_is_told_and_changes_nothing(command, tmp_path, capsys):
     directory = tmp_path / "runs" / "pair"

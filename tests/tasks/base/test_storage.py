@@ -167,6 +167,8 @@ def test_a_folder_of_the_image_below_is_replaced(tmp_path, monkeypatch):
             "may not be written to: name another place, for runs by --runs-dir, for data",
         ),
         (errno.ENOSPC, "make room, and the same command continues"),
+        (errno.EDQUOT, "make room, and the same command continues"),
+        (errno.ESTALE, "enter it anew by cd or mount it again, and the same command continues"),
         (errno.EIO, "the same command tries again"),
     ],
 )

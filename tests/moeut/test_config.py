@@ -107,7 +107,7 @@ def test_stacks_of_each_form() -> None:
         ({"d_model": True}, "d_model", "expected a whole number"),
         (
             {
-                "outer_width": 6,
+                "outer_width": 2,
                 "feed_forward": {
                     "kind": "sigma_moe",
                     "expert_size": 3,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 STOP_SECONDS = 120.0
 """Time in which runs must have saved after a stop."""
+CONNECT_SECONDS = 10.0
 GIB = 1 << 30
 
 
@@ -151,16 +154,30 @@ def _connect(address: str) -> Any:
         ) from error
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, path))}}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
+        _check_listens(address)
         ray.init(
             address=address,
             runtime_env=environment,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         text = " ".join(str(error).split()).partition(". ")[0]
         raise ClusterUnavailable(
             f"--ray address={address}: {text}; start one by: ray start --head"
         ) from error
+    signal.signal(signal.SIGTERM, handler)  # Ray's own would end the driver without a save
     return ray
+
+
+def _check_listens(address: str) -> None:
+    """Check that something listens at an address, ``host:port``: Ray itself asks for minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "//" not in address:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()

@@ -280,7 +280,8 @@ class Arithmetic(ExampleTask):
         """Return the value of every operation, in the order in which brackets close."""
         text = "".join(example.source)
         values = iter(steps(text, modulus=self.modulus))
-        opened, found = [], []
+        opened: list[int] = []
+        found: list[Intermediate] = []
         for place, character in enumerate(text):
             if character == "(":
                 opened.append(place)

@@ -220,7 +220,15 @@ def _command(*words: str) -> str:
         ClusterUnavailable: it is not there, does not answer, or fails.
     """
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=120,
+            check=False,
+        )
     except FileNotFoundError as error:
         raise ClusterUnavailable(
             f"{words[0]}: no such command; --executor slurm runs where Slurm's commands are, "

@@ -84,13 +84,16 @@ class TrainConfig:
     is done: the same numbers by one graph, which is compiled once. Needs a bound on repeats."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; null turns clipping off."""
-    schedule: Literal["constant", "linear", "cosine", "cosine_paper", "noam"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "cosine_paper", "noam", "stable"] = "constant"
     """Shape after the warm-up. cosine_paper is MoEUT's: the cosine is as long as the run but begins
-    after the warm-up, so that it ends before its floor by as many steps."""
+    after the warm-up, so that it ends before its floor by as many steps. stable
+    (warm-up-stable-decay) stays at the peak and falls in a line over the last decay_steps."""
+    decay_steps: int | None = None
+    """Last updates over which schedule stable falls to its floor."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises in a line from 0 to its peak."""
     final_learning_rate_ratio: float = 0.1
-    """Floor of linear and both cosines, as a share of the peak."""
+    """Floor of linear, both cosines and stable, as a share of the peak."""
     label_smoothing: float = 0.0
     """Share of the target's probability that is spread over all tokens, in training's loss."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -140,10 +143,24 @@ class TrainConfig:
             refuse(self, "accumulate", f"must be at most batch_size={self.batch_size}")
         if self.schedule == "noam" and self.warmup_steps < 1:
             refuse(self, "warmup_steps", "schedule noam needs at least 1")
-        ends = self.schedule in ("linear", "cosine", "cosine_paper")
+        ends = self.schedule in ("linear", "cosine", "cosine_paper", "stable")
         if ends and self.warmup_steps >= self.steps:
             expected = f"must be below steps={self.steps} under schedule {self.schedule}"
             refuse(self, "warmup_steps", expected)
+        self._check_decay()
+
+    def _check_decay(self) -> None:
+        """Refuse decay_steps without schedule stable, the reverse, and a fall that has no room."""
+        if self.schedule != "stable":
+            if self.decay_steps is not None:
+                refuse(self, "decay_steps", "has an effect only under schedule stable")
+            return
+        if self.decay_steps is None:
+            refuse(self, "decay_steps", "schedule stable needs it: the last updates that fall")
+        room = self.steps - self.warmup_steps
+        if not 1 <= self.decay_steps <= room:
+            expected = f"must be at least 1 and at most steps - warmup_steps = {room}"
+            refuse(self, "decay_steps", expected)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,10 @@ def learning_rate(config: TrainConfig, step: int, *, d_model: int) -> float:
     updates done since the warm-up ended, so that it stops ``warmup_steps`` before its end
     (RobertCsordas/moeut_training_code, ``framework/task/task.py``). ``noam`` is
     ``factor / sqrt(d_model) * min(step**-0.5, step * warmup_steps**-1.5)`` (Vaswani et al. 2017).
+    ``stable`` stays at the peak until ``decay_steps`` updates are left, over which it falls in a
+    line to the floor, reached at the last step (warm-up-stable-decay; Hu et al. 2024,
+    arXiv 2404.06395, whose fall is exponential; the line is that of Hägele et al. 2024,
+    arXiv 2405.18392).
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "noam":
@@ -35,9 +39,12 @@ def learning_rate(config: TrainConfig, step: int, *, d_model: int) -> float:
         return peak
     if config.schedule == "cosine_paper":
         done = max(step - 1 - warmup, 0) / config.steps
+    elif config.decay_steps is not None:  # stable, the only schedule that has it
+        done = max(step - (config.steps - config.decay_steps), 0) / config.decay_steps
     else:
         done = (step - warmup) / max(config.steps - warmup, 1)
-    share = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    straight = config.schedule in ("linear", "stable")
+    share = 1.0 - done if straight else 0.5 * (1.0 + math.cos(math.pi * done))
     floor = config.final_learning_rate_ratio
     return peak * (floor + (1.0 - floor) * share)
 

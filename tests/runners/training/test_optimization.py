@@ -13,6 +13,7 @@ from runners.training.optimization import (
     gradient_norm,
     learning_rate,
 )
+from tasks.base.options import OptionError
 
 
 def rates(**options):
@@ -35,6 +36,47 @@ def test_shapes_after_the_warm_up():
     cosine = rates(schedule="cosine", warmup_steps=20, final_learning_rate_ratio=0.0)
     assert cosine[39] == pytest.approx(0.25 * (1 + math.cos(math.pi / 4)))
     assert cosine[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.2])
+def test_stable_falls_in_a_line_over_its_last_steps(floor):
+    values = rates(
+        schedule="stable", warmup_steps=10, decay_steps=20, final_learning_rate_ratio=floor
+    )
+    assert values[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
+    assert set(values[9:80]) == {0.5}
+    fall = [0.5 * (floor + (1 - floor) * left / 20) for left in range(19, -1, -1)]
+    assert values[80:] == pytest.approx(fall, abs=1e-12)
+
+
+def test_stable_without_a_plateau_is_linear():
+    options = {"warmup_steps": 25, "final_learning_rate_ratio": 0.1}
+    stable = rates(schedule="stable", decay_steps=75, **options)
+    assert stable == rates(schedule="linear", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "reason"),
+    [
+        ({"schedule": "stable"}, "decay_steps", "schedule stable needs it"),
+        ({"schedule": "linear", "decay_steps": 5}, "decay_steps", "only under schedule stable"),
+        ({"schedule": "stable", "decay_steps": 0}, "decay_steps", "at least 1 and at most"),
+        (
+            {"schedule": "stable", "decay_steps": 91, "warmup_steps": 10},
+            "decay_steps",
+            "at most steps - warmup_steps = 90",
+        ),
+        (
+            {"schedule": "stable", "decay_steps": 5, "warmup_steps": 100},
+            "warmup_steps",
+            "must be below steps=100",
+        ),
+    ],
+)
+def test_stable_refuses_a_fall_that_has_no_room(options, field, reason):
+    with pytest.raises(OptionError, match=reason) as caught:
+        TrainConfig(steps=100, **options)
+    assert caught.value.option == field
 
 
 def test_noam():

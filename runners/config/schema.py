@@ -94,6 +94,9 @@ class TrainConfig:
     """Updates over which the learning rate rises in a line from 0 to its peak."""
     final_learning_rate_ratio: float = 0.1
     """Floor of linear, both cosines and stable, as a share of the peak."""
+    shared_rate: Literal["same", "root"] = "same"
+    """Learning rate of layers that are repeated: that of all, or it over the root of the repeats
+    that the model is made for. What each repeat has of its own, and recursions, keep it."""
     label_smoothing: float = 0.0
     """Share of the target's probability that is spread over all tokens, in training's loss."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -148,6 +151,9 @@ class TrainConfig:
             expected = f"must be below steps={self.steps} under schedule {self.schedule}"
             refuse(self, "warmup_steps", expected)
         self._check_decay()
+        if self.shared_rate != "same" and self.parallel == "fsdp":
+            expected = "parallel fsdp saves its optimiser as one group; use ddp, or same"
+            refuse(self, "shared_rate", expected)
 
     def _check_decay(self) -> None:
         """Refuse decay_steps without schedule stable, the reverse, and a fall that has no room."""

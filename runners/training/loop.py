@@ -32,6 +32,8 @@ from runners.training.optimization import (
     clip_gradients,
     gradient_norm,
     learning_rate,
+    scaled_groups,
+    set_rate,
 )
 from runners.training.parallel import autocast
 
@@ -116,7 +118,10 @@ class Loop:
         self._call = parallel.spread(model, config, world, has_one_shape=_has_one_shape(columns))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._controllers = [m for m in model.modules() if isinstance(m, Controller)]
-        self.optimizer = build_optimizer(self.parameters, config)
+        scaled = config.shared_rate == "root"
+        self.optimizer = build_optimizer(
+            scaled_groups(model) if scaled else self.parameters, config
+        )
         self.rows = np.array([], dtype=np.int64)
         """Rows of the last step's whole batch."""
         self.criterion = build_criterion(config, getattr(model, "config", None), seed=seed)
@@ -163,8 +168,7 @@ class Loop:
         if not all(math.isfinite(value) for value in values.values()):
             raise NonFinite(_describe(values, step=position.step + 1, rate=rate, rows=rows))
         clip_gradients(self.parameters, norm=norm, largest=config.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.criterion.commit()
         for controller in self._controllers:

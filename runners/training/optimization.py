@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
+from moeut.blocks.own import of_one_repeat
+from moeut.recurrence.recursive_stack import RecursiveStack
+from moeut.recurrence.stack import DepthStack
 from runners.config.schema import TrainConfig
 
 
@@ -49,10 +53,39 @@ def learning_rate(config: TrainConfig, step: int, *, d_model: int) -> float:
     return peak * (floor + (1.0 - floor) * share)
 
 
+def scaled_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Return the parameters that train, in groups of one ``scale`` of the learning rate.
+
+    A layer that a stack applies ``depth.repeats`` times has 1 / sqrt(repeats), since its gradient
+    is a sum over them; what only one of the repeats uses, and every other parameter, has 1. The
+    decay of AdamW is multiplied by the rate, so it is scaled as well.
+    """
+    scales: dict[torch.nn.Parameter, float] = {}
+    for stack in model.modules():
+        if not isinstance(stack, DepthStack) or isinstance(stack, RecursiveStack):
+            continue
+        depth = stack.options.depth
+        for index, layer in enumerate(stack.layers):
+            if depth.is_in_group(index):
+                shared = set(layer.parameters()) - of_one_repeat(layer)
+                scales.update(dict.fromkeys(shared, depth.repeats**-0.5))
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+    return [{"params": group, "scale": scale} for scale, group in groups.items()]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group of parameters the learning rate, times its ``scale`` if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)
+
+
 def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], config: TrainConfig
+    parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], config: TrainConfig
 ) -> torch.optim.Optimizer:
-    """Return Adam (weight decay as L2 penalty) or AdamW over all parameters, in one group.
+    """Return Adam (weight decay as L2 penalty) or AdamW over parameters, or groups of them.
 
     The fused implementation is bitwise reproducible, and on a CPU several times faster for small
     models than the loop over parameters.

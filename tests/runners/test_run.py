@@ -82,6 +82,12 @@ RECURRENT = {
         "train.backprop_repeats=1",
         "train.static_depth=true",
     ),
+    "rates of shared layers": (
+        "model.own={norms: true}",
+        "train.shared_rate=root",
+        "train.schedule=stable",
+        "train.decay_steps=4",
+    ),
 }
 
 

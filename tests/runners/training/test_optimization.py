@@ -6,12 +6,15 @@ import warnings
 import pytest
 import torch
 
+import moeut
 from runners.config.schema import TrainConfig
 from runners.training.optimization import (
     build_optimizer,
     clip_gradients,
     gradient_norm,
     learning_rate,
+    scaled_groups,
+    set_rate,
 )
 from tasks.base.options import OptionError
 
@@ -133,3 +136,32 @@ def test_clipping_scales_to_the_global_norm():
     clip_gradients(parameters, norm=norm, largest=1.0)
     assert parameters[0].grad.tolist() == pytest.approx([0.6, 0.0], rel=1e-5)
     assert parameters[1].grad.tolist() == pytest.approx([0.0, 0.8], rel=1e-5)
+
+
+def test_a_repeated_layer_has_the_rate_over_the_root_of_its_repeats():
+    """Outer layers, the embedding and the norms that each repeat has of its own keep it."""
+    options = {
+        "d_model": 16,
+        "attention": {"num_heads": 2},
+        "depth": {"prelude": 1, "group": 1, "repeats": 4, "coda": 1},
+        "own": {"norms": True},
+    }
+    blueprint = moeut.blueprint({"architecture": "universal", **options})
+    model = moeut.build(moeut.configure(blueprint, form="decoder_lm", vocabulary_size=11))
+    optimizer = build_optimizer(scaled_groups(model), TrainConfig())
+    set_rate(optimizer, 0.1)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(rates) == set(model.parameters())
+    slow = {name for name, p in model.named_parameters() if rates[p] == 0.05}
+    fast = {name for name, p in model.named_parameters() if rates[p] == 0.1}
+    in_group = {name for name in slow | fast if ".layers.1." in name}
+    assert slow | fast == {name for name, _ in model.named_parameters()}
+    assert slow
+    assert slow == {name for name in in_group if "norm" not in name}
+    assert fast & in_group
+
+
+def test_scaled_rates_are_refused_where_the_optimiser_is_sharded():
+    with pytest.raises(OptionError, match="saves its optimiser as one group") as caught:
+        TrainConfig(shared_rate="root", parallel="fsdp")
+    assert caught.value.option == "shared_rate"

@@ -21,6 +21,7 @@ import difflib
 import functools
 import importlib
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -68,6 +69,8 @@ class Options:
                     value = tuple(value)
                     object.__setattr__(self, name, value)
                 check_type(name, value, annotation)
+                if type(value) is int and abs(value) > sys.maxsize:  # PyTorch takes no larger size
+                    raise OptionError(name, value, f"expected at most {sys.maxsize}")
                 if isinstance(value, int) and annotation is float:  # 0 and 0.0 are one identity
                     object.__setattr__(self, name, float(value))
             elif not (isinstance(value, Options) and _is_one_of(kinds, value)):

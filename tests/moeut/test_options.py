@@ -14,6 +14,7 @@ from moeut.blocks.attention import ATTENTION
 from moeut.blocks.feed_forward import FEED_FORWARD
 from moeut.options import Kinds, OptionError, Options, derived, nearest, one_of
 from moeut.recurrence.controller import HALTING
+from moeut.recurrence.schedule import Depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,3 +152,8 @@ def test_each_place_has_the_kind_of_its_name(kinds):
     assert {name: cls.kind for name, cls in kinds.items()} == {name: name for name in kinds}
     for cls in kinds.values():
         assert kinds.export(cls.__name__) is cls
+
+
+def test_a_size_that_pytorch_cannot_hold_is_refused():
+    with pytest.raises(OptionError, match="group=9223372036854775808: expected at most 92233720"):
+        Depth(group=2**63, repeats=1)

@@ -23,7 +23,7 @@ from runners.config.run_file import from_yaml, read_run, to_yaml
 from runners.sweep import job_of, run_labels
 
 FOLDER = Path(__file__).parents[3] / "configs"
-COUNT = int(os.environ.get("MOEUT_MUTANTS", "60"))
+COUNT = int(os.environ.get("MOEUT_MUTANTS", "300"))
 
 VALUES = [
     "0", "1", "-1", "3", "7", "1e9", "1e999", "-1e-999", ".nan", "-.inf", "18446744073709551616",

@@ -16,13 +16,12 @@ has up to six, every tenth row of which is held out for ``valid``, as published.
 from __future__ import annotations
 
 import functools
-import importlib.resources
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tasks.base.about import About
-from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
+from tasks.base.data_files import DataDamaged, DataFile, file_table, locate, read_lines
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask, Kind
 
@@ -41,10 +40,8 @@ BETWEEN = "|"
 
 
 def _read_data_files() -> dict[str, DataFile]:
-    table = importlib.resources.files("tasks").joinpath("data/logical_inference_sha256.txt")
     files = {}
-    for line in table.read_text(encoding="utf-8").splitlines():
-        sha256, name, rows = line.split()
+    for sha256, name, rows in file_table("logical_inference_sha256.txt"):
         files[name] = DataFile(
             path=f"logical_inference/{name}",
             url=f"{REPOSITORY}/{FOLDER}/{name}",

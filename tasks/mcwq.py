@@ -10,13 +10,12 @@ Hebrew, Kannada and Chinese are translated by machine; the queries are the same.
 
 from __future__ import annotations
 
-import importlib.resources
 import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tasks.base.about import About
-from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
+from tasks.base.data_files import DataDamaged, DataFile, file_table, locate, read_lines
 from tasks.base.task import Example, ExampleTask
 
 COMMIT = "7f9d6e64109f7a600539d2186b33b06d7d80abd3"
@@ -25,18 +24,15 @@ LINE = re.compile("IN: (.+?) OUT: (.+)")
 
 
 def _read_data_files() -> dict[str, DataFile]:
-    table = importlib.resources.files("tasks").joinpath("data/mcwq_files.txt")
     files = {}
-    for line in table.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            name, git_sha1 = line.split()
-            files[name] = DataFile(
-                path=f"mcwq/{name}",
-                url=f"{REPOSITORY}/{name}",
-                sha256=None,
-                git_sha1=git_sha1,
-                by_default=name.endswith(".en.txt"),
-            )
+    for name, git_sha1 in file_table("mcwq_files.txt"):
+        files[name] = DataFile(
+            path=f"mcwq/{name}",
+            url=f"{REPOSITORY}/{name}",
+            sha256=None,
+            git_sha1=git_sha1,
+            by_default=name.endswith(".en.txt"),
+        )
     return files
 
 

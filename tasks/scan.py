@@ -40,7 +40,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.resources
 import io
 import json
 import re
@@ -52,7 +51,7 @@ from typing import ClassVar, Literal
 import numpy
 
 from tasks.base.about import About
-from tasks.base.data_files import DataDamaged, DataFile, read_bytes, read_lines
+from tasks.base.data_files import DataDamaged, DataFile, file_table, read_bytes, read_lines
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask
 
@@ -94,22 +93,15 @@ Variant = Literal[
 
 
 def _read_data_files() -> dict[str, DataFile]:
-    table = (
-        importlib.resources.files("tasks")
-        .joinpath("data/scan_sha256.txt")
-        .read_text(encoding="utf-8")
-    )
     files = {}
-    for line in table.splitlines():
-        if not line.startswith("#"):
-            sha256, rows, path = line.split()
-            files[path] = DataFile(
-                path=f"scan/{path}",
-                url=f"{REPOSITORY}/{path}",
-                sha256=sha256,
-                rows=int(rows),
-                by_default=path in (TASKS_FILE, *SIMPLE_FILES),
-            )
+    for sha256, rows, path in file_table("scan_sha256.txt"):
+        files[path] = DataFile(
+            path=f"scan/{path}",
+            url=f"{REPOSITORY}/{path}",
+            sha256=sha256,
+            rows=int(rows),
+            by_default=path in (TASKS_FILE, *SIMPLE_FILES),
+        )
     return files
 
 

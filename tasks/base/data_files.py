@@ -7,6 +7,7 @@ A file is looked for under ``$MOEUT_DATA`` first and then in the cache, ``$MOEUT
 from __future__ import annotations
 
 import gzip
+import importlib.resources
 import os
 import zlib
 from dataclasses import dataclass
@@ -73,6 +74,16 @@ class DataFile:
     def fetch_command(self) -> str:
         """Command that brings the file into the cache."""
         return f"python -m tasks.fetch {self.collection if self.by_default else self.path}"
+
+
+def file_table(name: str) -> list[list[str]]:
+    """Return the fields of each line of ``tasks/data/<name>``, a table of official files.
+
+    Lines that begin with ``#`` are left out.
+    """
+    table = importlib.resources.files("tasks").joinpath(f"data/{name}")
+    lines = table.read_text(encoding="utf-8").splitlines()
+    return [line.split() for line in lines if not line.startswith("#")]
 
 
 def cache_folder() -> Path:

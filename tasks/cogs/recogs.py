@@ -24,7 +24,6 @@ drawn. Its train has other draws, and its results are not ReCOGS'.
 
 from __future__ import annotations
 
-import importlib.resources
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -32,7 +31,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tasks.base.about import About
-from tasks.base.data_files import DataFile
+from tasks.base.data_files import DataFile, file_table
 from tasks.base.metrics import Answers, is_renaming
 from tasks.base.options import require
 from tasks.base.scoring import table_by
@@ -56,21 +55,18 @@ NAMES = tuple(str(number) for number in range(60) if number not in (55, 57, 58))
 
 
 def _read_data_files() -> dict[str, DataFile]:
-    table = importlib.resources.files("tasks").joinpath("data/recogs_files.txt")
     files = {}
-    for line in table.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            name, git_sha1, rows = line.split()
-            of_recogs = name.startswith(("positional_index", "v2"))
-            upstream = f"recogs_{name}" if of_recogs else name
-            files[name] = DataFile(
-                path=f"recogs/{name}",
-                url=f"{REPOSITORY}/{upstream.replace('+', '%2B')}",
-                sha256=None,
-                git_sha1=git_sha1,
-                rows=None if rows == "-" else int(rows),
-                by_default=not name.startswith("cogs"),
-            )
+    for name, git_sha1, rows in file_table("recogs_files.txt"):
+        of_recogs = name.startswith(("positional_index", "v2"))
+        upstream = f"recogs_{name}" if of_recogs else name
+        files[name] = DataFile(
+            path=f"recogs/{name}",
+            url=f"{REPOSITORY}/{upstream.replace('+', '%2B')}",
+            sha256=None,
+            git_sha1=git_sha1,
+            rows=None if rows == "-" else int(rows),
+            by_default=not name.startswith("cogs"),
+        )
     return files
 
 

@@ -27,13 +27,12 @@ the model's own answers (``tasks.pcfg.localism.replay``).
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tasks.base.about import About
-from tasks.base.data_files import DataDamaged, DataFile, locate, read_lines
+from tasks.base.data_files import DataDamaged, DataFile, file_table, locate, read_lines
 from tasks.base.metrics import Answers, is_exact
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask
@@ -48,18 +47,15 @@ Table = dict[str, dict[str, float]]
 
 
 def _read_data_files() -> dict[str, DataFile]:
-    table = importlib.resources.files("tasks").joinpath("data/pcfg_set_files.txt")
     files = {}
-    for line in table.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            name, git_sha1 = line.split()
-            files[name] = DataFile(
-                path=f"pcfg_set/{name}",
-                url=f"{REPOSITORY}/{name}",
-                sha256=None,
-                git_sha1=git_sha1,
-                by_default=name.startswith(("pcfgset/t", "pcfgset/d", "system", "product")),
-            )
+    for name, git_sha1 in file_table("pcfg_set_files.txt"):
+        files[name] = DataFile(
+            path=f"pcfg_set/{name}",
+            url=f"{REPOSITORY}/{name}",
+            sha256=None,
+            git_sha1=git_sha1,
+            by_default=name.startswith(("pcfgset/t", "pcfgset/d", "system", "product")),
+        )
     return files
 
 

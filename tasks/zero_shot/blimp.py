@@ -22,11 +22,10 @@ here two of its paradigms are under the field that the files give them, syntax_s
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from tasks.base.data_files import DataFile
+from tasks.base.data_files import DataFile, file_table
 from tasks.zero_shot.benchmark import (
     Benchmark,
     Likelihood,
@@ -46,15 +45,9 @@ FIELDS = {"syntax/semantics": "syntax_semantics"}
 
 
 def _read_data_files() -> tuple[DataFile, ...]:
-    table = (
-        importlib.resources.files("tasks")
-        .joinpath("data/blimp_sha256.txt")
-        .read_text(encoding="utf-8")
-    )
-    lines = [line.split() for line in table.splitlines() if not line.startswith("#")]
     return tuple(
         DataFile(path=f"blimp/{name}", url=f"{REPOSITORY}/{name}", sha256=sha256, rows=int(rows))
-        for sha256, rows, name in lines
+        for sha256, rows, name in file_table("blimp_sha256.txt")
     )
 
 

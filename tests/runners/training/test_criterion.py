@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import moeut
 from runners.config.objective import ObjectiveConfig
 from runners.config.run_file import read_run
 from runners.config.schema import ConfigError
 from runners.process.ranks import World
-from runners.process.run_directory import RunDirectory
 from runners.training.criterion import Where
-from runners.training.experiment import build, train_columns
-from runners.training.loop import Loop, build_criterion, seed_everything
+from runners.training.experiment import build
+from runners.training.loop import build_criterion
 from runners.training.supervision import stablemax_cross_entropy
 
 CPU = torch.device("cpu")
@@ -30,22 +28,11 @@ SMALL_TRM = (
 
 
 @pytest.fixture
-def make_loop(make_run):
+def make_loop(make_run, loop_of):
     def make(*overrides, architecture="universal", form="encoder_classifier", **changes):
         plain = ("model.dropout=0.0", "evaluate.interval=null")
         directory = make_run("loop", *plain, *overrides, form=form, architecture=architecture)
-        config = RunDirectory(directory).read_config()
-        built = build(config)
-        seed_everything(0)
-        return Loop(
-            dataclasses.replace(config.train, **changes),
-            objective=built.objective,
-            model=moeut.build(built.model_config).double(),
-            columns=train_columns(built.objective),
-            seed=0,
-            d_model=built.model_config.d_model,
-            device=CPU,
-        )
+        return loop_of(directory, **changes)
 
     return make
 

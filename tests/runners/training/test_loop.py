@@ -21,7 +21,7 @@ FORMS = [("encoder_decoder", "moeut"), ("decoder_lm", "moeut"), ("encoder_classi
 
 
 @pytest.fixture
-def make_loop(make_run):
+def make_loop(make_run, loop_of):
     def make(*overrides, form="encoder_decoder", architecture="moeut", **changes):
         plain = ("model.dropout=0.0", "evaluate.interval=null", *overrides)
         if architecture == "moeut":
@@ -31,18 +31,7 @@ def make_loop(make_run):
                 *plain,
             )
         directory = make_run("loop", *plain, form=form, architecture=architecture)
-        config = RunDirectory(directory).read_config()
-        built = build(config)
-        seed_everything(0)
-        return Loop(
-            dataclasses.replace(config.train, **changes),
-            objective=built.objective,
-            model=moeut.build(built.model_config).double(),
-            columns=train_columns(built.objective),
-            seed=0,
-            d_model=built.model_config.d_model,
-            device=CPU,
-        )
+        return loop_of(directory, **changes)
 
     return make
 

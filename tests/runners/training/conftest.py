@@ -1,0 +1,33 @@
+"""Loops over small runs, in double precision."""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import moeut
+from runners.process.run_directory import RunDirectory
+from runners.training.experiment import build, train_columns
+from runners.training.loop import Loop, seed_everything
+
+
+@pytest.fixture
+def loop_of() -> Callable[..., Loop]:
+    """Return a function that builds the loop of a run's directory, ``train`` options changed."""
+
+    def make(directory, **changes) -> Loop:
+        config = RunDirectory(directory).read_config()
+        built = build(config)
+        seed_everything(0)
+        return Loop(
+            dataclasses.replace(config.train, **changes),
+            objective=built.objective,
+            model=moeut.build(built.model_config).double(),
+            columns=train_columns(built.objective),
+            seed=0,
+            d_model=built.model_config.d_model,
+            device=torch.device("cpu"),
+        )
+
+    return make

@@ -20,6 +20,17 @@ from moeut.options import nearest
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
+PROJECTIONS = {
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.o_proj": "attention.output",
+    "mlp.gate_proj": "feed_forward.gate",
+    "mlp.up_proj": "feed_forward.up",
+    "mlp.down_proj": "feed_forward.down",
+}
+"""Projections of a layer, as code that follows Llama names them, and ours."""
+
 
 def _same(tensor: Tensor) -> tuple[Tensor, ...]:
     return (tensor,)

@@ -19,7 +19,7 @@ from moeut.blocks.feed_forward import GatedFeedForward
 from moeut.blocks.own import Own
 from moeut.blocks.positions import Rotary
 from moeut.config import ModelConfig
-from moeut.interop.mapping import RawOptions, TensorMap, load, rename
+from moeut.interop.mapping import PROJECTIONS, RawOptions, TensorMap, load, rename
 from moeut.models import DecoderLM
 from moeut.recurrence.controller import ControllerOptions, NoHalting
 from moeut.recurrence.mixture import ExpertChoice, TokenChoice
@@ -27,15 +27,6 @@ from moeut.recurrence.schedule import Depth
 from moeut.recurrence.stack_config import SharedKeys
 
 SOURCE = "Mixture-of-Recursions"
-PROJECTIONS = {
-    "self_attn.q_proj": "attention.query",
-    "self_attn.k_proj": "attention.key",
-    "self_attn.v_proj": "attention.value",
-    "self_attn.o_proj": "attention.output",
-    "mlp.gate_proj": "feed_forward.gate",
-    "mlp.up_proj": "feed_forward.up",
-    "mlp.down_proj": "feed_forward.down",
-}
 NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "feed_forward_norm"}
 
 

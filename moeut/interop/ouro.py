@@ -14,7 +14,14 @@ from moeut.blocks.attention import DenseAttention
 from moeut.blocks.feed_forward import GatedFeedForward
 from moeut.blocks.positions import Rotary
 from moeut.config import ModelConfig
-from moeut.interop.mapping import RawOptions, TensorMap, load, rename, rename_layer
+from moeut.interop.mapping import (
+    PROJECTIONS,
+    RawOptions,
+    TensorMap,
+    load,
+    rename,
+    rename_layer,
+)
 from moeut.models import DecoderLM
 from moeut.recurrence.exit_gate import ExitGate
 from moeut.recurrence.schedule import Depth
@@ -24,13 +31,7 @@ _LAYER = {
     "input_layernorm_2": "attention_second_norm",
     "post_attention_layernorm": "feed_forward_norm",
     "post_attention_layernorm_2": "feed_forward_second_norm",
-    "self_attn.q_proj": "attention.query",
-    "self_attn.k_proj": "attention.key",
-    "self_attn.v_proj": "attention.value",
-    "self_attn.o_proj": "attention.output",
-    "mlp.gate_proj": "feed_forward.gate",
-    "mlp.up_proj": "feed_forward.up",
-    "mlp.down_proj": "feed_forward.down",
+    **PROJECTIONS,
 }
 
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from moeut.blocks.own import Adapters, Own
 from moeut.config import ModelConfig
-from moeut.interop.mapping import TensorMap, load, rename
+from moeut.interop.mapping import PROJECTIONS, TensorMap, load, rename
 from moeut.interop.mor import (
     NORMS,
-    PROJECTIONS,
     Applied,
     applied_layers,
     depth_of,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import moeut
 from moeut.blocks.own import Own
 from moeut.interop import mapping
-from moeut.interop.mor import PROJECTIONS
+from moeut.interop.mapping import PROJECTIONS
 from moeut.interop.relaxed import from_relaxed, relaxed_maps
 from moeut.recurrence.schedule import Depth
 from moeut.relaxing import relax

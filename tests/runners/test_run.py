@@ -207,7 +207,11 @@ def test_every_part_of_the_state_is_needed(drop, make_run, train, monkeypatch):
 def test_run_that_lost_its_lease_writes_nothing_more(make_run, train, monkeypatch):
     directory = make_run()
     monkeypatch.setattr("tasks.base.lease.CHECK_SECONDS", 0.0)
-    advance = Loop.advance
+    save, advance = snapshots.Snapshots.save, Loop.advance
+
+    def save_and_wait(self, *arguments, **options):  # so that no checkpoint is half written below
+        save(self, *arguments, **options)
+        self.wait()
 
     def advance_after_a_pause(loop):
         if loop.position.step == 7:  # in which another process took over
@@ -220,6 +224,7 @@ def test_run_that_lost_its_lease_writes_nothing_more(make_run, train, monkeypatc
         return [path for path in directory.rglob("*") if path.is_file()]
 
     before = {}
+    monkeypatch.setattr(snapshots.Snapshots, "save", save_and_wait)
     monkeypatch.setattr(Loop, "advance", advance_after_a_pause)
     assert train(directory) == "stopped"
     assert {path: path.read_bytes() for path in files(directory)} == before

@@ -1,4 +1,5 @@
-"""Checks of the fields of a section, which name field, value and what is expected."""
+"""What sections of a config share: the mark of fields that are no part of a run's identity, and
+checks of fields, which name field, value and what is expected."""
 
 from __future__ import annotations
 
@@ -6,6 +7,12 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tasks.base.options import OptionError
+
+NOT_IDENTITY = {"identity": False}
+"""Marks a field that is left out of a run's identity: the seed, which has a directory of its own
+below the hash, a name, or what only decides how often and where is logged and saved and over how
+many processes a batch is spread. A run may go on with more or fewer, and is then the same within
+rounding."""
 
 
 def refuse(config: Any, name: str, expected: str) -> NoReturn:

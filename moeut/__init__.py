@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from moeut.blocks.attention import DenseAttention, SwitchHead
     from moeut.blocks.feed_forward import DenseFeedForward, SigmaMoE
     from moeut.blocks.positions import Learned, NoPosition, Relative, Rotary, Sinusoidal
-    from moeut.config import Blueprint, ModelConfig, StackConfig
+    from moeut.config import ModelConfig, StackConfig
     from moeut.decoding import Decoded, greedy_decode
+    from moeut.design import Blueprint
     from moeut.interop import (
         from_ndr,
         from_release,
@@ -47,8 +48,9 @@ _NAMES_OF = {
     "blocks.attention": ("DenseAttention", "SwitchHead"),
     "blocks.feed_forward": ("DenseFeedForward", "SigmaMoE"),
     "blocks.positions": ("Learned", "NoPosition", "Relative", "Rotary", "Sinusoidal"),
-    "config": ("Blueprint", "ModelConfig", "StackConfig"),
+    "config": ("ModelConfig", "StackConfig"),
     "decoding": ("Decoded", "greedy_decode"),
+    "design": ("Blueprint",),
     "interop": (
         "from_ndr",
         "from_release",

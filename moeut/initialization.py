@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from moeut.blocks.own import expanded
 from moeut.blocks.roles import HasRoles, Role, truncated_normal
-from moeut.config import Initialization, ModelConfig
+from moeut.config import ModelConfig
+from moeut.design import Initialization
 from moeut.recurrence.stack import DepthStack
 
 

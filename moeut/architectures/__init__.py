@@ -13,7 +13,8 @@ from typing import Any
 
 from moeut.architectures.recursive import mor_expert, mor_token, relaxed_recursive
 from moeut.blocks.feed_forward import FEED_FORWARD
-from moeut.config import Blueprint, Form, ModelConfig
+from moeut.config import Form, ModelConfig
+from moeut.design import Blueprint
 from moeut.options import OptionError, Options, kinds_of, nearest, type_hints
 from moeut.sizing import match_parameters as sized_to
 

@@ -125,7 +125,7 @@ def _model_without_torch() -> list[str]:
 
 def _model() -> list[str]:
     from moeut import architectures
-    from moeut.config import Blueprint
+    from moeut.design import Blueprint
     from moeut.presets import PRESETS
 
     paragraphs = ["  architecture: one of these, for what is left out below"]

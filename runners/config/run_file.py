@@ -177,7 +177,7 @@ def _plain(value: Any) -> Any:
 def _check_model(node: Node, kind: str) -> ModelSection:
     # At the first model, since --help of a command needs no torch.
     from moeut import architectures
-    from moeut.config import Blueprint
+    from moeut.design import Blueprint
 
     if not isinstance(node.value, dict):
         raise wrong_value(node, "model", "a mapping")

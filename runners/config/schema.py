@@ -1,7 +1,7 @@
 """The config tree of a run and of a sweep.
 
 Every field's docstring is what ``--help`` prints. ``task`` and ``model`` are open sections: their
-keys are the options of the chosen task (``tasks.TASKS``) and those of ``moeut.config.Blueprint``,
+keys are the options of the chosen task (``tasks.TASKS``) and those of ``moeut.design.Blueprint``,
 checked there.
 """
 
@@ -24,7 +24,8 @@ from tasks.base.data_files import DataDamaged, DataMissing
 from tasks.base.options import nearest
 
 if TYPE_CHECKING:
-    from moeut.config import Blueprint, Form
+    from moeut.config import Form
+    from moeut.design import Blueprint
 
 MOST_COUNTED = 1000
 """Seeds that a number may stand for; more are given as a list, since a seed is easily written where

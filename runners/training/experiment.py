@@ -13,7 +13,8 @@ import torch
 import moeut
 import tasks
 from moeut import architectures
-from moeut.config import Blueprint, ModelConfig
+from moeut.config import ModelConfig
+from moeut.design import Blueprint
 from moeut.options import OptionError
 from runners.config.schema import ConfigError, RunConfig
 from runners.training.batches import Columns

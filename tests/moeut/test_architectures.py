@@ -14,7 +14,8 @@ from moeut.blocks.feed_forward import DenseFeedForward, SigmaMoE
 from moeut.blocks.positions import NoPosition, Relative, Rotary
 from moeut.blocks.updates import CopyGate
 from moeut.blocks.value_embeddings import ValueEmbeddings
-from moeut.config import Blueprint, ModelConfig
+from moeut.config import ModelConfig
+from moeut.design import Blueprint
 from moeut.options import OptionError
 from moeut.recurrence.conditioning import Coordinates
 from moeut.recurrence.exit_gate import ExitGate, Ponder

@@ -16,7 +16,8 @@ from moeut.blocks.attention import ATTENTION, DenseAttention, SwitchHead
 from moeut.blocks.feed_forward import FEED_FORWARD, DenseFeedForward, SigmaMoE
 from moeut.blocks.positions import POSITION, Learned, Relative, Rotary, Sinusoidal
 from moeut.blocks.updates import UPDATE
-from moeut.config import Blueprint, ModelConfig
+from moeut.config import ModelConfig
+from moeut.design import Blueprint
 from moeut.options import OptionError, Options
 from moeut.presets import PRESETS
 from moeut.recurrence.schedule import Depth

@@ -10,7 +10,7 @@ from moeut import architectures
 from moeut.blocks.attention import ATTENTION
 from moeut.blocks.feed_forward import FEED_FORWARD
 from moeut.blocks.positions import POSITION
-from moeut.config import Blueprint
+from moeut.design import Blueprint
 from moeut.recurrence.controller import HALTING
 from moeut.recurrence.injection import INJECTION
 from moeut.recurrence.schedule import Depth

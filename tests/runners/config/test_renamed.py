@@ -7,7 +7,7 @@ import pytest
 from moeut.blocks.attention import ATTENTION
 from moeut.blocks.feed_forward import FEED_FORWARD
 from moeut.blocks.positions import POSITION
-from moeut.config import Blueprint
+from moeut.design import Blueprint
 from moeut.options import type_hints
 from moeut.recurrence.schedule import Depth
 from runners.config.renamed import RENAMED

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from runners.config.commands import sweep_command
 from runners.config.grid import PlannedRun, Sweep, expand, read_sweep, write_plan
 from runners.config.labels import compact, short_keys
 from runners.config.schema import ConfigError
@@ -189,7 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with Lease(directory, wait=1.0), Stop(announce=True) as stop:
-            write_plan(sweep, planned)
+            command = sweep_command(options.config, options.overrides, options.only)
+            write_plan(sweep, planned, command)
             counts = reconcile(
                 chosen,
                 name=sweep.config.name,

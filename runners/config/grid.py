@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runners.config.commands import Command, with_earlier
 from runners.config.run_file import SectionChecker, build_run
 from runners.config.schema import RunConfig
 from runners.config.sweep_file import Sweep, read_sweep
-from runners.config.yaml_nodes import ConfigError, Node, merge, override, show
+from runners.config.yaml_nodes import COMMAND_LINE, ConfigError, Node, merge, override, show
 from tasks.base.storage import write_json
 
 __all__ = ["PlannedRun", "Sweep", "expand", "plan_record", "read_sweep", "write_plan"]
@@ -89,7 +90,7 @@ def expand(
             for seed in seeds
         )
     unmatched = [point for index, point in enumerate(sweep.exclude) if index not in matched]
-    if unmatched and not sweep.overrides:
+    if unmatched and not _is_narrowed(sweep):
         point = unmatched[0]
         raise ConfigError(
             f"{show(point.plain())} matches no run", path="exclude", place=point.place
@@ -97,6 +98,12 @@ def expand(
     if not planned:
         raise ConfigError("exclude leaves no run", place=sweep.root.place)
     return planned
+
+
+def _is_narrowed(sweep: Sweep) -> bool:
+    """Return whether the command line may have taken away what ``exclude`` names."""
+    seeds = sweep.root.value.get("seeds")
+    return bool(sweep.overrides) or (seeds is not None and seeds.place == COMMAND_LINE)
 
 
 @dataclass(frozen=True)
@@ -216,8 +223,13 @@ def plan_record(sweep: Sweep, planned: Sequence[PlannedRun]) -> dict[str, Any]:
     }
 
 
-def write_plan(sweep: Sweep, planned: Sequence[PlannedRun]) -> Path:
+def write_plan(sweep: Sweep, planned: Sequence[PlannedRun], command: Command | None = None) -> Path:
     """Write ``sweep.json`` into the sweep's directory, whole or not at all, and return its path.
+
+    Args:
+        sweep: what ``planned`` came of.
+        planned: its runs.
+        command: the one that made the plan; None where none did.
 
     Raises:
         OSError: the directory cannot be written.
@@ -225,5 +237,6 @@ def write_plan(sweep: Sweep, planned: Sequence[PlannedRun]) -> Path:
     directory = planned[0].directory.parent.parent
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "sweep.json"
-    write_json(path, plan_record(sweep, planned))
+    commands = {} if command is None else {"commands": with_earlier(path, command)}
+    write_json(path, plan_record(sweep, planned) | commands)
     return path

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from runners.config.commands import Command, run_command, single_command
 from runners.config.labels import compact, setting_labels
 from runners.config.yaml_nodes import ConfigError
 from runners.reporting.run_result import RunResult, Score, Timings
@@ -47,6 +48,8 @@ class Outcome:
     result: RunResult | None = None
     timings: Timings | None = None
     environment: dict[str, Any] = field(default_factory=dict)
+    command: Command = field(default_factory=list)
+    """What makes it again."""
 
     @property
     def scores(self) -> list[Score]:
@@ -133,6 +136,10 @@ class SweepResults:
     """Run directories that the sweep's current plan does not hold."""
     ours: list[str] = field(default_factory=list)
     """Variants that the paper does not have."""
+    commands: list[Command] = field(default_factory=list)
+    """What makes its runs again; empty where no sweep was planned."""
+    page_command: Command = field(default_factory=list)
+    """What makes its report again."""
 
     @functools.cached_property
     def runs(self) -> list[Outcome]:
@@ -277,19 +284,26 @@ def load(directory: str | Path) -> SweepResults:
     return SweepResults(
         name=plan["name"],
         directory=directory,
-        settings=_read_settings(directory, plan["runs"]),
+        settings=_read_settings(directory, plan),
         baseline=plan["baseline"],
         headline=plan["headline"],
         unplanned=[name for name in there if name not in known],
         ours=plan.get("ours", []),
+        commands=plan.get("commands", []),
+        page_command=["runners.report", _shown(directory)],
     )
 
 
-def _read_settings(directory: Path, items: list[dict[str, Any]]) -> list[Setting]:
+def _shown(directory: Path) -> str:
+    """Return where a sweep's directory lies as a command names it, from the folder above runs."""
+    return "/".join(directory.resolve().parts[-2:])
+
+
+def _read_settings(directory: Path, plan: dict[str, Any]) -> list[Setting]:
     """Return the planned runs by setting, in the order of the plan."""
     runs: dict[tuple[str, str], list[Outcome]] = {}
-    for item in items:
-        run = _read_run(directory / item["directory"], item)
+    for item in plan["runs"]:
+        run = _read_run(directory / item["directory"], item, plan.get("commands", []))
         runs.setdefault((run.variant, run.hash), []).append(run)
     first = [found[0] for found in runs.values()]
     labels = setting_labels([(run.variant, run.parameters, run.hash) for run in first])
@@ -301,8 +315,9 @@ def _read_settings(directory: Path, items: list[dict[str, Any]]) -> list[Setting
     ]
 
 
-def _read_run(path: Path, item: dict[str, Any]) -> Outcome:
+def _read_run(path: Path, item: dict[str, Any], commands: list[Command]) -> Outcome:
     status, message, result = _read_status(path)
+    environment = _read(path / "env.json", dict) or {}
     return Outcome(
         variant=item["variant"],
         parameters=item["parameters"],
@@ -313,7 +328,14 @@ def _read_run(path: Path, item: dict[str, Any]) -> Outcome:
         message=" ".join(message.split()),
         result=result,
         timings=_read(path / "timings.json", Timings.from_json),
-        environment=_read(path / "env.json", dict) or {},
+        environment=environment,
+        command=(
+            run_command(commands[0], item["variant"], item["parameters"], item["seed"])
+            if commands
+            else single_command(
+                environment.get("argv"), f"{_shown(path.parents[1])}/{item['directory']}"
+            )
+        ),
     )
 
 

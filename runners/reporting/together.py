@@ -55,6 +55,12 @@ def together(sweeps: Sequence[SweepResults], directory: Path) -> SweepResults:
             for name, sweep in zip(names, sweeps, strict=True)
             for variant in sweep.ours
         ],
+        commands=(
+            [command for sweep in sweeps for command in sweep.commands]
+            if all(sweep.commands for sweep in sweeps)
+            else []
+        ),
+        page_command=["runners.compare", *(sweep.page_command[-1] for sweep in sweeps)],
     )
 
 

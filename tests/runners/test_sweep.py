@@ -12,6 +12,8 @@ import pytest
 from runners import sweep
 from runners.process import signals
 from runners.process.run_directory import RunDirectory
+from runners.reporting.html import contents
+from runners.reporting.results import load
 from tasks.base.lease import Lease
 
 
@@ -36,6 +38,10 @@ def results(tmp_path):
     return sorted((tmp_path / "runs" / "pair").glob("*/seed*/result.json"))
 
 
+def shown_commands(tmp_path):
+    return contents.commands(load(tmp_path / "runs" / "pair"))
+
+
 def times(paths):
     return [path.stat().st_mtime_ns for path in paths]
 
@@ -47,8 +53,15 @@ def test_reconcile(command, tmp_path, capsys):
     assert [path.parts[-3][:9] for path in first] == ["universal", "universal"]
     before = times(first)
 
+    assert f"{command[0]} train.steps=4" in shown_commands(tmp_path)[-2]
+    assert shown_commands(tmp_path)[-2].endswith("--only universal")
+
     assert sweep.main(command) == 0  # the rest
     assert len(results(tmp_path)) == 4
+    assert shown_commands(tmp_path)[-2:] == [
+        f"python -m runners.sweep {' '.join(command[:4])}",
+        "python -m runners.report runs/pair",
+    ]
     assert times(first) == before
     output = capsys.readouterr().out
     assert "4 runs: 2 done, 2 new" in output

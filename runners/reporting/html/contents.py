@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -217,15 +217,23 @@ def environment_table(results: SweepResults) -> Table | None:
 
 
 def commands(results: SweepResults) -> list[str]:
-    """Return the commands that make the runs and this page again, in the sweep's parent."""
+    """Return the commands that make the runs and this page again, in a checkout of the suite."""
     commits = {
         str(run.environment["git"]["commit"])
         for run in results.runs
         if isinstance(run.environment.get("git"), dict) and run.environment["git"].get("commit")
     }
-    lines = [f"git checkout {commit}" for commit in sorted(commits)]
-    for setting in results.settings:
-        for run in setting.runs:
-            config = os.path.relpath(run.directory / "config.yaml", results.directory.parent)
-            lines.append(f"python -m runners.train {config}")
-    return [*lines, f"python -m runners.report {results.directory.name}"]
+    made = results.commands or [run.command for run in results.runs]
+    return [
+        *(f"git checkout {commit}" for commit in sorted(commits)),
+        *map(_typed, [*made, results.page_command]),
+    ]
+
+
+def run_commands(results: SweepResults) -> list[str]:
+    """Return for each run of a planned sweep the command that makes it alone, elsewhere."""
+    return [_typed(run.command) for run in results.runs] if results.commands else []
+
+
+def _typed(command: list[str]) -> str:
+    return f"python -m {shlex.join(command)}"

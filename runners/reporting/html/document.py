@@ -271,9 +271,20 @@ def _configs(results: SweepResults) -> str:
 
 def _environment(results: SweepResults) -> str:
     found = contents.environment_table(results)
-    lines = contents.commands(results)
-    shown = "\n".join(html.escape(line) for line in lines)
-    commands = f'<h3>Commands to reproduce</h3><pre tabindex="0">{shown}</pre>'
+    return section(
+        "environment",
+        "Environment",
+        (table(found) if found else "")
+        + _commands("Commands to reproduce", contents.commands(results))
+        + _commands("The same for each run alone", contents.run_commands(results)),
+    )
+
+
+def _commands(title: str, lines: list[str]) -> str:
+    if not lines:
+        return ""
+    shown = "\n".join(map(html.escape, lines))
+    body = f'<pre tabindex="0">{shown}</pre>'
     if len(lines) > MOST_COMMANDS:
-        commands = f"<details><summary>Commands to reproduce</summary>{commands}</details>"
-    return section("environment", "Environment", (table(found) if found else "") + commands)
+        return f"<details><summary>{title} ({len(lines)})</summary>{body}</details>"
+    return f"<h3>{title}</h3>{body}"

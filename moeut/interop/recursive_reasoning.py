@@ -94,11 +94,15 @@ def is_urm(tensors: TENSORS) -> bool:
     return "init_hidden" in tensors
 
 
+def is_hrm(tensors: TENSORS) -> bool:
+    """Return whether these are the tensors of HRM, which has a network for each state."""
+    return any(name.startswith("H_level.") for name in tensors)
+
+
 def _carry(read: RawOptions, tensors: TENSORS) -> Carry:
     if is_urm(tensors):
         return Carry(steps=read.integer("loops"), halting="right")
-    is_hrm = any(name.startswith("H_level.") for name in tensors)
-    learns_value = is_hrm or not read.boolean("no_ACT_continue", True)
+    learns_value = is_hrm(tensors) or not read.boolean("no_ACT_continue", True)
     steps = read.integer("halt_max_steps")
     return Carry(steps=steps, halting="value" if learns_value else "right")
 
@@ -109,7 +113,7 @@ def _recursion(read: RawOptions, tensors: TENSORS) -> Recursion:
         return SingleLevel(low_cycles=cycles)
     if "H_init" not in tensors:
         return SingleLevel(low_cycles=cycles, closes=True)
-    if any(name.startswith("H_level.") for name in tensors):
+    if is_hrm(tensors):
         return TwoLevel(
             low_cycles=cycles,
             networks="two",
@@ -123,8 +127,10 @@ def _prefix(read: RawOptions, tensors: TENSORS, d_model: int) -> Prefix:
     size = read.integer("puzzle_emb_ndim", 0)
     if size == 0:
         return Prefix()
+    is_trm = not is_urm(tensors) and not is_hrm(tensors)
     # Only TRM has the option; 0 stands for as many rows as the numbers fill.
-    rows = read.integer("puzzle_emb_len", 0) or -(-size // d_model)
+    rows = read.integer("puzzle_emb_len", 16) if is_trm else 0
+    rows = rows or -(-size // d_model)
     return Prefix(rows=rows, size=size, count=tensors["puzzle_emb.weights"].shape[0])
 
 

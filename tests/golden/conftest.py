@@ -2,13 +2,17 @@
 
 A test module says in ``FOLDERS`` which folders of ``$MOEUT_GOLDEN`` are its own; each of its tests
 with an argument ``golden`` then runs once for every ``.safetensors`` file below them. What a file
-holds is read from its metadata.
+holds is read from its metadata. Options that no file has are numbers too: ``RESTATED`` names the
+module of ``restated`` that computes them from the published equations.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +23,8 @@ import torch
 from safetensors import safe_open
 
 from moeut.interop import mapping
+
+sys.path.insert(0, str(Path(__file__).parent))  # for restated
 
 
 @dataclass
@@ -52,6 +58,12 @@ class Golden:
         return self._parts[prefix]
 
 
+@pytest.fixture(scope="session", name="read_golden")
+def read_golden_fixture() -> Callable[[Path], Golden]:
+    """Return what reads a golden file."""
+    return read_golden
+
+
 def read_golden(path: Path) -> Golden:
     """Read a golden file; weights that it leaves out are those of its namesake one folder up."""
     tensors = _read(path)
@@ -62,6 +74,18 @@ def read_golden(path: Path) -> Golden:
     with safe_open(path, "pt") as file:
         metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
     return Golden(path, tensors, metadata)
+
+
+@functools.cache
+def restate(module: str, name: str) -> Golden:
+    """Return the numbers of one of a module's variants, as a file would hold them."""
+    restated = importlib.import_module(f"restated.{module}")
+    config = restated.VARIANTS[name]
+    given = restated.inputs(config)
+    tensors = given | restated.numbers(config, given)
+    return Golden(
+        Path(f"{name}.safetensors"), tensors, {"config": restated.metadata(config, tensors)}
+    )
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -81,12 +105,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     paths = _paths(folders)
     names = ["/".join(path.parts[-3 if path.parent.name == "pure64" else -2 :]) for path in paths]
     # Without files, one test remains, which says what is missing.
-    metafunc.parametrize("golden", paths or [None], ids=names or ["no-files"], indirect=True)
+    params: list[Any] = [*(paths or [None])]
+    names = names or ["no-files"]
+    module = getattr(metafunc.module, "RESTATED", None)
+    if module is not None:
+        for name in importlib.import_module(f"restated.{module}").VARIANTS:
+            params.append((module, name))
+            names.append(f"restated/{name}")
+    metafunc.parametrize("golden", params, ids=names, indirect=True)
 
 
 @pytest.fixture
-def golden(request: pytest.FixtureRequest, golden_dir: Path) -> Golden:
-    """One golden file of the module's folders."""
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """One golden file of the module's folders, or a variant restated."""
+    if isinstance(request.param, tuple):
+        return restate(*request.param)
+    golden_dir = request.getfixturevalue("golden_dir")
     if request.param is None:
         folders = ", ".join(request.module.FOLDERS)
         message = f"no .safetensors files in {folders} of MOEUT_GOLDEN={golden_dir}"

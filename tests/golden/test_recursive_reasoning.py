@@ -15,6 +15,7 @@ from runners.training.supervision import Rules, halts, row_losses, value_of_goin
 pytestmark = pytest.mark.golden
 
 FOLDERS = ("trm", "hrm", "urm")
+RESTATED = "recursive"
 VALUE, GRADIENT = 1e-10, 1e-9
 
 
@@ -25,11 +26,12 @@ def published(golden) -> dict[str, torch.Tensor]:
 
 
 def rules_of(golden) -> Rules:
-    options = golden.config["options"]
+    options, family = golden.config["options"], golden.config["family"]
+    learns_value = family == "hrm" or not options.get("no_ACT_continue", True)
     return Rules(
-        most=options.get("halt_max_steps", options.get("loops")),
+        most=options["loops" if family == "urm" else "halt_max_steps"],
         loss=golden.config["loss_type"].removesuffix("_cross_entropy"),
-        halting="value" if golden.config["family"] == "hrm" else "right",
+        halting="value" if learns_value else "right",
     )
 
 

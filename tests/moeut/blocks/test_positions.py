@@ -143,7 +143,7 @@ def test_learned_positions_keep_the_variance_of_scaled_embeddings(make_model):
     entered = model(tokens, trace=True).hidden["decoder"][0]
     width = model.config.d_model
     vectors = model.embedding.weight[tokens] + model.decoder.position.weight[:3]
-    assert (entered - math.sqrt(width) * math.sqrt(0.5) * vectors).abs().max() < 1e-14
+    assert (entered - math.sqrt(width) * 0.707106781 * vectors).abs().max() < 1e-14
 
 
 def test_digits_of_each_number_are_counted():

@@ -51,14 +51,39 @@ INITIALIZATIONS = {
 }
 """By ``init_strategy``: the factor on embeddings, and whether logits have the factor sqrt(2/5D)."""
 
+RELEASED: dict[str, Any] = {
+    "block_class_name": "SandwichBlock",
+    "init_strategy": "takase",
+    "injection_type": "linear",
+    "mlp_class_name": "GatedMLP",
+    "nonlin_name": "SiLU",
+    "norm_class_name": "RMSNorm_llama",
+    "norm_eps": 1e-6,
+    "qk_bias": True,
+    "tie_embeddings": True,
+}
+TRAINED: dict[str, Any] = {
+    "block_class_name": "TransformerPreNormBlock",
+    "init_strategy": "scaled",
+    "injection_type": "add",
+    "mlp_class_name": "BaseMLP",
+    "nonlin_name": "GELU",
+    "norm_class_name": "LayerNorm",
+    "norm_eps": 1e-5,
+    "qk_bias": False,
+    "tie_embeddings": False,
+}
+"""What the two codes take where an option is left out."""
+
 STARTS = {"normal": "normal", "embed": "embed", "like-init": "like_init", "unit": "unit"}
 
 
 def from_huginn(options: dict[str, Any], state_dict: dict[str, Tensor]) -> DecoderLM:
     """Return the model that the code makes of ``options`` with ``state_dict``.
 
-    ``options`` are those of a published ``config.json`` or of the training code, which say
-    ``architecture_class_name``. The vocabulary is as large as the embedding has rows.
+    ``options`` are those of a published ``config.json``, which say ``n_heads``, or of the training
+    code, which say ``num_attention_heads``; what either leaves out has that code's default. The
+    vocabulary is as large as the embedding has rows.
 
     Raises:
         ValueError: what an option asks for is not supported, or tensors are missing, left over or
@@ -74,15 +99,16 @@ def from_huginn(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Decod
 
 
 def huginn_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConfig:
-    """Return the model config of the code's options, whose defaults are the release's.
+    """Return the model config of the code's options.
 
     Raises:
         ValueError: what an option asks for is not supported.
     """
-    read = RawOptions(options, source="Huginn")
+    is_released = options.get("n_heads") is not None
+    read = RawOptions((RELEASED if is_released else TRAINED) | options, source="Huginn")
     d_model = read.integer("n_embd")
-    scale, scaled = INITIALIZATIONS[read.word("init_strategy", INITIALIZATIONS, "takase")]
-    kind = NORMS[read.word("norm_class_name", NORMS, "RMSNorm_llama")]
+    scale, scaled = INITIALIZATIONS[read.word("init_strategy", INITIALIZATIONS)]
+    kind = NORMS[read.word("norm_class_name", NORMS)]
     return ModelConfig(
         form="decoder_lm",
         d_model=d_model,
@@ -95,18 +121,29 @@ def huginn_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConf
         ),
         state=State(start=start_of(read), injection=_injection(read), output="final_norm"),
         conditioning=_conditioning(read),
-        attention=_attention(read, d_model),
+        attention=_attention(read, d_model, "n_heads" if is_released else "num_attention_heads"),
         feed_forward=_feed_forward(read),
-        position=Rotary(pairs=True, base=read.number("rope_base", 50000.0), fraction=1.0),
-        norm=BLOCKS[read.word("block_class_name", BLOCKS, "SandwichBlock")],
+        position=Rotary(pairs=True, base=_rope_base(read), fraction=1.0),
+        norm=BLOCKS[read.word("block_class_name", BLOCKS)],
         norm_kind=kind,  # type: ignore[arg-type]
-        norm_epsilon=read.number("norm_eps", 1e-6),
+        norm_epsilon=read.number("norm_eps"),
         final_norm=True,
         head_bias=False,
         logit_scale=(2.0 / (5.0 * d_model)) ** 0.5 if scaled else 1.0,
-        tie_embeddings=read.boolean("tie_embeddings", True),
+        tie_embeddings=read.boolean("tie_embeddings"),
         embedding_scale=scale,  # type: ignore[arg-type]
     )
+
+
+def _rope_base(read: RawOptions) -> float:
+    """Return the base of the rotations, which the training code has in a section of its own."""
+    section = read.raw("rope_settings", None)
+    if section is None:
+        return read.number("rope_base", 50000.0)
+    own = RawOptions(dict(section), source="Huginn rope_settings")
+    own.require("use_rope", own.boolean("use_rope", True), True, default=True)
+    own.require("rope_condense_ratio", own.number("rope_condense_ratio", 1), 1, default=1)
+    return own.number("rope_base", 50000.0)
 
 
 def start_of(read: RawOptions) -> Start:
@@ -118,7 +155,7 @@ def start_of(read: RawOptions) -> Start:
 
 def _injection(read: RawOptions) -> Injection:
     bias = read.boolean("bias", False)
-    kind = read.word("injection_type", ("add", "gate", "linear", "ffn"), "linear")
+    kind = read.word("injection_type", ("add", "gate", "linear", "ffn"))
     if kind == "ffn":
         layer = _feed_forward(read)
         return FeedForwardInjection(
@@ -136,11 +173,10 @@ def _conditioning(read: RawOptions) -> Conditioning:
     return Network() if read.boolean("embed_step", False) else NoConditioning()
 
 
-def _attention(read: RawOptions, d_model: int) -> AttentionOptions:
-    released = read.raw("num_attention_heads", None) is None
-    num_heads = read.integer("n_heads" if released else "num_attention_heads")
+def _attention(read: RawOptions, d_model: int, heads: str) -> AttentionOptions:
+    num_heads = read.integer(heads)
     num_key_heads = read.integer_or_none("num_key_value_heads") or num_heads
-    is_biased = read.boolean("qk_bias", released)
+    is_biased = read.boolean("qk_bias")
     has_bias = read.boolean("bias", False)
     if is_biased and (has_bias or num_key_heads != num_heads):
         said = "is supported with neither bias nor num_key_value_heads"
@@ -157,9 +193,11 @@ def _attention(read: RawOptions, d_model: int) -> AttentionOptions:
 
 
 def _feed_forward(read: RawOptions) -> FeedForwardOptions:
-    kind = read.word("mlp_class_name", ("GatedMLP", "BaseMLP"), "GatedMLP")
-    hidden_size, bias = read.integer("intermediate_size"), read.boolean("bias", False)
-    activation: Any = ACTIVATIONS[read.word("nonlin_name", ACTIVATIONS, "SiLU")]
+    kind = read.word("mlp_class_name", ("GatedMLP", "BaseMLP"))
+    # Left out, or none, the training code takes four times the width.
+    hidden_size = read.integer_or_none("intermediate_size") or 4 * read.integer("n_embd")
+    bias = read.boolean("bias", False)
+    activation: Any = ACTIVATIONS[read.word("nonlin_name", ACTIVATIONS)]
     if kind == "GatedMLP":
         return GatedFeedForward(hidden_size=hidden_size, activation=activation, bias=bias)
     return DenseFeedForward(hidden_size=hidden_size, activation=activation, bias=bias)

@@ -22,6 +22,7 @@ from runners.training.depth import draw_repeats
 pytestmark = pytest.mark.golden
 
 FOLDERS = ("huginn",)
+RESTATED = "huginn"
 
 
 def is_model(golden) -> bool:
@@ -78,7 +79,7 @@ def weight(golden, without: int, with_gradient: int) -> float:
     factor = 1.0 / with_gradient if options.get("mcleish_throttle") else 1.0
     if options.get("elbayad_weighing"):
         middle = options["mean_recurrence"] // 2 + 1
-        exponent = options.get("elbayad_exponent", 0.5)
+        exponent = options.get("elbayad_exponent", 1.0)
         factor *= ((without + with_gradient + 1) / middle) ** exponent
     return factor
 

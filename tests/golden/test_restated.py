@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.golden
 
-FOLDERS = {"trm": "recursive", "hrm": "recursive", "urm": "recursive"}
+FOLDERS = {"trm": "recursive", "hrm": "recursive", "urm": "recursive", "huginn": "huginn"}
 """Which module restates a folder."""
 
 
@@ -24,6 +24,8 @@ def test_restated_numbers_are_the_published_ones(
     assert files
     for path in files:
         golden = read_golden(path)
+        if golden.config.get("precision") != "float64":
+            continue  # rounded as the code rounds, or draws alone
         found = restated.numbers(golden.config, golden.tensors)
         compared = 0
         for name, wanted in golden.tensors.items():

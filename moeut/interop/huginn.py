@@ -123,7 +123,7 @@ def huginn_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConf
         conditioning=_conditioning(read),
         attention=_attention(read, d_model, "n_heads" if is_released else "num_attention_heads"),
         feed_forward=_feed_forward(read),
-        position=Rotary(pairs=True, base=_rope_base(read), fraction=1.0),
+        position=Rotary(pairs=True, base=rope_base(read), fraction=1.0),
         norm=BLOCKS[read.word("block_class_name", BLOCKS)],
         norm_kind=kind,  # type: ignore[arg-type]
         norm_epsilon=read.number("norm_eps"),
@@ -135,7 +135,7 @@ def huginn_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConf
     )
 
 
-def _rope_base(read: RawOptions) -> float:
+def rope_base(read: RawOptions) -> float:
     """Return the base of the rotations, which the training code has in a section of its own."""
     section = read.raw("rope_settings", None)
     if section is None:

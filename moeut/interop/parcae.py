@@ -17,6 +17,7 @@ from moeut.interop.huginn import (
     NORMS,
     feed_forward_maps,
     norm_maps,
+    rope_base,
     start_of,
     two_biases,
 )
@@ -72,9 +73,9 @@ def parcae_config(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Mod
         repeats=read.integer("mean_recurrence"),
         coda=read.integer("n_layers_in_coda"),
     )
-    width = read.integer("intermediate_size")
+    width = read.integer_or_none("intermediate_size") or 4 * d_model
     inner = read.integer("recurrent_intermediation_embedding_dimension", width)
-    kind = NORMS[read.word("norm_class_name", NORMS, "RMSNorm")]
+    kind = NORMS[read.word("norm_class_name", NORMS, "LayerNorm")]
     return ModelConfig(
         form="decoder_lm",
         d_model=d_model,
@@ -92,7 +93,7 @@ def parcae_config(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Mod
         core_width=core,
         outer_width=None if width == inner else width,
         value_embeddings=_value_embeddings(depth, state_dict),
-        position=Rotary(pairs=True, base=read.number("rope_base", 50000.0), fraction=1.0),
+        position=Rotary(pairs=True, base=rope_base(read), fraction=1.0),
         norm="pre",
         norm_kind=kind,  # type: ignore[arg-type]
         norm_epsilon=read.number("norm_eps", 1e-5),
@@ -141,7 +142,7 @@ def _attention(read: RawOptions, d_model: int) -> AttentionOptions:
 
 
 def _feed_forward(read: RawOptions, hidden_size: int) -> FeedForwardOptions:
-    activation: Any = ACTIVATIONS[read.word("nonlin_name", ACTIVATIONS, "ReLU2")]
+    activation: Any = ACTIVATIONS[read.word("nonlin_name", ACTIVATIONS, "GELU")]
     bias = read.boolean("bias", False)
     if read.word("mlp_class_name", ("BaseMLP", "GatedMLP"), "BaseMLP") == "GatedMLP":
         return GatedFeedForward(hidden_size=hidden_size, activation=activation, bias=bias)

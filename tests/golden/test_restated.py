@@ -11,7 +11,13 @@ import pytest
 
 pytestmark = pytest.mark.golden
 
-FOLDERS = {"trm": "recursive", "hrm": "recursive", "urm": "recursive", "huginn": "huginn"}
+FOLDERS = {
+    "trm": "recursive",
+    "hrm": "recursive",
+    "urm": "recursive",
+    "huginn": "huginn",
+    "parcae": "parcae",
+}
 """Which module restates a folder."""
 
 

@@ -33,9 +33,10 @@ from runners.scoring.scorer import Scorer
 from runners.scoring.splits import Evaluation
 from runners.training import parallel
 from runners.training.cost import describe_model, macs_per_token
-from runners.training.experiment import Built, build, build_model, train_columns
+from runners.training.experiment import Built, build, build_model
 from runners.training.foreground import check_start, execute
 from runners.training.journal import Clock, Journal, Lap
+from runners.training.lengths import train_columns
 from runners.training.loop import Loop, NonFinite, fit, seed_everything
 from runners.training.snapshots import Snapshots, resume
 from tasks.base.command_line import BAD_INPUT, Parser, exit_with
@@ -186,7 +187,9 @@ def prepare(files: RunDirectory, agreement: Agreement) -> Prepared:
         path = files.path / "env.json"
         notices = environment.record_start(path, config, device, num_ranks=world.size)
         built.task.save_files(files.path)
-    return Prepared(files, config, record, built, data_hash, device, agreement, tuple(notices))
+    return Prepared(
+        files, built.config, record, built, data_hash, device, agreement, tuple(notices)
+    )
 
 
 class Training:

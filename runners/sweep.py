@@ -14,6 +14,7 @@ if __name__ == "__main__":
     begin()  # what follows takes seconds to import
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -105,6 +106,12 @@ def select_variant(sweep: Sweep, planned: list[PlannedRun], only: str | None) ->
     return [run for run in planned if run.variant == only]
 
 
+def _filled_in(run: PlannedRun, built: Built) -> PlannedRun:
+    """Return a run with what follows from its budgets in its config."""
+    config = dataclasses.replace(built.config, seed=run.seed)
+    return dataclasses.replace(run, config=config)
+
+
 def _reference() -> str:
     from runners.config.help import sweep_help  # imports every task and every kind of block
 
@@ -176,6 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ClusterUnavailable as error:
         print(error, file=sys.stderr)
         return FAILED
+    chosen = [_filled_in(run, built[run.hash]) for run in chosen]
     fixed = {run.variant: None for run in chosen if built[run.hash].ignores_repeats(run.config)}
     notices = [notice_of_repeats(", ".join(fixed))] if fixed else []
     for notice in (*sweep.notices, *notices):

@@ -116,7 +116,9 @@ def _check(options: argparse.Namespace, world: World) -> tuple[RunConfig, RunRec
 
     config = read_run(options.config, options.overrides)
     check_start(config, world)
-    if build(config).ignores_repeats(config) and world.is_first:
+    built = build(config)
+    config = built.config
+    if built.ignores_repeats(config) and world.is_first:
         print(notice_of_repeats("this run"), file=sys.stderr)
     directory, record = plan_single(config, name=Path(options.config).stem, root=options.runs_dir)
     files = RunDirectory(options.run_directory or directory)

@@ -10,6 +10,7 @@ import textwrap
 import typing
 from typing import TYPE_CHECKING, Any
 
+from runners.config.match import MatchConfig
 from runners.config.objective import ObjectiveConfig
 from runners.config.repeats import RepeatsConfig
 from runners.config.run_file import FORMS
@@ -49,6 +50,9 @@ def run_help() -> str:
             "",
             "evaluate:",
             describe_fields(EvaluateConfig),
+            "",
+            "match:",
+            describe_fields(MatchConfig),
             "",
             "task:",
             *_tasks(),

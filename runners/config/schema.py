@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import tasks
 from runners.config.checks import NOT_IDENTITY, at_least, check_seed, refuse
+from runners.config.match import MatchConfig
 from runners.config.repeats import RepeatsConfig
 from runners.config.train import TrainConfig
 from runners.config.yaml_nodes import ConfigError, Node
@@ -118,6 +119,8 @@ class RunConfig:
     """How it is trained."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """What is measured."""
+    match: MatchConfig = field(default_factory=MatchConfig)
+    """Budgets that sizes and steps follow from."""
     select: str = "final"
     """Which weights are scored: ``final``, or ``best:<split>`` on a validation split."""
     seed: int = field(default=0, metadata=NOT_IDENTITY)
@@ -209,6 +212,7 @@ class RunConfig:
             "train": dict(vars(self.train))
             | {name: dict(vars(getattr(self.train, name))) for name in ("repeats", "objective")},
             "evaluate": dict(vars(self.evaluate)),
+            "match": dict(vars(self.match)),
             "select": self.select,
             "seed": self.seed,
         }
@@ -237,6 +241,8 @@ class RunConfig:
             for entry in dataclasses.fields(owner):
                 if entry.metadata == NOT_IDENTITY:
                     del section[entry.name]
+        if self.match.training_flops is not None:
+            del data["train"]["steps"]  # which follow from it
         return data | {"data_hash": data_hash}
 
     def hash(self, data_hash: str) -> str:

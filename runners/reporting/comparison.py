@@ -263,10 +263,20 @@ def baseline_notes(results: SweepResults) -> list[str]:
     return notes
 
 
+def training_flops(setting: Setting) -> float | None:
+    """Return the operations of a whole training, as the mean over seeds; None where not known."""
+    return mean(
+        result.model.training_flops_per_token * result.tokens_seen
+        for result in setting.results
+        if result.model.training_flops_per_token is not None
+    )
+
+
 _QUANTITIES: dict[str, Callable[[Setting], Any]] = {
     "parameters": lambda setting: setting.first(lambda result: result.model.parameters),
     "MACs per token": lambda setting: setting.first(lambda result: result.model.macs_per_token),
     "tokens seen": _tokens_seen,
+    "training FLOPs": training_flops,
     "layers applied": lambda setting: setting.first(lambda result: result.model.num_layers),
     "d_model": lambda setting: setting.first(lambda result: result.model.d_model),
 }
@@ -275,15 +285,18 @@ _QUANTITIES: dict[str, Callable[[Setting], Any]] = {
 def matching_notes(results: SweepResults) -> list[str]:
     """Return which quantities are matched between the variants and which are not, with values.
 
-    Variants are compared at the same grid point; of several points the worst is shown.
+    Variants are compared at the same grid point; of several points the worst is shown. The grid
+    points of a single variant are compared with each other.
     """
+    groups: dict[str, list[Setting]] = {}
+    is_single = len({setting.variant for setting in results.settings}) == 1
+    for setting in results.settings:
+        groups.setdefault("" if is_single else str(setting.parameters), []).append(setting)
     matched, notes = [], []
     for name, read in _QUANTITIES.items():
         worst: tuple[float, list[tuple[str, Any]]] | None = None
-        for point in {
-            str(setting.parameters): setting.parameters for setting in results.settings
-        }.values():
-            pairs = [(s.variant, read(s)) for s in results.settings if s.parameters == point]
+        for settings in groups.values():
+            pairs = [(s.label if is_single else s.variant, read(s)) for s in settings]
             pairs = [(variant, value) for variant, value in pairs if value is not None]
             if len(pairs) > 1:
                 spread = _spread([value for _, value in pairs])
@@ -299,7 +312,8 @@ def matching_notes(results: SweepResults) -> list[str]:
                 for variant, value in worst[1]
             )
             notes.append(f"Not matched: {name}: {values}.")
-    return ([f"Matched between variants: {', '.join(matched)}."] if matched else []) + notes
+    what = "settings" if is_single else "variants"
+    return ([f"Matched between {what}: {', '.join(matched)}."] if matched else []) + notes
 
 
 def _spread(values: list[Any]) -> float:

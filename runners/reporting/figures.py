@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from runners.config.labels import compact, short_keys
 from runners.reporting.breakdown import depth_values, difficulty_name, trained_depth
+from runners.reporting.comparison import TOLERANCE, common, headline_values, training_flops
 from runners.reporting.depth_curves import depth_curve_panels
 from runners.reporting.drawing import TOKENS, Curve, Panel, draw, save
 from runners.reporting.results import Outcome, Setting, SweepResults
@@ -43,6 +45,7 @@ def draw_all(results: SweepResults, directory: Path) -> list[Path]:
         "depth": depth_panels(results),
         "difficulty_by_depth": depth_curve_panels(results),
         "learning": learning_panels(results),
+        "grid": grid_panels(results),
     }
     paths = []
     for name, panels in drawings.items():
@@ -120,6 +123,50 @@ def depth_panels(results: SweepResults) -> list[Panel]:
 
 def _scalar(depth: Depth) -> int:
     return max(depth) if isinstance(depth, tuple) else depth
+
+
+def grid_panels(results: SweepResults) -> list[Panel]:
+    """Return a panel of the headline over each key of the grid that takes several numbers.
+
+    A curve is a variant at what the grid's other keys are.
+    """
+    panels = []
+    short = short_keys(results.grid_keys)
+    for key in results.grid_keys:
+        curves: dict[str, dict[float, list[float]]] = {}
+        for setting in results.settings:
+            at = setting.parameters.get(key)
+            values = headline_values(results, setting)
+            if values and isinstance(at, (int, float)) and not isinstance(at, bool):
+                curves.setdefault(_without(setting, key, short), {})[float(at)] = values
+        if len({at for curve in curves.values() for at in curve}) > 1:
+            metric = results.headline_metric(results.settings[0])
+            panels.append(
+                Panel(
+                    title=_grid_title(results),
+                    x=key,
+                    y=metric,
+                    curves=curves,
+                    accuracy=not is_lower_better(metric),
+                )
+            )
+    return panels
+
+
+def _without(setting: Setting, key: str, short: Mapping[str, str]) -> str:
+    """Return the name of a setting without one of its grid values."""
+    others = {short[k]: compact(v) for k, v in setting.parameters.items() if k != key}
+    values = ", ".join(f"{name}={value}" for name, value in others.items())
+    return f"{setting.variant_label} ({values})" if values else setting.variant_label
+
+
+def _grid_title(results: SweepResults) -> str:
+    """Return the headline's split, with the budget of operations if all settings have the same."""
+    split = common(results, results.headline_split) or "headline"
+    found = [flops for s in results.settings if (flops := training_flops(s)) is not None]
+    if len(found) > 1 and max(found) <= (1 + TOLERANCE) * min(found):
+        return f"{split}, at {sum(found) / len(found):.2g} training FLOPs"
+    return split
 
 
 def learning_panels(results: SweepResults) -> list[Panel]:

@@ -14,8 +14,9 @@ from runners.config.labels import compact
 from runners.config.schema import RunConfig
 from runners.process.environment import choose_device
 from runners.process.run_directory import RunDirectory
-from runners.training.cost import describe_model, macs_per_token, mean_lengths, seconds_per_step
+from runners.training.cost import describe_model, macs_per_token, seconds_per_step
 from runners.training.experiment import Built
+from runners.training.lengths import tokens_per_step
 from tasks.base.console import WholeTable, duration, say
 
 MEASURE_SECONDS = 2.0
@@ -162,10 +163,7 @@ class _Estimate:
         """Return the seconds of an update, if they are known, and whether they were measured."""
         train = {name: getattr(config.train, name) for name in COSTLY}
         key = json.dumps([config.task, built.model_config.to_dict(), train], sort_keys=True)
-        tokens = config.train.tokens_per_batch or (
-            config.train.batch_size * sum(mean_lengths(built.objective))
-        )
-        work = float(macs_per_token(built) * tokens)
+        work = float(macs_per_token(built) * tokens_per_step(config.train, built.objective))
         if built.missing:
             return None, False
         smaller = _fewer_rows(config, work)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping
 
@@ -14,9 +13,9 @@ from moeut.config import ModelConfig
 from runners.config.schema import RunConfig
 from runners.process import environment
 from runners.reporting.run_result import ModelSummary
-from runners.training.experiment import Built, build_model, train_columns
+from runners.training.experiment import Built, build_model
+from runners.training.lengths import mean_lengths, train_columns
 from runners.training.loop import Loop, seed_everything
-from runners.training.objective import Objective
 
 
 def describe_model(built: Built) -> ModelSummary:
@@ -88,15 +87,6 @@ def _reading(built: Built) -> float:
     longer = dataclasses.replace(config, depth=depth)
     coda = macs_per_token(built, longer) - macs_per_token(built)
     return coda + config.d_model * config.num_outputs
-
-
-@functools.lru_cache(maxsize=8)
-def mean_lengths(objective: Objective) -> tuple[int, ...]:
-    """Return the mean length, over train's rows, of each sequence that the model reads."""
-    known = objective.lengths()  # also of a text that is not packed yet
-    if known is not None:
-        return known
-    return tuple(round(length) for length in train_columns(objective).shape.mean(axis=0).tolist())
 
 
 def seconds_per_step(config: RunConfig, built: Built, *, seconds: float) -> float:

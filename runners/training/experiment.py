@@ -17,8 +17,8 @@ from moeut.config import ModelConfig
 from moeut.design import Blueprint
 from moeut.options import OptionError
 from runners.config.schema import ConfigError, RunConfig
-from runners.training.batches import Columns
 from runners.training.criterion import refused
+from runners.training.lengths import train_columns
 from runners.training.objective import OBJECTIVES, Objective
 from tasks.base.task import Task
 
@@ -27,6 +27,8 @@ from tasks.base.task import Task
 class Built:
     """What a run's config describes."""
 
+    config: RunConfig
+    """The run, with what follows from the budgets of its ``match`` filled in."""
     task: Task
     objective: Objective
     model_config: ModelConfig
@@ -117,7 +119,11 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
     if problem is not None:
         option, value, expected = problem
         raise config.error(f"train.{option}", value, expected)
-    return Built(task, objective, model_config, split_names, missing)
+    if config.match.training_flops is not None:
+        from runners.training.matching import with_steps  # runs of no budget do without
+
+        config = with_steps(config, model_config, objective)
+    return Built(config, task, objective, model_config, split_names, missing)
 
 
 def _told(blueprint: Blueprint, objective: Objective) -> Blueprint:
@@ -210,13 +216,6 @@ def missing_data(section: dict[str, Any]) -> str | None:
 def _task(section: str) -> Task:
     options = json.loads(section)
     return tasks.create(options.pop("name"), **options)
-
-
-@functools.lru_cache(maxsize=2)
-def train_columns(objective: Objective) -> Columns:
-    """Return the train split, encoded; the last few stay in memory."""
-    task = objective.task
-    return objective.columns(task.split(task.train_split))
 
 
 @functools.lru_cache(maxsize=8)

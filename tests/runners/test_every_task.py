@@ -10,7 +10,8 @@ import yaml
 import tasks
 from runners.config.run_file import FORMS, read_run
 from runners.scoring.splits import split_scorer
-from runners.training.experiment import build, build_model, train_columns
+from runners.training.experiment import build, build_model
+from runners.training.lengths import train_columns
 from runners.training.loop import Loop
 from tasks.base.lengths import LengthTask
 from tasks.base.positions import PositionTask

@@ -17,8 +17,9 @@ from runners.process.checkpoint import list_checkpoints
 from runners.process.run_directory import RunDirectory, RunRecord
 from runners.scoring.splits import split_scorer
 from runners.training import experiment as build_module
-from runners.training.cost import describe_model, mean_lengths
+from runners.training.cost import describe_model
 from runners.training.experiment import build, build_model
+from runners.training.lengths import mean_lengths
 
 CPU = torch.device("cpu")
 CONTEXT = 24

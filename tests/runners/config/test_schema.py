@@ -71,7 +71,15 @@ def test_places_are_no_part_of_a_config_and_survive_a_change(toy, write):
         assert config.error(path, 1, "no").place.endswith(f"config.yaml:{line}")
         assert changed.error(path, 1, "no").place.endswith(f"config.yaml:{line}")
     assert config == from_yaml(to_yaml(config), "elsewhere.yaml")
-    assert list(config.to_dict()) == ["task", "model", "train", "evaluate", "select", "seed"]
+    assert list(config.to_dict()) == [
+        "task",
+        "model",
+        "train",
+        "evaluate",
+        "match",
+        "select",
+        "seed",
+    ]
     assert str(RunConfig(task={}, model={}).error("train.steps", 1, "no")) == "train.steps=1: no"
 
 
@@ -191,6 +199,7 @@ def test_it_is_short_and_stable(base):
         "model",
         "train",
         "evaluate",
+        "match",
         "select",
         "data_hash",
     }

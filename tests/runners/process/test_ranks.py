@@ -13,7 +13,8 @@ from runners.process import ranks as distributed
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
 from runners.training import parallel
-from runners.training.experiment import build, train_columns
+from runners.training.experiment import build
+from runners.training.lengths import train_columns
 from runners.training.loop import Loop, seed_everything
 
 CPU = torch.device("cpu")

@@ -1,6 +1,7 @@
 """Figures are drawn from the numbers on disk, byte for byte the same each time."""
 
 import copy
+import json
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from runners.reporting.figures import (
     depth_panels,
     difficulty_panels,
     draw_all,
+    grid_panels,
     learning_panels,
 )
 from runners.reporting.results import load
@@ -60,3 +62,23 @@ def test_without_matplotlib_one_line_says_what_to_do(make_sweep, tmp_path, monke
 
 def test_a_sweep_without_results_has_no_figures(make_sweep, tmp_path):
     assert draw_all(load(make_sweep(a=[None])), tmp_path / "figures") == []
+
+
+def test_a_grid_of_numbers_is_a_curve_at_the_budget_that_all_share(make_sweep):
+    def spend(variant, seed, data):
+        data["model"]["training_flops_per_token"] = 600 if variant == "shallow" else 1200
+        data["tokens_seen"] = 2000 if variant == "shallow" else 1000
+
+    def results(loops, **options):
+        directory = make_sweep(shallow=[0.4, 0.6], deeper=[0.5, 0.7], result=spend, **options)
+        plan = json.loads((directory / "sweep.json").read_text())
+        for run in plan["runs"]:
+            run["parameters"] = {"model.depth.repeats": loops[run["variant"]], "seed": 1}
+            run["variant"] = "one"
+        (directory / "sweep.json").write_text(json.dumps(plan))
+        return load(directory)
+
+    (panel,) = grid_panels(results({"shallow": 1, "deeper": 4}))
+    assert (panel.title, panel.x) == ("gen, at 1.2e+06 training FLOPs", "model.depth.repeats")
+    assert panel.curves == {"one (seed=1)": {1.0: [0.4, 0.6], 4.0: [0.5, 0.7]}}
+    assert grid_panels(results({"shallow": "a", "deeper": "b"}, name="words")) == []

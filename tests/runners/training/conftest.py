@@ -8,7 +8,8 @@ import torch
 
 import moeut
 from runners.process.run_directory import RunDirectory
-from runners.training.experiment import build, train_columns
+from runners.training.experiment import build
+from runners.training.lengths import train_columns
 from runners.training.loop import Loop, seed_everything
 
 

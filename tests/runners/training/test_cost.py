@@ -4,8 +4,9 @@ import pytest
 
 from moeut import sizing
 from runners.config.run_file import read_run
-from runners.training.cost import describe_model, macs_at, macs_per_token, mean_lengths
+from runners.training.cost import describe_model, macs_at, macs_per_token
 from runners.training.experiment import build
+from runners.training.lengths import mean_lengths
 
 
 @pytest.fixture

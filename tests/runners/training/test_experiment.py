@@ -11,7 +11,8 @@ from runners.config.schema import ConfigError, EvaluateConfig
 from runners.process.run_directory import RunDirectory, RunRecord
 from runners.scoring.splits import split_scorer
 from runners.sweep import check as check_runs
-from runners.training.experiment import build, build_model, train_columns
+from runners.training.experiment import build, build_model
+from runners.training.lengths import train_columns
 
 
 @pytest.fixture

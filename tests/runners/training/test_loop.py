@@ -13,7 +13,8 @@ from runners.config.schema import TrainConfig
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
 from runners.training import parallel
-from runners.training.experiment import build, train_columns
+from runners.training.experiment import build
+from runners.training.lengths import train_columns
 from runners.training.loop import Loop, NonFinite, random_state, seed_everything, set_random_state
 
 CPU = torch.device("cpu")

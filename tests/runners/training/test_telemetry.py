@@ -11,7 +11,8 @@ import moeut
 from moeut import sizing
 from runners.process.run_directory import RunDirectory
 from runners.training import telemetry
-from runners.training.experiment import build, train_columns
+from runners.training.experiment import build
+from runners.training.lengths import train_columns
 from runners.training.loop import Loop, seed_everything
 
 CPU = torch.device("cpu")

@@ -69,7 +69,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     Raises:
         ValueError: a parameter has no role.
     """
-    roles = dict(_roles(model))
+    roles = dict(roles_of(model))
     for name, parameter in model.named_parameters():
         if name not in roles:
             raise ValueError(f"parameter {name!r} has no role: its module must name it in roles()")
@@ -89,17 +89,17 @@ def keep_standard_deviation(weight: Tensor, *, dim: int) -> None:
     weight.mul_(deviation / weight.std())
 
 
-def _roles(
+def roles_of(
     module: nn.Module, prefix: str = "", depth: int = 1
 ) -> Iterator[tuple[str, tuple[Role, int]]]:
-    """Return the role of each parameter, and the applied layers of the stack that it is in."""
+    """Yield the role of each parameter by its name, with the applied layers of its stack."""
     if isinstance(module, DepthStack):
         depth = module.options.num_applications
     if isinstance(module, HasRoles):
         for name, role in expanded(module.roles(), module).items():
             yield prefix + name, (role, depth)
     for name, child in module.named_children():
-        yield from _roles(child, f"{prefix}{name}.", depth)
+        yield from roles_of(child, f"{prefix}{name}.", depth)
 
 
 def _draw(parameter: Tensor, role: Role, scheme: Initialization, depth: int) -> None:

@@ -225,11 +225,10 @@ class Training:
         )
         checkpoint = self.snapshots.find(warn=journal.notice)
         seed_everything(self.config.seed)
-        self.model = build_model(self.built.model_config, prepared.device)
         self.loop = Loop(
             self.config.train,
             objective=self.built.objective,
-            model=self.model,
+            model=build_model(self.built.model_config, prepared.device),
             columns=train_columns(self.built.objective),
             seed=self.config.seed,
             d_model=self.built.model_config.d_model,
@@ -275,7 +274,7 @@ class Training:
         """Score the selected weights on every split and depth, and write the result."""
         selects = self.config.selection_split is not None
         self.scorer.at_the_end(
-            self.model,
+            self.loop.scored,
             self.best if selects else None,
             step=self.loop.position.step,
             write=self._write_result,
@@ -297,6 +296,7 @@ class Training:
         result = RunResult(
             **vars(self.prepared.record),
             select=config.select,
+            ema=config.train.ema or None,
             step=step,
             task=self._describe_task(),
             model=describe_model(self.built),
@@ -320,14 +320,14 @@ class Training:
         """Score the interval splits and log their metrics; return the selecting split's score."""
         step = self.loop.position.step
         selected = None
-        for split, metrics in self.scorer.on_the_way(self.model, step=step).items():
+        for split, metrics in self.scorer.on_the_way(self.loop.scored, step=step).items():
             self.journal.append({"step": step, "split": split, "metrics": metrics})
             if split == self.config.selection_split:
                 selected = selection_score(self.built.task.kind, metrics)
         return selected
 
     def keep_best(self) -> None:
-        self.best = parallel.full_weights(self.model)
+        self.best = parallel.full_weights(self.loop.scored)
 
     def log(self, row: dict[str, Any]) -> None:
         if self.built.objective.logs_details:

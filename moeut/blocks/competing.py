@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from moeut.blocks.roles import Role, Roles, linear
+from moeut.blocks.roles import Role, Roles, decision
 from moeut.blocks.routing import (
     Mutual,
     RouterRecord,
@@ -56,9 +56,9 @@ class CompetingRouter(nn.Module):
         """Return the role of each parameter."""
         d_model, hidden = self.hidden.in_features, self.hidden.out_features
         return {
-            "hidden.weight": linear(d_model, hidden),
+            "hidden.weight": decision(d_model, hidden),
             "hidden.bias": Role("bias", d_model, hidden),
-            "output.weight": linear(hidden, self.output.out_features),
+            "output.weight": decision(hidden, self.output.out_features),
         }
 
     @staticmethod

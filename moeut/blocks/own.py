@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from moeut import ops
-from moeut.blocks.roles import Roles, constant, linear
+from moeut.blocks.roles import Role, Roles, constant
 from moeut.options import Options, require, require_finite
 
 Part = TypeVar("Part", bound=nn.Module | nn.Parameter | None)
@@ -185,7 +185,7 @@ class Adapter(nn.Module):
     def roles(self) -> Roles:
         """Return the roles: B is 0, so that a new adapter changes nothing."""
         rank, fan_in = self.down[0].shape
-        return {"down": linear(fan_in, rank), "up": constant(0.0)}
+        return {"down": Role("weight", fan_in, rank, is_matrix=False), "up": constant(0.0)}
 
     def forward(self, x: Tensor, repeat: int | None) -> Tensor:  # (..., fan_out)
         """Return the change of a projection of x (..., fan_in)."""

@@ -36,6 +36,11 @@ class Role(NamedTuple):
     value: float = 0.0
     """What every element of a ``constant`` is."""
 
+    is_matrix: bool = True
+    """Of a ``weight`` or ``up`` inside a layer: whether it maps the states of tokens, as one matrix
+    or, with three dimensions, as one for each expert along the first. Not what decides, what tells
+    distances apart, a kernel of a convolution, or a change of low rank."""
+
 
 Roles = dict[str, Role]
 
@@ -51,6 +56,11 @@ class HasRoles(Protocol):
 def linear(fan_in: int, fan_out: int) -> Role:
     """Return the role of a projection, router or gate."""
     return Role("weight", fan_in, fan_out)
+
+
+def decision(fan_in: int, fan_out: int) -> Role:
+    """Return the role of a projection to the logits of experts or gates."""
+    return Role("weight", fan_in, fan_out, is_matrix=False)
 
 
 def constant(value: float) -> Role:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeut.blocks.norms import NormOptions, NormPlacement
-from moeut.blocks.roles import Role, Roles, constant, linear
+from moeut.blocks.roles import Role, Roles, constant, decision
 from moeut.ops import Linear, dropout
 from moeut.options import Options, derived, require, require_positive, require_probability
 
@@ -213,9 +213,9 @@ class CopyGateUpdate(Update):
         """Return the role of each parameter of the gate."""
         d_model, hidden = self.up.in_features, self.up.out_features
         return {
-            "up.weight": Role("up", d_model, hidden),
+            "up.weight": Role("up", d_model, hidden, is_matrix=False),
             "up.bias": Role("bias", d_model, hidden),
-            "down.weight": linear(hidden, self.down.out_features),
+            "down.weight": decision(hidden, self.down.out_features),
             "down.bias": constant(self.options.initial_bias),
         }
 

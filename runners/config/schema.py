@@ -142,6 +142,16 @@ class RunConfig:
         prefix, colon, split = self.select.partition(":")
         return split if prefix + colon == self.best_prefix and split else None
 
+    @property
+    def scored_weights(self) -> str:
+        """The name that the scored weights have in a checkpoint: ``model``, ``ema``, ``best``."""
+        return "best" if self.selection_split is not None else self.last_weights
+
+    @property
+    def last_weights(self) -> str:
+        """The name of those weights of the checkpoint's own step that a run would score."""
+        return "ema" if self.train.ema else "model"
+
     def error(self, path: str, value: Any, expected: str) -> ConfigError:
         """Return the one-line error for a value that only building the run shows to be wrong."""
         place = self.source.find(path).place

@@ -24,16 +24,23 @@ class TrainConfig:
     accumulate: int = 1
     """Parts into which each rank's share of a batch is split to save memory; gradients are those
     of the whole batch."""
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    """Adam, or Adam with decoupled weight decay."""
+    optimizer: Literal["adam", "adamw", "muon"] = "adamw"
+    """Adam; Adam with decoupled weight decay; or Muon (arXiv 2502.16982) for the matrices of
+    layers, those of experts one by one, with AdamW for all else: embeddings, head, norms, biases,
+    routers, gates. An update of Muon's is as large as one of AdamW's, so both take the learning
+    rate and the weight decay below."""
     learning_rate: float = 1e-3
     """Peak learning rate; under noam the factor in front of 1/sqrt(d_model)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of the first and the second moment."""
+    """Adam's and AdamW's decay rates of the first and the second moment."""
     epsilon: float = 1e-8
     """What Adam adds to the root of the second moment."""
     weight_decay: float = 0.0
-    """Weight decay, on every parameter: an L2 penalty under adam, decoupled under adamw."""
+    """Weight decay, on every parameter: an L2 penalty under adam, else decoupled."""
+    ema: float = 0.0
+    """Decay m of an average of the weights, ema ← m · ema + (1 - m) · weights after every update,
+    from the initial weights on: it is scored, selected and exported in the place of the weights,
+    which training goes on with. 0: there is none; TRM and URM have 0.999."""
     repeats: RepeatsConfig = field(default_factory=RepeatsConfig)
     """How often the group of shared layers is applied; drawn anew for each step from its number
     and the seed."""
@@ -100,7 +107,7 @@ class TrainConfig:
         at_least(self, 1, "log_interval", "checkpoint_interval")
         at_least(self, 0, "warmup_steps", "weight_decay", "final_learning_rate_ratio")
         above_zero(self, "learning_rate", "epsilon", "clip_norm")
-        below_one(self, "label_smoothing")
+        below_one(self, "label_smoothing", "ema")
         for index, beta in enumerate(self.betas):
             if not 0.0 <= beta < 1.0:
                 refuse(self, "betas", f"number {index + 1} must be at least 0 and below 1")
@@ -113,9 +120,20 @@ class TrainConfig:
             expected = f"must be below steps={self.steps} under schedule {self.schedule}"
             refuse(self, "warmup_steps", expected)
         self._check_decay()
-        if self.shared_rate != "same" and self.parallel == "fsdp":
+        if self.parallel == "fsdp":
+            self._check_sharded()
+
+    def _check_sharded(self) -> None:
+        """Refuse what cannot be had where each rank holds a part of every weight."""
+        if self.shared_rate != "same":
             expected = "parallel fsdp saves its optimiser as one group; use ddp, or same"
             refuse(self, "shared_rate", expected)
+        if self.optimizer == "muon":
+            expected = "parallel fsdp cuts matrices in pieces, and muon needs whole ones; use ddp"
+            refuse(self, "optimizer", expected)
+        if self.ema:
+            expected = "parallel fsdp has no whole model on any rank to average; use ddp, or 0"
+            refuse(self, "ema", expected)
 
     def _check_decay(self) -> None:
         """Refuse decay_steps without schedule stable, the reverse, and a fall that has no room."""

@@ -75,10 +75,14 @@ class Checkpoint:
         return self.path / SHARDS
 
     def weights(self, name: str = "model") -> dict[str, torch.Tensor]:
-        """Return the tensors of ``<name>.safetensors``: ``model``, or ``best``.
+        """Return the tensors of ``<name>.safetensors``.
+
+        Args:
+            name: ``model``, which training goes on with; ``ema``, their average, where one is kept;
+                or ``best``, what was selected so far, where something selects.
 
         Raises:
-            FileNotFoundError: the checkpoint has no such file, as ``best`` where nothing selects.
+            FileNotFoundError: the checkpoint has no such file.
         """
         return load_file(self.path / f"{name}.safetensors")
 

@@ -203,8 +203,8 @@ def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bo
     if not found:
         return ["No run has a result yet."]
     notes = []
-    selects = sorted({result.select for result in found})
-    notes.append(f"Weights scored: select {', '.join(selects)}.")
+    weights = sorted({result.weights for result in found})
+    notes.append(f"Weights scored: select {', '.join(weights)}.")
     meaning = "± sample standard deviation over seeds; CI: 95 % BCa bootstrap interval of the mean"
     if tests:
         family = f"{len(tests)} comparison{'s' if len(tests) != 1 else ''}"

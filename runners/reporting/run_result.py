@@ -129,6 +129,8 @@ class RunResult:
     """Grid point: dotted key → value."""
     select: str
     """Which weights were scored: ``final``, or ``best:<split>``."""
+    ema: float | None = field(default=None, metadata=_OPTIONAL)
+    """Decay of the average of the weights that was scored; None: the weights themselves were."""
     step: int
     """The step that they are of."""
     task: TaskSummary
@@ -138,6 +140,11 @@ class RunResult:
     """What a table has to say about the scored rows."""
     scores: list[Score]
     """Split by split, the model's own depth first."""
+
+    @property
+    def weights(self) -> str:
+        """Return in words which weights were scored."""
+        return self.select + (f" (their average, ema {self.ema:g})" if self.ema else "")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for JSON."""

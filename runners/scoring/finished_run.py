@@ -60,7 +60,7 @@ def load_finished_run(directory: Path) -> FinishedRun:
     # Not load_latest, which would pass over a damaged checkpoint to one of another step.
     checkpoint = _last_checkpoint(files)
     _check_data(checkpoint, built)
-    weights = checkpoint.weights("model" if config.selection_split is None else "best")
+    weights = checkpoint.weights(config.scored_weights)
     check_fit(model, weights, str(checkpoint.path))
     model.load_state_dict(weights)
     return FinishedRun(config, built, model, device)

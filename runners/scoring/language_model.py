@@ -132,11 +132,11 @@ def _from_run(path: Path, tokenizer: Path | None) -> LanguageModel:
     check_run(checkpoint, files.find_hash())
     model = moeut.load(checkpoint.path)
     assert isinstance(model, DecoderLM)  # which is what a task over text trains
-    if config.selection_split is not None and not is_step:
-        best = checkpoint.path / "best.safetensors"
-        if not best.is_file():
-            raise ConfigError(f"{best}: no such file; the run has not chosen its weights yet")
-        model.load_state_dict(checkpoint.weights("best"))
+    name = config.last_weights if is_step else config.scored_weights
+    if name == "best" and not (best := checkpoint.path / "best.safetensors").is_file():
+        raise ConfigError(f"{best}: no such file; the run has not chosen its weights yet")
+    if name != "model":
+        model.load_state_dict(checkpoint.weights(name))
     words = load_tokenizer(tokenizer or files.path / TOKENIZER_FOLDER)
     if words.vocabulary_size < model.config.vocabulary_size:
         raise ConfigError(

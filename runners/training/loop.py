@@ -32,8 +32,8 @@ from runners.training.optimization import (
     clip_gradients,
     gradient_norm,
     learning_rate,
-    scaled_groups,
     set_rate,
+    start_average,
 )
 from runners.training.parallel import autocast
 
@@ -115,19 +115,22 @@ class Loop:
         )
         if config.activation_checkpointing:
             model.activation_checkpointing = True  # type: ignore[assignment]
+        self.average = start_average(model, config)
         self._call = parallel.spread(model, config, world, has_one_shape=_has_one_shape(columns))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._controllers = [m for m in model.modules() if isinstance(m, Controller)]
-        scaled = config.shared_rate == "root"
-        self.optimizer = build_optimizer(
-            scaled_groups(model) if scaled else self.parameters, config
-        )
+        self.optimizer = build_optimizer(model, config)
         self.rows = np.array([], dtype=np.int64)
         """Rows of the last step's whole batch."""
         self.criterion = build_criterion(config, getattr(model, "config", None), seed=seed)
         self._shares = Prefetch(self._share, num_steps=config.steps)
         if not world.is_first:  # the ranks begin with one model, and then draw dropout of their own
             seed_everything(rank_seed(seed, world.rank))
+
+    @property
+    def scored(self) -> torch.nn.Module:
+        """The model with the weights that are scored: their average, where one is kept."""
+        return self.model if self.average is None else self.average.module
 
     def _share(self, step: int) -> _Share:
         """Return what this rank reads in a step, counted from 0; called in a thread."""
@@ -175,6 +178,8 @@ class Loop:
             counts = controller.counted()
             if counts is not None:
                 controller.after_update(world.sum(counts))
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
         position.step += 1
         position.tokens_seen += num_tokens

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from moeut.blocks.own import of_one_repeat
 from moeut.recurrence.recursive_stack import RecursiveStack
 from moeut.recurrence.stack import DepthStack
 from runners.config.schema import TrainConfig
+
+
+class Optimizer(Protocol):
+    """What updates the parameters: an optimiser of torch, or several that step as one."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters (``params``) with their learning rate (``lr``), which can be set."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+
+    def step(self) -> Any:
+        """Do one update."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that updates keep, in types that ``torch.load`` reads."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
 
 
 def learning_rate(config: TrainConfig, step: int, *, d_model: int) -> float:
@@ -76,29 +97,43 @@ def scaled_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     return [{"params": group, "scale": scale} for scale, group in groups.items()]
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimizer: Optimizer, rate: float) -> None:
     """Give each group of parameters the learning rate, times its ``scale`` if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
 
 
-def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], config: TrainConfig
-) -> torch.optim.Optimizer:
-    """Return Adam (weight decay as L2 penalty) or AdamW over parameters, or groups of them.
+def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> Optimizer:
+    """Return the optimiser of a model's parameters that train.
 
-    The fused implementation is bitwise reproducible, and on a CPU several times faster for small
-    models than the loop over parameters.
+    Adam takes weight decay as L2 penalty. The fused implementation of both Adams is bitwise
+    reproducible, and on a CPU several times faster for small models than the loop over parameters.
     """
+    if config.shared_rate == "root":
+        groups = scaled_groups(model)
+    else:
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    adam = options | {"betas": tuple(config.betas), "eps": config.epsilon, "fused": True}
+    if config.optimizer == "muon":
+        from runners.training.muon import muon_and_adamw
+
+        return muon_and_adamw(model, groups, adam=adam, **options)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(
-        list(parameters),
-        lr=config.learning_rate,
-        betas=tuple(config.betas),
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    return kind(groups, **adam)
+
+
+def start_average(model: torch.nn.Module, config: TrainConfig) -> AveragedModel | None:
+    """Return a copy of a model whose parameters follow its own, or None without ``train.ema``.
+
+    Each ``update_parameters`` does average ← m · average + (1 - m) · weights, from the weights that
+    the model has now. Buffers are those of the model.
+    """
+    if not config.ema:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    average.update_parameters(model)  # the first one copies
+    return average
 
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:

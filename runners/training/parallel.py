@@ -132,15 +132,13 @@ def whole_copy(model: Any, device: torch.device, *, keep: bool) -> Any:
 # --- optimiser --------------------------------------------------------------------------
 
 
-def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_state(model: Any, optimizer: Any) -> dict[str, Any]:
     """Return the optimiser's state, without the tensors of a sharded one, saved apart."""
     state = optimizer.state_dict()
     return state | {"state": {}} if is_sharded(model) else state
 
 
-def load_optimizer_state(
-    model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any], shards: Path
-) -> None:
+def load_optimizer_state(model: Any, optimizer: Any, state: dict[str, Any], shards: Path) -> None:
     """Load what ``optimizer_state`` returned, and the pieces in ``shards`` if there are any.
 
     The state may have been saved whole or in pieces, by any number of ranks; each rank takes the

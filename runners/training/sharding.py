@@ -46,9 +46,7 @@ def part_of(whole: torch.Tensor, *, like: Any) -> Any:
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def save_shards(
-    directory: Path, model: Any, optimizer: torch.optim.Optimizer, world: World
-) -> None:
+def save_shards(directory: Path, model: Any, optimizer: Any, world: World) -> None:
     """Write the optimiser's tensors, each rank its pieces; every rank has to call it.
 
     Raises:
@@ -65,7 +63,7 @@ def save_shards(
         raise OSError(number or 5, str(first), str(directory)) from error
 
 
-def optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(model: Any, optimizer: Any) -> dict[str, torch.Tensor]:
     """Return the optimiser's tensors by the parameters' names, made here where there are none."""
     tensors = {}
     for name, parameter in model.named_parameters():

@@ -83,6 +83,8 @@ class Snapshots:
         world = self.agreement.world
         self.agreement.confirm_lease()
         weights = {"model": parallel.full_weights(loop.model, keep=world.is_first)}
+        if loop.average is not None:
+            weights["ema"] = parallel.full_weights(loop.average.module, keep=world.is_first)
         if best is not None:
             weights["best"] = best
         state = {
@@ -155,6 +157,8 @@ def _copied(value: Any) -> Any:
 def resume(checkpoint: Checkpoint, loop: Loop) -> Weights | None:
     """Put a loop and its model where a checkpoint was made; return the best weights till then."""
     parallel.load_weights(loop.model, checkpoint.weights())
+    if loop.average is not None:
+        loop.average.module.load_state_dict(checkpoint.weights("ema"))
     loop.load_state_dict(checkpoint.state["loop"], shards=checkpoint.shards)
     has_best = (checkpoint.path / "best.safetensors").is_file()
     return checkpoint.weights("best") if has_best else None

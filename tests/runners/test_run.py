@@ -10,6 +10,7 @@ from runners import train as train_command
 from runners.process.checkpoint import list_checkpoints, load_checkpoint
 from runners.process.messages import Notice
 from runners.process.run_directory import RunDirectory
+from runners.scoring.finished_run import load_finished_run, score_finished_run
 from runners.training import snapshots
 from runners.training.loop import Loop, Position
 from tasks.base.lease import Lease
@@ -33,10 +34,18 @@ def fingerprint(directory):
     found["random"] = loop["random"]["torch"].numpy().tobytes()
     found["optimizer"] = b"".join(
         value.numpy().tobytes()
-        for _, state in sorted(loop["optimizer"]["state"].items())
+        for optimizer in kept_by(loop["optimizer"])
+        for _, state in sorted(optimizer["state"].items())
         for value in state.values()
     )
+    if (last / "ema.safetensors").exists():
+        found["ema"] = (last / "ema.safetensors").read_bytes()
     return found
+
+
+def kept_by(optimizer):
+    """Return the states of the optimisers that step as one."""
+    return [optimizer] if "state" in optimizer else list(optimizer.values())
 
 
 def differences(one, other):
@@ -87,6 +96,12 @@ RECURRENT = {
         "train.shared_rate=root",
         "train.schedule=stable",
         "train.decay_steps=4",
+    ),
+    "muon and an average": (
+        "train.optimizer=muon",
+        "train.weight_decay=0.1",
+        "train.shared_rate=root",
+        "train.ema=0.8",
     ),
 }
 
@@ -258,6 +273,27 @@ def test_best_weights_survive_an_interruption(make_run, train):
     assert result["step"] == max(step for step, score in scores.items() if score == best)
     dev = next(entry for entry in result["scores"] if entry["split"] == "dev")
     assert dev["metrics"]["exact_match"] == best
+
+
+@pytest.mark.parametrize("select", ["final", "best:dev"])
+def test_the_average_is_scored_and_training_is_as_without_it(select, make_run, train):
+    options = ("evaluate.interval=12", f"select={select}", "train.learning_rate=0.05")
+    plain, averaged = make_run("plain", *options), make_run("averaged", *options, "train.ema=0.7")
+    assert train(plain) == train(averaged) == "done"
+    last, other = (list_checkpoints(each / "checkpoints")[-1] for each in (averaged, plain))
+    assert (last / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    results = [json.loads((each / "result.json").read_text()) for each in (averaged, plain)]
+    assert results[0]["ema"] == 0.7
+    assert "ema" not in results[1]
+    assert results[0]["scores"] != results[1]["scores"]
+    if select != "final":  # the only evaluation on the way was the last one
+        best = (last / "best.safetensors").read_bytes()
+        assert best == (last / "ema.safetensors").read_bytes()
+    run = load_finished_run(averaged)
+    average = load_checkpoint(last).weights("ema")
+    assert all(torch.equal(value, average[n]) for n, value in run.model.state_dict().items())
+    scores = [score.metrics for score in score_finished_run(run)]
+    assert scores == [score["metrics"] for score in results[0]["scores"]]
 
 
 def test_damaged_checkpoint_is_reported_and_the_one_before_used(make_run, train, caplog):

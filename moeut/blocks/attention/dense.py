@@ -12,7 +12,7 @@ from moeut.blocks import routing
 from moeut.blocks.attention.base import Attention, AttentionOptions
 from moeut.blocks.own import of_repeat
 from moeut.blocks.positions import PositionOptions
-from moeut.blocks.roles import Roles, constant, linear
+from moeut.blocks.roles import Roles, constant, decision, linear
 from moeut.blocks.routing import RoutingContext
 from moeut.ops import Linear
 
@@ -79,7 +79,7 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
                 roles[f"{name}.bias"] = constant(0.0)
             gate = of_repeat(getattr(self, f"{name}_gate"), 0)
             if gate is not None:
-                roles[f"{name}_gate"] = linear(self.d_model, gate.shape[0])
+                roles[f"{name}_gate"] = decision(self.d_model, gate.shape[0])
         return roles
 
     def decide_values(self, routed: Tensor, context: RoutingContext) -> tuple[Tensor | None, None]:

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from moeut.blocks.attention.base import AttentionContext
 from moeut.blocks.attention.dense import DenseAttention, DenseMultiHeadAttention
 from moeut.blocks.positions import PositionOptions
-from moeut.blocks.roles import Role, Roles, constant, linear
+from moeut.blocks.roles import Role, Roles, constant, decision, linear
 from moeut.ops import Linear, dropout
 
 
@@ -102,7 +102,7 @@ class GeometricMultiHeadAttention(DenseMultiHeadAttention):
         roles |= dict.fromkeys(("query.weight", "key.weight", "value.weight"), into_head)
         roles |= {
             "output.weight": linear(self.head_size, self.d_model),
-            "direction.weight": linear(self.d_model, 2),
+            "direction.weight": decision(self.d_model, 2),
             "direction.bias": Role("bias", self.d_model, 2),
             "scale": constant(1.0 / math.sqrt(self.head_size)),
             "direction_scale": constant(1.0),

@@ -12,7 +12,7 @@ from moeut.blocks import routing
 from moeut.blocks.attention.base import Attention, AttentionOptions
 from moeut.blocks.own import of_repeat
 from moeut.blocks.positions import PositionOptions
-from moeut.blocks.roles import Role, Roles, linear
+from moeut.blocks.roles import Role, Roles, decision
 from moeut.blocks.routing import RouterRecord, RoutingContext
 from moeut.ops import Dispatch, expert_linear
 from moeut.options import require, require_finite, require_positive, require_probability
@@ -110,7 +110,7 @@ class SwitchHeadAttention(Attention[Dispatched]):
 
     def roles(self) -> Roles:
         """Return the role of each parameter; experts are drawn as the dense weight of a head."""
-        router = linear(self.d_model, self.num_heads * self.num_experts)
+        router = decision(self.d_model, self.num_heads * self.num_experts)
         roles = super().roles() | {"value_router": router, "output_router": router}
         if not self._owner:
             roles["value"] = Role("weight", self.d_model, self.width, self._equal_norm)

@@ -105,7 +105,7 @@ class ConvolutionalMLP(FeedForward):
         roles: Roles = {}
         for name, part in (("up", "up"), ("down", "weight")):
             fan_out, fan_in, width = getattr(self, name).weight.shape
-            roles[f"{name}.weight"] = Role(part, fan_in * width, fan_out)  # type: ignore[arg-type]
+            roles[f"{name}.weight"] = Role(part, fan_in * width, fan_out, is_matrix=False)  # type: ignore[arg-type]
             if getattr(self, name).bias is not None:
                 roles[f"{name}.bias"] = Role("bias", fan_in * width, fan_out)
         return roles

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moeut.blocks import routing
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.blocks.own import of_repeat
-from moeut.blocks.roles import Role, Roles
+from moeut.blocks.roles import Role, Roles, decision
 from moeut.blocks.routing import RouterRecord, RoutingContext
 from moeut.ops import Dispatch, expert_mlp
 from moeut.options import require, require_finite, require_positive, require_probability
@@ -94,7 +94,7 @@ class SigmaMoEMLP(FeedForward):
         return {
             "up": Role("up", d_model, experts * size),
             "down": Role("weight", experts * size, d_model),
-            "router": Role("weight", d_model, experts, self._equal_router_norm),
+            "router": decision(d_model, experts)._replace(equal_norm=self._equal_router_norm),
         }
 
     def expert_weights(self) -> tuple[nn.Parameter, ...]:

@@ -84,7 +84,7 @@ class ClippedPosition(LogitPosition):
 
     def roles(self) -> Roles:
         """Return the role of the vectors."""
-        return {"weight": linear(*self.weight.shape[1:])}
+        return {"weight": linear(*self.weight.shape[1:])._replace(is_matrix=False)}
 
     def forward(
         self, query: Tensor, key: Tensor, distances: ClippedPlaces, routed: Tensor

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moeut.blocks.packing import Packing
 from moeut.blocks.positions.base import LogitPosition, PositionOptions, PositionTables
-from moeut.blocks.roles import Role, Roles, constant, linear
+from moeut.blocks.roles import Role, Roles, constant
 from moeut.ops import Linear
 from moeut.options import require, require_finite, require_positive
 
@@ -106,9 +106,9 @@ class FirePosition(LogitPosition):
         return {
             "scale": constant(self.options.initial_scale),
             "factor": constant(1.0),
-            "up.weight": Role("up", 1, hidden),
+            "up.weight": Role("up", 1, hidden, is_matrix=False),
             "up.bias": Role("bias", 1, hidden),
-            "down.weight": linear(hidden, heads),
+            "down.weight": Role("weight", hidden, heads, is_matrix=False),
             "down.bias": Role("bias", hidden, heads),
         }
 

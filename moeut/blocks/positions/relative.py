@@ -17,7 +17,7 @@ from moeut.blocks.positions.base import (
     PositionTables,
     RelativeTerms,
 )
-from moeut.blocks.roles import Role, Roles, constant, linear
+from moeut.blocks.roles import Role, Roles, constant, decision, linear
 from moeut.ops import Linear
 
 
@@ -168,7 +168,7 @@ class RelativePosition(LogitPosition):
         if self.scale is not None:
             roles["scale"] = constant(1.0 / math.sqrt(self.content_bias.shape[1]))
         if self.gate is not None:
-            roles["gate.weight"] = linear(self.gate.in_features, self.gate.out_features)
+            roles["gate.weight"] = decision(self.gate.in_features, self.gate.out_features)
             roles["gate.bias"] = Role("bias", self.gate.in_features, self.gate.out_features)
         return roles
 

@@ -97,7 +97,7 @@ def test_written_and_read_back_equal(toy, write):
         ("train.batch_size: 1_000", "'1_000': expected a whole number; did you mean 1000?"),
         ("train.compile: yes", "'yes': expected true or false; did you mean true?"),
         ("train.compile: ture", "'ture': expected true or false; did you mean 'true'?"),
-        ("train.optimizer: adm", "expected one of adam, adamw; did you mean 'adam'?"),
+        ("train.optimizer: adm", "expected one of adam, adamw, muon; did you mean 'adam'?"),
         ("train.betas: [0.9]", "expected a list of 2"),
         ("train.betas: 0.9", "expected a list"),
         ("train.betas: [0.9, x]", "train.betas[1]='x': expected a number"),

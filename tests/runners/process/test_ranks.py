@@ -57,7 +57,7 @@ def first_updates(make_run):
                 for name, p in trained.model.named_parameters()
             }
             rows.append(trained.advance())
-            weights = {n: w.numpy() for n, w in parallel.full_weights(trained.model).items()}
+            weights = {n: w.numpy() for n, w in parallel.full_weights(trained.scored).items()}
             return rows, gradients, weights
 
         return work
@@ -82,6 +82,7 @@ UPDATES = [
     ("decoder_lm", "moeut", "ddp", {"accumulate": 1}),
     ("encoder_classifier", "moeut", "ddp", {"clip_norm": 0.01}),
     ("decoder_lm", "moeut", "ddp", {"tokens_per_batch": 40}),
+    ("decoder_lm", "moeut", "ddp", {"optimizer": "muon", "shared_rate": "root", "ema": 0.5}),
     ("decoder_lm", "moeut", "fsdp", {"clip_norm": 0.01}),
     ("decoder_lm", "sigma_moe", "fsdp", {}),
     ("decoder_lm", "sigma_moe", "fsdp", {"activation_checkpointing": True}),

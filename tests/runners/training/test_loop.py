@@ -149,6 +149,25 @@ def test_a_step_is_computed_while_the_next_batch_is_loaded(make_loop, monkeypatc
     assert threading.main_thread() not in made
 
 
+def test_the_average_follows_the_weights_from_the_first_ones_on(make_loop):
+    """average ← m · average + (1 - m) · weights after each update, and training sees none of it."""
+    loop, plain = make_loop(ema=0.75), make_loop()
+    expected = {name: p.detach().clone() for name, p in loop.model.named_parameters()}
+    for _ in range(4):
+        assert loop.advance() == plain.advance()
+        for name, parameter in loop.model.named_parameters():
+            expected[name] = 0.75 * expected[name] + 0.25 * parameter.detach()
+    averaged = dict(loop.scored.named_parameters())
+    weights = dict(plain.scored.named_parameters())
+    for name, parameter in loop.model.named_parameters():
+        torch.testing.assert_close(averaged[name], expected[name], rtol=1e-12, atol=1e-14)
+        assert torch.equal(parameter, weights[name])
+    moved = max((averaged[name] - weights[name]).abs().max() for name in weights)
+    assert moved > 1e-3
+    assert loop.scored is not loop.model
+    assert plain.scored is plain.model
+
+
 def test_loss_falls(make_loop):
     loop = make_loop("train.steps=60", form="encoder_classifier", architecture="transformer")
     losses = [loop.advance()["loss"] for _ in range(60)]

@@ -13,7 +13,6 @@ from runners.training.optimization import (
     clip_gradients,
     gradient_norm,
     learning_rate,
-    scaled_groups,
     set_rate,
 )
 from tasks.base.options import OptionError
@@ -108,11 +107,11 @@ def test_cosine_of_the_paper_is_the_one_of_torch(warmup):
 
 
 def one_update(**options):
-    parameter = torch.nn.Parameter(torch.tensor([2.0, -3.0]))
-    parameter.grad = torch.tensor([0.5, 0.5])
-    optimizer = build_optimizer([parameter], TrainConfig(learning_rate=0.1, **options))
+    model = torch.nn.ParameterList([torch.tensor([2.0, -3.0])])
+    model[0].grad = torch.tensor([0.5, 0.5])
+    optimizer = build_optimizer(model, TrainConfig(learning_rate=0.1, **options))
     optimizer.step()
-    return parameter.detach().tolist()
+    return model[0].detach().tolist()
 
 
 def test_adam_and_adamw():
@@ -138,7 +137,8 @@ def test_clipping_scales_to_the_global_norm():
     assert parameters[1].grad.tolist() == pytest.approx([0.0, 0.8], rel=1e-5)
 
 
-def test_a_repeated_layer_has_the_rate_over_the_root_of_its_repeats():
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_repeated_layer_has_the_rate_over_the_root_of_its_repeats(optimizer):
     """Outer layers, the embedding and the norms that each repeat has of its own keep it."""
     options = {
         "d_model": 16,
@@ -148,9 +148,9 @@ def test_a_repeated_layer_has_the_rate_over_the_root_of_its_repeats():
     }
     blueprint = moeut.blueprint({"architecture": "universal", **options})
     model = moeut.build(moeut.configure(blueprint, form="decoder_lm", vocabulary_size=11))
-    optimizer = build_optimizer(scaled_groups(model), TrainConfig())
-    set_rate(optimizer, 0.1)
-    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    built = build_optimizer(model, TrainConfig(optimizer=optimizer, shared_rate="root"))
+    set_rate(built, 0.1)
+    rates = {p: group["lr"] for group in built.param_groups for p in group["params"]}
     assert set(rates) == set(model.parameters())
     slow = {name for name, p in model.named_parameters() if rates[p] == 0.05}
     fast = {name for name, p in model.named_parameters() if rates[p] == 0.1}
@@ -161,7 +161,22 @@ def test_a_repeated_layer_has_the_rate_over_the_root_of_its_repeats():
     assert fast & in_group
 
 
-def test_scaled_rates_are_refused_where_the_optimiser_is_sharded():
-    with pytest.raises(OptionError, match="saves its optimiser as one group") as caught:
-        TrainConfig(shared_rate="root", parallel="fsdp")
-    assert caught.value.option == "shared_rate"
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("shared_rate", "root", "saves its optimiser as one group"),
+        ("optimizer", "muon", "cuts matrices in pieces"),
+        ("ema", 0.9, "no whole model on any rank"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(option, value, reason):
+    with pytest.raises(OptionError, match=reason) as caught:
+        TrainConfig(**{option: value}, parallel="fsdp")
+    assert caught.value.option == option
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+def test_a_decay_of_the_average_is_below_one(decay):
+    with pytest.raises(OptionError) as caught:
+        TrainConfig(ema=decay)
+    assert caught.value.option == "ema"

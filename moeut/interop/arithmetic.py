@@ -35,6 +35,9 @@ from moeut.recurrence.schedule import Depth
 from moeut.recurrence.start import InputStart, NoiseStart, Start, ZeroStart
 from moeut.recurrence.state import State
 
+OWN = "self-attention"
+"""The attention that the code has itself, not PyTorch's."""
+
 DIGITS = tuple(range(4, 14))
 """Tokens of the digits 0 to 9."""
 
@@ -57,6 +60,7 @@ def from_arithmetic(options: dict[str, Any], state_dict: dict[str, Tensor]) -> D
         ValueError: what an option asks for is not supported, or tensors are missing, left over or
             of another shape.
     """
+    state_dict = {name.replace("._orig_mod.", "."): t for name, t in state_dict.items()}
     config = arithmetic_config(options, state_dict)
     tied = ("decoder.weight", "adapter.weight") if config.tie_embeddings else ()
     return load(
@@ -161,8 +165,7 @@ def _feed_forward(read: RawOptions) -> FeedForwardOptions:
 
 def _attention(options: dict[str, Any], d_model: int) -> AttentionOptions:
     read = RawOptions(options.get("attention", {}), source="arithmetic attention")
-    kinds = ("self-attention", "pytorch", "pytorch-seqfirst")
-    is_own = read.word("type", kinds, "self-attention") == "self-attention"
+    is_own = read.word("type", (OWN, "pytorch", "pytorch-seqfirst"), "pytorch") == OWN
     read.word("sequence_op", ("torch-softmax",), "torch-softmax")
     for name in ("sub_normalization", "skip_output_projection"):
         read.require(name, read.boolean(name, False), False, default=False)
@@ -182,17 +185,28 @@ def _attention(options: dict[str, Any], d_model: int) -> AttentionOptions:
 def _position(options: dict[str, Any], state_dict: Mapping[str, Tensor]) -> PositionOptions:
     read = RawOptions(options.get("attention", {}), source="arithmetic attention")
     kind = read.raw("rotary_embedding", False)
-    if kind == "fire" and read.raw("type", "self-attention") == "self-attention":
-        lengths = [t for n, t in state_dict.items() if n.endswith("rotary_emb.init_L")]
-        return Fire(
-            threshold=float(lengths[0]) if lengths else 512.0,
-            max_length=read.integer("max_length", 0),
-        )
-    if not kind or read.raw("type", "self-attention") != "self-attention":
+    if read.raw("type", "pytorch") != OWN:
         return NoPosition()
-    if kind is not True:
+    if kind == "fire":
+        return _fire(state_dict, max_length=read.integer("max_length", 0))
+    if kind is not None and not isinstance(kind, bool | int | str):
         raise read.error("rotary_embedding", kind, "supported are true, false and fire")
-    return Rotary(fraction=1.0)
+    is_rotary = kind is not None and read.boolean("rotary_embedding", False)
+    return Rotary(fraction=1.0) if is_rotary else NoPosition()
+
+
+def _fire(state_dict: Mapping[str, Tensor], *, max_length: int) -> Fire:
+    """Return FIRE with the fixed length of each layer, of which the magnitude counts."""
+    lengths = {n: t for n, t in state_dict.items() if n.endswith("rotary_emb.init_L")}
+    by_layer = [abs(float(lengths[name])) for name in sorted(lengths, key=_numbers)]
+    if len(set(by_layer)) > 1:
+        return Fire(thresholds=tuple(by_layer), max_length=max_length)
+    return Fire(threshold=by_layer[0] if by_layer else 512.0, max_length=max_length)
+
+
+def _numbers(name: str) -> list[int]:
+    """Return the numbers in a name, by which layers are in order."""
+    return [int(word) for word in name.split(".") if word.isdigit()]
 
 
 def _input_position(read: RawOptions) -> PositionOptions:
@@ -235,7 +249,7 @@ def arithmetic_maps(config: ModelConfig, options: dict[str, Any]) -> list[Tensor
         maps.append(rename("adapter.weight", "head.projection"))
     if config.head_bias:
         maps.append(rename("decoder.bias", "head.bias"))
-    is_own = options["attention"].get("type", "self-attention") == "self-attention"
+    is_own = options["attention"].get("type", "pytorch") == OWN
     for index, (block, layer) in enumerate(_places(config)):
         maps += _layer_maps(layer, f"decoder.layers.{index}", config, by_head=is_own)
         rule = "decoder.controllers.injection.rule"

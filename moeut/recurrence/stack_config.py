@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -74,15 +74,16 @@ class StackConfig:
 
     def of_layer(self, layer: int) -> StackConfig:
         """Return what a layer, numbered from 0, is made of."""
+        changes: dict[str, Any] = {}
+        if (position := self.position.of_layer(layer)) is not self.position:
+            changes["position"] = position
         if self.depth.is_in_group(layer):
-            if self.core_width == self.d_model:
-                return self
-            attention = self.attention.with_width(self.core_width)
-            return dataclasses.replace(self, d_model=self.core_width, attention=attention)
-        if self.outer_width is None:
-            return self
-        outer = self.feed_forward.with_width(self.outer_width)
-        return dataclasses.replace(self, feed_forward=outer)
+            if self.core_width != self.d_model:
+                changes["d_model"] = self.core_width
+                changes["attention"] = self.attention.with_width(self.core_width)
+        elif self.outer_width is not None:
+            changes["feed_forward"] = self.feed_forward.with_width(self.outer_width)
+        return dataclasses.replace(self, **changes) if changes else self
 
     def build_value_embeddings(self) -> nn.ModuleDict:
         """Return the value embeddings by the number of their layer."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.golden
 
@@ -17,6 +18,7 @@ FOLDERS = {
     "urm": "recursive",
     "huginn": "huginn",
     "parcae": "parcae",
+    "arithmetic": "arithmetic",
 }
 """Which module restates a folder."""
 
@@ -38,7 +40,7 @@ def test_restated_numbers_are_the_published_ones(
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in restated.GIVEN):
                 continue
             assert name in found, (path.name, name)
-            bound = 1e-9 if "grad" in name else 1e-10
+            bound = 1e-9 if "grad" in name else 1e-6 if wanted.dtype == torch.float32 else 1e-10
             distance = (found[name].double().reshape(wanted.shape) - wanted.double()).abs().max()
             assert distance <= bound, (path.name, name)
             compared += 1

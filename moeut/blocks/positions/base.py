@@ -60,6 +60,10 @@ class PositionOptions(Options):
         """Return the options of a stack that reads the source of an encoder-decoder."""
         return self
 
+    def of_layer(self, layer: int) -> Self:
+        """Return the options of a distinct layer, numbered from 0; -1 is the last."""
+        return self
+
     def build_absolute(self, d_model: int) -> AbsolutePositions | None:
         """Return the module that adds positions to the embedded tokens, if the scheme does."""
         return None

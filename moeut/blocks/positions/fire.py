@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -31,6 +33,8 @@ class Fire(PositionOptions):
     threshold: float = 512.0
     """Position up to which distances are relative to one learned length (L, times a learned
     factor)."""
+    thresholds: tuple[float, ...] = ()
+    """The threshold of each distinct layer, where they differ; empty: all have ``threshold``."""
     max_length: int = 0
     """In training, take the positions of a row from this many, a random choice in order, another
     one at each pass; 0: take 0, 1, 2, … ."""
@@ -41,6 +45,16 @@ class Fire(PositionOptions):
         require_finite(self, "initial_scale", "threshold")
         ok = self.max_length >= 0
         require(ok, "max_length", self.max_length, "must be a whole number of at least 0")
+        ok = all(0.0 <= one < math.inf for one in self.thresholds)
+        require(ok, "thresholds", self.thresholds, "must be finite numbers of at least 0")
+
+    def of_layer(self, layer: int) -> Fire:
+        """Return the options of a distinct layer, which has one threshold."""
+        if not self.thresholds:
+            return self
+        ok = layer < len(self.thresholds)
+        require(ok, "thresholds", self.thresholds, "must be as many as there are distinct layers")
+        return dataclasses.replace(self, threshold=self.thresholds[layer], thresholds=())
 
     def build_relative(self, num_heads: int, head_size: int, d_model: int) -> FirePosition:
         """Return the network and its two scalars."""

@@ -242,6 +242,20 @@ def abacus() -> Tree:
     }
 
 
+def looped() -> Tree:
+    """The looped Transformer of length generalisation: GPT-2 layers without positions, repeated
+    from zero, to which the input is added before each repeat and which a norm ends (arXiv
+    2409.15647)."""
+    return {
+        "depth": {"group": 2, "repeats": 8},
+        "state": {"start": "zero", "injection": "add"},
+        "attention": {"kind": "dense", "bias": "all"},
+        "feed_forward": {"kind": "dense", "activation": "gelu_tanh"},
+        "position": {"kind": "none"},
+        "repeat_norm": True,
+    }
+
+
 ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "transformer": transformer,
     "universal": universal,
@@ -262,6 +276,7 @@ ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
     "relaxed_recursive": relaxed_recursive,
     "mor_expert": mor_expert,
     "mor_token": mor_token,
+    "looped": looped,
 }
 
 

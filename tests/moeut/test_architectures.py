@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from moeut.recurrence.state import State
 from moeut.recurrence.stick_breaking import StickBreaking
 from moeut.sizing import count_parameters
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "architectures.md"
 FORMS: dict[str, dict[str, Any]] = {
     "decoder_lm": {},
     "encoder_decoder": {"source_vocabulary_size": 9},
@@ -138,6 +141,28 @@ def test_what_the_architectures_with_a_core_between_prelude_and_coda_are() -> No
     said = r"input_position\.digits=None: missing; expected the tokens of 0 to 9"
     with pytest.raises(OptionError, match=said):
         language_model("abacus")
+
+
+def test_the_looped_architecture_is_what_the_published_code_is_read_as() -> None:
+    from moeut.interop.looped import looped_length_config
+
+    theirs = {"d_model": 32, "layers": 3, "heads": 8, "injection": True, "horizon": 5}
+    sizes = {"d_model": 32, "depth": {"group": 3, "repeats": 5}, "attention": {"num_heads": 8}}
+    made = language_model("looped", **sizes, feed_forward={"hidden_size": 4 * 32})
+    published = looped_length_config(theirs, num_tokens=11)
+    assert made == published
+    assert made != looped_length_config(theirs | {"injection": False}, num_tokens=11)
+
+
+def test_every_architecture_of_a_paper_has_its_five_lines() -> None:
+    sections = DOCUMENT.read_text(encoding="utf-8").split("\n## ")
+    said = {section.partition("\n")[0]: section for section in sections[1:]}
+    for name in set(ARCHITECTURES) - {"transformer", "universal", "moeut", "sigma_moe"}:
+        bullets = re.findall(r"^- \*\*(\w+)\*\*", said[name], flags=re.M)
+        assert bullets[0] in ("Paper", "Code"), name
+        assert bullets[1:] == ["Equation", "Config", "Differs", "Checked"], name
+        for place in re.findall(r"`(tests/\S+\.py)`", said[name]):
+            assert (DOCUMENT.parents[1] / place).is_file(), place
 
 
 def test_what_is_said_is_merged_over_the_defaults() -> None:

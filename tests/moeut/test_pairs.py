@@ -104,6 +104,8 @@ def mechanisms() -> Iterator[tuple[str, Tree]]:
     for name in typing.get_args(NormKind):
         yield f"norm_kind: {name}", {"norm_kind": name}
     yield "repeat_norm: true", {"repeat_norm": True}
+    looped = {"state": {"start": "zero", "injection": "add"}, "repeat_norm": True}
+    yield "looped: start zero, add, repeat_norm", looped
     for name in ("norms", "routers", "attention", "update", "encoding"):
         update = {"update": "copy_gate"} if name == "update" else {}
         yield f"own.{name}: true", {"own": {name: True}} | update

@@ -101,7 +101,8 @@ def _adapter(
     change = every[int(repeat)] - torch.stack(every).mean(dim=0)
     exact = torch.float64 if change.dtype == torch.float64 else torch.float32
     left, sizes, right = torch.linalg.svd(change.to(exact), full_matrices=False)
+    rank = min(own.rank, len(sizes))
     if half == "down":
-        return right[: own.rank]
-    scale = own.scaling if adapters == "scaled" else 1.0
-    return left[:, : own.rank] * sizes[: own.rank] / scale
+        return right[:rank]
+    scale = own.factor(rank) if adapters == "scaled" else 1.0
+    return left[:, :rank] * sizes[:rank] / scale

@@ -79,8 +79,9 @@ class Layer(nn.Module):
         self.feed_forward = config.feed_forward.build(d_model)
         if repeats and own.routers:
             self.feed_forward.separate_routers(repeats)
-        if repeats and own.adapters.rank and own.adapters.feed_forward:
-            self.feed_forward.adapt(own.adapters, self.feed_forward.projections, repeats)
+        adapted = own.adapters.of_feed_forward(self.feed_forward.projections)
+        if repeats and own.adapters.rank and adapted:
+            self.feed_forward.adapt(own.adapters, adapted, repeats)
         has_router = config.feed_forward.has_router()
         self.feed_forward_norm = norm(config.update.needs_norm(config.norm, has_router=has_router))
         self.feed_forward_second_norm = norm(config.update.needs_second_norm(config.norm))

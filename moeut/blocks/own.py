@@ -32,9 +32,11 @@ class Adapters(Options):
     """Low-rank changes of shared projections, others in each repeat (relaxed recursion)."""
 
     rank: int = 0
-    """Rank of a change; 0: there are none."""
+    """Rank of a change, at most that of the weight that it changes; 0: there are none."""
     scaling: float = 1.0
-    """Factor on every change (alpha / rank)."""
+    """Factor on every change."""
+    alpha: float = 0.0
+    """Factor on a change over its rank, instead of ``scaling``; 0: it is ``scaling``."""
     query: bool = True
     """Change the queries' projection."""
     key: bool = True
@@ -44,12 +46,19 @@ class Adapters(Options):
     output: bool = False
     """Change the projection of what the heads give, where it has no experts."""
     feed_forward: bool = False
-    """Change every projection of the feed-forward, where it has no experts."""
+    """Change projections of the feed-forward, where it has no experts."""
+    feed_forward_parts: tuple[str, ...] = ()
+    """Which of them, of ``gate``, ``up`` and ``down``; empty: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.rank >= 0, "rank", self.rank, "must be a whole number of at least 0")
-        require_finite(self, "scaling")
+        require_finite(self, "scaling", "alpha")
+        ok = not self.alpha or self.scaling == 1.0
+        require(ok, "scaling", self.scaling, "has no effect beside alpha; expected one of the two")
+        ok = self.feed_forward or not self.feed_forward_parts
+        said = "has no effect with feed_forward=false"
+        require(ok, "feed_forward_parts", list(self.feed_forward_parts), said)
         chosen = bool(self.of_attention()) or self.feed_forward
         said = "changes nothing: query, key, value, output and feed_forward are all false"
         require(chosen or not self.rank, "rank", self.rank, said)
@@ -57,6 +66,16 @@ class Adapters(Options):
     def of_attention(self) -> tuple[str, ...]:
         """Return the names of the projections of an attention that are changed."""
         return tuple(n for n in ("query", "key", "value", "output") if getattr(self, n))
+
+    def of_feed_forward(self, projections: tuple[str, ...]) -> tuple[str, ...]:
+        """Return which ``projections`` of a feed-forward are changed."""
+        if not self.feed_forward:
+            return ()
+        return self.feed_forward_parts or projections
+
+    def factor(self, rank: int) -> float:
+        """Return the factor on a change of this rank."""
+        return self.alpha / rank if self.alpha else self.scaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +143,10 @@ class Own(Options):
         said = f"{named['feed_forward']} has no dense layer to adapt"
         wanted = bool(adapters.rank) and adapters.feed_forward
         require(not wanted or bool(mapping.projections), "adapters.feed_forward", True, said)
+        chosen = adapters.feed_forward_parts
+        said = f"expected some of {', '.join(mapping.projections)} with {named['feed_forward']}"
+        known = set(chosen) <= set(mapping.projections)
+        require(not wanted or known, "adapters.feed_forward_parts", list(chosen), said)
 
 
 # --- one of each for every repeat -------------------------------------------------------
@@ -178,9 +201,10 @@ class Adapter(nn.Module):
     def __init__(self, options: Adapters, weight: Tensor, count: int) -> None:
         super().__init__()
         fan_out, fan_in = weight.shape
-        self.scaling = options.scaling
-        self.down = _parameters(torch.empty(options.rank, fan_in), count)
-        self.up = _parameters(torch.empty(fan_out, options.rank), count)
+        rank = min(options.rank, fan_in, fan_out)
+        self.scaling = options.factor(rank)
+        self.down = _parameters(torch.empty(rank, fan_in), count)
+        self.up = _parameters(torch.empty(fan_out, rank), count)
 
     def roles(self) -> Roles:
         """Return the roles: B is 0, so that a new adapter changes nothing."""

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from moeut.blocks.own import Adapters, Own
 from moeut.config import ModelConfig
-from moeut.interop.mapping import PROJECTIONS, TensorMap, load, rename
+from moeut.interop.mapping import PROJECTIONS, RawOptions, TensorMap, load, rename
 from moeut.interop.mor import (
     NORMS,
+    SOURCE,
     Applied,
     applied_layers,
     depth_of,
@@ -67,22 +68,51 @@ def relaxed_config(options: Mapping[str, Any], *, is_tied: bool = False) -> Mode
 
 def _adapters(options: Mapping[str, Any]) -> Adapters:
     read = section(options, "lora")
-    scaling = read.raw("scaling")
-    factors = set(scaling.values()) if isinstance(scaling, Mapping) else {scaling}
-    if len(factors) != 1:
-        raise read.error("scaling", scaling, "expected one factor for all modules")
     targets = set(read.raw("target_modules"))
-    dense = {"gate_proj", "up_proj", "down_proj"}
+    dense = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
     attention = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
-    if targets - dense - attention.keys() or (targets & dense and not dense <= targets):
-        allowed = f"expected some of {', '.join(attention)}, and all or none of {', '.join(dense)}"
+    if targets - dense.keys() - attention.keys():
+        allowed = f"expected some of {', '.join([*attention, *dense])}"
         raise read.error("target_modules", sorted(targets), allowed)
+    parts = tuple(ours for theirs, ours in dense.items() if theirs in targets)
     return Adapters(
         rank=read.integer("r"),
-        scaling=float(factors.pop()),
-        feed_forward=dense <= targets,
+        **_factor(read, options),
+        feed_forward=bool(parts),
+        feed_forward_parts=parts if 0 < len(parts) < len(dense) else (),
         **{ours: theirs in targets for theirs, ours in attention.items()},
     )
+
+
+def _factor(read: RawOptions, options: Mapping[str, Any]) -> dict[str, float]:
+    """Return the factor on changes, or alpha where modules of other ranks have others."""
+    scaling = read.raw("scaling", None)
+    if scaling is None:
+        return {"alpha": read.number("alpha")}
+    factors = scaling if isinstance(scaling, Mapping) else {"": scaling}
+    values = {name: float(value) for name, value in factors.items()}
+    if len(set(values.values())) == 1:
+        return {"scaling": next(iter(values.values()))}
+    alphas = {round(v * _rank(name, read, options), 9) for name, v in values.items()}
+    if len(alphas) != 1:
+        raise read.error("scaling", scaling, "expected one factor, or one alpha, for all modules")
+    return {"alpha": alphas.pop()}
+
+
+def _rank(module: str, read: RawOptions, options: Mapping[str, Any]) -> int:
+    """Return the rank of a module's change, which the code bounds by that of its weight."""
+    all_options = RawOptions(dict(options), source=SOURCE)
+    d_model, heads = all_options.integer("hidden"), all_options.integer("heads")
+    keys = d_model // heads * all_options.integer("kv_heads", heads)
+    inner = all_options.integer("intermediate")
+    bounds = {
+        "k_proj": keys,
+        "v_proj": keys,
+        "gate_proj": inner,
+        "up_proj": inner,
+        "down_proj": inner,
+    }
+    return min(read.integer("r"), d_model, bounds.get(module.rpartition(".")[2], d_model))
 
 
 def relaxed_maps(config: ModelConfig, options: Mapping[str, Any]) -> list[TensorMap]:

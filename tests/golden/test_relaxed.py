@@ -20,6 +20,7 @@ from moeut.relaxing import relax
 pytestmark = pytest.mark.golden
 
 FOLDERS = ("relaxed",)
+RESTATED = "relaxed"
 VALUE, GRADIENT = 1e-10, 1e-9
 
 
@@ -103,7 +104,8 @@ def test_other_scaling_and_other_repeats_are_seen(golden) -> None:
     own = model.config.own
     state = dict(model.state_dict())
     if own.adapters.rank:
-        half = dataclasses.replace(own.adapters, scaling=own.adapters.scaling / 2)
+        name = "alpha" if own.adapters.alpha else "scaling"
+        half = dataclasses.replace(own.adapters, **{name: getattr(own.adapters, name) / 2})
         changed = dataclasses.replace(model.config, own=dataclasses.replace(own, adapters=half))
         other = moeut.build(changed).double().eval()
         other.load_state_dict(state)

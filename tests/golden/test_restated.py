@@ -19,6 +19,8 @@ FOLDERS = {
     "huginn": "huginn",
     "parcae": "parcae",
     "arithmetic": "arithmetic",
+    "mor": "mor",
+    "relaxed": "relaxed",
 }
 """Which module restates a folder."""
 

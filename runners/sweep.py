@@ -20,6 +20,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,9 @@ from tasks.base.storage import why_not_written
 
 if TYPE_CHECKING:
     from runners.training.experiment import Built
+
+LAID_OUT_AT_A_TIME = 16
+"""Run directories that are written side by side: the waits of their fsyncs overlap."""
 
 # What imports torch is imported by the functions that need it, so that --help does not wait.
 
@@ -304,16 +308,14 @@ def reconcile(
         Statuses of ``RunDirectory.status``, or of the executor's last message, and their counts.
     """
     statuses = {run.directory: _status(run, retry_failed) for run in planned}
-    unfinished = [path for path, status in statuses.items() if status not in ("done", "failed")]
-    statuses |= engine.states(unfinished)
+    statuses |= engine.states(
+        [path for path, status in statuses.items() if status not in ("done", "failed")]
+    )
     labels = run_labels(planned)
     _print_statuses(statuses, labels, console)
-    jobs = []
-    for run in planned:
-        if statuses[run.directory] not in ("done", "failed"):
-            if statuses[run.directory] in ("new", "resumable"):
-                _lay_out(run, name)
-            jobs.append(job_of(run, is_here=engine.is_here))
+    _lay_out([run for run in planned if statuses[run.directory] in ("new", "resumable")], name)
+    unfinished = [run for run in planned if statuses[run.directory] not in ("done", "failed")]
+    jobs = [job_of(run, is_here=engine.is_here) for run in unfinished]
     if jobs:
         executor = engine.make(jobs)
         own = {job.directory: labels[job.directory] for job in jobs}
@@ -344,15 +346,21 @@ def _status(run: PlannedRun, retry_failed: bool) -> str:
     return files.status()
 
 
-def _lay_out(run: PlannedRun, sweep: str) -> None:
-    record = RunRecord(
-        sweep=sweep,
-        variant=run.variant,
-        seed=run.seed,
-        hash=run.hash,
-        parameters=run.parameters,
-    )
-    RunDirectory(run.directory).prepare(run.config, record)
+def _lay_out(planned: Sequence[PlannedRun], sweep: str) -> None:
+    """Write what the runs are; several at a time, since most of it is waiting for the disk."""
+
+    def lay_out(run: PlannedRun) -> None:
+        record = RunRecord(
+            sweep=sweep,
+            variant=run.variant,
+            seed=run.seed,
+            hash=run.hash,
+            parameters=run.parameters,
+        )
+        RunDirectory(run.directory).prepare(run.config, record)
+
+    with ThreadPoolExecutor(LAID_OUT_AT_A_TIME) as threads:
+        list(threads.map(lay_out, planned))  # the first error ends it
 
 
 def _print_statuses(statuses: dict[Path, str], labels: dict[Path, str], console: Console) -> None:

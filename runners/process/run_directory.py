@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from runners.config.run_file import from_yaml, to_yaml
 from runners.config.schema import ConfigError, RunConfig
-from tasks.base.storage import flush, write_atomically, write_json
+from tasks.base.storage import flush, json_text, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +98,14 @@ class RunDirectory:
         return "resumable" if self.checkpoints.is_dir() else "new"
 
     def prepare(self, config: RunConfig, record: RunRecord) -> None:
-        """Make the directory and write what the run is; a later call with the same is harmless.
+        """Make the directory and write what the run is, where it does not say so already.
 
         Raises:
-            OSError: the directory cannot be made or written to.
+            OSError: the directory cannot be made, read or written to.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config, to_yaml(config))
-        write_json(self.record, dataclasses.asdict(record))
+        _write_if_new(self.config, to_yaml(config))
+        _write_if_new(self.record, json_text(dataclasses.asdict(record)))
 
     def read_config(self) -> RunConfig:
         """Return the config that the directory holds.
@@ -169,6 +169,16 @@ class RunDirectory:
             return str(json.loads(self.error.read_text(encoding="utf-8"))["message"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return f"the reason could not be written, as on a full disk; see {self.log}"
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    """Write a file unless its content is this text: reading spares a large sweep its fsyncs."""
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        found = None
+    if found != text.encode():
+        write_atomically(path, text)
 
 
 def json_line(value: Any) -> bytes:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -160,22 +160,20 @@ class SweepResults:
         """Return the metric of the main column: the one named, or what the task is judged by."""
         if "metric" in self.headline:
             return self.headline["metric"]
-        for run in [*setting.done, *self.runs]:
-            for score in run.scores:
-                for metric in HEADLINES:
-                    if metric in score.metrics:
-                        return metric
-        return self._metric_on_the_way or HEADLINES[0]
+        return _headline(score for run in setting.done for score in run.scores) or self._headline
 
     @functools.cached_property
-    def _metric_on_the_way(self) -> str | None:
-        """The headline metric of a sweep of which no run has ended yet."""
+    def _headline(self) -> str:
+        """What all that was taken is judged by, for a setting of which no run has ended yet."""
+        ended = _headline(score for run in self.runs for score in run.scores)
+        if ended is not None:
+            return ended
         for run in self.runs:
             for row in run.learning_rows():
                 for metric in HEADLINES:
                     if metric in row["metrics"]:
                         return metric
-        return None
+        return HEADLINES[0]
 
     def splits(self) -> list[str]:
         """Return every split that was scored, in the order of the results."""
@@ -238,6 +236,15 @@ class SweepResults:
             "seed": run.seed,
             "hash": run.hash,
         }
+
+
+def _headline(scores: Iterable[Score]) -> str | None:
+    """Return the metric that a task is judged by, of the first score that has one."""
+    for score in scores:
+        for metric in HEADLINES:
+            if metric in score.metrics:
+                return metric
+    return None
 
 
 _SCORE_KEYS = ("split", "repeats", "is_default_depth", "metric", "value", "rows", "rows_available")

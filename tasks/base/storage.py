@@ -38,14 +38,22 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
 
 
 def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
-    """Write plain data as JSON, indented by one, as ``write_atomically`` writes text.
+    """Write ``json_text`` of plain data, as ``write_atomically`` writes text.
 
     Raises:
         OSError: as ``write_atomically``.
         TypeError: the content is not plain data.
     """
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, text, durable=durable)
+    write_atomically(path, json_text(content), durable=durable)
+
+
+def json_text(content: Any) -> str:
+    """Return plain data as JSON, indented by one.
+
+    Raises:
+        TypeError: the content is not plain data.
+    """
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 @contextlib.contextmanager

@@ -166,9 +166,13 @@ def configs(results: SweepResults) -> dict[str, str]:
     return found
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's where it is there: a tenth of the time, which counts for a hundred configs."""
+
+
 def differences_table(texts: dict[str, str]) -> Table | None:
     """Return the keys in which the models' configs differ; None where none do."""
-    flat = {label: dict(_flat(yaml.safe_load(text) or {})) for label, text in texts.items()}
+    flat = {label: dict(_flat(yaml.load(text, _LOADER) or {})) for label, text in texts.items()}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     rows = []
     for key in keys:

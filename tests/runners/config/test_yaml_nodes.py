@@ -3,7 +3,9 @@
 import math
 
 import pytest
+import yaml
 
+from runners.config import yaml_nodes
 from runners.config.yaml_nodes import (
     ConfigError,
     dump,
@@ -179,6 +181,28 @@ def test_what_is_written_reads_back_equal():
     }
     assert parse(dump(data), "f").plain() == data
     assert dump({"a": (1, 2)}) == dump({"a": [1, 2]})
+
+
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML was built without libyaml")
+@pytest.mark.parametrize(
+    "text",
+    [
+        *"😀\x85\u2028\ufeff\x07\t",
+        "",
+        "3e-4",
+        "a: b",
+        " # ",
+        "é " * 80,
+        "line\n" * 40,
+        "\\U",
+        "'' :",
+    ],
+)
+def test_libyaml_writes_the_same_bytes(text, monkeypatch):
+    data = {"key": text, text: [text, {"in": {text: None}}]}
+    fast = dump(data)
+    monkeypatch.setattr(yaml_nodes, "_FastDumper", yaml_nodes._Dumper)
+    assert fast == dump(data)
 
 
 # --- dotted keys, merging ---------------------------------------------------------------

@@ -33,6 +33,19 @@ def test_config_and_record_come_back(make_run):
     assert isinstance(record, RunRecord)
 
 
+def test_what_a_directory_says_already_is_not_written_again(make_run):
+    files = RunDirectory(make_run())
+    config, record = files.read_config(), files.read_record()
+    whole = files.config.read_bytes()
+    before = [path.stat().st_ino for path in (files.config, files.record)]
+    files.prepare(config, record)
+    assert [path.stat().st_ino for path in (files.config, files.record)] == before
+    files.config.write_bytes(b"")  # as a loss of power may leave it
+    files.prepare(config, record)
+    assert files.config.read_bytes() == whole
+    assert files.record.stat().st_ino == before[1]
+
+
 def test_log_is_cut_where_the_run_resumes(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moeut.ops.backend import compute_dtype
+from moeut.ops import backend
 
 
 def check_mask(mask: Tensor | None, tokens: Tensor, name: str) -> Tensor | None:
@@ -26,7 +26,7 @@ def check_mask(mask: Tensor | None, tokens: Tensor, name: str) -> Tensor | None:
         raise ValueError(
             f"{name}.shape={tuple(mask.shape)}: expected that of the tokens, {tuple(tokens.shape)}"
         )
-    return None if _can_look(mask) and bool(mask.all()) else mask
+    return None if backend.can_look(mask) and bool(mask.all()) else mask
 
 
 def check_right_padded(mask: Tensor | None, name: str) -> None:
@@ -35,7 +35,7 @@ def check_right_padded(mask: Tensor | None, name: str) -> None:
     A causal model relies on it: real tokens then never see padding, without any mask. The values
     are looked at on the CPU only.
     """
-    if mask is not None and _can_look(mask) and bool((mask[:, 1:] > mask[:, :-1]).any()):
+    if mask is not None and backend.can_look(mask) and bool((mask[:, 1:] > mask[:, :-1]).any()):
         raise ValueError(f"{name}: padding stands before a real token; pad on the right")
 
 
@@ -51,7 +51,7 @@ def check_prefix(prefix_length: Tensor | None, mask: Tensor | None, tokens: Tens
             f"prefix_length: expected whole numbers of shape ({tokens.shape[0]},), got "
             f"{prefix_length.dtype} of shape {tuple(prefix_length.shape)}"
         )
-    if _can_look(prefix_length):
+    if backend.can_look(prefix_length):
         lengths = tokens.shape[1] if mask is None else mask.sum(dim=1)
         if bool((prefix_length > lengths).any()):
             raise ValueError("prefix_length: a prefix is longer than its row")
@@ -70,7 +70,7 @@ def check_documents(document_numbers: Tensor | None, tokens: Tensor) -> None:
             f"{document_numbers.dtype} of shape {tuple(document_numbers.shape)}"
         )
     falls = document_numbers[:, 1:] < document_numbers[:, :-1]
-    if _can_look(document_numbers) and bool(falls.any()):
+    if backend.can_look(document_numbers) and bool(falls.any()):
         raise ValueError("document_numbers: must not fall along a row")
 
 
@@ -117,9 +117,5 @@ def additive(allowed: Tensor | None, like: Tensor) -> Tensor | None:
     """Return 0 where attention is allowed and -inf elsewhere, in the dtype attention runs in."""
     if allowed is None:
         return None
-    zeros = torch.zeros(allowed.shape, dtype=compute_dtype(like), device=like.device)
+    zeros = torch.zeros(allowed.shape, dtype=backend.compute_dtype(like), device=like.device)
     return zeros.masked_fill_(~allowed, float("-inf"))
-
-
-def _can_look(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

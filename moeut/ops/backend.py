@@ -53,6 +53,15 @@ def resolve_backend(
     return chosen
 
 
+def can_look(tensor: torch.Tensor) -> bool:
+    """Return whether reading a tensor's values waits for nothing: on the CPU, and eagerly.
+
+    On a GPU it would wait for all that was launched, and cannot be captured in a CUDA graph; in a
+    compiled graph it would break the graph.
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def compute_dtype(like: torch.Tensor) -> torch.dtype:
     """Return the dtype to compute in on tensors like this one: autocast's, but of float64 never."""
     device = like.device.type

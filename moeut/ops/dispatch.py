@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moeut.ops import backend as backends
 from moeut.ops import native
-from moeut.ops.backend import resolve_backend
 
 RADIX_SORT_SIZE = 32768
 """PyTorch sorts integers on the CPU by radix from this size on, about ten times faster."""
@@ -69,11 +69,11 @@ class Dispatch:
                 f"expert_index.dtype={expert_index.dtype}: expected torch.int64 (or int32, int16)"
             )
         flat = expert_index.detach().reshape(-1).to(torch.int64)
-        with_triton = resolve_backend(backend, flat.device) == "triton"
+        with_triton = backends.resolve_backend(backend, flat.device) == "triton"
         if not with_triton and native.sorts(flat):
             order, counts, offsets = torch.ops.moeut_native.sort_slots(flat, num_experts)
             return cls(flat, order, counts, offsets, num_experts)
-        if flat.device.type == "cpu" and flat.numel() and not torch.compiler.is_compiling():
+        if flat.numel() and backends.can_look(flat):
             low, high = (int(bound) for bound in torch.aminmax(flat))
             if low < -1 or high >= num_experts:
                 raise ValueError(

@@ -13,7 +13,7 @@ from moeut.blocks import masks
 from moeut.blocks.embeddings import EmbeddingAdapter
 from moeut.blocks.layer import Layer
 from moeut.blocks.positions import Entry
-from moeut.ops import dropout
+from moeut.ops import backend, dropout
 from moeut.recurrence.cache import SharedSlots, StackCache, Window, whole_sequence
 from moeut.recurrence.controller import Controller, Pass, Run, Step
 from moeut.recurrence.inputs import Inputs, StackOutput
@@ -334,11 +334,9 @@ class DepthStack(nn.Module):
         Asking breaks a compiled graph and stalls a GPU in training; and ranks that share a batch
         have to run the same layers, or they wait for one another for ever.
         """
-        if torch.compiler.is_compiling():
-            return False
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return False
-        return x.device.type == "cpu" or not self.training
+        return backend.can_look(x) or not (self.training or torch.compiler.is_compiling())
 
     def _controllers(self) -> list[tuple[str, Controller]]:
         return [(name, cast(Controller, module)) for name, module in self.controllers.items()]

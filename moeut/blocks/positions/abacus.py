@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moeut.blocks.positions.base import AbsolutePositions, Entry, PositionOptions
 from moeut.blocks.roles import Role, Roles
+from moeut.ops import backend
 from moeut.options import derived, require, require_positive
 
 
@@ -105,12 +106,15 @@ class AbacusPositions(AbsolutePositions):
         return torch.randint(self.options.max_offset + 1, (), device=device)
 
     def _is_digit(self, tokens: Tensor) -> Tensor:
-        digits = torch.tensor(self.options.digits or (), dtype=tokens.dtype, device=tokens.device)
-        return torch.isin(tokens, digits)
+        # Digit by digit: a list of them would have to be copied to the device, which waits for it.
+        found = torch.zeros_like(tokens, dtype=torch.bool)
+        for digit in self.options.digits or ():
+            found |= tokens == digit
+        return found
 
     def _check(self, numbers: Tensor) -> None:
-        if numbers.device.type != "cpu" or torch.compiler.is_compiling():
-            return  # looking would wait for the device, or break the graph
+        if not backend.can_look(numbers):
+            return
         longest = int(numbers.max()) if numbers.numel() else 0
         if longest > self.options.max_length:
             raise ValueError(

@@ -32,7 +32,7 @@ from runners.reporting.run_result import RunResult, TaskSummary, from_plain
 from runners.scoring.scorer import Scorer
 from runners.scoring.splits import Evaluation
 from runners.training import parallel
-from runners.training.cost import describe_model, macs_per_token
+from runners.training.cost import describe_model, macs_per_token, tokens_per_step
 from runners.training.experiment import Built, build, build_model
 from runners.training.foreground import check_start, execute
 from runners.training.journal import Clock, Journal, Lap
@@ -44,6 +44,7 @@ from tasks.base.metrics import selection_score
 from tasks.base.storage import write_atomically, write_json
 
 if TYPE_CHECKING:
+    from runners.training.graphs import Capture
     from runners.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
@@ -234,6 +235,7 @@ class Training:
             d_model=self.built.model_config.d_model,
             device=prepared.device,
             world=self.world,
+            capture=self._capture(),
         )
         if checkpoint is not None:
             self.best = resume(checkpoint, self.loop)
@@ -247,6 +249,19 @@ class Training:
         journal.start_training(tokens_seen)
         self._since_start = Lap(journal.clock, tokens_seen)
         self._since_row = Lap(journal.clock, tokens_seen)
+
+    def _capture(self) -> Capture | None:
+        """Return what records training steps, if they are to be replayed."""
+        config = self.config.train
+        if config.cuda_graph is False:
+            return None
+        from runners.training.graphs import capture_of
+
+        with self.config.locating("train"):
+            return capture_of(
+                *(config, self.model, self.prepared.device, self.world),
+                macs_per_step=macs_per_token(self.built) * tokens_per_step(config, self.built),
+            )
 
     @property
     def _is_tracked(self) -> bool:

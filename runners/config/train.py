@@ -73,6 +73,9 @@ class TrainConfig:
     float32, those of routers, are in TF32."""
     compile: bool = False
     """Run the model through torch.compile."""
+    cuda_graph: bool | Literal["auto"] = field(default=False, metadata=NOT_IDENTITY)
+    """Record training steps as CUDA graphs, one for each shape of batch and depth, and replay them:
+    the same bits with fewer launches. auto: where a GPU waits for launches and the model can."""
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass instead of keeping their activations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -120,6 +123,8 @@ class TrainConfig:
             expected = f"must be below steps={self.steps} under schedule {self.schedule}"
             refuse(self, "warmup_steps", expected)
         self._check_decay()
+        if self.cuda_graph is True and self.device == "cpu":
+            refuse(self, "cuda_graph", "device cpu has no CUDA graphs; use false or auto")
         if self.parallel == "fsdp":
             self._check_sharded()
 

@@ -44,12 +44,19 @@ def choose_device(config: TrainConfig, *, local_rank: int | None = None) -> torc
         local_rank: number of this process on its machine, where there are several.
 
     Raises:
-        OptionError: ``cuda`` is asked for and there is none, or there are fewer than processes.
+        OptionError: ``cuda`` or CUDA graphs are asked for and there is no such device, there are
+            fewer devices than processes, or several processes are to replay CUDA graphs.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise OptionError(
             "train.device", "cuda", "no CUDA device on this machine; allowed: auto, cpu"
         )
+    if config.cuda_graph is True:
+        reason = None if torch.cuda.is_available() else "no CUDA device on this machine"
+        if local_rank is not None:
+            reason = "several processes share a batch"
+        if reason is not None:
+            raise OptionError("train.cuda_graph", True, f"{reason}; allowed: auto, false")
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank is None:

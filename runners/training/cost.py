@@ -10,7 +10,7 @@ import torch
 
 from moeut import sizing
 from moeut.config import ModelConfig
-from runners.config.schema import RunConfig
+from runners.config.schema import RunConfig, TrainConfig
 from runners.process import environment
 from runners.reporting.run_result import ModelSummary
 from runners.training.experiment import Built, build_model
@@ -87,6 +87,11 @@ def _reading(built: Built) -> float:
     longer = dataclasses.replace(config, depth=depth)
     coda = macs_per_token(built, longer) - macs_per_token(built)
     return coda + config.d_model * config.num_outputs
+
+
+def tokens_per_step(config: TrainConfig, built: Built) -> int:
+    """Return the tokens that a step reads, about: rows of mean lengths, or the bound on them."""
+    return config.tokens_per_batch or config.batch_size * sum(mean_lengths(built.objective))
 
 
 def seconds_per_step(config: RunConfig, built: Built, *, seconds: float) -> float:

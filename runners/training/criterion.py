@@ -57,6 +57,10 @@ class Criterion:
         """Return the loss of a part of a batch, given how to call the model."""
         return objective.loss(call, part, label_smoothing=self.config.label_smoothing)
 
+    def drawn(self, step: int) -> tuple[int, ...]:
+        """Return the numbers drawn for a step that decide how deep its passes are."""
+        return ()
+
     def commit(self) -> None:
         """Keep what the step that has just been done leaves for the next."""
 
@@ -124,6 +128,10 @@ class Progressive(Criterion):
         most = min(self.repeats - without, self.most)
         return without, int(generator.integers(1, most, endpoint=True))
 
+    def drawn(self, step: int) -> tuple[int, ...]:
+        """Return the numbers drawn for a step that decide how deep its passes are."""
+        return self.draw(step)
+
     def loss(self, objective: Objective, call: Any, part: Batch, where: Where) -> Loss:
         """Return the loss of a part of a batch, given how to call the model."""
         alpha = self.objective.alpha
@@ -143,6 +151,28 @@ class Progressive(Criterion):
             total = scaled if total is None else total + scaled
         assert total is not None
         return total
+
+
+def build_criterion(config: TrainConfig, model_config: Any, *, seed: int) -> Criterion:
+    """Return the criterion of ``train.objective`` for a model.
+
+    Args:
+        config: the ``train`` section, which fits the model.
+        model_config: of the model.
+        seed: of the run.
+    """
+    carry = getattr(model_config, "carry", None)
+    objective = config.objective.of_model(carries=carry is not None and carry.steps > 1)
+    if objective.kind == "last":
+        return Criterion(config, objective)
+    stack = list(model_config.stacks.values())[-1]
+    if objective.kind == "every":
+        return EveryRepeat(config, objective, stack.depth.repeats)
+    if objective.kind == "progressive":
+        return Progressive(config, objective, stack.depth.repeats, seed)
+    from runners.training.supervision import DeepSupervision
+
+    return DeepSupervision(config, objective, model_config, seed)
 
 
 def _keywords(call: Callable[..., Any]) -> dict[str, Any]:

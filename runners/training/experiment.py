@@ -119,6 +119,12 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
     if problem is not None:
         option, value, expected = problem
         raise config.error(f"train.{option}", value, expected)
+    if config.train.cuda_graph is True:
+        from runners.training import graphs
+
+        reason = graphs.refused(config.train, model_config)
+        if reason is not None:
+            raise config.error("train.cuda_graph", True, f"{reason}; allowed: auto, false")
     if config.match.training_flops is not None:
         from runners.training.matching import with_steps  # runs of no budget do without
 

@@ -13,7 +13,7 @@ import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from runners.process.ranks import World, rank_seed
 from runners.process.signals import Stopped
 from runners.training import parallel
 from runners.training.batches import Batch, Columns, Prefetch
-from runners.training.criterion import Criterion, EveryRepeat, Progressive, Where
+from runners.training.criterion import Where, build_criterion
 from runners.training.depth import depth_of_step
 from runners.training.objective import Objective
 from runners.training.optimization import (
@@ -36,6 +36,10 @@ from runners.training.optimization import (
     start_average,
 )
 from runners.training.parallel import autocast
+from runners.training.work import Gradients, Part, Work, like
+
+if TYPE_CHECKING:
+    from runners.training.graphs import Capture, Replays
 
 
 class NonFinite(RuntimeError):
@@ -85,6 +89,7 @@ class Loop:
         d_model: width, which noam needs.
         device: where the model is.
         world: this process's place among the ranks that share each batch.
+        capture: records steps, which are then replayed; None: every step is plain.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Loop:
         d_model: int,
         device: torch.device,
         world: World = World(),  # noqa: B008 - frozen
+        capture: Capture | None = None,
     ) -> None:
         self.config = config
         self.objective = objective
@@ -123,6 +129,12 @@ class Loop:
         self.rows = np.array([], dtype=np.int64)
         """Rows of the last step's whole batch."""
         self.criterion = build_criterion(config, getattr(model, "config", None), seed=seed)
+        self._replays: Replays | None = None
+        if capture is not None:
+            from runners.training.graphs import Replays
+
+            steps = (self._compute, self._update)
+            self._replays = Replays(capture, *steps, self.parameters, self.optimizer)
         self._shares = Prefetch(self._share, num_steps=config.steps)
         if not world.is_first:  # the ranks begin with one model, and then draw dropout of their own
             seed_everything(rank_seed(seed, world.rank))
@@ -164,15 +176,17 @@ class Loop:
         )
 
         count = num_targets if self.criterion.per == "targets" else len(rows)
-        losses = self._accumulate_gradients(share, count)
-        norm = gradient_norm(self.parameters)
+        work = self._work(share, count)
+        losses, norm = self._replays.compute(work) if self._replays else self._compute(work)
         names = ("loss", "auxiliary_loss", "gradient_norm")
         values = dict(zip(names, [*losses.tolist(), float(norm)], strict=True))
         if not all(math.isfinite(value) for value in values.values()):
             raise NonFinite(_describe(values, step=position.step + 1, rate=rate, rows=rows))
-        clip_gradients(self.parameters, norm=norm, largest=config.clip_norm)
         set_rate(self.optimizer, rate)
-        self.optimizer.step()
+        if self._replays:
+            self._replays.update(norm)
+        else:
+            self._update(norm)
         self.criterion.commit()
         for controller in self._controllers:
             counts = controller.counted()
@@ -188,48 +202,63 @@ class Loop:
         position.auxiliary_sum += values["auxiliary_loss"]
         return values | {"learning_rate": rate}
 
-    def _accumulate_gradients(self, share: _Share, divisor: int) -> torch.Tensor:
-        """Compute the gradients of a step, part by part.
+    def _work(self, share: _Share, divisor: int) -> Work:
+        """Return what this rank computes of a step.
 
         Args:
-            share: what this rank reads.
+            share: what it reads.
             divisor: targets of the whole batch, or its rows: what the cross entropy is averaged
                 over.
-
-        Returns:
-            (2,): the cross entropy and the auxiliary loss of the whole batch.
         """
-        config = self.config
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = torch.zeros(2, device=self.device)
+        config, step = self.config, self.position.step
         depth = depth_of_step(
             config,
             seed=self.seed,
-            step=self.position.step,
+            step=step,
             rows=len(share.rows),
             length=self.columns.longest(share.rows),
             loops=self.columns.loops(share.rows) if config.repeats.kind == "length" else None,
         )
-        for index, (part, count) in enumerate(share.parts):
-            call = functools.partial(
-                self._call, **depth.of_part(share.places[index], part, self.device)
+        parts = [
+            Part(
+                batch,
+                Where(step, places, count > 0),
+                depth.of_part(places, batch, self.device),
+                count / len(share.rows),
             )
-            is_last = index == len(share.parts) - 1
+            for (batch, count), places in zip(share.parts, share.places, strict=True)
+        ]
+        work = Work(parts, divisor, self.criterion.drawn(step))
+        # A graph reads the numbers on the device, where a plain step has to round as it does.
+        on_host = self._replays is None and self.device.type == "cpu"
+        return work if on_host else work.on(self.device)
+
+    def _compute(self, work: Work) -> Gradients:
+        """Compute the gradients of a step, part by part."""
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = torch.zeros(2, device=self.device)
+        for index, part in enumerate(work.parts):
+            call = functools.partial(self._call, **part.call)
+            is_last = index == len(work.parts) - 1
             for controller in self._controllers:
-                controller.is_counting = bool(count)
+                controller.is_counting = part.where.counts
             with parallel.gradients_sent(self._call, is_last):
-                with autocast(self.device, config.precision):
-                    where = Where(self.position.step, share.places[index], count > 0)
-                    loss = self.criterion.loss(self.objective, call, part, where)
-                cross_entropy = loss.cross_entropy_sum / divisor
-                if not count:  # a stand-in: its gradients must be zero
+                with autocast(self.device, self.config.precision):
+                    loss = self.criterion.loss(self.objective, call, part.batch, part.where)
+                cross_entropy = loss.cross_entropy_sum / like(work.divisor, loss.cross_entropy_sum)
+                if not part.where.counts:  # a stand-in: its gradients must be zero
                     cross_entropy = cross_entropy * 0.0
-                auxiliary = loss.auxiliary * (count / len(share.rows))
+                auxiliary = loss.auxiliary * like(part.share, loss.auxiliary)
                 # The ranks' gradients are averaged, but the loss of the batch is a sum.
                 ((cross_entropy + auxiliary) * self.world.size).backward()
             losses += torch.stack([cross_entropy.detach(), auxiliary.detach()])
-        return self.world.sum(losses)
+        return Gradients(self.world.sum(losses), gradient_norm(self.parameters))
+
+    def _update(self, norm: torch.Tensor) -> None:
+        """Clip the gradients, whose norm together is ``norm``, and update the weights by them."""
+        clip_gradients(self.parameters, norm=norm, largest=self.config.clip_norm)
+        self.optimizer.step()
 
     def log_row(self, values: dict[str, float]) -> dict[str, Any]:
         """Return the row of the log that closes here: losses are means since the row before."""
@@ -272,6 +301,8 @@ class Loop:
             shards: folder with the optimiser's pieces, if it was saved in pieces.
         """
         parallel.load_optimizer_state(self.model, self.optimizer, state["optimizer"], shards)
+        if self._replays:
+            self._replays.forget()
         self.position = Position(**state["position"])
         if "criterion" in state:
             self.criterion.load_state_dict(state["criterion"])
@@ -282,28 +313,6 @@ class Loop:
             set_random_state(state["random"])
         else:
             seed_everything(rank_seed(self.seed, self.world.rank, self.position.step))
-
-
-def build_criterion(config: TrainConfig, model_config: Any, *, seed: int) -> Criterion:
-    """Return the criterion of ``train.objective`` for a model.
-
-    Args:
-        config: the ``train`` section, which fits the model.
-        model_config: of the model.
-        seed: of the run.
-    """
-    carry = getattr(model_config, "carry", None)
-    objective = config.objective.of_model(carries=carry is not None and carry.steps > 1)
-    if objective.kind == "last":
-        return Criterion(config, objective)
-    stack = list(model_config.stacks.values())[-1]
-    if objective.kind == "every":
-        return EveryRepeat(config, objective, stack.depth.repeats)
-    if objective.kind == "progressive":
-        return Progressive(config, objective, stack.depth.repeats, seed)
-    from runners.training.supervision import DeepSupervision
-
-    return DeepSupervision(config, objective, model_config, seed)
 
 
 def _has_one_shape(columns: Columns) -> bool:

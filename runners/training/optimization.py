@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -98,9 +99,13 @@ def scaled_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give each group of parameters the learning rate, times its ``scale`` if it has one."""
+    """Give each group of parameters the learning rate, times its ``scale`` if it has one.
+
+    On a GPU it is rounded to float32, in which a CUDA graph has to read it.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("scale", 1.0)
+        scaled = rate * group.get("scale", 1.0)
+        group["lr"] = float(np.float32(scaled)) if group["params"][0].is_cuda else scaled
 
 
 def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> Optimizer:

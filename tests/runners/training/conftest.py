@@ -1,7 +1,9 @@
 """Loops over small runs, in double precision."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from runners.process.run_directory import RunDirectory
 from runners.training.experiment import build
 from runners.training.lengths import train_columns
 from runners.training.loop import Loop, seed_everything
+
+sys.path.insert(0, str(Path(__file__).parent))  # for recorder
 
 
 @pytest.fixture

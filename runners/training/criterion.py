@@ -153,28 +153,6 @@ class Progressive(Criterion):
         return total
 
 
-def build_criterion(config: TrainConfig, model_config: Any, *, seed: int) -> Criterion:
-    """Return the criterion of ``train.objective`` for a model.
-
-    Args:
-        config: the ``train`` section, which fits the model.
-        model_config: of the model.
-        seed: of the run.
-    """
-    carry = getattr(model_config, "carry", None)
-    objective = config.objective.of_model(carries=carry is not None and carry.steps > 1)
-    if objective.kind == "last":
-        return Criterion(config, objective)
-    stack = list(model_config.stacks.values())[-1]
-    if objective.kind == "every":
-        return EveryRepeat(config, objective, stack.depth.repeats)
-    if objective.kind == "progressive":
-        return Progressive(config, objective, stack.depth.repeats, seed)
-    from runners.training.supervision import DeepSupervision
-
-    return DeepSupervision(config, objective, model_config, seed)
-
-
 def _keywords(call: Callable[..., Any]) -> dict[str, Any]:
     return call.keywords if isinstance(call, functools.partial) else {}
 

@@ -24,7 +24,7 @@ from runners.process.ranks import World, rank_seed
 from runners.process.signals import Stopped
 from runners.training import parallel
 from runners.training.batches import Batch, Columns, Prefetch
-from runners.training.criterion import Where, build_criterion
+from runners.training.criterion import Criterion, EveryRepeat, Progressive, Where
 from runners.training.depth import depth_of_step
 from runners.training.objective import Objective
 from runners.training.optimization import (
@@ -313,6 +313,28 @@ class Loop:
             set_random_state(state["random"])
         else:
             seed_everything(rank_seed(self.seed, self.world.rank, self.position.step))
+
+
+def build_criterion(config: TrainConfig, model_config: Any, *, seed: int) -> Criterion:
+    """Return the criterion of ``train.objective`` for a model.
+
+    Args:
+        config: the ``train`` section, which fits the model.
+        model_config: of the model.
+        seed: of the run.
+    """
+    carry = getattr(model_config, "carry", None)
+    objective = config.objective.of_model(carries=carry is not None and carry.steps > 1)
+    if objective.kind == "last":
+        return Criterion(config, objective)
+    stack = list(model_config.stacks.values())[-1]
+    if objective.kind == "every":
+        return EveryRepeat(config, objective, stack.depth.repeats)
+    if objective.kind == "progressive":
+        return Progressive(config, objective, stack.depth.repeats, seed)
+    from runners.training.supervision import DeepSupervision
+
+    return DeepSupervision(config, objective, model_config, seed)
 
 
 def _has_one_shape(columns: Columns) -> bool:

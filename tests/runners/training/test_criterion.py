@@ -10,8 +10,9 @@ from runners.config.objective import ObjectiveConfig
 from runners.config.run_file import read_run
 from runners.config.schema import ConfigError
 from runners.process.ranks import World
-from runners.training.criterion import Where, build_criterion
+from runners.training.criterion import Where
 from runners.training.experiment import build
+from runners.training.loop import build_criterion
 from runners.training.supervision import stablemax_cross_entropy
 
 CPU = torch.device("cpu")

@@ -18,17 +18,18 @@ from runners.process import environment
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
 from runners.training import graphs
-from runners.training.experiment import build, train_columns
+from runners.training.experiment import build
+from runners.training.lengths import train_columns
 from runners.training.loop import Loop, NonFinite, seed_everything
 from tasks.base.options import OptionError
 
 DROPOUT = ("model.dropout=0.2", "evaluate.interval=null")
-RANDOM = ("train.repeats={kind: poisson, mean: 3, longest: 4}", "model.state.injection=linear")
+RANDOM = ("train.repeats={kind: poisson, mean: 2, longest: 2}", "model.state.injection=linear")
 
 CASES = {
     "experts": ("encoder_decoder", "moeut", ("train.clip_norm=0.1",)),
     "parts": ("decoder_lm", "moeut", ("train.accumulate=2", "train.weight_decay=0.1")),
-    "depths": ("decoder_lm", "universal", (*RANDOM, "train.backprop_repeats=2")),
+    "depths": ("decoder_lm", "universal", (*RANDOM, "train.backprop_repeats=1")),
     "own": ("encoder_classifier", "universal", (RANDOM[0], "model.own.norms=true")),
     "rates": ("encoder_decoder", "universal", ("train.shared_rate=root", "train.optimizer=adam")),
     "progressive": (

@@ -226,16 +226,17 @@ class Training:
         )
         checkpoint = self.snapshots.find(warn=journal.notice)
         seed_everything(self.config.seed)
+        model = build_model(self.built.model_config, prepared.device)
         self.loop = Loop(
             self.config.train,
             objective=self.built.objective,
-            model=build_model(self.built.model_config, prepared.device),
+            model=model,
             columns=train_columns(self.built.objective),
             seed=self.config.seed,
             d_model=self.built.model_config.d_model,
             device=prepared.device,
             world=self.world,
-            capture=self._capture(),
+            capture=self._capture(model),
         )
         if checkpoint is not None:
             self.best = resume(checkpoint, self.loop)
@@ -250,7 +251,7 @@ class Training:
         self._since_start = Lap(journal.clock, tokens_seen)
         self._since_row = Lap(journal.clock, tokens_seen)
 
-    def _capture(self) -> Capture | None:
+    def _capture(self, model: torch.nn.Module) -> Capture | None:
         """Return what records training steps, if they are to be replayed."""
         config = self.config.train
         if config.cuda_graph is False:
@@ -259,7 +260,7 @@ class Training:
 
         with self.config.locating("train"):
             return capture_of(
-                *(config, self.model, self.prepared.device, self.world),
+                *(config, model, self.prepared.device, self.world),
                 macs_per_step=macs_per_token(self.built) * tokens_per_step(config, self.built),
             )
 

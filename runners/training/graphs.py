@@ -31,6 +31,7 @@ from moeut.ops.backend import resolve_backend
 from moeut.ops.backend import why_not as why_not_triton
 from runners.config.schema import TrainConfig
 from runners.process.ranks import World
+from runners.training.optimization import Optimizer
 from runners.training.work import Gradients, Work
 from tasks.base.options import OptionError
 
@@ -113,7 +114,7 @@ class Replays:
         compute: Callable[[Work], Gradients],
         update: Callable[[torch.Tensor], None],
         parameters: Sequence[torch.nn.Parameter],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         *,
         most: int = MOST_GRAPHS,
     ) -> None:
@@ -200,7 +201,7 @@ def refused(config: TrainConfig, model_config: ModelConfig) -> str | None:
     if config.repeats.per != "batch" or config.static_depth:
         return "rows of depths of their own are packed, whose number the host reads"
     for name, stack in model_config.stacks.items():
-        reason = READS_COUNTS.get(stack.halting.kind)
+        reason = READS_COUNTS.get(str(stack.halting.kind))
         if reason is not None:
             return f"model.halting.kind={stack.halting.kind} ({name}) {reason}"
     return None

@@ -9,6 +9,7 @@ from contextlib import nullcontext as nothing
 import pytest
 import torch
 from recorder import NoHostReads, Recorder
+from torch.utils._pytree import tree_flatten
 
 import moeut
 from moeut.architectures import ARCHITECTURES, architecture
@@ -32,6 +33,7 @@ CASES = {
     "depths": ("decoder_lm", "universal", (*RANDOM, "train.backprop_repeats=1")),
     "own": ("encoder_classifier", "universal", (RANDOM[0], "model.own.norms=true")),
     "rates": ("encoder_decoder", "universal", ("train.shared_rate=root", "train.optimizer=adam")),
+    "muon": ("encoder_classifier", "universal", ("train.optimizer=muon", "train.ema=0.9")),
     "progressive": (
         *("decoder_lm", "universal"),
         ("model.state.injection=linear", "train.objective={kind: progressive, alpha: 0.5}"),
@@ -89,13 +91,13 @@ def test_replayed_steps_are_plain_ones_to_the_bit(name, make_loop):
     other_rows, other_weights, other_state = train(replayed)
     assert rows == other_rows
     assert all(torch.equal(a, b) for a, b in zip(weights, other_weights, strict=True))
-    assert state["param_groups"] == other_state["param_groups"]
-    assert state["state"].keys() == other_state["state"].keys()
-    for number, moments in state["state"].items():
-        for key, value in moments.items():
-            assert torch.equal(value, other_state["state"][number][key]), (number, key)
-    assert recorder.num_recorded == 2 * replayed._replays.num_recorded  # gradients and update
-    assert recorder.num_replayed >= 6
+    (kept, shape), (other_kept, other_shape) = tree_flatten(state), tree_flatten(other_state)
+    assert shape == other_shape
+    for one, other in zip(kept, other_kept, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    graphs_of_a_step = 1 if name == "muon" else 2  # gradients, and the update of Adam
+    assert recorder.num_recorded == graphs_of_a_step * replayed._replays.num_recorded
+    assert recorder.num_replayed >= 4
     if name == "depths":
         assert replayed._replays.num_recorded > 1
     if name == "own":  # a parameter that a step has not used is left alone by its update

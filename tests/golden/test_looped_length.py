@@ -14,6 +14,7 @@ from moeut.recurrence.row_depth import RowDepth
 pytestmark = pytest.mark.golden
 
 FOLDERS = ("looped_length",)
+RESTATED = "looped_length"
 VALUE, GRADIENT = 1e-10, 1e-9
 
 

@@ -11,6 +11,7 @@ from moeut.interop.looped import looped_window_maps
 pytestmark = pytest.mark.golden
 
 FOLDERS = ("looped_window",)
+RESTATED = "looped_window"
 VALUE, GRADIENT = 1e-10, 1e-9
 
 

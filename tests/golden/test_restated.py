@@ -21,6 +21,8 @@ FOLDERS = {
     "arithmetic": "arithmetic",
     "mor": "mor",
     "relaxed": "relaxed",
+    "looped_length": "looped_length",
+    "looped_window": "looped_window",
 }
 """Which module restates a folder."""
 

@@ -1,4 +1,4 @@
-"""Mixture-of-Recursions and relaxed recursion over Llama layers, from their equations."""
+"""Mixture-of-Recursions and recursion with shared keys, from their equations."""
 
 from __future__ import annotations
 
@@ -7,55 +7,31 @@ from typing import Any
 import torch
 from restated.layers import (
     Tensors,
-    attend,
     cross_entropies,
     draws,
     gradients,
-    heads,
     leaves,
     normal,
     part,
-    rms,
-    rotary,
-    silu,
     weights,
+)
+from restated.llama import (
+    NORMS,
+    PEFT,
+    PROJECTIONS,
+    Model,
+    applications,
+    config_of,
+    name_of,
+    names_of,
+    rank_of,
+    sizes_of,
+    targets_of,
 )
 from torch import Tensor
 
 GIVEN = ("param.*", "tokens", "before_sharing.*")
 """Tensors of a file that are not compared: inputs, and weights before they were shared."""
-
-PROJECTIONS = {
-    "self_attn.q_proj": ("hidden", "hidden"),
-    "self_attn.k_proj": ("keys", "hidden"),
-    "self_attn.v_proj": ("keys", "hidden"),
-    "self_attn.o_proj": ("hidden", "hidden"),
-    "mlp.gate_proj": ("inner", "hidden"),
-    "mlp.up_proj": ("inner", "hidden"),
-    "mlp.down_proj": ("hidden", "inner"),
-}
-NORMS = ("input_layernorm", "post_attention_layernorm")
-PEFT = "base_model.model."
-
-
-def _config(sharing: str, base: int, recursions: int, **changes: Any) -> dict[str, Any]:
-    around = 2 if sharing.startswith("middle") else 0
-    return {
-        "heads": 2,
-        "hidden": 12,
-        "intermediate": 10,
-        "kv_heads": 1,
-        "num_layers": base * recursions + around,
-        "recursive": {
-            "base_depth": base,
-            "ln_share": changes.pop("ln_share", True),
-            "num_recursion": recursions,
-            "sharing": sharing,
-        },
-        "rms_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "vocab": 13,
-    } | changes
 
 
 def _mor(kind: str | None, shape: tuple[str, int, int], **changes: Any) -> dict[str, Any]:
@@ -72,7 +48,7 @@ def _mor(kind: str | None, shape: tuple[str, int, int], **changes: Any) -> dict[
     } | {key: changes.pop(key) for key in ("temp", "capacity") if key in changes}
     router |= {one: _ROUTER[one] | (own if one == kind else {}) for one in _ROUTER}
     shared = {"enable": keys is not None, "update_cache": keys == "update"}
-    config = _config(*shape, mor=router, kv_sharing=shared, **changes)
+    config = config_of(*shape, mor=router, kv_sharing=shared, **changes)
     return config | {"family": "mor", "code": "mor_model", "num_items_in_batch": 14}
 
 
@@ -98,13 +74,6 @@ _ROUTER: dict[str, dict[str, Any]] = {
 }
 
 
-def _relaxed(shape: tuple[str, int, int], method: str, **changes: Any) -> dict[str, Any]:
-    lora = changes.pop("lora", None)
-    made = _config(*shape, **changes) | {"family": "relaxed", "method": method}
-    return made | ({"lora": lora | {"svd_init": False}} if lora else {})
-
-
-EVERY = [name.rpartition(".")[2] for name in PROJECTIONS]
 VARIANTS = {
     "expert_additive": _mor(
         "expert", ("cycle", 2, 2), gating="additive", temp=1.7, capacity="0.9,0.4", kv_heads=2
@@ -139,127 +108,32 @@ VARIANTS = {
     "recursive_cycle_keys": _mor(None, ("cycle", 2, 3), keys="first", rope_theta=300.0),
     "recursive_middle_keys": _mor(None, ("middle_cycle", 1, 3), keys="first", rms_eps=1e-3),
 }
-RELAXED = {
-    "encoding_cycle": _relaxed(("cycle", 2, 2), "recursion_encoding"),
-    "encoding_sequence": _relaxed(("sequence", 2, 2), "recursion_encoding", ln_share=False),
-    "encoding_middle_cycle": _relaxed(("middle_cycle", 2, 2), "recursion_encoding"),
-    "encoding_middle_sequence": _relaxed(("middle_sequence", 2, 3), "recursion_encoding"),
-    "encoding_single": _relaxed(("cycle", 1, 3), "recursion_encoding"),
-    "lora_every": _relaxed(
-        ("middle_cycle", 1, 2),
-        "lora",
-        lora={"r": 8, "scaling": 2.0, "target_modules": EVERY},
-    ),
-    "lora_up_only": _relaxed(
-        ("cycle", 2, 2),
-        "lora",
-        lora={"r": 2, "scaling": 0.5, "target_modules": ["up_proj", "o_proj"]},
-        ln_share=False,
-    ),
-    "lora_by_rank": _relaxed(
-        ("middle_sequence", 2, 2),
-        "lora",
-        lora={"r": 8, "alpha": 16, "target_modules": ["q_proj", "k_proj", "down_proj"]},
-    ),
-}
-
-
-class _Applied:
-    """One application: which weights, by the first name of each, and what it is called itself."""
-
-    def __init__(self, config: dict[str, Any], index: int) -> None:
-        read = config["recursive"]
-        base, recursions, sharing = read["base_depth"], read["num_recursion"], read["sharing"]
-        around = 1 if sharing.startswith("middle") else 0
-        inner = index - around
-        self.is_outer = around > 0 and not 0 <= inner < base * recursions
-        self.index, self.recursion, self.layer = index, None, inner
-        if not self.is_outer:
-            by_run = sharing.endswith("sequence")
-            self.layer = inner // recursions if by_run else inner % base
-            self.recursion = inner % recursions if by_run else inner // base
-        wraps = sharing.endswith("sequence") or self.layer == base - 1
-        self.is_encoded = (
-            config.get("method") == "recursion_encoding" and not self.is_outer and wraps
-        )
-
-    @property
-    def key(self) -> Any:
-        return ("outer", self.index) if self.is_outer else self.layer
-
-
-def _applications(config: dict[str, Any]) -> list[_Applied]:
-    return [_Applied(config, index) for index in range(config["num_layers"])]
-
-
-def _name(config: dict[str, Any], one: _Applied) -> str:
-    prefix = PEFT if config.get("method") == "lora" else ""
-    router, around = config.get("mor", {}), config["recursive"]["sharing"].startswith("middle")
-    recursions = config["recursive"]["num_recursion"]
-    if not router.get("enable"):
-        return f"{prefix}model.layers.{one.index}{'.block' if one.is_encoded else ''}"
-    is_expert = router["type"] == "expert"
-    if one.is_outer:
-        return f"model.layers.{0 if one.index == 0 else 1 + (recursions if is_expert else 1)}"
-    if is_expert:
-        return f"model.layers.{one.recursion + around}.block.{one.layer}"
-    return f"model.layers.{int(around)}.block_list.{one.recursion}.{one.layer}"
-
-
-def _names(config: dict[str, Any]) -> dict[int, tuple[str, str]]:
-    """Return, by application, the name of its projections and that of its norms."""
-    first: dict[Any, str] = {}
-    names = {}
-    for one in _applications(config):
-        own = _name(config, one)
-        shared = first.setdefault(one.key, own)
-        names[one.index] = (shared, shared if config["recursive"]["ln_share"] else own)
-    return names
-
-
-def _targets(config: dict[str, Any]) -> list[str]:
-    return config.get("lora", {}).get("target_modules", [])
-
-
-def _sizes(config: dict[str, Any]) -> dict[str, int]:
-    size = config["hidden"] // config["heads"]
-    keys = size * config["kv_heads"]
-    return {"hidden": config["hidden"], "keys": keys, "inner": config["intermediate"]}
-
-
-def _scaling(config: dict[str, Any], rank: int, module: str) -> float:
-    scaling = config["lora"].get("scaling", config["lora"].get("alpha", 0) / rank)
-    return scaling[module] if isinstance(scaling, dict) else scaling
-
-
-def _rank(config: dict[str, Any], projection: str) -> int:
-    return min(config["lora"]["r"], *(_sizes(config)[side] for side in PROJECTIONS[projection]))
 
 
 def inputs(config: dict[str, Any]) -> Tensors:
     """Return weights and tokens (B, T)."""
-    g, sizes = draws(config), _sizes(config)
+    g, sizes = draws(config), sizes_of(config)
     prefix = PEFT if config.get("method") == "lora" else ""
     embedding, head = f"{prefix}model.embed_tokens.weight", f"{prefix}lm_head.weight"
     shapes: dict[str, tuple[int, ...]] = {embedding: (config["vocab"], config["hidden"])}
     shapes[f"{prefix}model.norm.weight"] = (config["hidden"],)
     if config["family"] == "relaxed":
         shapes[head] = (config["vocab"], config["hidden"])
-    names = _names(config)
-    for one in _applications(config):
+    names = names_of(config)
+    for one in applications(config):
         layer, norms = names[one.index]
         shapes |= {f"{norms}.{norm}.weight": (config["hidden"],) for norm in NORMS}
         for projection, sides in PROJECTIONS.items():
             shape = tuple(sizes[side] for side in sides)
-            adapts = projection.rpartition(".")[2] in _targets(config) and not one.is_outer
+            adapts = projection.rpartition(".")[2] in targets_of(config) and not one.is_outer
             middle = ".base_layer" if adapts else ""
             shapes.setdefault(f"{layer}.{projection}{middle}.weight", shape)
             if adapts:
-                own, rank = f"{_name(config, one)}.{projection}", _rank(config, projection)
+                own, rank = f"{name_of(config, one)}.{projection}", rank_of(config, projection)
                 shapes[f"{own}.lora_A.default.weight"] = (rank, shape[1])
                 shapes[f"{own}.lora_B.default.weight"] = (shape[0], rank)
         if one.is_encoded:
-            own = _name(config, one).removesuffix(".block")
+            own = name_of(config, one).removesuffix(".block")
             shapes[f"{own}.recursion_encoding"] = (config["hidden"],)
     given = {f"param.{n}": t for n, t in weights(g, shapes).items()}
     router, recursions = config.get("mor", {}), config["recursive"]["num_recursion"]
@@ -278,81 +152,7 @@ def inputs(config: dict[str, Any]) -> Tensors:
     return given
 
 
-class _Model:
-    """The layers with some weights."""
-
-    def __init__(self, config: dict[str, Any], parameters: Tensors, tokens: Tensor) -> None:
-        self.c, self.p, self.names = config, parameters, _names(config)
-        self.prefix = PEFT if config.get("method") == "lora" else ""
-        self.embedded = parameters[f"{self.prefix}model.embed_tokens.weight"][tokens]
-        self.shape = tokens.shape
-        shared = config.get("kv_sharing", {})
-        self.shares = bool(shared.get("enable"))
-        self.updates = (
-            shared.get("update_cache") and config["recursive"]["sharing"] == "middle_cycle"
-        )
-        self.first: dict[Any, tuple[Tensor, Tensor]] = {}
-
-    def project(self, one: _Applied, projection: str, x: Tensor) -> Tensor:
-        layer, own = self.names[one.index][0], f"{_name(self.c, one)}.{projection}"
-        if f"{own}.lora_A.default.weight" not in self.p:
-            return x @ self.p[f"{layer}.{projection}.weight"].T
-        down, up = (self.p[f"{own}.lora_{half}.default.weight"] for half in "AB")
-        change = _scaling(self.c, len(down), own) * (x @ down.T @ up.T)
-        return x @ self.p[f"{layer}.{projection}.base_layer.weight"].T + change
-
-    def layer(
-        self, one: _Applied, x: Tensor, positions: Tensor, chosen: Tensor | None = None
-    ) -> Tensor:
-        """Return what a layer makes of x (B, K, D) at ``positions`` (B, K)."""
-        norms, c = self.names[one.index][1], self.c
-        read = rms(x, self.p[f"{norms}.{NORMS[0]}.weight"], c["rms_eps"])
-        q, k, v = (
-            heads(self.project(one, f"self_attn.{n}_proj", read), count)
-            for n, count in (("q", c["heads"]), ("k", c["kv_heads"]), ("v", c["kv_heads"]))
-        )
-        q, k = (rotary(each, base=c["rope_theta"], positions=positions) for each in (q, k))
-        if self.shares and one.recursion is not None:
-            held = self.first.setdefault(one.key, (k, v))
-            if self.updates and one.recursion:
-                at = chosen[:, None, :, None]
-                k, v = (torch.where(at, new, old) for new, old in zip((k, v), held, strict=True))
-            else:
-                k, v = held
-        # Positions rise along a row, so the mask is that of the columns.
-        x = x + self.project(one, "self_attn.o_proj", attend(q, k, v, causal=True))
-        read = rms(x, self.p[f"{norms}.{NORMS[1]}.weight"], c["rms_eps"])
-        gate = silu(self.project(one, "mlp.gate_proj", read))
-        x = x + self.project(one, "mlp.down_proj", gate * self.project(one, "mlp.up_proj", read))
-        own = f"{_name(c, one).removesuffix('.block')}.recursion_encoding"
-        return x * self.p[own] if one.is_encoded else x
-
-    def block(self, recursion: int, x: Tensor, chosen: Tensor) -> Tensor:
-        """Return what a recursion makes of x (B, T, D); chosen tokens (B, T) see one another."""
-        places = [a for a in _applications(self.c) if a.recursion == recursion]
-        everywhere = torch.arange(self.shape[1]).expand(self.shape)
-        if self.shares:
-            for one in places:
-                x = self.layer(one, x, everywhere, chosen)
-            return x
-        made = x.clone()
-        for row in range(len(x)):  # rows may have chosen other numbers of tokens
-            columns = chosen[row].nonzero().squeeze(1)
-            if len(columns) == 0:
-                continue
-            part_of_row = x[row : row + 1, columns]
-            for one in places:
-                part_of_row = self.layer(one, part_of_row, columns.unsqueeze(0))
-            made[row, columns] = part_of_row[0]
-        return made
-
-    def read(self, x: Tensor) -> Tensor:
-        p, name = self.p, f"{self.prefix}lm_head.weight"
-        x = rms(x, p[f"{self.prefix}model.norm.weight"], self.c["rms_eps"])
-        return x @ p.get(name, p[f"{self.prefix}model.embed_tokens.weight"]).T
-
-
-def _expert(model: _Model, x: Tensor, out: Tensors) -> Tensor:
+def _expert(model: Model, x: Tensor, out: Tensors) -> Tensor:
     c, router = model.c, model.c["mor"]
     own, recursions = router["expert"], c["recursive"]["num_recursion"]
     around = int(c["recursive"]["sharing"].startswith("middle"))
@@ -402,7 +202,7 @@ def _expert(model: _Model, x: Tensor, out: Tensors) -> Tensor:
     return x
 
 
-def _token(model: _Model, x: Tensor, out: Tensors) -> Tensor:
+def _token(model: Model, x: Tensor, out: Tensors) -> Tensor:
     c, router = model.c, model.c["mor"]
     own, recursions, module = router["token"], c["recursive"]["num_recursion"], "model.layers.1"
     batch, length = model.shape
@@ -430,24 +230,24 @@ def _token(model: _Model, x: Tensor, out: Tensors) -> Tensor:
     return final
 
 
-def _forward(model: _Model, out: Tensors) -> Tensor:
+def _forward(model: Model, out: Tensors) -> Tensor:
     """Return the logits, and note what happened on the way."""
     x, router = model.embedded, model.c.get("mor", {})
-    is_routed, applications = router.get("enable", False), _applications(model.c)
+    is_routed, places = router.get("enable", False), applications(model.c)
     everywhere = torch.arange(model.shape[1]).expand(model.shape)
-    around = applications[0].is_outer
+    around = places[0].is_outer
     if not is_routed:
-        for one in applications:
+        for one in places:
             x = model.layer(one, x, everywhere)
             out[f"layer_out.{one.index}"] = x
         return model.read(x)
     if around:
-        x = model.layer(applications[0], x, everywhere)
+        x = model.layer(places[0], x, everywhere)
         out["layer_out.0"] = x
     x = (_expert if router["type"] == "expert" else _token)(model, x, out)
     if around:
-        x = model.layer(applications[-1], x, everywhere)
-        last = _name(model.c, applications[-1]).rpartition(".")[2]
+        x = model.layer(places[-1], x, everywhere)
+        last = name_of(model.c, places[-1]).rpartition(".")[2]
         out[f"layer_out.{last}"] = x
     return model.read(x)
 
@@ -455,7 +255,7 @@ def _forward(model: _Model, out: Tensors) -> Tensor:
 def numbers(config: dict[str, Any], given: Tensors) -> Tensors:
     """Return what a pass gives, its losses and their gradients."""
     parameters, tokens, out = leaves(part(given, "param")), given["tokens"], {}
-    logits = _forward(_Model(config, parameters, tokens), out)
+    logits = _forward(Model(config, parameters, tokens), out)
     each = cross_entropies(logits[:, :-1], tokens[:, 1:])
     if config["family"] == "relaxed":
         loss = each.mean()
@@ -492,11 +292,11 @@ def metadata(config: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
     """Return the metadata of a file with these tensors."""
     parameters = part(tensors, "param")
     groups: dict[str, list[str]] = {}
-    names = _names(config)
-    for one in _applications(config):
-        shared, own = names[one.index][0], _name(config, one)
+    names = names_of(config)
+    for one in applications(config):
+        shared, own = names[one.index][0], name_of(config, one)
         for projection in PROJECTIONS:
-            adapts = projection.rpartition(".")[2] in _targets(config) and not one.is_outer
+            adapts = projection.rpartition(".")[2] in targets_of(config) and not one.is_outer
             middle = ".base_layer" if adapts else ""
             first = f"{shared}.{projection}{middle}.weight"
             groups.setdefault(first, []).append(f"{own}.{projection}{middle}.weight")

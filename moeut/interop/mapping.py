@@ -192,7 +192,7 @@ class RawOptions:
         return ValueError(f"{name}={value!r}: {allowed} (option of {self._source})")
 
     def raw(self, name: str, default: Any = ...) -> Any:
-        """Return the value (``None`` for the word "none"); without a default it must be there.
+        """Return the value (``None`` for a word like "none"); without a default it must be there.
 
         Raises:
             ValueError: it is not there, and there is no default.
@@ -203,7 +203,7 @@ class RawOptions:
                 raise ValueError(f"{name}: missing option of {self._source}{hint}")
             return default
         value = self._options[name]
-        if isinstance(value, str) and value.strip().lower() == "none":
+        if isinstance(value, str) and value.strip().lower() in ("none", "null"):
             return None
         return value
 

@@ -117,7 +117,8 @@ def depth_of(options: Mapping[str, Any]) -> Depth:
     if sharing.endswith("sequence") and group > 1 and repeats > 1:
         order = "sequence"
     depth = Depth(prelude=around, group=group, repeats=repeats, coda=around, order=order)
-    layers = options.get("num_layers", depth.num_applications)
+    all_options = RawOptions(dict(options), source=SOURCE)
+    layers = all_options.integer("num_layers", depth.num_applications)
     if layers != depth.num_applications:
         raise read.error("num_layers", layers, f"expected {depth.num_applications}")
     return depth
@@ -178,10 +179,15 @@ def _translated(read: RawOptions, name: str, words: Mapping[str | None, str]) ->
 
 def _capacity(read: RawOptions) -> tuple[float, ...] | None:
     """Return the parts that recursions take, which the code has as one text."""
-    given = read.raw("capacity", None)
+    parts = listed(read.raw("capacity", None))
+    return None if parts is None else tuple(float(part) for part in parts)
+
+
+def listed(given: Any) -> list[Any] | None:
+    """Return the parts of a list, which may be one text with commas; None: there is none."""
     if given is None or isinstance(given, list | tuple):
-        return None if given is None else tuple(float(part) for part in given)
-    return tuple(float(part) for part in str(given).split(","))
+        return None if given is None else list(given)
+    return [part.strip() for part in str(given).split(",")]
 
 
 # --- names ------------------------------------------------------------------------------

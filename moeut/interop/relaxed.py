@@ -21,6 +21,7 @@ from moeut.interop.mor import (
     applied_layers,
     depth_of,
     is_tied,
+    listed,
     llama_config,
     norm_maps,
     outer_maps,
@@ -68,7 +69,7 @@ def relaxed_config(options: Mapping[str, Any], *, is_tied: bool = False) -> Mode
 
 def _adapters(options: Mapping[str, Any]) -> Adapters:
     read = section(options, "lora")
-    targets = set(read.raw("target_modules"))
+    targets = set(_targets(options))
     dense = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
     attention = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
     if targets - dense.keys() - attention.keys():
@@ -147,8 +148,12 @@ def _prefix(options: Mapping[str, Any]) -> str:
 
 
 def _is_adapted(projection: str, options: Mapping[str, Any]) -> bool:
-    targets = section(options, "lora").raw("target_modules", ())
-    return projection.rpartition(".")[2] in targets
+    return projection.rpartition(".")[2] in _targets(options)
+
+
+def _targets(options: Mapping[str, Any]) -> list[str]:
+    """Return the names of the projections that have adapters."""
+    return listed(section(options, "lora").raw("target_modules", ())) or []
 
 
 def _applied(depth: Depth, options: Mapping[str, Any]) -> Iterator[Applied]:

@@ -97,7 +97,8 @@ class Ctl(ExampleTask):
         """Return train, both validation sets, and the tests, the deeper one last."""
         items, parts = self.items()
         tables = self.tables_of_functions()
-        return {name: [self.example(items[n], tables) for n in parts[name]] for name in SPLITS}
+        plain = tables.tolist()
+        return {name: [self.example(items[n], plain) for n in parts[name]] for name in SPLITS}
 
     def tables_of_functions(self) -> np.ndarray:
         """Return the value of each function (11, 8) for each symbol."""
@@ -161,19 +162,19 @@ class Ctl(ExampleTask):
 
         def one() -> tuple[int, Chain]:
             while True:
-                drawn = draw.randint(COMPOSED, size=[DEEPEST])
+                drawn = draw.randint(COMPOSED, size=DEEPEST)
                 chain = tuple(drawn[: draw.randint(2, DEEPEST + 1)].tolist())
                 if chain not in reserved:
                     return draw.randint(SYMBOLS), chain
 
         return _distinct(train + 2 * HELD_OUT, one)
 
-    def example(self, item: Item, tables: np.ndarray) -> Example:
+    def example(self, item: Item, tables: Sequence[Sequence[int]]) -> Example:
         """Return a row as tokens, with its label."""
         value = item.argument
         for number in reversed(item.chain):
-            value = int(tables[number][value])
-        tokens = (*(string.ascii_lowercase[n] for n in item.chain), f"{item.argument:03b}")
+            value = tables[number][value]
+        tokens = (*[string.ascii_lowercase[n] for n in item.chain], f"{item.argument:03b}")
         return Example(
             source=tokens[::-1] if self.direction == "forward" else tokens,
             target=(f"{value:03b}",),

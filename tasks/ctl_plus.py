@@ -197,30 +197,29 @@ class CtlPlus(ExampleTask):
     def build_splits(self) -> dict[str, list[Example]]:
         """Return train, iid and one test for each way to break its rules; all comes last."""
         plans = self.plans()
-        walker = _Walker(self.groups(), self.function_tables())
+        groups, tables = self.groups(), self.function_tables()
+        walkers = {name: _Walker(plan, groups, tables) for name, plan in plans.items()}
         generator = random.Random(f"ctl_plus {self.seed} train")
-        rows = self._drawn(walker, plans["train"], self.train_rows + self.iid_rows, generator)
+        rows = self._drawn(walkers["train"], self.train_rows + self.iid_rows, generator)
         generator.shuffle(rows)
         iid, train = rows[: self.iid_rows], rows[self.iid_rows :]
         held_out = set(iid)
-        train += [row for row in walker.pairs(plans["train"]) if row not in held_out]
+        train += [row for row in walkers["train"].pairs() if row not in held_out]
         splits = {"train": train, "iid": iid}
-        for name, plan in plans.items():
+        for name, walker in walkers.items():
             generator = random.Random(f"ctl_plus {self.seed} {name}")
             if name in ("cross_unseen_symbols", "unseen_pairs"):
-                splits[name] = list(walker.pairs(plan))
+                splits[name] = list(walker.pairs())
             elif name not in ("train", "all"):
-                splits[name] = self._drawn(walker, plan, self.test_rows, generator, fewest=2)
+                splits[name] = self._drawn(walker, self.test_rows, generator, fewest=2)
         generator = random.Random(f"ctl_plus {self.seed} all")
-        splits["all"] = self._drawn(walker, plans["all"], self.test_rows, generator, fewest=2)
+        splits["all"] = self._drawn(walkers["all"], self.test_rows, generator, fewest=2)
         return {
-            name: [_example(row, walker.tables, name) for row in rows]
-            for name, rows in splits.items()
-            if rows
+            name: [_example(row, tables) for row in rows] for name, rows in splits.items() if rows
         }
 
     def _drawn(
-        self, walker: _Walker, plan: Plan, count: int, generator: random.Random, fewest: int = 1
+        self, walker: _Walker, count: int, generator: random.Random, fewest: int = 1
     ) -> list[Row]:
         """Return distinct rows, equally over the lengths as far as there are so many."""
         lengths = range(max(fewest, self.depths[0]), self.depths[1] + 1)
@@ -230,7 +229,7 @@ class CtlPlus(ExampleTask):
             rows: dict[Row, None] = {}
             misses = 0
             while len(rows) < share and misses < MISSES:
-                row = walker.walk(plan, length, generator)
+                row = walker.walk(length, generator)
                 misses = misses + 1 if row is None or row in rows else 0
                 if row is not None:
                     rows[row] = None
@@ -242,44 +241,50 @@ class CtlPlus(ExampleTask):
 class _Walker:
     """Walks over functions as a plan allows."""
 
-    def __init__(self, groups: Mapping[str, tuple[int, ...]], tables: list[list[int]]) -> None:
-        self.groups, self.tables = groups, tables
+    def __init__(
+        self, plan: Plan, groups: Mapping[str, tuple[int, ...]], tables: list[list[int]]
+    ) -> None:
+        self.plan, self.groups, self.tables = plan, groups, tables
+        self._choices: dict[tuple[tuple[str, ...], int], list[tuple[str, int]]] = {}
 
-    def choices(self, plan: Plan, history: tuple[str, ...], symbol: int) -> list[tuple[str, int]]:
+    def choices(self, history: tuple[str, ...], symbol: int) -> list[tuple[str, int]]:
         """Return the functions that may come next, each with its group."""
-        after = plan.edges.get(history[-2:], plan.edges.get(history[-1:], ()))
-        return [
-            (group, function)
-            for group in after
-            for function in self.groups.get(group, ())
-            if symbol in plan.only_after.get((history[-1], function), (symbol,))
-        ]
+        key = (history[-2:], symbol)  # nothing before the last two groups matters
+        if key not in self._choices:
+            after = self.plan.edges.get(history[-2:], self.plan.edges.get(history[-1:], ()))
+            self._choices[key] = [
+                (group, function)
+                for group in after
+                for function in self.groups.get(group, ())
+                if symbol in self.plan.only_after.get((history[-1], function), (symbol,))
+            ]
+        return self._choices[key]
 
-    def walk(self, plan: Plan, length: int, generator: random.Random) -> Row | None:
+    def walk(self, length: int, generator: random.Random) -> Row | None:
         """Return a random row of a length, or None where the walk ended elsewhere."""
         argument = symbol = generator.randrange(SYMBOLS)
         history: tuple[str, ...] = ("IN",)
         chain: list[int] = []
         for _ in range(length):
-            choices = self.choices(plan, history, symbol)
+            choices = self.choices(history, symbol)
             if not choices:
                 return None
             group, function = choices[generator.randrange(len(choices))]
             history, symbol = (*history, group), self.tables[function][symbol]
             chain.append(function)
-        return (argument, tuple(chain)) if history[-1] in plan.ends else None
+        return (argument, tuple(chain)) if history[-1] in self.plan.ends else None
 
-    def pairs(self, plan: Plan) -> Iterator[Row]:
+    def pairs(self) -> Iterator[Row]:
         """Yield every row of two functions."""
         for argument in range(SYMBOLS):
-            for group, first in self.choices(plan, ("IN",), argument):
+            for group, first in self.choices(("IN",), argument):
                 symbol = self.tables[first][argument]
-                for last, second in self.choices(plan, ("IN", group), symbol):
-                    if last in plan.ends:
+                for last, second in self.choices(("IN", group), symbol):
+                    if last in self.plan.ends:
                         yield argument, (first, second)
 
 
-def _example(row: Row, tables: list[list[int]], split: str) -> Example:
+def _example(row: Row, tables: list[list[int]]) -> Example:
     argument, chain = row
     value = argument
     for function in chain:

@@ -19,6 +19,7 @@ is a table by distance.
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -52,6 +53,27 @@ def innermost(words: Sequence[str]) -> list[tuple[str, int]]:
         closer, opened = stack[-1] if stack else (END, -1)
         found.append((closer, place + 1 - opened))
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _open_probability(length: int, most: int) -> np.ndarray:
+    """Return (length + 1, m + 1): the probability that a bracket opens, by tokens left, depth.
+
+    It is that of the generator, given that the word ends after the tokens that are left:
+    weight[n, d] is the probability of reaching depth 0 from depth d in n steps. At most ``most``
+    brackets are open.
+    """
+    free = np.array([1.0, *[0.5] * (most - 1), 0.0])  # of opening, nothing else known
+    weight = np.zeros((length + 1, most + 2))
+    weight[0, 0] = 1.0
+    opens = np.zeros((length + 1, most + 1))
+    for left in range(1, length + 1):
+        up = free * weight[left - 1, 1:]
+        down = (1 - free) * np.concatenate([[0.0], weight[left - 1, :most]])
+        total = up + down
+        weight[left, :-1] = total / max(total.max(), 1e-300)  # only their ratios count
+        opens[left] = np.divide(up, total, out=np.zeros_like(up), where=total > 0)
+    return opens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,42 +120,37 @@ class Dyck(LengthTask):
     def draw(self, draws: Draws, length: int) -> Rows:
         """Return words of a length with what closes before each closing bracket, and the end."""
         length -= length % 2
-        count, rows = len(draws), np.arange(len(draws))
-        opens = self._open_probability(length)
+        opens = _open_probability(length, self.max_depth)
         coins, kinds = draws.uniform(length), draws.integers(self.kinds, length)
-        stack = np.zeros((count, self.max_depth + 1), dtype=np.int64)
-        depth = np.zeros(count, dtype=np.int64)
-        source = np.empty((count, length), dtype=np.int64)
-        target = np.full((count, length), NO_LABEL)
+        by_place = np.ascontiguousarray(coins.T)
+        is_open = np.empty((length, len(draws)), dtype=bool)
+        open_ones = np.zeros((length + 1, len(draws)), dtype=np.int64)  # before each place
         for place in range(length):
-            is_open = coins[:, place] < opens[length - place, depth]
-            kind = np.where(is_open, kinds[:, place], stack[rows, depth])
-            if place:  # the label of a closing bracket stands at the token before it
-                target[:, place - 1] = np.where(is_open, NO_LABEL, kind)
-            source[:, place] = np.where(is_open, kind, kind + self.kinds)
-            depth = depth + np.where(is_open, 1, -1)
-            stack[rows[is_open], depth[is_open]] = kind[is_open]
-        target[:, -1] = self.kinds
-        return Rows(source, target)
+            np.less(by_place[place], opens[length - place][open_ones[place]], out=is_open[place])
+            np.add(open_ones[place], np.where(is_open[place], 1, -1), out=open_ones[place + 1])
+        return self._rows(is_open.T, open_ones.T, kinds)
 
-    def _open_probability(self, length: int) -> np.ndarray:
-        """Return (length + 1, m + 1): the probability that a bracket opens, by tokens left, depth.
+    def _rows(self, is_open: np.ndarray, open_ones: np.ndarray, kinds: np.ndarray) -> Rows:
+        """Return the rows of some words.
 
-        It is that of the generator, given that the word ends after the tokens that are left:
-        weight[n, d] is the probability of reaching depth 0 from depth d in n steps.
+        Args:
+            is_open: (N, T) whether each bracket opens.
+            open_ones: (N, T + 1) how many are open before each bracket, and at the end.
+            kinds: (N, T) the kind of each bracket that opens.
         """
-        most = self.max_depth
-        free = np.array([1.0, *[0.5] * (most - 1), 0.0])  # of opening, nothing else known
-        weight = np.zeros((length + 1, most + 2))
-        weight[0, 0] = 1.0
-        opens = np.zeros((length + 1, most + 1))
-        for left in range(1, length + 1):
-            up = free * weight[left - 1, 1:]
-            down = (1 - free) * np.concatenate([[0.0], weight[left - 1, :most]])
-            total = up + down
-            weight[left, :-1] = total / max(total.max(), 1e-300)  # only their ratios count
-            opens[left] = np.divide(up, total, out=np.zeros_like(up), where=total > 0)
-        return opens
+        places = np.arange(is_open.shape[1])
+        named = np.array(kinds)
+        for depth in range(1, self.max_depth + 1):
+            # What closes at a depth closes the last one that opened to it.
+            opens = is_open & (open_ones[:, 1:] == depth)
+            last = np.maximum.accumulate(np.where(opens, places, 0), axis=1)
+            closes = ~is_open & (open_ones[:, :-1] == depth)
+            np.copyto(named, np.take_along_axis(kinds, last, axis=1), where=closes)
+        source = np.where(is_open, named, named + self.kinds)
+        target = np.full_like(source, self.kinds)  # at the last place: the end
+        # The label of a closing bracket stands at the token before it.
+        target[:, :-1] = np.where(is_open[:, 1:], NO_LABEL, named[:, 1:])
+        return Rows(source, target)
 
     @staticmethod
     def row(words: Sequence[str]) -> Example:

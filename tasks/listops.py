@@ -25,6 +25,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from tasks.base.about import About
 from tasks.base.data_files import DataFile, read_lines
+from tasks.base.drawing import Drawing
 from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask, Kind
@@ -64,28 +65,39 @@ class Node(NamedTuple):
     dependency: int
 
 
+def choose(operator: str, values: Sequence[int]) -> tuple[int, Sequence[int]]:
+    """Return what an operator makes of some values, and the places of those that it depends on.
+
+    Raises:
+        KeyError: no such operator.
+    """
+    if operator == "SM":
+        return sum(values) % 10, range(len(values))
+    if operator == "MED":
+        order = sorted(range(len(values)), key=values.__getitem__)
+        middle = len(values) // 2
+        if len(values) % 2:
+            return values[order[middle]], (order[middle],)
+        left, right = order[middle - 1], order[middle]
+        return (values[left] + values[right]) // 2, (left, right)
+    if operator in ("MIN", "MAX"):
+        value = min(values) if operator == "MIN" else max(values)
+        return value, (values.index(value),)
+    place = {"FIRST": 0, "LAST": len(values) - 1}[operator]
+    return values[place], (place,)
+
+
 def apply(operator: str, arguments: Sequence[Node]) -> Node:
     """Return the node of an operator over its arguments.
 
     Raises:
         KeyError: no such operator.
     """
-    values = [node.value for node in arguments]
-    order = sorted(range(len(values)), key=values.__getitem__)
-    middle = len(values) // 2
-    chosen = {
-        "MIN": [order[0]],
-        "MAX": [values.index(max(values))],
-        "MED": [order[middle]] if len(values) % 2 else order[middle - 1 : middle + 1],
-        "SM": order,
-        "FIRST": [0],
-        "LAST": [len(values) - 1],
-    }[operator]
-    value = sum(values[n] for n in chosen)
+    value, places = choose(operator, [node.value for node in arguments])
     return Node(
-        value % 10 if operator == "SM" else value // len(chosen),
+        value,
         1 + max(node.nesting for node in arguments),
-        1 + max(arguments[n].dependency for n in chosen),
+        1 + max(arguments[place].dependency for place in places),
     )
 
 
@@ -116,15 +128,33 @@ def evaluate(tokens: Sequence[str]) -> Node:
 
 
 class Expression(NamedTuple):
-    """Tokens with their node."""
+    """An expression that is being drawn; most are thrown away, so that its tokens come last."""
 
-    tokens: tuple[str, ...]
-    node: Node
+    value: int
+    dependency: int
+    cost: int
+    """Tokens as upstream counts them, three for an operator and its bracket."""
+    operator: str = ""
+    """Name of the operator; of a digit nothing."""
+    arguments: Sequence[Expression] = ()
 
-    @property
-    def cost(self) -> int:
-        """Return the length as upstream counts it."""
-        return len(self.tokens) + sum(token == "]" for token in self.tokens)
+    def tokens(self) -> tuple[str, ...]:
+        """Return what is written."""
+        found: list[str] = []
+        self._write(found)
+        return tuple(found)
+
+    def _write(self, found: list[str]) -> None:
+        if not self.operator:
+            found.append(str(self.value))
+            return
+        found.append(f"[{self.operator}")
+        for part in self.arguments:
+            part._write(found)
+        found.append("]")
+
+
+DIGITS = [Expression(digit, 1, 1) for digit in range(10)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,52 +247,60 @@ class ListOps(ExampleTask):
         """Draw distinct rows, equally many of each dependency depth."""
         generator = random.Random(f"listops {self.seed} {split}")
         levels = range(depths[0], depths[1] + 1)
-        found: list[Expression] = []
+        found: list[Example] = []
+        progress = Drawing(f"listops, {split}", rows)
         for depth, share in zip(levels, equal_shares(rows, [rows] * len(levels)), strict=True):
             left = share
             while left:
-                row = _of_depth(generator, depth)
-                if row is None or row.cost > MOST_TOKENS or row.tokens in taken:
+                row = drawn_of_depth(generator, depth)
+                if row is None or row.cost > MOST_TOKENS:
                     continue
-                taken.add(row.tokens)
-                found.append(row)
-                left -= 1
-        return [_example(row, float(row.node.dependency)) for row in found]
+                tokens = row.tokens()
+                if tokens not in taken:
+                    taken.add(tokens)
+                    found.append(_example(tokens, row, float(depth)))
+                    left -= 1
+                    progress.add()
+        return found
 
     def _original(self, split: str, rows: int, taken: set[tuple[str, ...]]) -> list[Example]:
         """Draw distinct rows as the published generator does, of up to ``train_tokens``."""
         generator = random.Random(f"listops original {self.seed} {split}")
-        found: list[Expression] = []
+        found: list[Example] = []
+        progress = Drawing(f"listops, {split}", rows)
         while len(found) < rows:
-            row = _tree(generator, 20, operator_share=0.25, most_arguments=5)
-            if 1 < len(row.tokens) <= self.train_tokens and row.tokens not in taken:
-                taken.add(row.tokens)
-                found.append(row)
-        return [_example(row, float(self.train_tokens)) for row in found]
+            row = _tree(generator.random, 20, 0.25)
+            if row.cost == 1 or row.cost > 1.5 * self.train_tokens:
+                continue
+            tokens = row.tokens()
+            if len(tokens) <= self.train_tokens and tokens not in taken:
+                taken.add(tokens)
+                found.append(_example(tokens, row, float(self.train_tokens)))
+                progress.add()
+        return found
 
 
-def _tree(
-    generator: random.Random, depth: int, *, operator_share: float, most_arguments: int
-) -> Expression:
+def _tree(random_share: Callable[[], float], depth: int, operator_share: float) -> Expression:
     """Draw an expression of at most a nesting depth."""
-    if depth <= 1 or generator.random() >= operator_share:
-        digit = int(10 * generator.random())
-        return Expression((str(digit),), Node(digit, 1, 1))
-    count = 2 + int((most_arguments - 1) * generator.random())
-    arguments = [
-        _tree(generator, depth - 1, operator_share=operator_share, most_arguments=most_arguments)
-        for _ in range(count)
-    ]
-    return _joined(generator, arguments)
+    if depth <= 1 or random_share() >= operator_share:
+        return DIGITS[int(10 * random_share())]
+    count = 2 + int((MOST_ARGUMENTS - 1) * random_share())
+    if depth == 2:
+        arguments = [DIGITS[int(10 * random_share())] for _ in range(count)]
+    else:
+        arguments = [_tree(random_share, depth - 1, operator_share) for _ in range(count)]
+    return _joined(random_share, arguments)
 
 
-def _joined(generator: random.Random, arguments: Sequence[Expression]) -> Expression:
-    operator = OPERATORS[int(4 * generator.random())]
-    tokens = (f"[{operator}", *(token for part in arguments for token in part.tokens), "]")
-    return Expression(tokens, apply(operator, [part.node for part in arguments]))
+def _joined(random_share: Callable[[], float], arguments: Sequence[Expression]) -> Expression:
+    operator = OPERATORS[int(4 * random_share())]
+    value, places = choose(operator, [part.value for part in arguments])
+    dependency = 1 + max([arguments[place].dependency for place in places])
+    cost = 3 + sum([part.cost for part in arguments])
+    return Expression(value, dependency, cost, operator, arguments)
 
 
-def _of_depth(generator: random.Random, depth: int) -> Expression | None:
+def drawn_of_depth(generator: random.Random, depth: int) -> Expression | None:
     """Draw an expression and wrap it in operators until it depends on that many; None: too long.
 
     Each wrapping puts what there is among fresh arguments, not at their end, as upstream; one that
@@ -270,34 +308,30 @@ def _of_depth(generator: random.Random, depth: int) -> Expression | None:
     until one fits, which takes very long for deep ones: there, fresh arguments are kept small here.
     """
     room = MOST_TOKENS / depth  # of a level
+    random_share = generator.random
 
     def fresh(most: int) -> Expression:
         share = 0.3 if most > 2 and room > 7 else 0.1
-        return _tree(generator, most, operator_share=share, most_arguments=MOST_ARGUMENTS)
+        return _tree(random_share, most, share)
 
     found, misses = fresh(min(depth, 4)), 0
-    while found.node.dependency < depth:
-        count = 1 + int((3 if room > 7 else 2) * generator.random())
+    while found.dependency < depth:
+        count = 1 + int((3 if room > 7 else 2) * random_share())
         arguments = [fresh(min(depth - 1, 3)) for _ in range(count)]
-        arguments.insert(int(len(arguments) * generator.random()), found)
-        wrapped = _joined(generator, arguments)
+        arguments.insert(int(len(arguments) * random_share()), found)
+        wrapped = _joined(random_share, arguments)
         fits = wrapped.cost <= MOST_TOKENS
-        if fits and found.node.dependency < wrapped.node.dependency <= depth:
+        if fits and found.dependency < wrapped.dependency <= depth:
             found = wrapped
         else:
             misses += 1
         if misses > 40:
             return None
-    return found if found.node.dependency == depth else None
+    return found if found.dependency == depth else None
 
 
-def _example(row: Expression, difficulty: float) -> Example:
-    return Example(
-        source=row.tokens,
-        target=(str(row.node.value),),
-        category=f"depth {row.node.dependency}",
-        difficulty=difficulty,
-    )
+def _example(tokens: tuple[str, ...], row: Expression, difficulty: float) -> Example:
+    return Example(tokens, (str(row.value),), f"depth {row.dependency}", difficulty)
 
 
 def official_rows(

@@ -1,5 +1,7 @@
 """Time what feeds a model: tokenising, packing, loading windows, and generating rows.
 
+``--parts`` leaves some of it out.
+
 Tokenising is one process that turns documents into ids, without reading or writing them. Packing is
 the whole of it: reading, splitting, tokenising, writing and checking, with the start of the worker
 processes. Loading is windows of the context length at random places of a packed file of random ids,
@@ -38,6 +40,8 @@ from tasks.language.tokenizers import Bytes, Tokenizer, load_tokenizer
 from tasks.language.train_tokenizer import train_tokenizer
 from tasks.language.windows import TokenSplit
 
+PARTS = ("text", "loading", "rows")
+"""Tokenising and packing; loading windows; generating rows."""
 TOKENIZERS = ("bytes", "bpe", "bpe-paper")
 RULE = SplitRule(validation_fraction=0.005, test_fraction=0.005)
 U2 = np.dtype("<u2")
@@ -191,15 +195,33 @@ def _reader(
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Time every part and return the result with what it depends on."""
-    parts = corpus_parts(options.megabytes)
-    texts = [document.text for part in parts for document in part.documents()]
-    tokenizers = {name: make_tokenizer(name, texts) for name in options.tokenizers}
-    return {
+    """Time the parts asked for and return the result with what it depends on."""
+    result: dict[str, Any] = {
         "benchmark": "data",
         "command": command_line(options),
         "repeats": options.repeats,
         "machine": describe_machine(torch.device("cpu")),
+    }
+    if "text" in options.parts:
+        result |= _measure_text(options)
+    if "rows" in options.parts:
+        result["generating"] = generators.time_generators(options.tasks, options.repeats)
+    if "loading" in options.parts:
+        sizes = (options.stored, options.context, options.batch, options.batches)
+        result |= {
+            "context": options.context,
+            "batch": options.batch,
+            "stored_megabytes": options.stored,
+            "loading": time_loading(*sizes, options.repeats),
+        }
+    return result
+
+
+def _measure_text(options: argparse.Namespace) -> dict[str, Any]:
+    parts = corpus_parts(options.megabytes)
+    texts = [document.text for part in parts for document in part.documents()]
+    tokenizers = {name: make_tokenizer(name, texts) for name in options.tokenizers}
+    return {
         "corpus": {
             "name": "stdlib",
             "parts": len(parts),
@@ -219,19 +241,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for name, tokenizer in tokenizers.items()
             for workers in options.workers
         ],
-        "generating": generators.time_generators(options.tasks, options.repeats),
-        "context": options.context,
-        "batch": options.batch,
-        "stored_megabytes": options.stored,
-        "loading": time_loading(
-            options.stored, options.context, options.batch, options.batches, options.repeats
-        ),
     }
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """Return a table of tokenising and packing, one of loading, and one of generated rows."""
-    text = [
+    found = []
+    if "tokenising" in result:
+        found.append(_text_table(result))
+    if "loading" in result:
+        found.append(_loading_table(result))
+    if result.get("generating"):
+        found.append(generators.table(result["generating"]))
+    return found
+
+
+def _text_table(result: dict[str, Any]) -> Table:
+    rows = [
         [
             *(what, row["tokenizer"], str(row.get("workers", ""))),
             f"{row['megabytes_per_second']:.2f}",
@@ -241,27 +267,27 @@ def tables(result: dict[str, Any]) -> list[Table]:
         for what in ("tokenising", "packing")
         for row in result[what]
     ]
-    loading = [
+    return Table(
+        name="text",
+        title="text to tokens, medians",
+        columns=["what", "tokenizer", "workers", "MB/s", "tokens/s", "bytes/token"],
+        rows=rows,
+        num_names=3,
+    )
+
+
+def _loading_table(result: dict[str, Any]) -> Table:
+    rows = [
         [row["what"], f"{row['milliseconds_per_batch']:.3f}", f"{row['tokens_per_second']:,}"]
         for row in result["loading"]
     ]
-    return [
-        Table(
-            name="text",
-            title="text to tokens, medians",
-            columns=["what", "tokenizer", "workers", "MB/s", "tokens/s", "bytes/token"],
-            rows=text,
-            num_names=3,
-        ),
-        Table(
-            name="loading",
-            title=f"loading batches of {result['batch']} x {result['context']} tokens, at random "
-            f"from {result['stored_megabytes']} MiB, medians",
-            columns=["what", "ms a batch", "tokens/s"],
-            rows=loading,
-        ),
-        *([generators.table(result["generating"])] if result["generating"] else []),
-    ]
+    return Table(
+        name="loading",
+        title=f"loading batches of {result['batch']} x {result['context']} tokens, at random "
+        f"from {result['stored_megabytes']} MiB, medians",
+        columns=["what", "ms a batch", "tokens/s"],
+        rows=rows,
+    )
 
 
 def _heading(result: dict[str, Any]) -> str:
@@ -297,6 +323,9 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
         help="tokenising, packing and loading text, and generating rows",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is timed"
     )
     parser.add_argument(
         "--tokenizers",

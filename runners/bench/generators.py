@@ -1,10 +1,17 @@
-"""How fast the generated tasks make their rows, as training asks for them."""
+"""How fast tasks make their rows, in time of one core's processor.
+
+Endless rows are made by number while a run goes on, as training asks for them; ``start`` is what
+the first ones take longer, as the puzzles do that all others are forms of. Other tasks draw their
+splits before the first step: there ``start`` is all, and the rate counts the rows of all splits.
+Processor time does not grow where other programs run on the same cores, but for what they take of
+caches and memory.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +20,31 @@ import tasks
 from runners.reporting.tables import Table
 from tasks.base.lengths import LengthTask
 from tasks.base.options import nearest
+from tasks.base.positions import PositionRows
+from tasks.base.task import ExampleTask
+from tasks.puzzles.base import PuzzleTask
 
 ROWS = 4096
 """Rows that are made together, as the columns of an endless split do."""
+ENDLESS = (LengthTask, PuzzleTask)
+DRAWN = (
+    "cogs_like",
+    "arithmetic",
+    "addition",
+    "multiplication",
+    "table_lookup",
+    "ctl",
+    "ctl_plus",
+    "listops",
+    "string_functions",
+)
+"""Tasks that draw fixed splits and need no files."""
 
 
 def generated_tasks() -> list[str]:
-    """Return the names of the tasks whose rows are made while a run goes on."""
-    return [name for name in tasks.TASKS if issubclass(tasks.task_class(name), LengthTask)]
+    """Return the names of the tasks that make their rows, those without an end first."""
+    endless = [name for name in tasks.TASKS if issubclass(tasks.task_class(name), ENDLESS)]
+    return [*endless, *DRAWN]
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -36,36 +60,70 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def time_generators(names: Sequence[str], repeats: int) -> list[dict[str, Any]]:
-    """Return the rows and the tokens of train that each task makes a second, with its defaults."""
+    """Return the rows and the tokens that each task makes a second, with its defaults."""
     measured = []
     for name in names:
-        rows = tasks.create(name).split("train")
-        samples, tokens = [], 0
-        for number in range(repeats + 1):  # the first one warms up
-            start = time.perf_counter()
-            made = rows.arrays(np.arange(number * ROWS, (number + 1) * ROWS))
-            samples.append(time.perf_counter() - start)
-            tokens = int(made.lengths.sum())
-        seconds = statistics.median(samples[1:])
-        measured.append(
-            {
-                "task": name,
-                "seconds": round(seconds, 6),
-                "rows_per_second": round(ROWS / seconds),
-                "tokens_per_second": round(tokens / seconds),
-            }
-        )
+        task = tasks.create(name)
+        assert isinstance(task, ExampleTask)
+        measure = _endless if isinstance(task, ENDLESS) else _drawn
+        measured.append({"task": name, **measure(task, repeats)})
     return measured
+
+
+def _endless(task: ExampleTask, repeats: int) -> dict[str, Any]:
+    rows = task.split("train")
+    assert isinstance(rows, PositionRows)
+    samples, tokens = [], 0
+    for number in range(repeats + 1):
+        some = np.arange(number * ROWS, (number + 1) * ROWS)
+        seconds, made = _timed(rows.arrays, some)
+        samples.append(seconds)
+        tokens = int(made.lengths.sum())
+    seconds = statistics.median(samples[1:])
+    return _rates(ROWS, tokens, seconds, max(samples[0] - seconds, 0.0))
+
+
+def _drawn(task: ExampleTask, repeats: int) -> dict[str, Any]:
+    samples: list[float] = []
+    splits: dict[str, Any] = {}
+    for _ in range(repeats):
+        seconds, splits = _timed(task.build_splits)
+        samples.append(seconds)
+    rows = [row for split in splits.values() for row in split]
+    tokens = sum(len(row.source) + len(row.target) for row in rows)
+    seconds = statistics.median(samples)
+    return _rates(len(rows), tokens, seconds, seconds)
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Return the processor time of a call, in seconds, and its result."""
+    start = time.process_time()
+    result = function(*arguments)
+    return time.process_time() - start, result
+
+
+def _rates(rows: int, tokens: int, seconds: float, start: float) -> dict[str, Any]:
+    return {
+        "cpu_seconds": round(seconds, 6),
+        "rows_per_second": round(rows / seconds),
+        "tokens_per_second": round(tokens / seconds),
+        "start_seconds": round(start, 3),
+    }
 
 
 def table(measured: Sequence[dict[str, Any]]) -> Table:
     """Return the rates as a table."""
     return Table(
         name="generators",
-        title=f"generated rows of train, {ROWS} at a time, medians",
-        columns=["task", "rows/s", "tokens/s"],
+        title=f"rows made in a second of processor time, {ROWS} at a time or all splits, medians",
+        columns=["task", "rows/s", "tokens/s", "start s"],
         rows=[
-            [row["task"], f"{row['rows_per_second']:,}", f"{row['tokens_per_second']:,}"]
+            [
+                row["task"],
+                f"{row['rows_per_second']:,}",
+                f"{row['tokens_per_second']:,}",
+                f"{row['start_seconds']:.1f}",
+            ]
             for row in measured
         ],
     )

@@ -27,6 +27,9 @@ from tasks.base.positions import NO_LABEL, STRETCH, PositionRows, PositionTask, 
 HASHED_ROWS = 1000
 """Rows of train that its hash is of; the others follow from the same seed by the same code."""
 
+NUMBERS = 2**16
+"""Rows times length that are drawn together, so that their arrays stay in a processor's cache."""
+
 ENDLESS = 2**62
 """Rows of a train split that never ends."""
 
@@ -181,10 +184,12 @@ class GeneratedRows(PositionRows):
         lengths = self.lengths(rows)
         places, parts = [], []
         for length in np.unique(lengths).tolist():
-            place = np.flatnonzero(lengths == length)
-            draws = Draws(f"{self.task.name} {self.task.seed} {self.stream}", rows[place])
-            places.append(place)
-            parts.append(self.task.draw_variant(draws, length, variant))
+            of_length = np.flatnonzero(lengths == length)
+            blocks = 1 + len(of_length) * length // NUMBERS
+            for place in np.array_split(of_length, blocks):
+                draws = Draws(f"{self.task.name} {self.task.seed} {self.stream}", rows[place])
+                places.append(place)
+                parts.append(self.task.draw_variant(draws, length, variant))
         return _joined(places, parts, len(rows))
 
     def loops(self, rows: np.ndarray) -> np.ndarray:

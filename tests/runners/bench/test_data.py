@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+import tasks
 from runners.bench import __main__ as command
 from runners.bench import data
 from tasks.language.windows import TokenSplit
@@ -32,14 +33,27 @@ def test_run_prints_and_writes(tmp_path, capsys):
     assert {row["what"] for row in result["loading"]} == {
         "windows, cold", "windows, warm", "document numbers, warm", "copy", "copy bytes",
     }  # fmt: skip
-    assert [row["task"] for row in result["generating"]] == ["prefix_sums", "word_problem"]
-    for row in result["generating"]:
-        assert row["rows_per_second"] * row["seconds"] == pytest.approx(4096, rel=0.01)
-    (sums, _) = result["generating"]
+    sums, words = result["generating"]
+    assert (sums["task"], words["task"]) == ("prefix_sums", "word_problem")
+    for row in (sums, words):
+        assert row["rows_per_second"] * row["cpu_seconds"] == pytest.approx(4096, rel=0.01)
     assert sums["tokens_per_second"] == pytest.approx(32 * sums["rows_per_second"], rel=0.01)
     for row in result["loading"]:
         rate = 4 * 64 / row["milliseconds_per_batch"] * 1e3
         assert row["tokens_per_second"] == pytest.approx(rate, rel=0.1)
+
+
+def test_parts_may_be_left_out_and_drawn_rows_tell_their_start(tmp_path):
+    file = tmp_path / "result.json"
+    words = ["data", "--parts", "rows", "--tasks", "multiplication", "--repeats", "1"]
+    assert command.main([*words, "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert not {"corpus", "tokenising", "packing", "loading"} & set(result)
+    (row,) = result["generating"]
+    splits = tasks.create("multiplication").splits()
+    rows = sum(map(len, splits.values()))
+    assert row["start_seconds"] == pytest.approx(row["cpu_seconds"], abs=1e-3)
+    assert row["rows_per_second"] * row["cpu_seconds"] == pytest.approx(rows, rel=0.01)
 
 
 def test_stored_tokens_are_read_as_a_split(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import random
 
 import pytest
 
@@ -12,7 +13,7 @@ from tasks import listops
 from tasks.ctl import Ctl
 from tasks.fetch import is_present
 from tasks.groups import group_table
-from tasks.listops import Expression, evaluate
+from tasks.listops import drawn_of_depth, evaluate
 from tasks.logical_inference import DATA_FILES, operators, read_file, relation
 
 
@@ -56,6 +57,20 @@ def test_new_compositions_of_the_published_rows_are_partly_in_train():
     assert min(row.difficulty for row in splits["new_composition"]) == 0.0
 
 
+def cost(tokens):
+    """Return a length as upstream's limit counts it, a bracket and its operator as three."""
+    return len(tokens) + tokens.count("]")
+
+
+def test_listops_draws_know_their_value_depth_and_length():
+    generator = random.Random(0)
+    drawn = [drawn_of_depth(generator, depth) for depth in (2, 4, 6, 9) for _ in range(200)]
+    for row in filter(None, drawn):
+        node = evaluate(row.tokens())
+        assert (row.value, row.dependency) == (node.value, node.dependency)
+        assert row.cost == cost(row.tokens())
+
+
 def test_listops_values_and_depths(golden_dir):
     """Of equal medians upstream takes either: its sort keeps no order, on some processors."""
     other = []
@@ -63,7 +78,7 @@ def test_listops_values_and_depths(golden_dir):
         tokens = tuple(row["input"].split())
         node = evaluate(tokens)
         assert (node.value, node.nesting) == (int(row["label"]), int(row["nesting_depth"]))
-        assert Expression(tokens, node).cost == int(row["code_length"])
+        assert cost(tokens) == int(row["code_length"])
         if node.dependency != int(row["dependency_depth"]):
             other.append(tokens)
     assert len(other) <= 4

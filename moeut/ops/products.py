@@ -143,7 +143,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     """
     if native.is_float32(x, weight, bias):
         num_rows = x.numel() // max(x.shape[-1], 1)
-        if num_rows >= MIN_NATIVE_ROWS and native.why_not() is None:
+        if num_rows >= MIN_NATIVE_ROWS and weight.numel() and native.why_not() is None:
             return torch.ops.moeut_native.linear(x, weight, bias, relu)
         if num_rows * weight.numel() >= MIN_ONEDNN_WORK and onednn_is_faster():
             y = _Onednn.apply(x, weight, bias)

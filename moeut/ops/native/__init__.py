@@ -9,20 +9,24 @@ that computes the same within rounding. What serves depends on the machine alone
 so that a resumed run repeats the bits of the first.
 
 The library lies in ``$MOEUT_CACHE`` (``~/.cache/moeut`` if that is not set), named by a hash of
-the sources, the compiler and PyTorch. ``MOEUT_NATIVE=0`` does without it.
+the sources, the compiler (``CXX``, which may have arguments) and PyTorch. ``MOEUT_NATIVE=0`` does
+without it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -41,6 +45,8 @@ FLAGS = (
     *("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"),
 )
 UNBUILT = "they cannot be built"
+BUILD = ".build"
+"""Ending of the folder that a library is compiled in."""
 BUILD_SECONDS = 600
 """After which a compiler is given up."""
 
@@ -135,40 +141,71 @@ def _unfit() -> str | None:
 
 def _built() -> Path:
     """Return the compiled library, and compile it if it is not there yet."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    folder = _cache_folder()
+    compiler = _compiler()
     here = Path(__file__).parent
-    key = hashlib.sha256(repr((torch.__version__, compiler, FLAGS)).encode())
+    command = shlex.join(compiler) or None
+    key = hashlib.sha256(repr((torch.__version__, command, FLAGS)).encode())
     for name in (*HEADERS, SOURCE):
         key.update((here / name).read_bytes())
-    library = folder / f"native-{key.hexdigest()[:16]}.so"
+    library = _cache_folder() / f"native-{key.hexdigest()[:16]}.so"
     if library.exists():
         return library
-    if compiler is None:
+    if not compiler:
         raise OSError("there is no C++ compiler (c++, g++, or the one that CXX names)")
-    folder.mkdir(parents=True, exist_ok=True)
-    import fcntl  # Linux alone gets here
-
-    with open(library.with_suffix(".lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system, too, if the process is killed
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with _held(library.with_suffix(".lock"), wait=True):
         if not library.exists():
+            _remove_abandoned(library.parent)
             logger.warning("compiling C++ operations once for this machine, to %s", library)
             _compile(compiler, here, library)
     return library
 
 
-def _compile(compiler: str, sources: Path, library: Path) -> None:
-    """Compile the sources to a library, which is there whole or not at all."""
+def _compiler() -> list[str]:
+    """Return the words of the compiler's command, those of CXX if it is set; none without one."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    found = shutil.which("c++") or shutil.which("g++")
+    return named or ([found] if found else [])
+
+
+@contextlib.contextmanager
+def _held(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a file, and say whether it could be had; a killed process frees it."""
+    import fcntl  # Linux alone gets here
+
+    with open(path, "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what builds have left that were killed: those whose lock is free."""
+    for abandoned in folder.glob(f"native-*{BUILD}"):
+        with _held(abandoned.with_suffix(".lock"), wait=False) as is_free:
+            if is_free:
+                shutil.rmtree(abandoned, ignore_errors=True)
+
+
+def _compile(compiler: list[str], sources: Path, library: Path) -> None:
+    """Compile the sources to a library, which is there whole or not at all; its lock is held."""
     from torch.utils import cpp_extension  # imports for half a second
 
     includes = [word for path in cpp_extension.include_paths() for word in ("-isystem", path)]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        made = Path(folder, library.name)
+    folder = library.with_suffix(BUILD)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        # A killed build's compiler may live on, and write to the path that it was given.
+        made = folder / f"{os.getpid()}.so"
         subprocess.run(
             [
-                *(compiler, *FLAGS, abi, *includes, str(sources / SOURCE)),
+                *(*compiler, *FLAGS, abi, *includes, str(sources / SOURCE)),
                 *("-o", str(made), *libraries, "-ltorch_cpu", "-lc10"),
             ],
             check=True,
@@ -178,6 +215,8 @@ def _compile(compiler: str, sources: Path, library: Path) -> None:
             timeout=BUILD_SECONDS,
         )
         os.replace(made, library)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cache_folder() -> Path:

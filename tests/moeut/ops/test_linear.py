@@ -1,7 +1,5 @@
 """The dense layer: the C++ operation and oneDNN against float64, and who serves when."""
 
-import logging
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -130,18 +128,9 @@ def test_transforms_of_functions_get_operations_that_they_can_transform():
     assert (gradient - wanted).abs().max() < 1e-5
 
 
-def test_what_cannot_be_built_is_said_and_done_without(monkeypatch, tmp_path, caplog):
-    if native._unfit() is not None:
-        pytest.skip(native._unfit())
-    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path))
-    monkeypatch.setenv("CXX", "/bin/false")
-    native.why_not.cache_clear()
-    try:
-        with caplog.at_level(logging.INFO):
-            assert native.why_not().startswith("they cannot be built")
-        assert "by PyTorch alone" in caplog.text
-        monkeypatch.setenv("MOEUT_NATIVE", "0")
-        native.why_not.cache_clear()
-        assert native.why_not() == "MOEUT_NATIVE=0"
-    finally:
-        native.why_not.cache_clear()
+@pytest.mark.parametrize("shapes", [((30, 5), (0, 5), (0,)), ((30, 0), (4, 0), (4,))])
+def test_a_layer_without_weights_is_that_of_pytorch(shapes):
+    inputs = [torch.ones(shape, requires_grad=True) for shape in shapes]
+    y = linear(*inputs, relu=True)
+    assert torch.equal(y, F.relu(F.linear(*inputs)))
+    assert [g.shape for g in torch.autograd.grad(y.sum(), inputs)] == [*shapes]

@@ -2,7 +2,7 @@
 
 Writes a table (CSV), a figure and a line of what it cannot say for each analysis into
 ``RUN/analysis/<split>/``; of a sweep, for every finished run, and all tables together into
-``SWEEP/analysis/<split>/``.
+``SWEEP/analysis/<split>/``. The next report of the sweep shows them on its page.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole.mkdir(parents=True, exist_ok=True)
     for name, rows in together.items():
         write_atomically(whole / f"{name}.csv", to_csv(rows))
-    say(make_console(), f"{len(done)} runs: tables of all in {whole}")
+    console = make_console()
+    say(console, f"{len(done)} runs: tables of all in {whole}")
+    say(console, f"python -m runners.report {options.path} shows them on the page")
     return DONE
 
 

@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-Draw = Callable[[Sequence[dict[str, Any]], str], Any]
 MOST_MAPS = 48
 """Panels of a figure of maps; the table has all of them."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How rows are drawn: in words, which a page follows, and as a picture."""
+
+    plan: dict[str, Any]
+    """``kind`` and the columns that it takes."""
+    make: Callable[[Sequence[dict[str, Any]], str], Any]
+
+    def __call__(self, rows: Sequence[dict[str, Any]], title: str) -> Any:
+        """Return a figure of the rows."""
+        return self.make(rows, title)
 
 
 def curves(x: str, y: Sequence[str], *, group: Sequence[str] = ()) -> Draw:
@@ -44,7 +57,7 @@ def curves(x: str, y: Sequence[str], *, group: Sequence[str] = ()) -> Draw:
         _add_title(figure, title)
         return figure
 
-    return draw
+    return Draw({"kind": "curves", "x": x, "y": list(y), "group": list(group)}, draw)
 
 
 def maps(x: str, y: str, value: str, *, group: Sequence[str]) -> Draw:
@@ -72,7 +85,7 @@ def maps(x: str, y: str, value: str, *, group: Sequence[str]) -> Draw:
         _add_title(figure, title + more)
         return figure
 
-    return draw
+    return Draw({"kind": "maps", "x": x, "y": y, "value": value, "group": list(group)}, draw)
 
 
 def _add_title(figure: Any, title: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base.storage import write_atomically
+from runners.analysis.figures import Draw
+from tasks.base.storage import write_atomically, write_json
 
 Row = dict[str, Any]
 
@@ -29,17 +30,31 @@ class Finding:
     """One dict a row, all with the same keys."""
     limits: str
     """What it cannot say."""
-    draw: Callable[[Sequence[Row], str], Any]
+    draw: Draw
     """Makes a figure of the rows, given the title."""
 
 
 def write(finding: Finding, folder: Path) -> list[Path]:
-    """Write ``<name>.csv`` and ``<name>.png`` and return their paths."""
-    table, picture = folder / f"{finding.name}.csv", folder / f"{finding.name}.png"
-    write_atomically(table, to_csv(finding.rows))
+    """Write ``<name>.csv``, ``<name>.json`` and ``<name>.png``, and return their paths."""
+    picture = folder / f"{finding.name}.png"
+    paths = write_numbers(finding, folder)
     figure = finding.draw(finding.rows, finding.title)
     figure.savefig(picture, dpi=120, metadata={"Software": None})
-    return [table, picture]
+    return [*paths, picture]
+
+
+def write_numbers(finding: Finding, folder: Path) -> list[Path]:
+    """Write the table, and in JSON how the page of a report shows it: title, limits, columns."""
+    table, plan = folder / f"{finding.name}.csv", folder / f"{finding.name}.json"
+    write_atomically(table, to_csv(finding.rows))
+    texts = [
+        name
+        for name in finding.rows[0]
+        if any(isinstance(row[name], str) and row[name] for row in finding.rows)
+    ]
+    words = {"title": finding.title, "limits": finding.limits, "texts": texts}
+    write_json(plan, words | finding.draw.plan)
+    return [table, plan]
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -182,7 +182,11 @@ def differences_table(texts: dict[str, str]) -> Table | None:
     if not rows:
         return None
     return Table(
-        name="configs", title="Where the configs differ", columns=["key", *flat], rows=rows
+        name="configs",
+        title="Where the configs differ",
+        columns=["key", *flat],
+        rows=rows,
+        num_names=1 + len(flat),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from runners.reporting import breakdown, comparison, depth_curves
 from runners.reporting.html import contents
+from runners.reporting.html.analyses import Analysis, all_analyses
 from runners.reporting.html.charts import Chart, all_charts
 from runners.reporting.results import SweepResults
 from runners.reporting.tables import Table
@@ -22,6 +23,8 @@ NO_LIBRARY = (
     "(pip install vl-convert-python)"
 )
 MOST_COMMANDS = 30
+SCRIPTS = ("figures.js", "analyses.js", "page.js")
+"""One script, in this order."""
 
 
 class PageUnavailable(RuntimeError):
@@ -54,13 +57,14 @@ def to_html(results: SweepResults, *, extra: str = "", follow: int | None = None
     Raises:
         PageUnavailable: the plotting library is not installed.
     """
-    charts = all_charts(results)
+    charts, analyses = all_charts(results), all_analyses(results)
     parts = [
         _headline(results),
         _section("scores", "Comparison", _tables(_main_tables(results)), charts),
         _section("groups", "By category and difficulty", _folded(_group_tables(results)), charts),
         _section("depth", "By depth at evaluation", _folded(_depth_tables(results)), charts),
         _section("learning", "Learning curves", "", charts),
+        _analyses(results, analyses),
         _examples(results),
         _configs(results),
         _environment(results),
@@ -70,6 +74,7 @@ def to_html(results: SweepResults, *, extra: str = "", follow: int | None = None
         body=extra + "".join(parts),
         data={
             "charts": [chart.to_json() for chart in charts],
+            "analyses": [analysis.to_json() for analysis in analyses],
             "examples": contents.examples(results),
             "follow": follow,
         },
@@ -84,7 +89,7 @@ def document(*, title: str, body: str, data: dict[str, Any]) -> str:
     """
     files = resources.files("runners.reporting.html")
     style = (files / "page.css").read_text(encoding="utf-8")
-    script = (files / "page.js").read_text(encoding="utf-8")
+    script = "".join((files / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -163,8 +168,8 @@ def table(shown: Table) -> str:
     """Return a table whose columns sort and whose rows filter, with its notes."""
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in shown.name)
     head = "".join(
-        f'<th scope="col"><button type="button">{text(column)}</button></th>'
-        for column in shown.columns
+        f'<th scope="col"{_name_class(shown, c)}><button type="button">{text(column)}</button></th>'
+        for c, column in enumerate(shown.columns)
     )
     body = "".join(
         f"<tr>{''.join(_cell(shown, r, c) for c in range(len(row)))}</tr>"
@@ -186,7 +191,11 @@ def _cell(shown: Table, row: int, column: int) -> str:
         value = f"<strong>{value}</strong>"
     if column == 0:
         return f'<th scope="row">{value}</th>'
-    return f"<td>{value}</td>" if column >= shown.num_names else f'<td class="name">{value}</td>'
+    return f"<td{_name_class(shown, column)}>{value}</td>"
+
+
+def _name_class(shown: Table, column: int) -> str:
+    return ' class="name"' if column < shown.num_names else ""
 
 
 def _tables(tables: Iterable[Table]) -> str:
@@ -230,6 +239,31 @@ def _headline(results: SweepResults) -> str:
         if lines:
             parts += f"<h3>{title}</h3><ul>{''.join(f'<li>{text(n)}</li>' for n in lines)}</ul>"
     return section("headline", "What was compared", parts)
+
+
+def _analyses(results: SweepResults, analyses: Sequence[Analysis]) -> str:
+    command = f"<code>python -m runners.analyze {text(results.page_command[-1])}</code>"
+    if not analyses:
+        body = f"<p>No run has been analysed; {command} does it, and the next report shows it.</p>"
+    else:
+        body = f'<div class="figures">{"".join(map(_analysis, analyses))}</div>'
+    return section("analyses", "Analyses", body)
+
+
+def _analysis(found: Analysis) -> str:
+    """Return the place of a figure of an analysis, which the script fills."""
+    notes = [f"What it cannot say: {found.limits}"]
+    if found.kind == "maps":
+        notes.append("Of each model the first seed that was analysed.")
+    if found.left_out:
+        notes.append(f"{found.left_out} runs more are in their files alone.")
+    lines = "".join(f'<p class="note">{text(note)}</p>' for note in notes)
+    return (
+        f'<figure data-analysis="{found.name}"><figcaption>{text(found.title)}</figcaption>'
+        '<div class="selects"></div><div class="legend" role="group" aria-label="Show or hide">'
+        '</div><p class="empty" hidden>This model has no such numbers.</p><div class="plot"></div>'
+        f'{lines}<p class="links"></p></figure>'
+    )
 
 
 def _examples(results: SweepResults) -> str:

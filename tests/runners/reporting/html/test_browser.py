@@ -56,7 +56,7 @@ def add_depths(variant, seed, data):
 
 
 @pytest.fixture
-def report(make_sweep):
+def report(make_sweep, furnish):
     directory = make_sweep(
         transformer=[0.81, 0.80, 0.8125], moeut=[0.9, "loss is nan", 0.7], result=add_depths
     )
@@ -67,7 +67,7 @@ def report(make_sweep):
             row | {"prediction": "a b", "correct": True},
         ]
         (path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_report(directory, with_figures=False)
+    write_report(furnish(directory), with_figures=False)
     return directory / "report.html"
 
 
@@ -78,7 +78,7 @@ def test_opens_quietly_fits_and_is_accessible(open_page, report, scheme, width):
     page = open_page(report, color_scheme=scheme, viewport={"width": width, "height": 800})
     assert page.complaints == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("figure[data-drawn]").count() == page.locator("figure").count() >= 7
+    assert page.locator("figure[data-drawn]").count() == page.locator("figure").count() >= 10
     page.locator("main details").evaluate_all("all => all.forEach((each) => { each.open = true; })")
     page.wait_for_selector(".links table")
     violations = axe.Axe().run(page).response["violations"]
@@ -108,10 +108,74 @@ def test_legends_toggle_and_points_tell_exact_values(open_page, report):
     figure.locator(".legend button", has_text="moeut").click()
     sync_api.expect(points).to_have_count(3)
     points.nth(2).hover(force=True)
-    tip = page.locator("#vg-tooltip-element.visible")
+    tip = page.locator("#tip")
     tip.wait_for()
-    assert "0.8125" in tip.inner_text()
-    assert "transformer" in tip.inner_text()
+    assert tip.locator("td").all_inner_texts() == ["transformer", "2", "0.8125"]
+
+
+@pytest.mark.parametrize("chart", ["scores-gen", "depth-gen"])
+def test_hover_boxes_stay_within_a_phone(open_page, report, chart):
+    page = open_page(report, viewport={"width": 390, "height": 844})
+    points = page.locator(f"figure[data-chart={chart}] .mark-symbol.role-mark path")
+    assert points.count() >= 5
+    for number in range(points.count()):
+        points.nth(number).hover(force=True)
+        page.locator("#tip").wait_for()
+        box = page.locator("#tip").bounding_box()
+        assert box["x"] >= 0
+        assert box["y"] >= 0
+        assert box["x"] + box["width"] <= 390
+        assert box["y"] + box["height"] <= 844
+        assert box["width"] > 100
+        page.mouse.move(1, 1)
+
+
+def test_analyses_show_what_is_chosen(open_page, report):
+    page = open_page(report)
+    figure = page.locator("figure[data-analysis=lens-gen]")
+    measure, lines = figure.locator("select").all()
+    assert measure.locator("option").all_inner_texts() == ["accuracy", "loss"]
+    assert lines.locator("option").all_inner_texts() == [
+        "difficulty all",
+        "difficulty 2",
+        "transformer: each difficulty",
+        "moeut: each difficulty",
+    ]
+    points = figure.locator(".mark-symbol.role-mark path")
+    assert points.count() == 5 * 3  # runs with a result, applications
+    measure.select_option("loss")
+    sync_api.expect(points).to_have_count(5 * 2)  # the embedded input has none
+    lines.select_option("moeut: each difficulty")
+    sync_api.expect(points).to_have_count(2 * 2 * 2)  # seeds, difficulties, applications
+    names = [text.strip() for text in figure.locator(".legend button").all_inner_texts()]
+    assert names == ["difficulty all", "difficulty 2"]
+    figure.locator("summary").click()
+    seeds = figure.locator(".links td:first-of-type").all_inner_texts()
+    assert sorted(set(seeds)) == ["0", "2"]
+    figure.locator(".legend button").first.click()
+    sync_api.expect(points).to_have_count(4)
+
+
+def test_maps_tell_their_cells_and_come_as_csv(open_page, report):
+    page = open_page(report)
+    figure = page.locator("figure[data-analysis=use-gen]")
+    model, head = figure.locator("select").all()
+    model.select_option("moeut")
+    head.select_option("head 1")
+    cells = figure.locator(".mark-rect.role-mark path")
+    sync_api.expect(cells).to_have_count(6)
+    figure.locator("summary").click()
+    last = figure.locator(".links tbody tr").last.inner_text().split("\t")
+    assert last[:4] == ["moeut", "0", "2", "x"]
+    cells.last.hover(force=True)
+    page.locator("#tip").wait_for()
+    assert page.locator("#tip td").all_inner_texts() == last
+    with page.expect_download() as download:
+        figure.locator("a[download]").click()
+    lines = download.value.path().read_text().splitlines()
+    assert lines[0] == "model,group,seed,expert,token,share"
+    assert len(lines) == 1 + 2 * 12
+    assert f"moeut,head 1,0,2,x,{last[4]}" in lines
 
 
 def test_data_behind_a_figure_come_as_csv(open_page, report):

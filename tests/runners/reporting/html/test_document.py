@@ -1,14 +1,12 @@
-"""Every number on the page stands in the report's files, and users' text stays text."""
+"""The parts of the page, and that users' text stays text."""
 
-import csv
-import functools
 import json
-import re
 import sys
 
 import pytest
 
-from runners.reporting.html import contents, document
+from runners.reporting.html import analyses, contents, document
+from runners.reporting.html.analyses import all_analyses
 from runners.reporting.html.charts import all_charts
 from runners.reporting.page import write_report
 from runners.reporting.results import load
@@ -16,131 +14,9 @@ from runners.reporting.results import load
 pytest.importorskip("vl_convert")
 
 
-def deepen(variant, seed, data):
-    """Give scores at other depths, and more than one category."""
-    own = data["scores"][1]
-    own["by_category"]["pp_recursion"] = {"exact_match": 0.25 + seed / 100, "rows": 60}
-    for repeats in (2, 8):
-        value = own["metrics"]["exact_match"] * 0.9 + repeats / 1000
-        data["scores"].append(
-            own
-            | {"repeats": repeats, "is_default_depth": False}
-            | {"metrics": {"exact_match": value, "token_accuracy": 0.5}}
-            | {
-                "by_difficulty": {
-                    "2": {"exact_match": value, "rows": 60},
-                    "10": {"exact_match": 0.125 + seed / 64, "rows": 40},
-                }
-            }
-        )
-
-
 @pytest.fixture
 def directory(make_sweep):
-    return make_sweep(
-        transformer=[0.81, 0.80, 0.82, 0.79, 0.83],
-        moeut=[0.9, "loss is nan", 0.95, 0.93, 0.94],
-        result=deepen,
-    )
-
-
-@functools.lru_cache(maxsize=2)
-def _rows(path, changed):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def read(path):
-    """Return the rows of a file, read again where it has changed."""
-    return _rows(path, path.stat().st_mtime_ns)
-
-
-def embedded(directory):
-    page = (directory / "report.html").read_text(encoding="utf-8")
-    return json.loads(re.search(r'id="data">(.*?)</script>', page).group(1))
-
-
-def values_of(directory, chart, series, seed, x):
-    """Return what the file that a figure names holds for one of its points."""
-    where = {key: str(value) for key, value in chart.get("where", {}).items()}
-    if chart["source"] == "metrics.jsonl":
-        path = next(directory.glob(f"{series}-*/seed{seed}/metrics.jsonl"))
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        rows = [r for r in rows if r["step"] == x and r.get("split") == where.get("split")]
-        return {row.get("metrics", row).get(chart["metric"]) for row in rows}
-    wanted = where | {"seed": str(seed), "metric": chart["metric"]}
-    if chart["x"] == "repeats":
-        wanted |= {"variant": series, "repeats": str(x)}
-    elif not series.endswith(" repeats"):
-        wanted |= {"variant": series, "repeats": "4"}
-    else:
-        wanted |= {"repeats": series.removesuffix(" repeats")}
-    if chart["source"] == "breakdown.csv":
-        wanted["row"] = x if isinstance(x, str) else f"{x:g}"
-    return {
-        float(row["value"])
-        for row in read(directory / chart["source"])
-        if wanted.items() <= row.items()
-    }
-
-
-def untraced(directory):
-    """Return what the page's figures show that the files they name do not hold."""
-    points = [
-        (chart, chart["series"][series], seed, x, value)
-        for chart in embedded(directory)["charts"]
-        for series, seed, x, value in chart["rows"]
-    ]
-    return [
-        (chart["name"], *point, value)
-        for chart, *point, value in points
-        if values_of(directory, chart, *point) != {value}
-    ]
-
-
-def test_every_number_of_a_figure_stands_in_the_file_that_it_names(directory):
-    write_report(directory, with_figures=False)
-    sections = {chart["section"] for chart in embedded(directory)["charts"]}
-    assert sections == {"scores", "groups", "depth", "learning"}
-    assert untraced(directory) == []
-    # The test can fail: one number changed in the file is found.
-    path = directory / "results.csv"
-    path.write_text(path.read_text().replace("0.95", "0.96"))
-    assert {entry[-1] for entry in untraced(directory)} == {0.95}
-
-
-def test_every_number_of_the_comparison_follows_from_the_rows(directory):
-    write_report(directory, with_figures=False)
-    page = (directory / "report.html").read_text(encoding="utf-8")
-    table = page[page.index('<h3 id="t-demo-main">') :].split("</table>")[0]
-    cells = [
-        re.findall(r"<t[hd][^>]*>(?:<strong>)?([^<]*)", row) for row in table.split("<tr>")[2:]
-    ]
-    rows = [
-        row
-        for row in read(directory / "results.csv")
-        if row["is_default_depth"] == "true" and row["metric"] == "exact_match"
-    ]
-    for shown in cells:
-        values = [
-            float(r["value"]) for r in rows if (r["variant"], r["split"]) == (shown[0], "gen")
-        ]
-        mean = sum(values) / len(values)
-        std = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-        assert f"{mean:.3f} ± {std:.3f}" in shown
-        assert " ".join(f"{value:.3f}" for value in values) in shown
-        own = next(row for row in rows if row["variant"] == shown[0])
-        for name in ("model_parameters", "macs_per_token", "tokens_seen"):
-            assert f"{int(own[name]):,}" in shown
-
-
-def test_headline_claims_what_the_test_shows(directory):
-    found = contents.headline(load(directory))
-    assert found.claims == [
-        "moeut (0.930) is better than transformer by 0.120 (p = 0.016, Holm-corrected)."
-    ]
-    assert "1 runs are missing; means are over the others." in found.no_claims
-    assert any(line.startswith("Not matched: MACs per token") for line in found.budget)
+    return make_sweep(transformer=[0.81, 0.80], moeut=[0.9, 0.95])
 
 
 @pytest.mark.parametrize(
@@ -185,6 +61,38 @@ def test_text_of_users_is_no_markup(make_sweep):
     assert "<script>alert" not in page
     assert "<h1>&lt;b&gt;</h1>" in page
     assert "http-equiv" not in page.split("<style>")[0]
+
+
+def test_without_analyses_one_line_names_the_command(directory):
+    write_report(directory, with_figures=False)
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    folder = f"{directory.parent.name}/demo"
+    assert f"No run has been analysed; <code>python -m runners.analyze {folder}</code>" in page
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"kind": "curves"}', None])
+def test_damaged_analyses_are_passed_over(damage, directory, furnish):
+    furnish(directory)
+    whole = all_analyses(load(directory))
+    assert [(found.name, found.left_out) for found in whole] == [
+        ("halting-gen", 0),
+        ("lens-gen", 0),
+        ("use-gen", 0),
+    ]
+    path = next(directory.glob("moeut-*/seed1/analysis/gen/lens.json"))
+    if damage is None:
+        path.with_suffix(".csv").write_text("application\n")
+    else:
+        path.write_text(damage)
+    assert len(all_analyses(load(directory))[1].rows) == len(whole[1].rows) * 3 / 4
+
+
+def test_a_figure_of_an_analysis_holds_so_many_numbers(directory, furnish, monkeypatch):
+    furnish(directory)
+    monkeypatch.setattr(analyses, "MOST_NUMBERS", 25)  # a run has 6 rows of 2 numbers
+    lens = all_analyses(load(directory))[1]
+    assert sorted({(row[0], row[2]) for row in lens.rows}) == [(0, 0), (1, 0)]
+    assert lens.left_out == 2
 
 
 def test_configs_are_compared_key_by_key():

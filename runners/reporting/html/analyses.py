@@ -1,0 +1,143 @@
+"""What ``python -m runners.analyze`` wrote into the runs, as figures of the page.
+
+Each analysis is a tidy table beside a plan of how it is drawn: ``<name>.csv`` and ``<name>.json``
+in ``RUN/analysis/<split>/``. The numbers on the page are those of the tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runners.reporting.results import Outcome, SweepResults
+
+MOST_NUMBERS = 30_000
+"""Numbers of one figure; what more runs have stands in their files."""
+
+Plan = dict[str, Any]
+Table = list[dict[str, str]]
+
+
+@dataclass(kw_only=True)
+class Analysis:
+    """A figure over several models: curves of several measures, or maps."""
+
+    name: str
+    """Short name, of letters, digits and hyphens; no other analysis of the page has it."""
+    title: str
+    limits: str
+    """What it cannot say."""
+    kind: str
+    """``curves`` or ``maps``."""
+    x: str
+    y: str
+    """Column of a map's rows; empty for curves."""
+    measures: list[str]
+    """Columns that are drawn: one of them at a time."""
+    models: list[str]
+    group: str
+    """What ``groups`` are values of."""
+    source: str
+    """The file, in a run's directory, that the numbers stand in."""
+    groups: list[str] = field(default_factory=list)
+    rows: list[list[Any]] = field(default_factory=list)
+    """Place in ``models``, place in ``groups``, seed, x, for maps y, then each measure or None."""
+    is_whole_x: bool = False
+    left_out: int = 0
+    """Runs that have been analysed and are not shown."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for the page's script."""
+        return dict(vars(self))
+
+
+def all_analyses(results: SweepResults) -> list[Analysis]:
+    """Return a figure for each analysis of each split, curves before maps.
+
+    A figure has all seeds of curves and the first of maps, as far as ``MOST_NUMBERS`` reach.
+    """
+    found: dict[tuple[str, str], Analysis] = {}
+    labels = [setting.label for setting in results.settings]
+    for model, run, path in _by_seed(results):
+        read = _read(path)
+        if read is None:
+            continue
+        plan, table = read
+        key = path.parent.name, path.stem
+        figure = found.setdefault(key, _empty(plan, labels, *key))
+        if plan["kind"] == "maps" and any(row[0] == model for row in figure.rows):
+            continue
+        rows = _rows(figure, plan, model, run.seed, table)
+        if len(figure.rows) + len(rows) > MOST_NUMBERS / len(figure.measures):
+            figure.left_out += 1
+            continue
+        figure.rows += rows
+    shown = [figure for figure in found.values() if figure.rows]
+    for figure in shown:
+        figure.is_whole_x = all(isinstance(row[3], int) for row in figure.rows)
+    return sorted(shown, key=lambda figure: (figure.kind == "maps", figure.source))
+
+
+def _by_seed(results: SweepResults) -> Iterator[tuple[int, Outcome, Path]]:
+    """Yield place of the model, run and plan: of every model the first run, then the second."""
+    most = max(len(setting.runs) for setting in results.settings)
+    for number in range(most):
+        for model, setting in enumerate(results.settings):
+            for run in setting.runs[number : number + 1]:
+                for path in sorted((run.directory / "analysis").glob("*/*.json")):
+                    yield model, run, path
+
+
+def _read(path: Path) -> tuple[Plan, Table] | None:
+    """Return a plan and its table; None where they are damaged, which is no reason for no page."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        with open(path.with_suffix(".csv"), newline="", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+        measures = plan["y"] if plan["kind"] == "curves" else [plan["value"], plan["y"]]
+        used = {plan["x"], *measures, *plan["group"], *plan["texts"]}
+        whole = bool(table) and used <= set(table[0]) and plan["title"] and plan["limits"]
+        return (plan, table) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _empty(plan: Plan, labels: list[str], split: str, name: str) -> Analysis:
+    is_map = plan["kind"] == "maps"
+    return Analysis(
+        name="".join(c if c.isascii() and c.isalnum() else "-" for c in f"{name}-{split}"),
+        title=f"{split}: {plan['title']}",
+        limits=plan["limits"],
+        kind=plan["kind"],
+        x=plan["x"],
+        y=plan["y"] if is_map else "",
+        measures=[plan["value"]] if is_map else plan["y"],
+        models=labels,
+        group=", ".join(plan["group"]),
+        source=f"analysis/{split}/{name}.csv",
+    )
+
+
+def _rows(figure: Analysis, plan: Plan, model: int, seed: int, table: Table) -> list[list[Any]]:
+    places = [plan["x"], plan["y"]] if plan["kind"] == "maps" else [plan["x"]]
+    rows = []
+    for line in table:
+        group = ", ".join(f"{name} {line[name]}" for name in plan["group"])
+        if group not in figure.groups:
+            figure.groups.append(group)
+        where = [line[name] if name in plan["texts"] else _number(line[name]) for name in places]
+        values = [_number(line[name]) for name in figure.measures]
+        rows.append([model, figure.groups.index(group), seed, *where, *values])
+    return rows
+
+
+def _number(text: str) -> float | int | None:
+    """Return a number as it stands in a table; None for an empty cell and for what is none."""
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except (ValueError, AttributeError):
+        return None

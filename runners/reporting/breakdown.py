@@ -121,7 +121,7 @@ def depth_tables(results: SweepResults) -> list[Table]:
                 title=f"{split}: by depth at evaluation",
                 columns=["repeats", *(setting.label for setting in deep)],
                 rows=rows,
-                notes=["* the depth of training."],
+                notes=["* the model's own depth."],
             )
         )
     return tables

@@ -72,7 +72,7 @@ def depth_curve_tables(results: SweepResults) -> list[Table]:
                     title=f"{split}: {setting.label}, by {difficulty} and repeats",
                     columns=[difficulty, *names],
                     rows=rows,
-                    notes=["* the depth of training."],
+                    notes=["* the model's own depth."],
                 )
             )
     return tables

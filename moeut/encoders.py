@@ -92,8 +92,11 @@ class EncoderClassifier(Model):
         out = self.encoder(x, inputs)
         output = output_of(functools.partial(self._read_out, mask=mask), encoder=out)
         if output.repeat_shares is not None:
-            shares = self._pool(output.repeat_shares, mask)
-            output = dataclasses.replace(output, repeat_shares=shares)
+            assert output.repeat_gates is not None
+            shares, gates = (
+                self._pool(each, mask) for each in (output.repeat_shares, output.repeat_gates)
+            )
+            output = dataclasses.replace(output, repeat_shares=shares, repeat_gates=gates)
         if self.halt_head is not None:
             output = dataclasses.replace(output, halting=self.halt_head(out.states))
         return output

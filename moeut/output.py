@@ -51,6 +51,10 @@ class ModelOutput:
     """(B, T, N) or, from a classifier, (B, N): part of the loss that each of ``repeat_logits`` has,
     in training, if the halting weighs them (``exit_gate``, ``ponder``): then all N are read out."""
 
+    repeat_gates: Tensor | None = None
+    """(B, T, N) or (B, N): logits of leaving after each of ``repeat_logits``, beside their shares.
+    """
+
     carried: list[Tensor] | None = None
     """(B, T, D) each: the last states of the last stack, if the pass went on from given ones."""
 
@@ -91,5 +95,6 @@ def output_of(
         repeats={name: out.repeats for name, out in stacks.items()},
         repeat_logits=read,
         repeat_shares=last.repeat_shares,
+        repeat_gates=last.repeat_gates,
         carried=last.carried,
     )

@@ -220,7 +220,8 @@ class ControllerOptions(Options):
     def weighs_repeats(self) -> bool:
         """Return whether training weighs the losses of all repeats by ``log_probability``.
 
-        A controller of which this holds records it (B, T, N) in training.
+        A controller of which this holds records it (B, T, N) in training, and the ``logits`` of
+        leaving.
         """
         return False
 

@@ -115,5 +115,8 @@ class StackOutput:
     repeat_shares: Tensor | None = None
     """(B, T, N) part of the loss that each of ``read`` has, if the halting weighs all repeats."""
 
+    repeat_gates: Tensor | None = None
+    """(B, T, N) logits of leaving after each of them."""
+
     carried: list[Tensor] | None = None
     """(B, T, D) each: the last states, if the pass went on from ``Inputs.carried``."""

@@ -232,6 +232,7 @@ class DepthStack(nn.Module):
             passing.repeats,
             read,
             decisions["halting.log_probability"].exp() if weighs else None,
+            decisions["halting.logits"] if weighs else None,
             None if inputs.carried is None else passing.carried,
         )
 

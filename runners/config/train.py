@@ -8,6 +8,7 @@ from typing import Literal
 from runners.config.checks import NOT_IDENTITY, above_zero, at_least, below_one, refuse
 from runners.config.objective import ObjectiveConfig
 from runners.config.repeats import RepeatsConfig
+from tasks.base.options import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,7 @@ class TrainConfig:
             expected = f"must be below steps={self.steps} under schedule {self.schedule}"
             refuse(self, "warmup_steps", expected)
         self._check_decay()
+        self._check_objective()
         if self.cuda_graph is True and self.device == "cpu":
             refuse(self, "cuda_graph", "device cpu has no CUDA graphs; use false or auto")
         if self.parallel == "fsdp":
@@ -139,6 +141,22 @@ class TrainConfig:
         if self.ema:
             expected = "parallel fsdp has no whole model on any rank to average; use ddp, or 0"
             refuse(self, "ema", expected)
+
+    def _check_objective(self) -> None:
+        """Refuse what an objective asks of the depth or the steps and does not get."""
+        objective, repeats = self.objective, self.repeats
+
+        def refuse_option(name: str, expected: str) -> None:
+            raise OptionError(f"objective.{name}", getattr(objective, name), expected)
+
+        if objective.weights == "depth" and repeats.mean is None:
+            refuse_option("weights", "depth needs repeats.mean, which it compares a step with")
+        is_of_step = objective.kind == "last" and objective.weights != "uniform"
+        if is_of_step and (repeats.per != "batch" or repeats.kind == "length"):
+            said = "weighs a step, whose rows need one depth (repeats.per batch)"
+            refuse_option("weights", f"{objective.weights} {said}")
+        if objective.gate_steps is not None and objective.gate_steps > self.steps:
+            refuse_option("gate_steps", f"must be at most steps={self.steps}")
 
     def _check_decay(self) -> None:
         """Refuse decay_steps without schedule stable, the reverse, and a fall that has no room."""

@@ -17,6 +17,7 @@ from runners.config.objective import ObjectiveConfig
 from runners.config.schema import TrainConfig
 from runners.process.ranks import World
 from runners.training.batches import Batch
+from runners.training.depth import draw_repeats
 from runners.training.objective import Loss, Objective, summed_cross_entropy
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class Criterion:
         """Return the numbers drawn for a step that decide how deep its passes are."""
         return ()
 
+    def keep_gradients(self, model: torch.nn.Module, step: int) -> None:
+        """Forget the gradients of parameters that a step, counted from 0, must not change."""
+
     def commit(self) -> None:
         """Keep what the step that has just been done leaves for the next."""
 
@@ -70,6 +74,68 @@ class Criterion:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what ``state_dict`` returned, on any number of ranks."""
+
+
+class OfStep(Criterion):
+    """The loss of the result of a pass, whose gradient counts for what the depth of its step says.
+
+    The value of the loss, which the log has, is as it is.
+    """
+
+    def __init__(
+        self, config: TrainConfig, objective: ObjectiveConfig, repeats: int, seed: int
+    ) -> None:
+        """Take the repeats of the stack that is read out, where a step draws none, and a seed."""
+        super().__init__(config, objective)
+        self.repeats, self.seed = repeats, seed
+
+    def loss(self, objective: Objective, call: Any, part: Batch, where: Where) -> Loss:
+        """Return the loss of a part of a batch, given how to call the model."""
+        loss = super().loss(objective, call, part, where)
+        return scaled(loss, self.weight(where.step))
+
+    def drawn(self, step: int) -> tuple[int, ...]:
+        """Return the repeats of a step, which say what its gradient counts for."""
+        config, last = self.config.repeats, self.config.backprop_repeats
+        drawn = draw_repeats(config, seed=self.seed, step=step, backprop_repeats=last)
+        return (self.repeats if drawn is None else drawn,)
+
+    def weight(self, step: int) -> float:
+        """Return what the gradient of a step, counted from 0, is multiplied by."""
+        config, last = self.config, self.config.backprop_repeats
+        (repeats,) = self.drawn(step)
+        if self.objective.weights == "gradient":
+            return gradient_weight(repeats, last)
+        assert config.repeats.mean is not None
+        assert self.objective.exponent is not None
+        return depth_weight(repeats, config.repeats.mean, self.objective.exponent)
+
+
+def scaled(loss: Loss, weight: float) -> Loss:
+    """Return a loss with the gradients multiplied by ``weight``, and the same values."""
+
+    def of(value: torch.Tensor) -> torch.Tensor:
+        return value.detach() + weight * (value - value.detach())
+
+    return Loss(of(loss.cross_entropy_sum), of(loss.auxiliary))
+
+
+def gradient_weight(repeats: int, last: int | None) -> float:
+    """Return 1 / the repeats with gradient (``mcleish_throttle`` of Huginn's training code).
+
+    ``last``: how many last ones of the ``repeats`` have a gradient; None: all.
+    """
+    return 1.0 / (repeats if last is None else min(last, repeats))
+
+
+def depth_weight(repeats: int, mean: float, exponent: float) -> float:
+    """Return ((repeats + 1) / (mean // 2 + 1))^exponent (``elbayad_weighing`` of that code)."""
+    return float(((repeats + 1) / (mean // 2 + 1)) ** exponent)
+
+
+def progressive_weight(repeats: int, last: int) -> float:
+    """Return (1 + min(repeats / 4, last / 2)) / last (``throttle`` of mcleish7/arithmetic)."""
+    return (1.0 + min(repeats / 4.0, last / 2.0)) / last
 
 
 class EveryRepeat(Criterion):
@@ -147,10 +213,12 @@ class Progressive(Criterion):
                 continue
             of_depth = functools.partial(call, num_repeats=repeats, backprop_repeats=last)
             loss = super().loss(objective, of_depth, part, where)
-            scaled = Loss(share * loss.cross_entropy_sum, share * loss.auxiliary)
-            total = scaled if total is None else total + scaled
+            shared = Loss(share * loss.cross_entropy_sum, share * loss.auxiliary)
+            total = shared if total is None else total + shared
         assert total is not None
-        return total
+        if self.objective.weights == "uniform":
+            return total
+        return scaled(total, progressive_weight(self.repeats, self.most))
 
 
 def _keywords(call: Callable[..., Any]) -> dict[str, Any]:
@@ -163,6 +231,10 @@ def refused(config: TrainConfig, model_config: ModelConfig) -> tuple[str, Any, s
     kind = config.objective.of_model(carries=carries).kind
     stack = list(model_config.stacks.values())[-1]
     reason = None
+    if config.objective.gate_steps is not None:
+        gate_reason = _refuses_gate_steps(model_config)
+        if gate_reason is not None:
+            return "objective.gate_steps", config.objective.gate_steps, gate_reason
     if kind == "every":
         reason = _refuses_every(stack)
         last, repeats = config.objective.last, stack.depth.repeats
@@ -191,6 +263,18 @@ def _refuses_every(stack: StackConfig) -> str | None:
         return f"model.halting.kind={stack.halting.kind} decides what repeats count for"
     if not stack.depth.is_shared:
         return "no layer is repeated (model.depth.repeats=1)"
+    return None
+
+
+def _refuses_gate_steps(model_config: ModelConfig) -> str | None:
+    """Return why no gate can learn alone, from the losses of all repeats."""
+    halting = model_config.halting
+    if halting.kind != "exit_gate":
+        return f"needs model.halting.kind=exit_gate, not {halting.kind}"
+    if not halting.weighs_repeats():
+        return "needs model.halting.loss=weighted, which reads all repeats out"
+    if len(model_config.stacks) > 1:
+        return "an encoder_decoder has a gate in its encoder, whose repeats have no loss"
     return None
 
 

@@ -24,7 +24,7 @@ from runners.process.ranks import World, rank_seed
 from runners.process.signals import Stopped
 from runners.training import parallel
 from runners.training.batches import Batch, Columns, Prefetch
-from runners.training.criterion import Criterion, EveryRepeat, Progressive, Where
+from runners.training.criterion import Criterion, EveryRepeat, OfStep, Progressive, Where
 from runners.training.depth import depth_of_step
 from runners.training.objective import Objective
 from runners.training.optimization import (
@@ -253,6 +253,7 @@ class Loop:
                 # The ranks' gradients are averaged, but the loss of the batch is a sum.
                 ((cross_entropy + auxiliary) * self.world.size).backward()
             losses += torch.stack([cross_entropy.detach(), auxiliary.detach()])
+        self.criterion.keep_gradients(self.model, work.parts[0].where.step)
         return Gradients(self.world.sum(losses), gradient_norm(self.parameters))
 
     def _update(self, norm: torch.Tensor) -> None:
@@ -325,9 +326,15 @@ def build_criterion(config: TrainConfig, model_config: Any, *, seed: int) -> Cri
     """
     carry = getattr(model_config, "carry", None)
     objective = config.objective.of_model(carries=carry is not None and carry.steps > 1)
-    if objective.kind == "last":
+    if objective.kind == "last" and objective.gate_steps is not None:
+        from runners.training.gate_stage import GateStage
+
+        return GateStage(config, objective)
+    if objective.kind == "last" and objective.weights == "uniform":
         return Criterion(config, objective)
     stack = list(model_config.stacks.values())[-1]
+    if objective.kind == "last":
+        return OfStep(config, objective, stack.depth.repeats, seed)
     if objective.kind == "every":
         return EveryRepeat(config, objective, stack.depth.repeats)
     if objective.kind == "progressive":

@@ -16,6 +16,7 @@ from moeut.interop.arithmetic import arithmetic_maps
 from moeut.recurrence.injection import NoInjection
 from moeut.recurrence.inputs import Inputs
 from moeut.recurrence.start import InputStart, ZeroStart
+from runners.training.criterion import progressive_weight
 
 pytestmark = pytest.mark.golden
 
@@ -93,7 +94,7 @@ def total(golden, losses: list[torch.Tensor]) -> torch.Tensor:
     full, sampled = {0.0: (losses[0], nothing), 1.0: (nothing, losses[0])}.get(alpha) or losses
     loss = (1 - alpha) * full + alpha * sampled
     if options["throttle"]:
-        loss = loss * ((1 + min(most / 4, backprop / 2)) / backprop)
+        loss = loss * progressive_weight(most, backprop)
     return loss
 
 

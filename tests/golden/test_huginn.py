@@ -17,6 +17,7 @@ from moeut.recurrence.cache import SharedSlots
 from moeut.recurrence.inputs import Inputs
 from moeut.recurrence.start import ZeroStart
 from runners.config.repeats import RepeatsConfig
+from runners.training.criterion import depth_weight, gradient_weight
 from runners.training.depth import draw_repeats
 
 pytestmark = pytest.mark.golden
@@ -76,11 +77,12 @@ def cross_entropy(golden, logits: torch.Tensor) -> torch.Tensor:
 def weight(golden, without: int, with_gradient: int) -> float:
     """Return what the code multiplies the loss of a step by."""
     options = golden.config["options"]
-    factor = 1.0 / with_gradient if options.get("mcleish_throttle") else 1.0
+    repeats, factor = without + with_gradient, 1.0
+    if options.get("mcleish_throttle"):
+        factor *= gradient_weight(repeats, with_gradient)
     if options.get("elbayad_weighing"):
-        middle = options["mean_recurrence"] // 2 + 1
         exponent = options.get("elbayad_exponent", 1.0)
-        factor *= ((without + with_gradient + 1) / middle) ** exponent
+        factor *= depth_weight(repeats, options["mean_recurrence"], exponent)
     return factor
 
 

@@ -55,6 +55,7 @@ def first_updates(make_run):
             gradients = {
                 name: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).numpy()
                 for name, p in trained.model.named_parameters()
+                if p.grad is not None
             }
             rows.append(trained.advance())
             weights = {n: w.numpy() for n, w in parallel.full_weights(trained.scored).items()}
@@ -125,6 +126,16 @@ def test_two_ranks_recur_as_one(form, kind, options, first_updates, start):
     overrides = ("model.depth.repeats=3", *RECURRENT[options])
     work = first_updates(form, "moeut", *overrides, parallel=kind)
     expected = work()
+    for found in start(work).results():
+        assert_same(found, expected)
+
+
+def test_two_ranks_teach_a_gate_alone_as_one(first_updates, start):
+    options = ("model.depth.repeats=3", "model.halting=exit_gate", "train.weight_decay=0.1")
+    stage = "train.objective={kind: last, gate_steps: 12}"
+    work = first_updates("decoder_lm", "moeut", *options, stage)
+    expected = work()
+    assert len(expected[1]) == 2  # weight and bias of the gate
     for found in start(work).results():
         assert_same(found, expected)
 

@@ -1,6 +1,7 @@
 """What of the recurrence a loss is taken of: repeats, random depths, passes of a carried state."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from runners.config.run_file import read_run
 from runners.config.schema import ConfigError
 from runners.process.ranks import World
 from runners.training.criterion import Where
+from runners.training.depth import depth_of_step
 from runners.training.experiment import build
 from runners.training.loop import build_criterion
 from runners.training.supervision import stablemax_cross_entropy
@@ -75,6 +77,57 @@ def test_progressive_mixes_a_full_and_a_random_depth(alpha, make_loop):
     assert {n for n, _ in draws} == {0, 1, 2, 3}
     assert {k for _, k in draws} == {1, 2}
     assert max(n + k for n, k in draws) == 4
+
+
+DRAWN = "train.repeats={kind: poisson_lognormal, mean: 5, longest: 8}"
+
+
+def gradients_of(loop, step=0):
+    """Return the loss of the first batch in a step, and the gradients that it gives."""
+    part, where = first_part(loop)
+    depth = depth_of_step(loop.config, seed=0, step=step, rows=len(part.rows))
+    call = functools.partial(loop.model, **depth.call)
+    loss = loop.criterion.loss(loop.objective, call, part, where._replace(step=step))
+    loop.model.zero_grad()
+    loss.cross_entropy_sum.backward()
+    gradients = {n: p.grad.clone() for n, p in loop.model.named_parameters() if p.grad is not None}
+    return loss.cross_entropy_sum.item(), gradients, depth.call.get("num_repeats")
+
+
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [
+        ({"weights": "gradient"}, lambda repeats: 1 / min(repeats, 3)),
+        ({"weights": "depth"}, lambda repeats: (repeats + 1) / 3),  # half of 5, rounded down, is 2
+        ({"weights": "depth", "exponent": 0.5}, lambda repeats: ((repeats + 1) / 3) ** 0.5),
+    ],
+)
+def test_the_gradient_of_a_step_counts_for_its_depth(options, weight, make_loop):
+    """And the loss of the log is the loss itself."""
+    overrides = (*LOOP, DRAWN, "train.backprop_repeats=3")
+    plain = make_loop(*overrides)
+    weighed = make_loop(*overrides, objective=ObjectiveConfig(kind="last", **options))
+    depths = set()
+    for step in range(6):
+        loss, expected, repeats = gradients_of(plain, step)
+        other, found, _ = gradients_of(weighed, step)
+        assert other == loss
+        for name, gradient in expected.items():
+            scaled = weight(repeats) * gradient
+            torch.testing.assert_close(found[name], scaled, rtol=1e-5, atol=1e-6)
+        depths.add(weight(repeats))
+    assert len(depths) > 1
+
+
+def test_a_progressive_gradient_counts_for_its_repeats_with_gradient(make_loop):
+    plain, weighed = (
+        make_loop(*LOOP, objective=ObjectiveConfig(kind="progressive", weights=weights))
+        for weights in ("uniform", "gradient")
+    )
+    (loss, expected, _), (other, found, _) = gradients_of(plain, 3), gradients_of(weighed, 3)
+    assert other == loss
+    for name, gradient in expected.items():  # of 4 repeats, 2 have a gradient
+        torch.testing.assert_close(found[name], gradient * (1 + 1) / 2, rtol=1e-5, atol=1e-6)
 
 
 def run_steps(loop, count):
@@ -182,6 +235,25 @@ def test_stablemax_is_that_of_the_paper_and_has_finite_gradients():
         (("train.objective.kind=every", "train.objective.last=9"), r"last=9.*depth\.repeats=2"),
         (("train.objective.kind=progressive",), r"encoder: needs model\.state\.injection"),
         (("train.objective={kind: last, alpha: 0.1}",), "alpha=0.1.*kind last does not take it"),
+        (("train.objective={kind: last, weights: linear}",), "one of uniform, gradient, depth"),
+        (("train.objective={kind: last, weights: depth}",), r"depth needs repeats\.mean"),
+        (("train.objective={kind: last, exponent: 2}",), "exponent=2.*only with weights depth"),
+        (
+            (
+                "train.objective={kind: last, weights: gradient}",
+                "train.repeats={kind: poisson, mean: 3, per: sequence}",
+            ),
+            "rows need one depth",
+        ),
+        (
+            ("train.objective={kind: last, gate_steps: 2}",),
+            "gate_steps=2.*exit_gate, not none",
+        ),
+        (
+            ("train.objective={kind: last, gate_steps: 2}", "model.halting=ponder"),
+            "kind=exit_gate, not ponder",
+        ),
+        (("train.objective={kind: last, gate_steps: 99}",), "gate_steps=99.*at most steps=12"),
     ],
 )
 def test_what_a_model_cannot_serve_is_refused(overrides, said, tmp_path, run_text):

@@ -25,6 +25,7 @@ import torch
 
 from runners.config.schema import ConfigError, RunConfig
 from runners.process import environment, ranks, signals
+from runners.process.generators import seed_everything
 from runners.process.messages import Notice, OnProgress, TrainingProgress
 from runners.process.ranks import Agreement, World, check_together, hold
 from runners.process.run_directory import RunDirectory, RunRecord, json_line
@@ -37,7 +38,7 @@ from runners.training.experiment import Built, build, build_model
 from runners.training.foreground import check_start, execute
 from runners.training.journal import Clock, Journal, Lap
 from runners.training.lengths import train_columns
-from runners.training.loop import Loop, NonFinite, fit, seed_everything
+from runners.training.loop import Loop, NonFinite, fit
 from runners.training.snapshots import Snapshots, resume
 from tasks.base.command_line import BAD_INPUT, Parser, exit_with
 from tasks.base.metrics import selection_score

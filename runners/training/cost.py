@@ -12,10 +12,11 @@ from moeut import sizing
 from moeut.config import ModelConfig
 from runners.config.schema import RunConfig, TrainConfig
 from runners.process import environment
+from runners.process.generators import seed_everything
 from runners.reporting.run_result import ModelSummary
 from runners.training.experiment import Built, build_model
 from runners.training.lengths import mean_lengths, train_columns
-from runners.training.loop import Loop, seed_everything
+from runners.training.loop import Loop
 
 
 def describe_model(built: Built) -> ModelSummary:

@@ -10,12 +10,13 @@ import torch._dynamo
 import moeut
 import runners.training.sharding  # noqa: F401
 from runners.process import ranks as distributed
+from runners.process.generators import seed_everything
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
 from runners.training import parallel
 from runners.training.experiment import build
 from runners.training.lengths import train_columns
-from runners.training.loop import Loop, seed_everything
+from runners.training.loop import Loop
 
 CPU = torch.device("cpu")
 EXACT = {"rtol": 1e-9, "atol": 1e-12}

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import moeut
+from runners.process.generators import seed_everything
 from runners.process.run_directory import RunDirectory
 from runners.training.experiment import build
 from runners.training.lengths import train_columns
-from runners.training.loop import Loop, seed_everything
+from runners.training.loop import Loop
 
 sys.path.insert(0, str(Path(__file__).parent))  # for recorder
 

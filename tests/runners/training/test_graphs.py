@@ -16,12 +16,13 @@ from moeut.architectures import ARCHITECTURES, architecture
 from moeut.ops import backend, native
 from runners.config.schema import ConfigError, TrainConfig
 from runners.process import environment
+from runners.process.generators import seed_everything
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
 from runners.training import graphs
 from runners.training.experiment import build
 from runners.training.lengths import train_columns
-from runners.training.loop import Loop, NonFinite, seed_everything
+from runners.training.loop import Loop, NonFinite
 from tasks.base.options import OptionError
 
 DROPOUT = ("model.dropout=0.2", "evaluate.interval=null")

@@ -10,12 +10,13 @@ import torch
 
 import moeut
 from runners.config.schema import TrainConfig
+from runners.process.generators import random_state, seed_everything, set_random_state
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
 from runners.training import parallel
 from runners.training.experiment import build
 from runners.training.lengths import train_columns
-from runners.training.loop import Loop, NonFinite, random_state, seed_everything, set_random_state
+from runners.training.loop import Loop, NonFinite
 
 CPU = torch.device("cpu")
 FORMS = [("encoder_decoder", "moeut"), ("decoder_lm", "moeut"), ("encoder_classifier", "moeut")]

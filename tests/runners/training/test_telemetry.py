@@ -9,11 +9,12 @@ import torch
 
 import moeut
 from moeut import sizing
+from runners.process.generators import seed_everything
 from runners.process.run_directory import RunDirectory
 from runners.training import telemetry
 from runners.training.experiment import build
 from runners.training.lengths import train_columns
-from runners.training.loop import Loop, seed_everything
+from runners.training.loop import Loop
 
 CPU = torch.device("cpu")
 

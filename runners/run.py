@@ -33,12 +33,13 @@ from runners.reporting.run_result import RunResult, TaskSummary, from_plain
 from runners.scoring.scorer import Scorer
 from runners.scoring.splits import Evaluation
 from runners.training import parallel
-from runners.training.cost import describe_model, macs_per_token, tokens_per_step
+from runners.training.cost import describe_model
 from runners.training.experiment import Built, build, build_model
 from runners.training.foreground import check_start, execute
 from runners.training.journal import Clock, Journal, Lap
-from runners.training.lengths import train_columns
+from runners.training.lengths import tokens_per_step, train_columns
 from runners.training.loop import Loop, NonFinite, fit
+from runners.training.operations import macs_per_token
 from runners.training.snapshots import Snapshots, resume
 from tasks.base.command_line import BAD_INPUT, Parser, exit_with
 from tasks.base.metrics import selection_score
@@ -259,11 +260,16 @@ class Training:
             return None
         from runners.training.graphs import capture_of
 
+        tokens = tokens_per_step(config, self.built.objective)
         with self.config.locating("train"):
             return capture_of(
                 *(config, model, self.prepared.device, self.world),
-                macs_per_step=macs_per_token(self.built) * tokens_per_step(config, self.built),
+                macs_per_step=self._macs_per_token()
+                * tokens_per_step(config, self.built.objective),
             )
+
+    def _macs_per_token(self) -> int:
+        return macs_per_token(self.built.model_config, self.built.objective)
 
     @property
     def _is_tracked(self) -> bool:
@@ -318,10 +324,18 @@ class Training:
             task=self._describe_task(),
             model=describe_model(self.built),
             tokens_seen=position.tokens_seen,
-            notes=[note for each in own if (note := each.note())],
+            notes=[
+                *(f"{self._setting}: {miss}" for miss in self.built.unmet),
+                *(note for each in own if (note := each.note())),
+            ],
             scores=[each.score for each in evaluations],
         )
         write_json(files.result, result.to_json())
+
+    @property
+    def _setting(self) -> str:
+        record = self.prepared.record
+        return " ".join([record.variant, *(f"{k}={v}" for k, v in record.parameters.items())])
 
     def _describe_task(self) -> TaskSummary:
         headline = self.built.final_splits(self.config)[-1]
@@ -352,7 +366,10 @@ class Training:
 
             lap = self._since_row.restart(self.loop.position.tokens_seen)
             row = row | describe_row(
-                row, self.loop, lap=lap, macs_per_token=macs_per_token(self.built)
+                row,
+                self.loop,
+                lap=lap,
+                macs_per_token=self._macs_per_token(),
             )
         self.journal.append(row)
 

@@ -7,13 +7,12 @@ plain data; what a file says is merged over it. ``ARCHITECTURES`` is the whole m
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from moeut.architectures.injecting import abacus, huginn, looped, parcae
 from moeut.architectures.recursive import mor_expert, mor_token, relaxed_recursive
-from moeut.blocks.feed_forward import FEED_FORWARD
+from moeut.budget import with_free_options
 from moeut.config import Form, ModelConfig
 from moeut.design import Blueprint
 from moeut.options import OptionError, Options, kinds_of, nearest, type_hints
@@ -203,25 +202,22 @@ ARCHITECTURES: Mapping[str, Callable[[], Tree]] = {
 }
 
 
-def blueprint(section: Mapping[str, Any]) -> Blueprint:
+def blueprint(section: Mapping[str, Any], *, budgets: Collection[str] = ()) -> Blueprint:
     """Return the options that a section ``model`` of a configuration file says.
 
     The section names an ``architecture`` or a ``preset``, and any keys of ``Blueprint`` over its
     defaults. Another ``kind`` of a block drops the defaults of that block; ``encoder_depth`` says
-    what differs from ``depth``. With ``match_parameters`` in the section, the free width of the
-    feed-forward cannot be given too, and that of a preset gives way.
+    what differs from ``depth``. What ``budgets`` size (``moeut.budget.free_options``) cannot be
+    given too, and that of a preset gives way.
 
     Raises:
         OptionError: an unknown name or key, a value of a wrong type, or sizes that do not fit.
     """
     given = dict(section)
-    budget = given.pop("match_parameters", None)
     tree = _merge(Blueprint, _defaults(given), given)
     if isinstance(tree.get("encoder_depth"), Mapping) and isinstance(tree["depth"], Mapping):
         tree["encoder_depth"] = {**tree["depth"], **tree["encoder_depth"]}
-    if budget is None:
-        return Blueprint.from_dict(tree)
-    return _with_free_width(tree, given.get("feed_forward"), budget)
+    return with_free_options(tree, given, budgets) if budgets else Blueprint.from_dict(tree)
 
 
 def configure(
@@ -273,7 +269,7 @@ def architecture(
         OptionError: as ``blueprint`` and ``configure``.
     """
     return configure(
-        blueprint({"architecture": name, "match_parameters": match_parameters, **options}),
+        blueprint({"architecture": name, **options}, budgets=_budgets(match_parameters)),
         form=form,
         vocabulary_size=vocabulary_size,
         source_vocabulary_size=source_vocabulary_size,
@@ -300,13 +296,17 @@ def preset(
         OptionError: as ``blueprint`` and ``configure``.
     """
     return configure(
-        blueprint({"preset": name, "match_parameters": match_parameters, **options}),
+        blueprint({"preset": name, **options}, budgets=_budgets(match_parameters)),
         form=form,
         vocabulary_size=vocabulary_size,
         source_vocabulary_size=source_vocabulary_size,
         num_classes=num_classes,
         match_parameters=match_parameters,
     )
+
+
+def _budgets(match_parameters: int | None) -> tuple[str, ...]:
+    return () if match_parameters is None else ("parameters",)
 
 
 # --- merging ----------------------------------------------------------------------------
@@ -359,26 +359,6 @@ def _merge_kind(old: Any, new: Any) -> Any:
         return new
     same = new.get("kind", old.get("kind")) == old.get("kind")
     return {**old, **new} if same else dict(new)
-
-
-def _with_free_width(tree: Tree, given: Any, budget: Any) -> Blueprint:
-    """Read ``tree``, whose free width a budget of parameters will replace.
-
-    A width that was ``given`` is refused, unless it is the one that stands there without: so a
-    blueprint written out can be read again.
-    """
-    block = tree["feed_forward"]
-    kind = block.get("kind") if isinstance(block, Mapping) else None
-    if not isinstance(kind, str) or kind not in FEED_FORWARD:
-        return Blueprint.from_dict(tree)  # which refuses it
-    free = FEED_FORWARD[kind].free_width
-    roomy = Blueprint.from_dict(tree | {"feed_forward": {**block, free: sys.maxsize}}).feed_forward
-    feed_forward = roomy.with_width(max(FEED_FORWARD[kind]().width, roomy.smallest_width))
-    asked = given.get(free) if isinstance(given, Mapping) else None
-    if asked not in (None, feed_forward.width):
-        said = f"has no effect with match_parameters={budget}, which sizes it"
-        raise OptionError(f"feed_forward.{free}", asked, said)
-    return Blueprint.from_dict(tree | {"feed_forward": feed_forward.to_dict()})
 
 
 __all__ = ["ARCHITECTURES", "architecture", "blueprint", "configure", "preset"]

@@ -28,7 +28,7 @@ class Contest:
     """Steps of a turn."""
 
 
-QUICKSTART = ("model.d_model=64", "model.match_parameters=160000", "train.batch_size=128")
+QUICKSTART = ("model.d_model=64", "match.parameters=160000", "train.batch_size=128")
 """Twice the quickstart's width, so that a step is not calls alone; of every checkout compared."""
 
 

@@ -26,6 +26,7 @@ def configured(contestant: dict[str, Any]) -> Work:
     import torch
 
     from runners.config.grid import expand
+    from runners.config.schema import RunConfig
     from runners.config.sweep_file import read_sweep
     from runners.training.experiment import build, build_model, train_columns
     from runners.training.loop import Loop, seed_everything
@@ -34,6 +35,8 @@ def configured(contestant: dict[str, Any]) -> Work:
     names = read_sweep(contestant["config"]).config.variants
     others = ", ".join(f"{{variant: {name}}}" for name in names if name != variant)
     changes = [*contestant["changes"], f"exclude=[{others}]"]
+    if "match" not in RunConfig.__dataclass_fields__:  # a checkout of before
+        changes = [text.replace("match.parameters", "model.match_parameters") for text in changes]
     config = expand(read_sweep(contestant["config"], changes))[0].config
     built, device = build(config), torch.device("cpu")
     seed_everything(config.seed)

@@ -141,8 +141,6 @@ def _model() -> list[str]:
     docs = field_docstrings(ModelSection)
     forms = "; ".join(f"{' or '.join(forms)} for {kind}" for kind, forms in FORMS.items())
     paragraphs += _paragraph(f"form: the first of {forms}", docs["form"], 2)
-    budget = "match_parameters: a whole number or null = null"
-    paragraphs += _paragraph(budget, docs["match_parameters"], 2)
     return paragraphs + _options(Blueprint, 2)
 
 

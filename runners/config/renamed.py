@@ -1,4 +1,4 @@
-"""Model options that had another name while the ``model`` section was flat.
+"""Model options that had another name, most of them while the ``model`` section was flat.
 
 The table is what a config in the flat form is refused with, and stands in
 ``docs/configuration.md``.
@@ -35,8 +35,9 @@ RENAMED: dict[str, str] = {
     "rotary_fraction": "position.fraction",
     "position_scale": "position.scale",
     "max_length": "position.max_length",
+    "match_parameters": "match.parameters, in the run's section match, which is beside model",
 }
-"""Old key of ``model`` → its new one, with what else is to be known."""
+"""Old key of ``model`` → its new one, there or from the top, with what else is to be known."""
 
 
 def refuse_renamed(key: str, child: Node) -> None:

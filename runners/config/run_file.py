@@ -69,7 +69,8 @@ def build_run(node: Node, checker: SectionChecker) -> RunConfig:
             raise unknown_key(child, key, known, f"a run{hint} takes")
     values = _fields(RunConfig, node, "", owner="a run", skip=("task", "model"))
     task, kind = checker.task(node.value["task"])
-    model = checker.model(node.value["model"], kind)
+    budgets = values["match"].of_model if "match" in values else ()
+    model = checker.model(node.value["model"], kind, budgets)
     try:
         return RunConfig(task=task, model=model, **values, source=node)
     except ValueError as error:
@@ -125,19 +126,20 @@ class SectionChecker:
             self._tasks[key] = _check_task(node)
         return self._tasks[key]
 
-    def model(self, node: Node, kind: str) -> ModelSection:
+    def model(self, node: Node, kind: str, budgets: tuple[str, ...] = ()) -> ModelSection:
         """Return the model that a section describes.
 
         Args:
             node: The ``model`` section.
             kind: Kind of the task, which decides the form.
+            budgets: What of ``match`` the model is sized to.
 
         Raises:
             ConfigError: an unknown architecture or option, or sizes that do not fit together.
         """
-        key = json.dumps([kind, node.plain()], sort_keys=True)
+        key = json.dumps([kind, node.plain(), budgets], sort_keys=True)
         if key not in self._models:
-            self._models[key] = _check_model(node, kind)
+            self._models[key] = _check_model(node, kind, budgets)
         return self._models[key]
 
 
@@ -174,7 +176,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check_model(node: Node, kind: str) -> ModelSection:
+def _check_model(node: Node, kind: str, budgets: tuple[str, ...]) -> ModelSection:
     # At the first model, since --help of a command needs no torch.
     from moeut import architectures
     from moeut.design import Blueprint
@@ -182,7 +184,7 @@ def _check_model(node: Node, kind: str) -> ModelSection:
     if not isinstance(node.value, dict):
         raise wrong_value(node, "model", "a mapping")
     given = dict(node.value)
-    known = ("architecture", "preset", "form", "match_parameters", *hints(Blueprint))
+    known = ("architecture", "preset", "form", *hints(Blueprint))
     for key, child in given.items():
         if key not in known:
             from runners.config.renamed import refuse_renamed
@@ -199,11 +201,9 @@ def _check_model(node: Node, kind: str) -> ModelSection:
         expected = f"one of {', '.join(FORMS[kind])} for a {kind} task"
         raise wrong_value(form, "model.form", expected, FORMS[kind])
     _refuse_encoder_depth(given.get("encoder_depth"), form.value)
-    if "match_parameters" in given:
-        convert(given["match_parameters"], int | None, "model.match_parameters")
     section = Node(given, node.place).plain()
     try:
-        blueprint = architectures.blueprint(section)
+        blueprint = architectures.blueprint(section, budgets=budgets)
     except OptionError as error:
         # What the preset or the architecture itself says is found where that is named.
         at = node if error.option.partition(".")[0] in given else Node({}, name.place)
@@ -218,7 +218,6 @@ def _check_model(node: Node, kind: str) -> ModelSection:
     return ModelSection(
         architecture=architecture,
         form=form.value,
-        match_parameters=section.get("match_parameters"),
         blueprint=blueprint,
     )
 

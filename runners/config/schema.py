@@ -95,9 +95,6 @@ class ModelSection:
     """Whose defaults were taken; a label, since ``blueprint`` says all of the model."""
     form: Form
     """How the model reads and answers."""
-    match_parameters: int | None = None
-    """Parameter budget: the free width of the feed-forward (dense: hidden_size, sigma_moe:
-    num_experts) is sized so that the count comes nearest to it."""
     blueprint: Blueprint
     """Every other option, under the keys that YAML has beside those above."""
 
@@ -120,7 +117,7 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """What is measured."""
     match: MatchConfig = field(default_factory=MatchConfig)
-    """Budgets that sizes and steps follow from."""
+    """Budgets that sizes of the model and steps follow from."""
     select: str = "final"
     """Which weights are scored: ``final``, or ``best:<split>`` on a validation split."""
     seed: int = field(default=0, metadata=NOT_IDENTITY)

@@ -14,8 +14,8 @@ from moeut.recurrence.exit_rules import THRESHOLDS, ExitRule
 from moeut.recurrence.inputs import StackOutput
 from moeut.recurrence.stack import DepthStack
 from runners.process.ranks import World
-from runners.training.cost import macs_at
 from runners.training.experiment import Built
+from runners.training.operations import macs_at
 
 
 class RepeatsUsed:
@@ -61,7 +61,8 @@ class RepeatsUsed:
         if getattr(steering, "halted", "freeze") == "update":
             return named
         readings = next(iter(means.values())) if rule is not None and rule.reads_logits else 0.0
-        return named | {"macs_per_token_used": macs_at(built, means, readings=readings)}
+        used = macs_at(built.model_config, built.objective, means, readings=readings)
+        return named | {"macs_per_token_used": used}
 
 
 @contextlib.contextmanager

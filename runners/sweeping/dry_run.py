@@ -14,9 +14,10 @@ from runners.config.labels import compact
 from runners.config.schema import RunConfig
 from runners.process.environment import choose_device
 from runners.process.run_directory import RunDirectory
-from runners.training.cost import describe_model, macs_per_token, seconds_per_step
+from runners.training.cost import describe_model, seconds_per_step
 from runners.training.experiment import Built
 from runners.training.lengths import tokens_per_step
+from runners.training.operations import macs_per_token
 from tasks.base.console import WholeTable, duration, say
 
 MEASURE_SECONDS = 2.0
@@ -131,6 +132,9 @@ def print_plan(
     marked = [name for name in ours if any(run.variant == name for run in planned)]
     if marked:
         say(console, f"ours, and not among the paper's: {', '.join(marked)}")
+    for line in lines:
+        for miss in line.built.unmet:
+            say(console, f"{line.cells()[0]}: {miss}")
     missing = dict.fromkeys(each.missing for each in built.values() if each.missing)
     if missing:
         say(console, "\n".join([f"{len(planned)} runs, none of which can start:", *missing]))
@@ -163,7 +167,8 @@ class _Estimate:
         """Return the seconds of an update, if they are known, and whether they were measured."""
         train = {name: getattr(config.train, name) for name in COSTLY}
         key = json.dumps([config.task, built.model_config.to_dict(), train], sort_keys=True)
-        work = float(macs_per_token(built) * tokens_per_step(config.train, built.objective))
+        macs = macs_per_token(built.model_config, built.objective)
+        work = float(macs * tokens_per_step(config.train, built.objective))
         if built.missing:
             return None, False
         smaller = _fewer_rows(config, work)

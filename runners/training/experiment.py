@@ -16,7 +16,8 @@ from moeut import architectures
 from moeut.config import ModelConfig
 from moeut.design import Blueprint
 from moeut.options import OptionError
-from runners.config.schema import ConfigError, RunConfig
+from runners.config.match import MatchConfig
+from runners.config.schema import RunConfig
 from runners.training.criterion import refused
 from runners.training.lengths import train_columns
 from runners.training.objective import OBJECTIVES, Objective
@@ -35,6 +36,8 @@ class Built:
     split_names: list[str]
     missing: str | None = None
     """Which data is not there, and the command that makes it; a plan alone does without."""
+    unmet: tuple[str, ...] = ()
+    """Which budgets of ``match`` are not met, and how far off they are."""
 
     @property
     def default_repeats(self) -> int | list[int]:
@@ -108,11 +111,15 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
         model_config = architectures.configure(
             _told(section.blueprint, objective),
             form=section.form,
-            match_parameters=section.match_parameters,
             **objective.sizes(),
         )
     except OptionError as error:
-        raise _model_error(config, objective, error) from error
+        raise config.located(error, "model") from error
+    is_matched = config.match != MatchConfig()
+    if is_matched:
+        from runners.training import matching  # runs of no budget do without
+
+        model_config = matching.sized(config, model_config, objective)
     _check_positions(config, objective, model_config)
     _check_depth(config, model_config, task)
     problem = refused(config.train, model_config)
@@ -125,11 +132,11 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
         reason = graphs.refused(config.train, model_config)
         if reason is not None:
             raise config.error("train.cuda_graph", True, f"{reason}; allowed: auto, false")
-    if config.match.training_flops is not None:
-        from runners.training.matching import with_steps  # runs of no budget do without
-
-        config = with_steps(config, model_config, objective)
-    return Built(config, task, objective, model_config, split_names, missing)
+    unmet: tuple[str, ...] = ()
+    if is_matched:
+        config = matching.with_steps(config, model_config, objective)
+        unmet = matching.unmet(config, model_config, objective)
+    return Built(config, task, objective, model_config, split_names, missing, unmet)
 
 
 def _told(blueprint: Blueprint, objective: Objective) -> Blueprint:
@@ -140,15 +147,6 @@ def _told(blueprint: Blueprint, objective: Objective) -> Blueprint:
         position=blueprint.position.told(*words),
         input_position=blueprint.input_position.told(*words),
     )
-
-
-def _model_error(config: RunConfig, objective: Objective, error: OptionError) -> ConfigError:
-    sizes = ", ".join(f"{name} {size}" for name, size in objective.sizes().items())
-    located = config.located(error, "model")
-    if located.path != "model.match_parameters":
-        return located
-    expected = f"{located.expected} (with the task's {sizes})"
-    return ConfigError(expected, path=located.path, value=located.value, place=located.place)
 
 
 def _check_longest_row(config: RunConfig, objective: Objective) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from runners.config.schema import TrainConfig
+from runners.config.train import TrainConfig
 from runners.training.batches import Columns
 from runners.training.objective import Objective
 

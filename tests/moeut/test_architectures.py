@@ -195,9 +195,9 @@ def test_another_kind_drops_the_defaults_of_its_block() -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_blueprint_written_out_is_itself(name: str) -> None:
     for section in ({}, {"feed_forward": {"top_k": 20}} if "moe" in name else {}):
-        section = {"architecture": name, "match_parameters": 10**6} | section
-        made = blueprint(section)
-        assert blueprint(section | made.to_dict()) == made
+        section = {"architecture": name} | section
+        made = blueprint(section, budgets=["parameters"])
+        assert blueprint(section | made.to_dict(), budgets=["parameters"]) == made
         assert Blueprint.from_dict(made.to_dict()) == made
 
 
@@ -299,27 +299,33 @@ def test_published_encoder_decoders_can_be_written(
             "feed_forward.num_experts",
             "kind 'dense' takes hidden_size.*option of kind 'sigma_moe'",
         ),
-        (
-            {"architecture": "moeut", "match_parameters": 900, "feed_forward": {"num_experts": 20}},
-            "feed_forward.num_experts",
-            "has no effect with match_parameters=900",
-        ),
-        (
-            {"architecture": "moeut", "match_parameters": 900, "feed_forward": "dens"},
-            "feed_forward.kind",
-            "did you mean 'dense'",
-        ),
-        (
-            {"architecture": "moeut", "match_parameters": 900, "feed_forward": {"top_k": 0}},
-            "feed_forward.top_k",
-            "at least 1",
-        ),
         ({"preset": "universal-44m", "depth": {"repeats": 0}}, "depth.repeats", "at least 1"),
     ],
 )
 def test_wrong_sections_are_named(section: dict[str, Any], option: str, expected: str) -> None:
     with pytest.raises(OptionError, match=expected) as caught:
         blueprint(section)
+    assert caught.value.option == option
+
+
+@pytest.mark.parametrize(
+    ("budget", "changes", "option", "expected"),
+    [
+        ("parameters", {"feed_forward": {"num_experts": 20}}, "feed_forward.num_experts",
+         "has no effect with a budget of parameters"),
+        ("parameters", {"feed_forward": "dens"}, "feed_forward.kind", "did you mean 'dense'"),
+        ("parameters", {"feed_forward": {"top_k": 0}}, "feed_forward.top_k", "at least 1"),
+        ("flops_per_token", {"feed_forward": {"top_k": 8}}, "feed_forward.top_k",
+         "has no effect with a budget of flops_per_token"),
+        ("flops_per_token", {"feed_forward": {"kind": "dense", "hidden_size": 9}},
+         "feed_forward.hidden_size", "has no effect with a budget of flops_per_token"),
+        ("cache_bytes_per_token", {"attention": {"head_size": 8}}, "attention.head_size",
+         "has no effect with a budget of cache_bytes_per_token"),
+    ],
+)  # fmt: skip
+def test_what_a_budget_sizes_is_not_given(budget, changes, option, expected) -> None:
+    with pytest.raises(OptionError, match=expected) as caught:
+        blueprint({"architecture": "moeut"} | changes, budgets=[budget])
     assert caught.value.option == option
 
 

@@ -45,7 +45,7 @@ def model_of(config):
     return architectures.configure(
         section.blueprint,
         form=section.form,
-        match_parameters=section.match_parameters,
+        match_parameters=config.match.parameters,
         vocabulary_size=8000,
     )
 

@@ -236,7 +236,7 @@ def test_sizes_are_those_of_the_window_and_the_tokenizer(text_run):
     ("override", "message"),
     [
         ("task.context_length=2000", r"task\.context_length=2000: .* tokens"),
-        ("model.match_parameters=9000", r"match_parameters=9000: .*vocabulary_size 257"),
+        ("match.parameters=9000", r"match\.parameters=9000: .*vocabulary_size 257"),
         ("evaluate.splits=[tset]", r"evaluate\.splits='?tset'?: .*did you mean 'test'"),
         ("select=best:test", "a test split must not choose the weights"),
         ("train.tokens_per_batch=20", "below the longest row of train, 24 tokens"),
@@ -244,7 +244,7 @@ def test_sizes_are_those_of_the_window_and_the_tokenizer(text_run):
 )
 def test_bad_input_is_one_line_with_its_place(override, message, text_run):
     overrides = [override]
-    if "match_parameters" in override:
+    if "match.parameters" in override:
         overrides.append("model.feed_forward.hidden_size=512")
     with pytest.raises(ConfigError, match=message) as caught:
         build(text_run(*overrides))
@@ -286,7 +286,7 @@ def test_plan_of_a_sweep(text_run, tmp_path, capsys):
     file.write_text(
         f"name: lm\nbase:\n{base}variants:\n"
         "  transformer: {model: {architecture: transformer, feed_forward.hidden_size: 48}}\n"
-        "  universal: {model: {architecture: universal, match_parameters: 16000}}\n"
+        "  universal: {model: {architecture: universal}, match: {parameters: 16000}}\n"
     )
     assert sweep.main([str(file), "--dry-run", f"--runs-dir={tmp_path / 'runs'}"]) == 0
     plan = capsys.readouterr().out

@@ -18,7 +18,9 @@ class FeedForwardOptions(Options):
     """Options of every kind of feed-forward."""
 
     free_width: ClassVar[str]
-    """The option that ``match_parameters`` sizes."""
+    """The option that a budget of parameters sizes."""
+    active_width: ClassVar[str | None] = None
+    """The option that says how much of the width a token uses; None: all of it."""
 
     @property
     def width(self) -> int:

@@ -23,6 +23,7 @@ class SigmaMoE(FeedForwardOptions):
 
     kind: ClassVar[str] = "sigma_moe"
     free_width: ClassVar[str] = "num_experts"
+    active_width: ClassVar[str | None] = "top_k"
     num_experts: int = 16
     """Experts (N_E)."""
     expert_size: int = 32

@@ -24,6 +24,7 @@ class SoftmaxMoE(FeedForwardOptions):
 
     kind: ClassVar[str] = "softmax_moe"
     free_width: ClassVar[str] = "num_experts"
+    active_width: ClassVar[str | None] = "top_k"
     num_experts: int = 16
     """Experts (E)."""
     expert_size: int = 32

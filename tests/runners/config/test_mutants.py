@@ -39,7 +39,8 @@ KEYS = [
     "<<", "", "''", "1", "null", "kind", "base", "seed", "seeds", "name", "model", "task", "train",
     "variants", "parameters", "exclude", "values", "model.kind", "model.depth.group", "a.b.c", ".",
     "early_terminate", "method", "headline", "ours", "num_layers", "attention", "position", "[1]",
-    "train.", ".train", "é", "? x", "-", "preset", "architecture", "match_parameters", "form",
+    "train.", ".train", "é", "? x", "-", "preset", "architecture", "match_parameters", "match",
+    "form",
 ]  # fmt: skip
 PIECES = ["\0", "\t", "\r", "\x85", "\u2028", "\ufeff", " ", "\n", "{", "}", "[", "]", ":", "- ",
           "#", "'", '"', "&", "*", "!", "|", ",", "---\n", "...\n", "\x07", "[" * 2000]  # fmt: skip
@@ -149,7 +150,7 @@ def check(path: Path) -> None:
         architectures.configure(
             config.model.blueprint,
             form=config.model.form,
-            match_parameters=config.model.match_parameters,
+            match_parameters=config.match.parameters,
             vocabulary_size=100,
             source_vocabulary_size=100 if config.model.form == "encoder_decoder" else None,
             num_classes=5 if config.model.form == "encoder_classifier" else None,

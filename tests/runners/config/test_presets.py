@@ -14,11 +14,11 @@ from runners.config.yaml_nodes import dump
 TASK = "task: {name: toy}\n"
 
 
-def config_of(section):
+def config_of(section, parameters=None):
     return architectures.configure(
         section.blueprint,
         form="decoder_lm",
-        match_parameters=section.match_parameters,
+        match_parameters=parameters,
         vocabulary_size=8000,
     )
 
@@ -45,9 +45,11 @@ def test_a_preset_and_its_options_spelled_out_are_the_same_run(toy, write):
 
 
 def test_a_budget_takes_the_place_of_the_presets_width(toy, write):
-    path = write(TASK + "model: {preset: moeut-44m, form: decoder_lm, match_parameters: 40000000}")
-    assert config_of(read_run(path).model).feed_forward.num_experts < 155
-    wide = read_run(path, ["model.match_parameters=null"])
+    budget = "match: {parameters: 40000000}\n"
+    path = write(TASK + budget + "model: {preset: moeut-44m, form: decoder_lm}")
+    run = read_run(path)
+    assert config_of(run.model, run.match.parameters).feed_forward.num_experts < 155
+    wide = read_run(path, ["match.parameters=null"])
     assert wide.model.blueprint.feed_forward.num_experts == 155
     again = write(to_yaml(read_run(path)), "again.yaml")
     assert read_run(again) == read_run(path)
@@ -69,8 +71,8 @@ def test_a_budget_takes_the_place_of_the_presets_width(toy, write):
             ":4: model.feed_forward.top_k=3: unknown; kind 'dense' takes hidden_size, ",
         ),
         (
-            "\n  preset: moeut-44m\n  match_parameters: 40000000\n  feed_forward.num_experts: 3",
-            ":5: model.feed_forward.num_experts=3: has no effect with match_parameters=40000000",
+            "\n  preset: moeut-44m\n  feed_forward.num_experts: 3\nmatch: {parameters: 40000000}",
+            ":4: model.feed_forward.num_experts=3: has no effect with a budget of parameters",
         ),
         # What the preset itself says is found where the preset is named.
         ("\n  preset: moeut-44m\n  dropout: 1", ":4: model.dropout=1.0: must be"),

@@ -10,8 +10,9 @@ from moeut.blocks.positions import POSITION
 from moeut.design import Blueprint
 from moeut.options import type_hints
 from moeut.recurrence.schedule import Depth
+from runners.config.match import MatchConfig
 from runners.config.renamed import RENAMED
-from runners.config.run_file import read_run
+from runners.config.run_file import hints, read_run
 from runners.config.schema import ConfigError
 
 DOCUMENT = Path(__file__).parents[3] / "docs/configuration.md"
@@ -38,6 +39,7 @@ def test_every_new_key_is_there_and_no_old_one():
     known = {f"{block}.{key}" for block in ("depth", "encoder_depth") for key in type_hints(Depth)}
     for block, classes in kinds.items():
         known |= {f"{block}.{key}" for cls in classes.values() for key in type_hints(cls)}
+    known |= {f"match.{key}" for key in hints(MatchConfig)}
     for old, new in RENAMED.items():
         assert new.replace(";", "").replace(",", "").split()[0] in known, old
         assert old not in type_hints(Blueprint)

@@ -153,15 +153,14 @@ def test_bad_values(toy, write, line, expected):
         (
             ("architecture: transformer", "architectur: transformer"),
             ":3: model.architectur='transformer': unknown key; model takes architecture, preset, "
-            "form, match_parameters, d_model, depth",
+            "form, d_model, depth",
         ),
-        (("d_model: 32", "match_paramters: 9"), "; did you mean 'model.match_parameters'?"),
+        (("d_model: 32", "match_parameters: 9"), "renamed; write match.parameters, in the run's"),
         (("d_model: 32", "depth: {grop: 2}"), "grop=2: unknown; model.depth takes prelude, group"),
         (("d_model: 32", "d_model: 33"), "must divide d_model=33"),
         (("d_model: 32", "d_model: '32'"), ":4: model.d_model='32': expected a whole number"),
         (("d_model: 32", "d_model: 032"), "'032': expected a whole number; did you mean 32?"),
         (("d_model: 32", "tie_embeddings: yes"), "expected true or false; did you mean true?"),
-        (("d_model: 32", "match_parameters: many"), ":4: model.match_parameters='many': expected"),
         (
             ("d_model: 32", "feed_forward:\n    kind: dense\n    num_experts: 8"),
             ":6: model.feed_forward.num_experts=8: unknown; kind 'dense' takes hidden_size",

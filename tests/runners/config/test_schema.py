@@ -165,7 +165,7 @@ def test_other_data_is_another_run(base):
         "model.position=rotary",
         "model.position={kind: rotary, fraction: 0.5}",
         "model.feed_forward={kind: sigma_moe, top_k: 4}",
-        "model.match_parameters=null",
+        "match.parameters=null",
         "model.encoder_depth={group: 2}",
         "model.form=encoder_decoder",
     ],

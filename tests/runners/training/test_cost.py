@@ -4,9 +4,18 @@ import pytest
 
 from moeut import sizing
 from runners.config.run_file import read_run
-from runners.training.cost import describe_model, macs_at, macs_per_token
+from runners.training import operations
+from runners.training.cost import describe_model
 from runners.training.experiment import build
 from runners.training.lengths import mean_lengths
+
+
+def macs_per_token(built):
+    return operations.macs_per_token(built.model_config, built.objective)
+
+
+def macs_at(built, repeats, **options):
+    return operations.macs_at(built.model_config, built.objective, repeats, **options)
 
 
 @pytest.fixture

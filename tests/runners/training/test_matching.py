@@ -65,3 +65,27 @@ def test_a_budget_that_cannot_be_met_is_refused(overrides, said, read):
     with pytest.raises(ConfigError) as caught:
         build(read(*overrides))
     assert said in str(caught.value)
+
+
+def test_what_is_not_met_stands_in_the_plan_and_in_the_result(read, tmp_path, capsys):
+    """A dense width is sized to parameters, and then nothing is free for the operations."""
+    from runners import sweep
+    from runners.process.run_directory import RunDirectory
+    from runners.reporting.results import load
+
+    budgets = ("match.parameters=9000", "match.flops_per_token=2000", "train.steps=5")
+    (said,) = build(read(*budgets, "model.feed_forward=dense")).unmet
+    assert said.startswith("match.flops_per_token 2,000 is not met: ")
+    assert said.endswith("%)")
+    text = (tmp_path / "run.yaml").read_text().replace("    hidden_size: 16\n", "")
+    text = text.replace("{hidden_size: 16}", "{}")
+    base = "".join(f"  {line}\n" for line in text.splitlines())
+    file = tmp_path / "some.yaml"
+    file.write_text(f"name: some\nbase:\n{base}variants: {{mine: {{}}}}\n")
+    command = [str(file), *budgets, f"--runs-dir={tmp_path / 'runs'}"]
+    assert sweep.main([*command, "--dry-run"]) == 0
+    assert f"mine: {said}" in " ".join(capsys.readouterr().out.split())
+    assert sweep.main([*command, "--no-figures"]) == 0
+    assert f"mine: {said}" in capsys.readouterr().out
+    results = load(tmp_path / "runs" / "some")
+    assert RunDirectory(results.runs[0].directory).read_config().match.flops_per_token == 2000

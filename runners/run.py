@@ -264,8 +264,7 @@ class Training:
         with self.config.locating("train"):
             return capture_of(
                 *(config, model, self.prepared.device, self.world),
-                macs_per_step=self._macs_per_token()
-                * tokens_per_step(config, self.built.objective),
+                macs_per_step=self._macs_per_token() * tokens,
             )
 
     def _macs_per_token(self) -> int:

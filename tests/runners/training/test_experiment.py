@@ -125,9 +125,9 @@ def test_a_model_is_checked_and_described_once_in_the_driver_and_once_in_a_worke
     read, built = [], []
     blueprint, check = architectures.blueprint, ModelConfig.__post_init__
 
-    def reading(section):
+    def reading(section, **options):
         read.append(section["architecture"])
-        return blueprint(section)
+        return blueprint(section, **options)
 
     def building(config):
         built.append(config)

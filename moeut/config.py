@@ -60,6 +60,9 @@ class ModelConfig(Blueprint):
         one_width = self.form != "encoder_decoder" or self.core_width == self.d_model
         said = "cannot be had in an encoder_decoder, whose layers read a memory of width d_model"
         require(one_width, "core_width", self.core_width, said)
+        one_stack = self.form != "encoder_decoder" or self.initialization != "deepnorm"
+        said = "has another published formula, and other alphas, for an encoder with a decoder"
+        require(one_stack, "initialization", self.initialization, said)
         self._refuse("pooling", unless="encoder_classifier")
         self._refuse_states()
         if self.form in ENCODERS:

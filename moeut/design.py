@@ -39,7 +39,9 @@ from moeut.recurrence.stack_config import EmbeddingScale, SharedKeys
 from moeut.recurrence.start import InputStart
 from moeut.recurrence.state import State
 
-Initialization = Literal["moeut", "depth_scaled", "glorot", "normal", "kaiming", "lecun"]
+Initialization = Literal[
+    "moeut", "depth_scaled", "glorot", "normal", "kaiming", "lecun", "deepnorm"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,9 @@ class Blueprint(Options):
         said = f"joins values, of which attention.kind={attention.kind!r} has none; expected none"
         layers = self.value_embeddings.layers
         require(attention.has_keys or layers == "none", "value_embeddings.layers", layers, said)
+        if self.initialization == "deepnorm" and self.update.kind != "deepnorm":
+            said = f"is what update.kind=deepnorm needs, not {self.update.kind}"
+            raise OptionError("initialization", "deepnorm", said)
         self._check_recurrence()
         self._check_recursion()
         try:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from moeut.blocks.attention.base import Attention
+from moeut.blocks.feed_forward.base import FeedForward
 from moeut.blocks.own import expanded
 from moeut.blocks.roles import HasRoles, Role, truncated_normal
 from moeut.config import ModelConfig
@@ -54,6 +56,10 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     ``lecun`` is ``depth_scaled`` with s = 1, whatever the depth is (TRM, HRM, URM; there also the
     head is normal).
 
+    ``deepnorm`` (arXiv 2203.00555) is ``depth_scaled``, with projections, routers and feed-forwards
+    drawn from the Glorot normal, times (8 L)^(-1/4) where the output of a sublayer is in proportion
+    to them: values, attention output, feed-forward.
+
     Expert weights are drawn as above per head (attention) or as one matrix over all experts
     (feed-forward). ``renormalise_router`` then gives all router rows of a feed-forward one norm,
     ``renormalise_experts`` gives the value and output weights of SwitchHead equal norm over
@@ -69,12 +75,17 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     Raises:
         ValueError: a parameter has no role.
     """
-    roles = dict(roles_of(model))
+    roles, branches = dict(roles_of(model)), set(_branches(model))
     for name, parameter in model.named_parameters():
         if name not in roles:
             raise ValueError(f"parameter {name!r} has no role: its module must name it in roles()")
         role, depth = roles[name]
-        _draw(parameter, role, config.initialization, depth)
+        scheme = config.initialization
+        if scheme == "deepnorm" and role.part in ("weight", "up"):
+            gain = (8.0 * depth) ** -0.25 if parameter in branches else 1.0
+            parameter.normal_(std=gain * math.sqrt(2.0 / (role.fan_in + role.fan_out)))
+        else:
+            _draw(parameter, role, scheme, depth)
         if role.equal_norm is not None:
             keep_standard_deviation(parameter, dim=role.equal_norm)
     for module in model.modules():
@@ -102,7 +113,24 @@ def roles_of(
         yield from roles_of(child, f"{prefix}{name}.", depth)
 
 
+def _branches(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the weights that the output of a sublayer is in proportion to, one at a time."""
+    of_attention = ("value", "output", "up", "down")
+    for module in model.modules():
+        if not isinstance(module, Attention | FeedForward) or not isinstance(module, HasRoles):
+            continue
+        is_attention = isinstance(module, Attention)
+        named = dict(module.named_parameters(remove_duplicate=False))
+        for name, role in expanded(module.roles(), module).items():
+            first = name.partition(".")[0]
+            counts = first in of_attention if is_attention else first != "router"
+            if counts and role.part in ("weight", "up"):
+                yield named[name]
+
+
 def _draw(parameter: Tensor, role: Role, scheme: Initialization, depth: int) -> None:
+    if scheme == "deepnorm":
+        scheme = "depth_scaled"
     if scheme == "lecun":  # a branch of the first of two layers has the deviation 1/sqrt(fan-in)
         scheme, depth = "depth_scaled", 2
     is_scaled = scheme in ("moeut", "depth_scaled")

@@ -98,7 +98,7 @@ class Residual(UpdateOptions):
 class DeepNorm(Residual):
     """The input of every sublayer counts more than its output: norm(alpha · x + f(x)).
 
-    The initial weights are those of ``initialization``, without a factor of their own.
+    ``initialization: deepnorm`` draws the weights that the paper goes with.
     """
 
     kind: ClassVar[str] = "deepnorm"

@@ -12,6 +12,7 @@ import torch
 from moeut import architecture
 from moeut.initialization import initialize, keep_standard_deviation
 from moeut.models import build
+from moeut.options import OptionError
 
 D, LAYERS, HEADS, HEAD, VOCABULARY = 64, 6, 4, 24, 300
 
@@ -160,6 +161,54 @@ def test_encoder_decoder_schemes(scheme: str, deviation: float | None) -> None:
     within(down, math.sqrt(6 / (D + 96)))
     assert weights["encoder.layers.1.feed_forward.up.bias"].abs().max() <= 1 / math.sqrt(D)
     within(weights["head.weight"], math.sqrt(6 / (VOCABULARY + D)))
+
+
+DEEPNORM = {"norm": "post", "update": {"kind": "deepnorm"}}
+
+
+def glorot_normal(weight: torch.Tensor, fans: tuple[int, int], gain: float) -> None:
+    spread(weight, gain * math.sqrt(2.0 / sum(fans)))
+
+
+def test_deepnorm_scales_what_a_sublayer_s_output_is_in_proportion_to() -> None:
+    """By (8 L)^(-1/4), with L the applied layers; queries, keys, gates and routers have none."""
+    beta, width, hidden = (8 * LAYERS) ** -0.25, HEADS * HEAD, 512
+    model = make("transformer", "deepnorm", **DEEPNORM, attention={"gates": "value"})
+    layer = model.decoder.layers[0]
+    for name in ("query", "key"):
+        glorot_normal(getattr(layer.attention, name).weight, (D, width), 1.0)
+    for name in ("value", "output"):
+        glorot_normal(getattr(layer.attention, name).weight, (D, width), beta)
+    glorot_normal(layer.attention.value_gate, (D, HEADS), 1.0)
+    glorot_normal(layer.feed_forward.up.weight, (D, hidden), beta)
+    glorot_normal(layer.feed_forward.down.weight, (D, hidden), beta)
+    assert not layer.feed_forward.up.bias.any()
+    spread(model.embedding.weight, 1 / math.sqrt(D))
+    with pytest.raises(AssertionError):  # a Glorot normal without the factor
+        glorot_normal(layer.feed_forward.up.weight, (D, hidden), 1.0)
+
+
+def test_deepnorm_counts_applied_layers_and_experts_as_one_matrix() -> None:
+    experts = {"num_experts": 12, "expert_size": 32}
+    model = make("moeut", "deepnorm", **DEEPNORM, feed_forward=experts)
+    layer, beta = model.decoder.layers[1], (8 * LAYERS) ** -0.25
+    glorot_normal(layer.feed_forward.up, (D, 12 * 32), beta)
+    glorot_normal(layer.feed_forward.down, (D, 12 * 32), beta)
+    glorot_normal(layer.feed_forward.router, (D, 12), 1.0)
+    glorot_normal(layer.attention.value, (D, HEADS * HEAD), beta)
+    glorot_normal(layer.attention.output, (D, HEADS * HEAD), beta)
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "said"),
+    [
+        ("decoder_lm", {}, "initialization='deepnorm': is what update.kind=deepnorm needs"),
+        ("encoder_decoder", DEEPNORM, "initialization='deepnorm': has another published formula"),
+    ],
+)
+def test_deepnorm_is_refused_without_its_update(form: str, options: Any, said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        make("transformer", "deepnorm", form=form, **options)
 
 
 @pytest.mark.parametrize("scheme", ["moeut", "depth_scaled", "glorot", "normal", "kaiming"])

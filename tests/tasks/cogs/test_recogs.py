@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import csv
+import functools
 import random
+import re
 import time
 
 import pytest
@@ -15,7 +17,7 @@ from tasks.base.metrics import Answers, Prediction
 from tasks.base.options import OptionError
 from tasks.base.scoring import ceiling, score
 from tasks.base.semantic_match import semantic_match
-from tasks.cogs import official, recogs
+from tasks.cogs import changes, official, recogs
 from tasks.cogs.changes import concatenated, preposed, read_row, sprinkled
 from tasks.cogs.graph import cogs_form
 from tasks.cogs.recogs import Recogs, form_of
@@ -28,9 +30,25 @@ def read(path):
     return [line.split("\t") for line in lines]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """Read each sentence once for all tests: what it says is a function of it alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recogs, "read", functools.cache(recogs.read))
+        patch.setattr(official, "read", functools.cache(official.read))
+        patch.setattr(changes, "read_graph", functools.cache(changes.read_graph))
+        yield
+
+
 @pytest.fixture(scope="module")
 def cogs(data_dir):
     return {s: official.read_columns(file) for s, file in official.DATA_FILES.items()}
+
+
+@pytest.fixture(scope="module")
+def placed(data_dir):
+    """The official task with the positional index."""
+    return Recogs()
 
 
 @pytest.fixture(scope="module")
@@ -72,42 +90,74 @@ def changed_as(given, target):
     return row
 
 
+@pytest.fixture(scope="module")
+def changed(cogs, rows_of):
+    """The rows of COGS' train changed as the official rows in the same places are."""
+    found = rows_of("positional_index/train.tsv")
+    return [changed_as(*pair) for pair in zip(cogs["train"], found, strict=False)]
+
+
 @pytest.mark.parametrize("split", ["train", "dev", "test", "gen"])
-def test_every_row_with_the_positional_index_follows_from_its_row_of_cogs(cogs, rows_of, split):
+def test_every_row_with_the_positional_index_follows_from_its_row_of_cogs(
+    cogs, rows_of, changed, split
+):
     found = rows_of(f"positional_index/{split}.tsv")
-    for given, target in zip(cogs[split], found, strict=split != "train"):
-        row = changed_as(given, target)
+    assert (len(found) > len(cogs[split])) == (split == "train")
+    rows = changed if split == "train" else map(changed_as, cogs[split], found)
+    for row, target in zip(rows, found, strict=split != "train"):
         assert [" ".join(row.tokens), form_of(row), row.category] == target
 
 
-def test_every_concatenation_is_of_three_rows(cogs, rows_of):
-    found = rows_of("positional_index/train.tsv")
+def cut_in_three(words, known):
+    """Yield every way to cut the words of a concatenation into three sentences that are known."""
+
+    def ends(start):
+        return [end for end in range(start + 1, len(words)) if words[start:end] in known]
+
+    for first in ends(0):
+        for second in ends(first):
+            if words[second:] in known:
+                yield words[:first], words[first:second], words[second:]
+
+
+def test_every_concatenation_is_of_three_rows(changed, rows_of):
     known = {}
-    for given, target in zip(cogs["train"], found, strict=False):
-        row = changed_as(given, target)
+    for row in changed:
         if row.graph is not None:
-            words = " ".join(row.tokens[:-1])
+            first, *others = words = row.tokens[:-1]
             known[words] = row
-            for article in ("A", "The"):
-                if words.startswith(f"{article} "):
-                    known[article.lower() + words.removeprefix(article)] = row
-    concatenations = found[len(cogs["train"]) :]
+            if first in ("A", "The"):
+                known[(first.lower(), *others)] = row
+    concatenations = rows_of("positional_index/train.tsv")[len(changed) :]
     assert len(concatenations) == recogs.CONCATENATIONS
-    for target in concatenations[::16]:
-        words = target[0].removesuffix(" .").split(" ")
-        cuts = [c for c in range(1, len(words)) if " ".join(words[:c]) in known]
-        made = set()
-        for first in cuts:
-            for second in range(first + 1, len(words)):
-                parts = [words[:first], words[first:second], words[second:]]
-                if all(" ".join(part) in known for part in parts):
-                    joined = concatenated([known[" ".join(p)] for p in parts], "concat")
-                    made.add((" ".join(joined.tokens), form_of(joined), joined.category))
-        assert tuple(target) in made
+    for sentence, form, category in concatenations:
+        words = tuple(sentence.removesuffix(" .").split(" "))
+        ways = (
+            concatenated([known[part] for part in parts], "concat")
+            for parts in cut_in_three(words, known)
+        )
+        made = {(" ".join(row.tokens), form_of(row), row.category) for row in ways}
+        assert (sentence, form, category) in made
+
+
+def test_every_training_row_of_v2_is_one_of_the_other_form_with_new_names(rows_of):
+    """Its five copies are upstream's code run again; only the names are drawn."""
+
+    def numbered(form):
+        names = {}
+        return re.sub(r"\d+", lambda found: names.setdefault(found[0], f"v{len(names)}"), form)
+
+    forms = collections.defaultdict(set)
+    for sentence, form, _ in rows_of("positional_index/train.tsv"):
+        forms[sentence].add(numbered(form))
+    rows = rows_of("v2/train.")
+    assert len(rows) == 135_547
+    assert {sentence for sentence, _, _ in rows} == set(forms)
+    assert all(numbered(form) in forms[sentence] for sentence, form, _ in rows)
 
 
 def test_cogs_own_forms_follow_from_the_graph(cogs):
-    for sentence, form, category in cogs["train"][::10] + cogs["gen"][::10]:
+    for sentence, form, category in cogs["train"] + cogs["gen"]:
         row = read_row(sentence, category)
         assert row.graph is None or cogs_form(row.graph) == form
 
@@ -116,11 +166,11 @@ def test_every_row_of_gen_is_answered_in_less_than_a_second(rows_of):
     """The published code takes 24 s and 6 s for two of them."""
     gold, other = rows_of("positional_index/gen.tsv"), rows_of("v2/gen.")
     slowest = 0.0
-    for number in [3016, 12656, *range(0, 21_000, 15)]:
-        began = time.perf_counter()
-        assert semantic_match(gold[number][1], other[number][1])
-        assert semantic_match(other[number][1], gold[number][1], one_to_one=True)
-        slowest = max(slowest, time.perf_counter() - began)
+    for (_, one, _), (_, renamed, _) in zip(gold, other, strict=True):
+        began = time.process_time()
+        assert semantic_match(one, renamed)
+        assert semantic_match(renamed, one, one_to_one=True)
+        slowest = max(slowest, time.process_time() - began)
     assert slowest < 1
 
 
@@ -146,11 +196,11 @@ def test_almost_right_forms_are_answered_in_less_than_a_second(rows_of):
         tokens = form.split(" ")
         tokens[generator.choice(places)] = "99"
         twice = form + " ; " + " ".join(f"{t}00" if t.isdigit() else t for t in form.split(" "))
-        began = time.perf_counter()
+        began = time.process_time()
         assert not semantic_match(form, " ".join(tokens))
         assert semantic_match(form, twice)
         assert not semantic_match(form, twice, one_to_one=True)
-        assert time.perf_counter() - began < 1
+        assert time.process_time() - began < 1
 
 
 def test_verdicts_on_pairs_are_those_of_the_published_code(data_dir):
@@ -164,8 +214,8 @@ def test_verdicts_on_pairs_are_those_of_the_published_code(data_dir):
 
 
 @pytest.mark.parametrize("form", ["positional_index", "variable_free"])
-def test_official_sets_and_their_ceiling(data_dir, form):
-    task = Recogs(form=form)
+def test_official_sets_and_their_ceiling(placed, form):
+    task = placed if form == "positional_index" else Recogs(form=form)
     sizes = {name: len(rows) for name, rows in task.splits().items()}
     train = 27_227 if form == "positional_index" else 24_155
     assert sizes == {"train": train, "dev": 3_000, "test": 3_000, "gen": 21_000}
@@ -175,8 +225,8 @@ def test_official_sets_and_their_ceiling(data_dir, form):
     assert depths == set(range(3, 13))
 
 
-def test_made_by_the_rules_it_is_official_outside_train(data_dir):
-    made, found = Recogs(made="rules").splits(), Recogs().splits()
+def test_made_by_the_rules_it_is_official_outside_train(placed):
+    made, found = Recogs(made="rules").splits(), placed.splits()
     for split in ("dev", "test", "gen"):
         assert made[split] == found[split]
     assert len(made["train"]) == 27_227

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import random
 
 import pytest
 
 import tasks
-from tasks import listops
+from tasks import listops, logical_inference
+from tasks.base.data_files import read_lines
 from tasks.ctl import Ctl
 from tasks.fetch import is_present
 from tasks.groups import group_table
 from tasks.listops import drawn_of_depth, evaluate
-from tasks.logical_inference import DATA_FILES, operators, read_file, relation
+from tasks.logical_inference import DATA_FILES, VARIABLES, operators, read_file, relation, truth
 
 
 def golden(golden_dir, name):
@@ -22,10 +24,18 @@ def golden(golden_dir, name):
         return list(csv.DictReader(file, delimiter="\t"))
 
 
+@pytest.fixture(scope="module")
+def items_of_ctl():
+    """The published rows and their splits, which do not depend on the direction."""
+    return Ctl().items()
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_table_lookup_has_the_published_rows_under_their_numbers(golden_dir, direction):
+def test_table_lookup_has_the_published_rows_under_their_numbers(
+    golden_dir, items_of_ctl, direction
+):
     task = Ctl(direction=direction)
-    items, parts = task.items()
+    items, parts = items_of_ctl
     tables = task.tables_of_functions()
     assert len(items) == 68_312
     of = {name: set(numbers) for name, numbers in parts.items()}
@@ -47,14 +57,13 @@ def test_table_lookup_has_the_published_rows_under_their_numbers(golden_dir, dir
         assert f"{value:03b}" == row["value"]
 
 
-def test_new_compositions_of_the_published_rows_are_partly_in_train():
+def test_new_compositions_of_the_published_rows_are_partly_in_train(items_of_ctl):
     """The empty chain and single functions are, as the text of the task says."""
-    splits = Ctl().splits()
-    train = {row.source for row in splits["train"]}
-    seen = [row for row in splits["new_composition"] if row.source in train]
-    assert {row.difficulty for row in seen} == {1.0}
-    assert len(seen) == 3
-    assert min(row.difficulty for row in splits["new_composition"]) == 0.0
+    items, parts = items_of_ctl
+    train = {(items[n].argument, items[n].chain) for n in parts["train"]}
+    new = [(items[n].argument, items[n].chain) for n in parts["new_composition"]]
+    assert [len(chain) for argument, chain in new if (argument, chain) in train] == [1, 1, 1]
+    assert min(len(chain) for _, chain in new) == 0
 
 
 def cost(tokens):
@@ -106,19 +115,37 @@ def test_official_listops(data_dir, name):
     assert all(str(evaluate(row.source).value) == row.target[0] for row in rows)
 
 
+def table_of(formula):
+    """Return the truth table of a formula as Python's own operators give it."""
+    for word, sign in (("( not ", "( ~"), ("( and ", "& ( "), ("( or ", "| ( ")):
+        formula = formula.replace(word, sign)
+    return eval(formula, dict(VARIABLES)) % 2**64
+
+
 @pytest.mark.official
-def test_official_formulas_relate_as_truth_tables_say(data_dir):
+def test_official_formulas_relate_as_truth_tables_say(data_dir, monkeypatch):
+    monkeypatch.setattr(logical_inference, "truth", functools.cache(truth))
     there = {name: file for name, file in DATA_FILES.items() if is_present(file)}
     assert len(there) >= 23  # of 26; three are not among the inputs of these tests
     for name, file in there.items():
-        rows = read_file(name)
-        assert len(rows) == file.rows
-        for row in rows[::40]:
-            bar = row.source.index("|")
-            left, right = " ".join(row.source[:bar]), " ".join(row.source[bar + 1 :])
-            assert relation(left, right) == row.target[0]
-            most = max(operators(left), operators(right))
-            assert most == row.difficulty or (row.difficulty == 12 and 12 <= most <= 19)
+        rows = [line.split("\t") for line in read_lines(file)]
+        number = int(name.removeprefix("train").removeprefix("test"))
+        numbers = {number} if number < 12 else range(12, 20)
+        for label, left, right in rows:
+            assert relation(left, right) == label
+            assert max(operators(left), operators(right)) in numbers
+        for _, *pair in rows[::100]:
+            assert [truth(formula) for formula in pair] == [table_of(formula) for formula in pair]
+
+
+@pytest.mark.official
+def test_rows_of_an_official_file(data_dir):
+    rows = read_file("test3")
+    label, left, right = read_lines(DATA_FILES["test3"])[7].split("\t")
+    assert len(rows) == 4_104
+    assert rows[7] == tasks.Example(
+        (*left.split(), "|", *right.split()), (label,), "3 operators", 3.0
+    )
 
 
 @pytest.mark.official

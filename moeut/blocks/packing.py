@@ -89,12 +89,17 @@ class Packing:
         """Whether no token takes part."""
         return self.tokens.shape[0] == 0
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows have a token that takes part (R)."""
+        return self.shape[0] if self.rows is None else self.rows.shape[0]
+
     def columns(self) -> Tensor:  # (R, N)
         """Return the column of the token in each slot; empty ones have some column."""
         columns = self.tokens % self.shape[1]
         if self.source is not None:
             columns = columns.index_select(0, self.source)
-        return columns.view(-1, self.shape[2])
+        return columns.view(self.num_rows, self.shape[2])
 
     def of_rows(self, x: Tensor) -> Tensor:
         """Return what belongs to the R rows of x (B or 1, …)."""
@@ -132,7 +137,7 @@ class Packing:
         heads = heads.squeeze(0)
         if self.source is not None:
             heads = heads.index_select(1, self.source)
-        return heads.unflatten(1, (-1, self.shape[2])).transpose(0, 1)
+        return heads.unflatten(1, (self.num_rows, self.shape[2])).transpose(0, 1)
 
     def pack(self, heads: Tensor) -> Tensor:  # (1, H, M, d)
         """Return heads (R, H, N, d) packed."""

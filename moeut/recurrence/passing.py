@@ -147,13 +147,28 @@ class Passing:
             self._held[place.layer] = output.kept
             self._first[place.layer] = place.application
         if record:
-            self.records.append((place, output.record))
+            self.records.append((place, self._of_readers(place, step, output.record)))
         others = step.x if others is None else others
         if packing is not None:
             return packing.put(output.x, others)
         if step.active is not None and step.freezes:
             return torch.where(step.active.unsqueeze(-1), output.x, others)
         return output.x
+
+    def _of_readers(self, place: Place, step: Step, record: RoutingRecord) -> RoutingRecord:
+        """Leave out what a repeat's own projection of memory decided for rows that read none of it.
+
+        It is computed before anyone has halted, for all rows: what a row costs in a balance loss
+        must not depend on how deep other rows go.
+        """
+        name = "cross_attention.value"
+        router = record.routers.get(name)
+        is_own = len(self.sources[place.layer]) > 1
+        if router is None or router.probability is None or step.active is None or not is_own:
+            return record
+        reads = self._real(step.active).any(dim=1).to(router.probability.dtype)
+        weighed = replace(router, probability=router.probability * reads[:, None, None], mass=reads)
+        return replace(record, routers=record.routers | {name: weighed})
 
     def _contexts(
         self, place: Place, step: Step, packing: Packing | None, without_gradient: bool

@@ -125,7 +125,8 @@ class StepDepth:
         if total.dim() == 2:  # a part may be padded to fewer columns than the whole
             read = part.tensors["tokens" if "tokens" in part.tensors else "source"]
             total = total[:, : read.shape[1]]
-        last = total.clamp(max=self.call["backprop_repeats"])
+        most = self.call.get("backprop_repeats")
+        last = total if most is None else total.clamp(max=most)
         return self.call | {"row_depth": RowDepth(total - last, last)}
 
 
@@ -169,7 +170,7 @@ def depth_of_step(
         total = np.repeat(total, rows)
     most = repeats.most if config.static_depth else int(total.max())
     assert most is not None
-    with_gradient = most if last is None else min(last, most)
-    return StepDepth(
-        {"num_repeats": most, "backprop_repeats": with_gradient}, total.astype(np.int64)
-    )
+    call = {"num_repeats": most}
+    if last is not None:  # else nothing is cut off, which a model may not allow
+        call["backprop_repeats"] = min(last, most)
+    return StepDepth(call, total.astype(np.int64))

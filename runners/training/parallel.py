@@ -17,6 +17,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from moeut.models import FORMS
+from moeut.recurrence.controller import NoHalting
 from runners.config.schema import TrainConfig
 from runners.process.ranks import World
 
@@ -59,7 +60,10 @@ def spread(model: Any, config: TrainConfig, world: World, *, has_one_shape: bool
 
         shard(model, world)
     elif world.size > 1:
-        call = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        skips = may_skip_parameters(model)
+        call = DistributedDataParallel(
+            model, gradient_as_bucket_view=True, find_unused_parameters=skips
+        )
     if config.compile:
         on_cpu = next(model.parameters()).device.type == "cpu"
         call = torch.compile(
@@ -68,6 +72,19 @@ def spread(model: Any, config: TrainConfig, world: World, *, has_one_shape: bool
             options=ONE_BY_ONE if on_cpu else None,
         )
     return call
+
+
+def may_skip_parameters(model: Any) -> bool:
+    """Return whether a pass may leave parameters without a gradient, which ranks then look for.
+
+    Those of a repeat's own where a step is less deep, or where no token is left; and those of a
+    controller that decides who takes part.
+    """
+    config = getattr(model, "config", None)
+    stacks = config.stacks.values() if config is not None else ()
+    return any(
+        not stack.own.is_nothing or not isinstance(stack.halting, NoHalting) for stack in stacks
+    )
 
 
 @contextlib.contextmanager
@@ -93,7 +110,8 @@ def full_weights(model: Any, *, keep: bool = True) -> dict[str, torch.Tensor]:
     """
     weights = {}
     for name, value in model.state_dict().items():
-        whole = value.full_tensor() if is_sharded(model) else value
+        # A sharded model has its buffers whole on every rank.
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
         if keep:
             weights[name] = whole.detach().to("cpu", copy=True)
     return weights

@@ -26,6 +26,7 @@ def splits_table(results: SweepResults) -> Table:
         title="Every split and metric",
         columns=["split", "metric", "rows", *labels],
         rows=rows,
+        num_names=2,
     )
 
 

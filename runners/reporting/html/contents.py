@@ -195,14 +195,22 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for key, item in value.items():
             yield from _flat(item, f"{path}.{key}" if path else str(key))
     else:
-        yield path, json.dumps(value, ensure_ascii=False)
+        yield path, value if _is_plain(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is text that YAML reads as text without quotes."""
+    try:
+        return isinstance(value, str) and yaml.safe_load(value) == value
+    except yaml.YAMLError:
+        return False
 
 
 # --- where it ran -----------------------------------------------------------------------
 
 
 def environment_table(results: SweepResults) -> Table | None:
-    """Return what the runs say of machine, versions and code, each value with its runs."""
+    """Return what the runs say of machine, versions and code; with counts where not all say it."""
     found: dict[str, Counter[str]] = {}
     for run in results.runs:
         shown = {k: v for k, v in run.environment.items() if k not in ("argv", "seed", "starts")}
@@ -210,8 +218,9 @@ def environment_table(results: SweepResults) -> Table | None:
             found.setdefault(key, Counter())[value.strip('"')] += 1
     if not found:
         return None
+    told = sum(bool(run.environment) for run in results.runs)
     rows = [
-        [key, "; ".join(v if len(values) == 1 else f"{v} ({n} runs)" for v, n in values.items())]
+        [key, "; ".join(v if n == told else f"{v} ({n} of {told} runs)" for v, n in values.items())]
         for key, values in found.items()
         if key
     ]

@@ -82,7 +82,7 @@ function look() {
   const ink = getComputedStyle(document.body).color;
   const inked = { labelColor: ink, titleColor: ink, labelFontSize: 12, titleFontSize: 12 };
   return { background: "transparent", view: { stroke: null }, font: "system-ui, sans-serif", legend: inked,
-    axis: { ...inked, domainColor: ink, tickColor: ink, gridOpacity: 0.25 } };
+    axis: { ...inked, domainColor: ink, tickColor: ink, gridColor: ink, gridOpacity: 0.12 } };
 }
 
 // Rectangles over two columns: the lighter, the larger; a square of few cells stays small.

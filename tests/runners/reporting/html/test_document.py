@@ -102,6 +102,19 @@ def test_configs_are_compared_key_by_key():
     assert table.columns == ["key", "a", "b"]
     assert table.rows == [["model.d", "1", "3"]]
     assert contents.differences_table({"a": "x: 1", "b": "x: 1"}) is None
+    values = {"a": "x: geometric", "b": 'x: "1"', "c": "x: 1", "d": "x: null", "e": 'x: "[a: "'}
+    (row,) = contents.differences_table(values).rows
+    assert row == ["x", "geometric", '"1"', "1", "null", '"[a: "']
+
+
+def test_what_only_some_runs_say_is_counted(make_sweep):
+    directory = make_sweep(a=[0.5, 0.6, 0.7])
+    for seed, environment in enumerate(({"git": {"commit": "12"}, "cores": 2}, {"cores": 2}, None)):
+        if environment is not None:
+            path = next(directory.glob(f"a-*/seed{seed}")) / "env.json"
+            path.write_text(json.dumps(environment))
+    table = contents.environment_table(load(directory))
+    assert table.rows == [["git.commit", "12 (1 of 2 runs)"], ["cores", "2"]]
 
 
 def test_no_more_points_are_drawn_than_a_page_can_hold(make_sweep):

@@ -150,8 +150,9 @@ class Slog(ExampleTask):
 
     @property
     def own_metrics(self) -> tuple[str, ...]:
-        """The published match, of forms with variables."""
-        return ("reformatted_match",) if self.form == "cogs" else ()
+        """The published match and its stricter sister, of forms with variables."""
+        names = ("reformatted_match", "strict_reformatted_match")
+        return names if self.form == "cogs" else ()
 
     def build_splits(self) -> dict[str, list[Example]]:
         """Read train, dev and test, and gen out of its archive.

@@ -61,8 +61,15 @@ class Answerer:
 
     def decode(self, examples: Sequence[Example]) -> list[Prediction]:
         """Return the most likely tokens of each row, one after the other."""
-        # Beyond the longest target and its end, so that no right answer is cut off.
-        limit = max(len(example.target) for example in examples) + DECODE_MARGIN
+        return self._decode(examples, max(len(example.target) for example in examples))
+
+    def ask(self, sources: Sequence[tuple[str, ...]], *, longest: int) -> list[tuple[str, ...]]:
+        """Return what is written for sources that are no rows, ``longest`` the longest target."""
+        examples = [Example(source, ()) for source in sources]
+        return [prediction.tokens for prediction in self._decode(examples, longest)]
+
+    def _decode(self, examples: Sequence[Example], longest: int) -> list[Prediction]:
+        limit = longest + DECODE_MARGIN  # its end, too, so that no right answer is cut off
         return self._in_batches(examples, lambda *batch: self._greedy(*batch, limit=limit))
 
     def decode_without_end(

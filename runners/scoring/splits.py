@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -94,7 +94,8 @@ class SplitScorer(abc.ABC):
         Args:
             split: its name.
             repeats: depth; None: the model's own.
-            oracle: also decode without the end token where that can change the outcome.
+            oracle: also decode without the end token where that can change the outcome, and ask
+                what the tables of a task need beyond its rows.
 
         Raises:
             ValueError: no such split.
@@ -150,7 +151,15 @@ class AnswerScorer(SplitScorer):
         )
         chosen = select_rows(rows, self.config.rows_of(split))
         answers = answerer.answer(chosen, oracle=oracle)
-        return scoring.score(objective.task, answers), answers
+        scores = scoring.score(objective.task, answers)
+        if oracle:
+            longest = max((len(row.target) for row in chosen), default=0)
+
+            def ask(sources: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+                return answerer.ask(sources, longest=longest)
+
+            scores.tables.update(objective.task.asked_tables(answers, ask))
+        return scores, answers
 
     def _choice(self, split: str) -> str:
         return f"rows, {self.config.rows_of(split)} per category chosen by hash"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.base.reformatted_match import normal_form
+from tasks.base.reformatted_match import normal_form, numbered_first
 from tasks.base.semantic_match import semantic_match
 from tasks.base.task import EOS, LABELLINGS, UNSCORED, Example
 
@@ -150,6 +150,12 @@ def is_reformatted(example: Example, prediction: Prediction) -> bool:
     return prediction.finished and normal_form(gold) == normal_form(written)
 
 
+def is_reformatted_strictly(example: Example, prediction: Prediction) -> bool:
+    """Return whether output and target are equal once numbered, and then sorted."""
+    gold, written = " ".join(example.target), " ".join(prediction.tokens)
+    return prediction.finished and numbered_first(gold) == numbered_first(written)
+
+
 def perplexity(loss: float) -> float:
     """Return exp(loss), of a mean cross entropy in nats; infinity where no float is so large."""
     try:
@@ -225,6 +231,13 @@ METRICS: dict[str, Metric] = {
         meaning="output and target are equal once their atoms are sorted and their variables "
         "numbered in the order of appearance, as SLOG is published; the sort sees old numbers, so "
         "that some renamings count as wrong",
+    ),
+    "strict_reformatted_match": Metric(
+        kinds=(),
+        compute=lambda answers: answers.share(is_reformatted_strictly),
+        meaning="reformatted_match with the two steps the other way round, as SLOG's code has it "
+        "too: variables are numbered before atoms are sorted, so that any renaming is right and "
+        "atoms in another order are wrong where that moves the numbers",
     ),
     "accuracy": Metric(
         kinds=("classification",),

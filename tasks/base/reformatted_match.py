@@ -14,6 +14,15 @@ numbers, so that a form whose variables are all renamed may end elsewhere:
 'cat ( 1 ) AND cat ( 2 ) AND run . agent ( 3 , 1 )'
 
 Two parts without any ``AND`` keep their order; three or more are sorted together.
+
+The authors' code has a second order of the two steps, number and then sort, which is stricter: the
+numbers say in which order the parts stood.
+
+>>> swapped = "raisin ( x _ 1 ) AND girl ( x _ 6 )", "girl ( x _ 6 ) AND raisin ( x _ 1 )"
+>>> normal_form(swapped[0]) == normal_form(swapped[1])
+True
+>>> numbered_first(swapped[0]), numbered_first(swapped[1])
+('girl ( 2 ) AND raisin ( 1 )', 'girl ( 1 ) AND raisin ( 2 )')
 """
 
 from __future__ import annotations
@@ -21,13 +30,25 @@ from __future__ import annotations
 
 def normal_form(form: str) -> str:
     """Return the normal form of a logical form, its tokens separated by blanks."""
-    text = " ".join(token for token in form.split() if token not in ("x", "_"))
+    return _renumbered(_ordered(_without_x(form)))
+
+
+def numbered_first(form: str) -> str:
+    """Return the form with its variables numbered as they appear, and its parts sorted then."""
+    return _ordered(_renumbered(_without_x(form)))
+
+
+def _without_x(form: str) -> str:
+    return " ".join(token for token in form.split() if token not in ("x", "_"))
+
+
+def _ordered(text: str) -> str:
     parts = text.split(" ; ")
-    if len(parts) > 2 or any(" AND " in part for part in parts):
-        nouns = sorted(part for part in parts if " AND " not in part)
-        atoms = sorted(atom for part in parts if " AND " in part for atom in part.split(" AND "))
-        text = "".join(f"{noun} ; " for noun in nouns) + " AND ".join(atoms)
-    return _renumbered(text)
+    if len(parts) < 3 and not any(" AND " in part for part in parts):
+        return text
+    nouns = sorted(part for part in parts if " AND " not in part)
+    atoms = sorted(atom for part in parts if " AND " in part for atom in part.split(" AND "))
+    return "".join(f"{noun} ; " for noun in nouns) + " AND ".join(atoms)
 
 
 def _renumbered(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -301,6 +301,20 @@ class ExampleTask(Task[Sequence[Example]]):
 
         Returns:
             Table name → row label → ``{metric: share, "rows": count}``.
+        """
+        return {}
+
+    def asked_tables(
+        self, answers: Any, ask: Callable[[Sequence[tuple[str, ...]]], Sequence[tuple[str, ...]]]
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Return tables that need further answers of the model; taken at the end of a run alone.
+
+        Args:
+            answers: ``tasks.base.metrics.Answers`` to rows of a split.
+            ask: gives the tokens that the model writes for some sources.
+
+        Returns:
+            As ``answer_tables``.
         """
         return {}
 

@@ -22,12 +22,12 @@ and productivity.
 The published authors score substitutivity by consistency, the share of pairs with equal answers,
 right or wrong; overgeneralisation by the share of the rule's answers, and of the exception's, as
 training goes on; localism by whether the answer equals that of the functions applied one by one to
-the model's own answers (``tasks.pcfg.localism.replay``).
+the model's own answers, for which it is asked again at the end of a run, depth by depth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -36,7 +36,7 @@ from tasks.base.data_files import DataDamaged, DataFile, file_table, locate, rea
 from tasks.base.metrics import Answers, is_exact
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask
-from tasks.pcfg.localism import Group, read_groups
+from tasks.pcfg.localism import Group, read_groups, replay
 from tasks.pcfg.rules import apply, functions
 
 COMMIT = "4f75bdd78889150dd78e90bbb7ddec840204c159"
@@ -44,6 +44,9 @@ REPOSITORY = (
     f"https://raw.githubusercontent.com/i-machine-think/am-i-compositional/{COMMIT}/data/pcfgset"
 )
 Table = dict[str, dict[str, float]]
+Tokens = tuple[str, ...]
+Ask = Callable[[Sequence[Tokens]], Sequence[Tokens]]
+"""Gives a model's answers to sources."""
 
 
 def _read_data_files() -> dict[str, DataFile]:
@@ -118,9 +121,8 @@ def group_rows(groups: Iterable[Group]) -> list[Example]:
             source = step.filled(values)
             values.append(apply(source))
             rows.append(Example(source, values[-1], "step", functions(source), {"number": number}))
-        rows.append(
-            Example(group.whole, group.target, "whole", functions(group.whole), {"number": number})
-        )
+        about = {"number": number, "group": group}
+        rows.append(Example(group.whole, group.target, "whole", functions(group.whole), about))
     return rows
 
 
@@ -214,6 +216,10 @@ class PcfgSet(ExampleTask):
             return {"localism": steps_and_whole(answers)}
         return {}
 
+    def asked_tables(self, answers: Answers, ask: Ask) -> dict[str, Table]:
+        """Return the published score of localism, of every row that was scored whole."""
+        return {"localism, one by one": one_by_one(answers, ask)} if self.test == "localism" else {}
+
 
 def rule_and_exception(answers: Answers) -> Table:
     """Return the share of answers that follow the rules, and of those that follow the exception."""
@@ -259,3 +265,35 @@ def steps_and_whole(answers: Answers) -> Table:
         "both": [all(group["step"]) and group["whole"][0] for group in whole],
     }
     return {name: {"share": sum(r) / len(r), "rows": len(r)} for name, r in counts.items() if r}
+
+
+def one_by_one(answers: Answers, ask: Ask) -> Table:
+    """Return how many whole sources are answered as their functions one by one are.
+
+    The shares are of all of them, of those with a right answer, and of the others; and how often
+    the functions one by one end in the target.
+    """
+    known = {
+        row.source: prediction.tokens
+        for row, prediction in zip(answers.examples, answers.predictions, strict=True)
+    }
+
+    def answer(sources: Sequence[Tokens]) -> list[Tokens]:
+        new = [source for source in dict.fromkeys(sources) if source not in known]
+        if new:
+            known.update(zip(new, ask(new), strict=True))
+        return [known[source] for source in sources]
+
+    whole = [row for row in answers.examples if row.category == "whole"]
+    ends = replay([row.metadata["group"] for row in whole], answer)
+    equal = [
+        (known[row.source] == end, known[row.source] == row.target, end == row.target)
+        for row, end in zip(whole, ends, strict=True)
+    ]
+    counts = {
+        "same answer": [same for same, _, _ in equal],
+        "same answer, it is right": [same for same, right, _ in equal if right],
+        "same answer, it is wrong": [same for same, right, _ in equal if not right],
+        "right one by one": [right for _, _, right in equal],
+    }
+    return {name: {"share": sum(c) / len(c), "rows": len(c)} for name, c in counts.items() if c}

@@ -10,7 +10,7 @@ import pytest
 
 from tasks.base.data_files import DataDamaged
 from tasks.base.metrics import Answers, Prediction
-from tasks.base.reformatted_match import normal_form
+from tasks.base.reformatted_match import normal_form, numbered_first
 from tasks.base.scoring import ceiling, score
 from tasks.slog import MEMBERS, Slog, read_gen
 
@@ -61,22 +61,32 @@ def test_pairs_are_judged_as_by_the_published_code(data_dir):
         assert gold == pair["gold_normal_form"]
         assert written == pair["prediction_normal_form"]
         assert str(int(gold == written)) == pair["their_reorder_reindex"]
+        gold, written = numbered_first(pair["gold"]), numbered_first(pair["prediction"])
+        assert str(int(gold == written)) == pair["their_reindex_reorder"]
 
 
 def test_the_sort_sees_old_numbers(task):
-    """Shuffled atoms always match; seven numbers further seven rows of dev do not."""
+    """Shuffled atoms always match; seven numbers further seven rows of dev do not.
+
+    Numbered first, a renaming always matches, and shuffled atoms mostly do not.
+    """
     generator = random.Random(0)
-    moved = shuffled = 0
+    moved = shuffled = strictly_moved = strictly_shuffled = 0
     for row in task.split("dev"):
         gold = normal_form(" ".join(row.target))
         further = [str(int(t) + 7) if t.isdigit() else t for t in row.target]
         moved += normal_form(" ".join(further)) != gold
+        strict = numbered_first(" ".join(row.target))
+        strictly_moved += numbered_first(" ".join(further)) != strict
         *nouns, atoms = " ".join(row.target).split(" ; ")
         parts = atoms.split(" AND ")
         if len(parts) > 1:
             generator.shuffle(parts)
-            shuffled += normal_form(" ; ".join([*nouns, " AND ".join(parts)])) != gold
-    assert (moved, shuffled) == (7, 0)
+            other = " ; ".join([*nouns, " AND ".join(parts)])
+            shuffled += normal_form(other) != gold
+            strictly_shuffled += numbered_first(other) != strict
+    assert (moved, shuffled, strictly_moved) == (7, 0, 0)
+    assert strictly_shuffled > 1000
 
 
 def test_it_is_scored_by_the_match_too(task):
@@ -86,6 +96,7 @@ def test_it_is_scored_by_the_match_too(task):
     scores = score(task, Answers([row, row], [Prediction(other), Prediction(("x",))]))
     assert scores.metrics["exact_match"] == 0
     assert scores.metrics["reformatted_match"] == 0.5
+    assert scores.metrics["strict_reformatted_match"] == 0
     (table,) = scores.tables["reformatted_match by category"].values()
     assert table == {"reformatted_match": 0.5, "rows": 2}
 

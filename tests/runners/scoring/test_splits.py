@@ -29,6 +29,22 @@ def test_selected_rows_are_said(built):
     assert score(one, model, "test").note() is None
 
 
+def test_a_task_may_ask_for_further_answers_at_the_end(built, monkeypatch):
+    one = built()
+    model = build_model(one.model_config, CPU)
+    rows = one.task.split("test")
+
+    def asked_tables(task, answers, ask):
+        again = ask([row.source for row in rows[:3]])
+        same = [a == p.tokens for a, p in zip(again, answers.predictions, strict=False)]
+        return {"again": {"all": {"share": sum(same) / 3, "rows": 3}}}
+
+    monkeypatch.setattr(type(one.task), "asked_tables", asked_tables)
+    tables = score(one, model, "test").score.tables
+    assert tables["again"] == {"all": {"share": 1.0, "rows": 3}}
+    assert "again" not in score(one, model, "test", oracle=False).score.tables
+
+
 def test_lines_of_predictions_say_which_are_right(built):
     one = built()
     rows = one.task.split("test")

@@ -159,6 +159,46 @@ def test_localism_ends_in_the_target_if_every_step_is_right(data_dir, recovered)
     assert shares == {"all steps right": 1.0, "whole right": 0.667, "both": 0.667}
 
 
+def test_localism_compares_an_answer_with_that_of_its_functions_one_by_one():
+    """The model fails at two sources; what it is asked is asked once."""
+    groups = read_groups(
+        [
+            "unrolled\trepeat A B \t*1",
+            "unrolled\techo *1\tA B A B B",
+            "original\techo repeat A B\tA B A B B",
+            "unrolled\tcopy A B \t*1",
+            "unrolled\trepeat *1\tA B A B",
+            "original\trepeat copy A B\tA B A B",
+            "unrolled\trepeat A B \t*1",
+            "unrolled\trepeat *1\tA B A B A B A B",
+            "original\trepeat repeat A B\tA B A B A B A B",
+        ],
+        "a file",
+    )
+    rows = [row for row in official.group_rows(groups) if row.category == "whole"]
+    asked = []
+
+    def model(source):
+        if source in (("repeat", "repeat", "A", "B"), ("echo", "A", "B", "A", "B")):
+            return ("A1",)
+        return apply(source)
+
+    def ask(sources):
+        asked.extend(sources)
+        return [model(source) for source in sources]
+
+    answers = Answers(rows, [Prediction(model(row.source)) for row in rows])
+    table = PcfgSet(test="localism").asked_tables(answers, ask)["localism, one by one"]
+    assert {name: (entry["share"], entry["rows"]) for name, entry in table.items()} == {
+        "same answer": (1 / 3, 3),
+        "same answer, it is right": (1 / 2, 2),
+        "same answer, it is wrong": (0, 1),
+        "right one by one": (2 / 3, 3),
+    }
+    assert len(asked) == len(set(asked)) == 4
+    assert PcfgSet(test="iid").asked_tables(answers, ask) == {}
+
+
 def test_files_are_pinned_by_their_names_in_git(data_dir):
     path = data_dir / "pcfg_set/pcfgset/dev.src"
     assert DATA_FILES["pcfgset/dev.src"].git_sha1 == git_sha1_of(path.read_bytes())

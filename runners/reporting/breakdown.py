@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from runners.reporting.comparison import common, titled
 from runners.reporting.results import Outcome, Setting, SweepResults
@@ -66,14 +67,17 @@ def _breakdown(results: SweepResults, split: str, name: str, group: str) -> Tabl
     keys = list(dict.fromkeys(key for run in results.runs for key in found(run)))
     keys.sort(key=natural_key)
     rows = []
+    metrics: set[str] = set()
     for key in keys:
         sizes = {int(found(run)[key]["rows"]) for run in results.runs if key in found(run)}
         cells = []
         for setting in results.settings:
             metric = results.headline_metric(setting)
-            entries = (_value(found(run).get(key, {}), metric) for run in setting.done)
-            there = [v for v in entries if v is not None and math.isfinite(v)]
-            cells.append(mean_std(there, metric))
+            entries = [found(run).get(key, {}) for run in setting.done]
+            shown = next(filter(None, (shown_metric(cell, metric) for cell in entries)), metric)
+            there = [cell[shown] for cell in entries if math.isfinite(cell.get(shown, math.nan))]
+            cells.append(mean_std(there, shown))
+            metrics.add(shown)
         rows.append([key, " or ".join(map(count, sorted(sizes))), *cells])
     slug = "".join(c if c.isalnum() else "-" for c in f"{split}-{name}")
     return Table(
@@ -81,13 +85,30 @@ def _breakdown(results: SweepResults, split: str, name: str, group: str) -> Tabl
         title=f"{split}: by {name}",
         columns=[name, "rows", *(setting.label for setting in results.settings)],
         rows=rows,
+        notes=[note for metric in sorted(metrics) for note in metric_notes(results, metric)],
     )
 
 
-def _value(cell: dict[str, float], metric: str) -> float | None:
-    """Return the headline metric of a cell, or the one metric that its table is about."""
-    others = [value for name, value in cell.items() if name != "rows"]
-    return cell.get(metric, others[0] if len(others) == 1 else None)
+def metric_notes(results: SweepResults, metric: str) -> list[str]:
+    """Return what a table says of its metric where that is not the headline."""
+    headlines = {results.headline_metric(setting) for setting in results.settings}
+    return [] if metric in headlines else [f"Scores are {metric}."]
+
+
+def shown_metric(cell: Mapping[str, float], metric: str) -> str | None:
+    """Return the headline metric where a cell has it, or else the one metric that it has."""
+    others = [name for name in cell if name != "rows"]
+    if metric in others:
+        return metric
+    return others[0] if len(others) == 1 else None
+
+
+def difficulty_metric(results: SweepResults, split: str) -> str:
+    """Return the metric that scores of a split are broken down by difficulty in."""
+    metric = results.headline_metric(results.settings[0])
+    scores = (score for run in results.runs if (score := run.score(split)) is not None)
+    cells = (cell for score in scores for cell in score.by_difficulty.values())
+    return next(filter(None, (shown_metric(cell, metric) for cell in cells)), metric)
 
 
 def natural_key(key: str) -> tuple[int, float, str]:

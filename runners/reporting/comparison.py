@@ -8,7 +8,7 @@ from typing import Any
 
 from runners.config.labels import compact, short_keys
 from runners.reporting.results import Setting, SweepResults
-from runners.reporting.run_result import RunResult
+from runners.reporting.run_result import RunResult, Score
 from runners.reporting.statistics import LEVEL, TOO_SMALL, Comparison, compare_family, summarize
 from runners.reporting.tables import (
     MISSING,
@@ -25,6 +25,8 @@ from tasks.base.metrics import is_lower_better
 
 TOLERANCE = 0.01
 """Relative difference up to which a quantity counts as matched."""
+OF_ROWS = ("accuracy", "exact_match", "sequence_accuracy")
+"""Metrics that chance, majority and ceiling are scores of."""
 
 # --- comparisons ------------------------------------------------------------------------
 
@@ -243,7 +245,11 @@ def main_notes(results: SweepResults, tests: dict[str, Comparison], has_bold: bo
 
 
 def baseline_notes(results: SweepResults) -> list[str]:
-    """Return chance, majority and ceiling of the main split and the in-distribution one."""
+    """Return chance, majority and ceiling of the main split and the in-distribution one.
+
+    They are of whole rows; where the headline counts otherwise (single labels), the note names the
+    metric that they belong to.
+    """
     found: dict[str, dict[str, set[str]]] = {}
     for setting in results.settings:
         for split in (
@@ -251,16 +257,24 @@ def baseline_notes(results: SweepResults) -> list[str]:
             _inside(setting),
         ):
             score = setting.done[0].score(split) if setting.done and split else None
+            if split is None or score is None:
+                continue
+            shown = split + _of_rows(score, results.headline_metric(setting))
             for name in ("chance", "majority", "ceiling"):
-                value = getattr(score, name, None)
-                if split and value is not None:
-                    by_name = found.setdefault(split, {})
+                value = getattr(score, name)
+                if value is not None:
+                    by_name = found.setdefault(shown, {})
                     by_name.setdefault(name, set()).add(f"{value:.3f}")
     notes = []
     for split, by_name in found.items():
         words = [f"{name} {' or '.join(sorted(values))}" for name, values in by_name.items()]
         notes.append(f"{split}: {', '.join(words)}.")
     return notes
+
+
+def _of_rows(score: Score, headline: str) -> str:
+    counted = next((name for name in OF_ROWS if name in score.metrics), headline)
+    return "" if counted == headline else f", {counted}"
 
 
 def training_flops(setting: Setting) -> float | None:

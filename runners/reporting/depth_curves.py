@@ -9,7 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from runners.reporting.breakdown import difficulty_name, natural_key, trained_depth
+from runners.reporting.breakdown import (
+    difficulty_metric,
+    difficulty_name,
+    metric_notes,
+    natural_key,
+    shown_metric,
+    trained_depth,
+)
 from runners.reporting.drawing import Panel
 from runners.reporting.results import Setting, SweepResults
 from runners.reporting.run_result import Depth
@@ -30,8 +37,9 @@ def depth_curves(results: SweepResults, setting: Setting, split: str) -> Curves:
                 continue
             curve = curves.setdefault(score.depth, {})
             for key, cell in score.by_difficulty.items():
-                if math.isfinite(cell.get(metric, math.nan)):
-                    curve.setdefault(key, []).append(cell[metric])
+                shown = shown_metric(cell, metric)
+                if shown is not None and math.isfinite(cell[shown]):
+                    curve.setdefault(key, []).append(cell[shown])
     return {depth: curves[depth] for depth in sorted(curves, key=_depth_key)}
 
 
@@ -58,7 +66,7 @@ def depth_curve_tables(results: SweepResults) -> list[Table]:
             curves = _shown(results, setting, split)
             if not curves:
                 continue
-            metric, trained = results.headline_metric(setting), trained_depth(setting, split)
+            metric, trained = difficulty_metric(results, split), trained_depth(setting, split)
             keys = sorted({key for curve in curves.values() for key in curve}, key=natural_key)
             names = [_depth_name(depth) + ("*" if depth == trained else "") for depth in curves]
             rows = [
@@ -72,7 +80,7 @@ def depth_curve_tables(results: SweepResults) -> list[Table]:
                     title=f"{split}: {setting.label}, by {difficulty} and repeats",
                     columns=[difficulty, *names],
                     rows=rows,
-                    notes=["* the model's own depth."],
+                    notes=["* the model's own depth.", *metric_notes(results, metric)],
                 )
             )
     return tables
@@ -86,7 +94,7 @@ def depth_curve_panels(results: SweepResults) -> list[Panel]:
             curves = _shown(results, setting, split)
             if not curves:
                 continue
-            metric = results.headline_metric(setting)
+            metric = difficulty_metric(results, split)
             panels.append(
                 Panel(
                     title=f"{split}: {setting.label}",

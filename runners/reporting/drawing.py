@@ -61,8 +61,11 @@ class Panel:
         self.accuracy, self.points, self.wide = accuracy, points, wide
 
 
-def draw(panels: Sequence[Panel]) -> Any:
+def draw(panels: Sequence[Panel], names: Sequence[str] = ()) -> Any:
     """Return a figure with the panels side by side, at most three in a row.
+
+    Where all curves are among ``names``, colours follow their order, so that a setting looks the
+    same in all figures, whichever others are drawn.
 
     A band is one standard deviation (ddof = 1) around the mean over seeds, within 0 and 1 for an
     accuracy; the points are the seeds, since accuracies are often bimodal.
@@ -78,6 +81,8 @@ def draw(panels: Sequence[Panel]) -> Any:
     FigureCanvasAgg(figure)  # measures text
     axes = figure.subplots(lines, columns, squeeze=False)
     labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
+    if set(labels) <= set(names):
+        labels = list(dict.fromkeys(names))
     palette = colormaps["tab10" if len(labels) <= 10 else "turbo"]
     colours = {
         label: palette(index if len(labels) <= 10 else index / (len(labels) - 1))

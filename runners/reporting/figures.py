@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from runners.config.labels import compact, short_keys
-from runners.reporting.breakdown import depth_values, difficulty_name, trained_depth
+from runners.reporting.breakdown import (
+    depth_values,
+    difficulty_metric,
+    difficulty_name,
+    shown_metric,
+    trained_depth,
+)
 from runners.reporting.comparison import TOLERANCE, common, headline_values, training_flops
 from runners.reporting.depth_curves import depth_curve_panels
 from runners.reporting.drawing import TOKENS, Curve, Panel, draw, save
@@ -47,10 +53,11 @@ def draw_all(results: SweepResults, directory: Path) -> list[Path]:
         "learning": learning_panels(results),
         "grid": grid_panels(results),
     }
+    settings = [setting.label for setting in results.settings]
     paths = []
     for name, panels in drawings.items():
         if panels:
-            paths += save(draw(panels), directory / name)
+            paths += save(draw(panels, settings), directory / name)
     return paths
 
 
@@ -64,7 +71,7 @@ def difficulty_panels(results: SweepResults) -> list[Panel]:
         curves = {s.label: difficulty_curve(results, s, split) for s in results.settings}
         if len({x for curve in curves.values() for x in curve}) > 1:
             name = next(filter(None, map(difficulty_name, results.settings)), "")
-            y = results.headline_metric(results.settings[0])
+            y = difficulty_metric(results, split)
             is_accuracy = not is_lower_better(y)
             panels.append(
                 Panel(
@@ -87,8 +94,9 @@ def difficulty_curve(results: SweepResults, setting: Setting, split: str) -> Cur
     for run in setting.done:
         score = run.score(split)
         for key, cell in ({} if score is None else score.by_difficulty).items():
-            if metric in cell and math.isfinite(cell[metric]):
-                curve.setdefault(float(key), []).append(cell[metric])
+            shown = shown_metric(cell, metric)
+            if shown is not None and math.isfinite(cell[shown]):
+                curve.setdefault(float(key), []).append(cell[shown])
     return curve
 
 

@@ -3,6 +3,8 @@
 import copy
 
 from runners.reporting.breakdown import breakdown_tables, depth_tables, splits_table
+from runners.reporting.comparison import baseline_notes
+from runners.reporting.figures import difficulty_panels
 from runners.reporting.results import load
 
 
@@ -61,3 +63,17 @@ def test_every_split_and_metric(make_sweep):
         ["gen", "exact_match", "100 of 21,000", "0.500", "0.700"],
         ["gen", "token_accuracy", "100 of 21,000", "0.750", "0.850"],
     ]
+
+
+def test_tables_in_another_metric_than_the_headline_name_it(make_sweep):
+    headline = {"split": "gen", "metric": "token_accuracy"}
+    results = load(make_sweep(a=[0.4, 0.6], b=[0.5], headline=headline))
+    tables = {table.title: table for table in breakdown_tables(results)}
+    by_depth = tables["gen: by recursion depth"]
+    assert by_depth.rows[0] == ["2", "60", "0.500 ± 0.141", "0.500"]
+    assert by_depth.notes == ["Scores are exact_match."]
+    assert [panel.y for panel in difficulty_panels(results)] == ["exact_match"] * 2
+    notes = baseline_notes(results)
+    assert notes[0] == "gen, exact_match: chance 0.000, majority 0.010, ceiling 0.922."
+    own = load(make_sweep("own", a=[0.4], b=[0.5]))
+    assert all(table.notes == [] for table in breakdown_tables(own))

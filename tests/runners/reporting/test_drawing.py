@@ -108,3 +108,15 @@ def test_whole_numbers_have_ticks_at_whole_numbers():
     halves = {0.5: [0.5], 1.5: [0.6]}
     figure = draw([Panel(title="t", x="repeats", y="accuracy", curves={"a": halves})])
     assert any(not float(tick).is_integer() for tick in figure.axes[0].get_xticks())
+
+
+def test_a_setting_keeps_its_colour_where_others_are_not_drawn():
+    settings = ["transformer", "universal", "moeut"]
+    all_of_them = colours_of(draw(make_panels(settings, 1), settings))
+    assert len(set(all_of_them)) == 3
+    assert colours_of(draw(make_panels(settings[1:], 1), settings)) == all_of_them[1:]
+    assert colours_of(draw(make_panels(["2 repeats"], 1), settings)) == all_of_them[:1]
+
+
+def colours_of(figure):
+    return [line.get_color() for line in figure.axes[0].get_lines() if line.get_marker() == "o"]

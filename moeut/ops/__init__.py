@@ -21,7 +21,7 @@ from moeut.ops.backend import available_backends, resolve_backend
 from moeut.ops.dispatch import Dispatch
 from moeut.ops.interface import expert_linear, expert_mlp
 from moeut.ops.native import cross_entropy_sum, dropout
-from moeut.ops.products import Linear, linear
+from moeut.ops.products import Linear, linear, relu_mlp
 from moeut.ops.shared import SharedWeight, SharedWeights
 
 __all__ = [
@@ -35,5 +35,6 @@ __all__ = [
     "expert_linear",
     "expert_mlp",
     "linear",
+    "relu_mlp",
     "resolve_backend",
 ]

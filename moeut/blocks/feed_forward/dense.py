@@ -13,7 +13,7 @@ from moeut.blocks.feed_forward.activations import ACTIVATION, Activation
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.blocks.roles import Role, Roles
 from moeut.blocks.routing import RouterRecord, RoutingContext
-from moeut.ops import Linear, dropout, linear
+from moeut.ops import Linear, dropout, linear, relu_mlp
 from moeut.options import derived, require_positive, require_probability
 
 
@@ -79,10 +79,15 @@ class DenseMLP(FeedForward):
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
         """Map the plain view (B, T, D) to (B, T, D); there is no router and no record."""
-        if self.activation is F.relu and self.adapters is None:
+        drops = self.dropout and self.training
+        is_plain = self.activation is F.relu and self.adapters is None
+        if is_plain and not drops:
+            weights = (self.up.weight, self.up.bias, self.down.weight, self.down.bias)
+            return relu_mlp(plain, *weights), None
+        if is_plain:
             hidden = linear(plain, self.up.weight, self.up.bias, relu=True)  # (B, T, F)
         else:
             hidden = self.activation(self.project("up", plain, context.repeat))
-        if self.dropout and self.training:
+        if drops:
             hidden = dropout(hidden, self.dropout)
         return self.project("down", hidden, context.repeat), None

@@ -6,6 +6,7 @@
 #include "experts.h"
 #include "linear.h"
 #include "loss.h"
+#include "mlp.h"
 
 namespace moeut {
 namespace {
@@ -184,6 +185,8 @@ Tensor expert_mlp(const Tensor& x, const Tensor& up, const Tensor& down, const T
 TORCH_LIBRARY(moeut_native, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
   m.def(
+      "mlp(Tensor x, Tensor up, Tensor? up_bias, Tensor down, Tensor? down_bias) -> Tensor");
+  m.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? content, "
       "Tensor? position, Tensor? table, float dropout, float scale, bool causal) -> Tensor");
   m.def("dropout(Tensor x, float probability) -> Tensor");
@@ -198,6 +201,7 @@ TORCH_LIBRARY(moeut_native, m) {
 }
 TORCH_LIBRARY_IMPL(moeut_native, CPU, m) {
   m.impl("linear", moeut::linear_forward);
+  m.impl("mlp", moeut::mlp_once);
   m.impl("attention", moeut::attention_once);
   m.impl("dropout", moeut::dropout_once);
   m.impl("cross_entropy", moeut::cross_entropy);
@@ -207,6 +211,7 @@ TORCH_LIBRARY_IMPL(moeut_native, CPU, m) {
 }
 TORCH_LIBRARY_IMPL(moeut_native, Autograd, m) {
   m.impl("linear", moeut::linear);
+  m.impl("mlp", moeut::mlp);
   m.impl("attention", moeut::attention);
   m.impl("dropout", moeut::dropout);
   m.impl("cross_entropy", moeut::cross_entropy);

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moeut.ops import Linear, linear, native, products
+from moeut.ops import Linear, linear, native, products, relu_mlp
 
 SIZES = [
     (1, 5, 3),
@@ -134,3 +134,44 @@ def test_a_layer_without_weights_is_that_of_pytorch(shapes):
     y = linear(*inputs, relu=True)
     assert torch.equal(y, F.relu(F.linear(*inputs)))
     assert [g.shape for g in torch.autograd.grad(y.sum(), inputs)] == [*shapes]
+
+
+SIZES_OF_TWO = [(7, 5, 9, 3), (30, 32, 700, 32), (700, 33, 40, 17), (1100, 20, 2049, 20)]
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("rows", "width", "hidden", "out"), SIZES_OF_TWO)
+def test_two_layers_in_one_operation_are_two_to_the_bit(rows, width, hidden, out, biased):
+    torch.manual_seed(rows)
+    shapes = [(rows, width), (hidden, width), (hidden,), (out, hidden), (out,)]
+    x, up, up_bias, down, down_bias = (torch.randn(s, requires_grad=True) for s in shapes)
+    if not biased:
+        up_bias = down_bias = None
+    used = [one for one in (x, up, up_bias, down, down_bias) if one is not None]
+    together = relu_mlp(x, up, up_bias, down, down_bias)
+    apart = linear(linear(x, up, up_bias, relu=True), down, down_bias)
+    assert torch.equal(together, apart)
+    with torch.no_grad():
+        assert torch.equal(relu_mlp(x, up, up_bias, down, down_bias), apart)
+    gradient = torch.randn_like(apart)
+    found, wanted = (torch.autograd.grad(y, used, gradient) for y in (together, apart))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_two_layers_in_one_operation_can_be_differentiated_twice_and_in_part():
+    torch.manual_seed(3)
+    shapes = [(40, 6), (9, 6), (9,), (5, 9), (5,)]
+    inputs = [torch.randn(s, requires_grad=True) for s in shapes]
+    x, up, up_bias, down, down_bias = inputs
+    plain = F.linear(F.relu(F.linear(x, up, up_bias)), down, down_bias)
+    found = []
+    for y in (relu_mlp(*inputs), plain):
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(one.square().sum() for one in first), inputs)
+        found.append((*first, *second))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-3)
+    for which in range(5):  # of one input alone, the others being constants
+        alone = [one.detach().requires_grad_(n == which) for n, one in enumerate(inputs)]
+        (gradient,) = torch.autograd.grad(relu_mlp(*alone).square().sum(), alone[which])
+        assert torch.allclose(gradient, found[1][which], rtol=1e-4, atol=1e-3)

@@ -292,7 +292,11 @@ train: {steps: 2, batch_size: 2, checkpoint_interval: 1}
 
 
 def make_language_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, config: str = LANGUAGE_RUN
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: str = LANGUAGE_RUN,
+    *,
+    overrides: tuple[str, ...] = (),
 ) -> Path:
     """A finished run on made-up text."""
     monkeypatch.setenv("MOEUT_CACHE", str(folder / "cache"))
@@ -306,7 +310,7 @@ def make_language_run(
     from runners.run import run
     from runners.train import plan_single
 
-    read = read_run(path)
+    read = read_run(path, overrides)
     directory, record = plan_single(read, name="lm", root=folder / "runs")
     RunDirectory(directory).prepare(read, record)
     assert run(directory, stop=signals.Stop()) == "done"

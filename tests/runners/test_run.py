@@ -294,6 +294,10 @@ def test_the_average_is_scored_and_training_is_as_without_it(select, make_run, t
     assert all(torch.equal(value, average[n]) for n, value in run.model.state_dict().items())
     scores = [score.metrics for score in score_finished_run(run)]
     assert scores == [score["metrics"] for score in results[0]["scores"]]
+    rows = [json.loads(line) for line in (averaged / "metrics.jsonl").read_text().splitlines()]
+    (on_the_way,) = (row["metrics"] for row in rows if row.get("split") == "dev")
+    at_the_end = {score["split"]: score["metrics"] for score in results[0]["scores"]}
+    assert on_the_way.items() <= at_the_end["dev"].items()
 
 
 def test_damaged_checkpoint_is_reported_and_the_one_before_used(make_run, train, caplog):

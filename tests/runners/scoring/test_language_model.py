@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import moeut
 from runners.scoring.language_model import load_language_model
@@ -29,6 +30,16 @@ def test_a_run_and_its_checkpoints(directory: Path) -> None:
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, weights[last][name])
     assert any(not torch.equal(weights[first][name], weights[last][name]) for name in weights[last])
+
+
+def test_the_average_is_read_where_it_was_scored(tmp_path, monkeypatch, language_run) -> None:
+    directory = language_run(tmp_path, monkeypatch, overrides=("train.ema=0.5",))
+    last = directory / "checkpoints" / "step_000002"
+    for path in (directory, last):
+        weights = load_language_model(path).model.state_dict()
+        average, own = (load_file(last / f"{name}.safetensors") for name in ("ema", "model"))
+        assert all(torch.equal(value, average[name]) for name, value in weights.items())
+        assert not all(torch.equal(value, own[name]) for name, value in weights.items())
 
 
 def test_a_damaged_checkpoint_is_refused(directory: Path) -> None:

@@ -88,6 +88,11 @@ def test_published_scales_have_small_siblings():
         ("cogs/small", "cogs_small"),
         ("scan/length_small", "scan_length_small"),
         ("language/stdlib_small", "lm_stdlib_small"),
+        ("lengths/looped_small", "lengths_looped_small"),
+        ("recall/multi_hop_small", "recall_multi_hop_small"),
+        ("state_tracking/word_problem_small", "state_tracking_word_problem_small"),
+        ("table_lookup/ndr_small", "table_lookup_ndr_small"),
+        ("trees/modular_expression_small", "trees_modular_expression_small"),
     ],
 )
 def test_models_have_the_size_that_the_results_were_measured_at(config, result, request):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from tasks.base.about import About
-from tasks.base.data_files import DataDamaged, DataFile, locate, read_bytes, unpacked
+from tasks.base.data_files import DataDamaged, DataFile, checked_path, locate, read_bytes, unpacked
 from tasks.base.task import Example, ExampleTask
 
 ARCHIVE = DataFile(
@@ -166,7 +166,7 @@ class Cfq(ExampleTask):
         """
         file = DATA_FILES[f"splits/{self.variant}.json"]
         indices = json.loads(read_bytes(file))
-        pairs = read_pairs(locate(DATA_FILES["dataset.json"]))
+        pairs = read_pairs(checked_path(DATA_FILES["dataset.json"]))
         splits = split_rows([example(*pair) for pair in pairs], indices, str(locate(file)))
         sizes = tuple(map(len, splits.values()))
         if sizes != SIZES[self.variant]:

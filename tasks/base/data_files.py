@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.base.options import OptionError
-from tasks.base.storage import git_sha1_of, sha256_of
+from tasks.base.storage import git_sha1_of, sha256_of, sha256_of_file
 
 
 class DataMissing(ValueError):
@@ -39,7 +39,7 @@ class DataFile:
     """Address at a pinned upstream commit."""
     sha256: str | None
     """SHA-256 of the file's bytes, unpacked, in hexadecimal; None where only its archive's is
-    published."""
+    published: then the one that was noted when it was taken out counts (``tasks.base.pins``)."""
     rows: int | None = None
     """Lines of the file; None where it is not a list of rows."""
     by_default: bool = True
@@ -151,7 +151,7 @@ def locate(file: DataFile) -> Path:
 
 
 def read_bytes(file: DataFile) -> bytes:
-    """Return the bytes of a data file after comparing them with its published checksum.
+    """Return the bytes of a data file after comparing them with its checksum.
 
     Raises:
         DataMissing: no data folder has it.
@@ -159,13 +159,38 @@ def read_bytes(file: DataFile) -> bytes:
     """
     path = locate(file)
     data = path.read_bytes() if file.path.endswith(".gz") else unpacked(path)
-    found = file.checksum_of(data)
-    if file.checksum not in (None, found):
+    _compare(file, path, file.checksum_of(data))
+    return data
+
+
+def checked_path(file: DataFile) -> Path:
+    """Return where a data file lies, after comparing its bytes without keeping them in memory.
+
+    Raises:
+        DataMissing: no data folder has it.
+        DataDamaged: it has another checksum.
+    """
+    path = locate(file)
+    if path.name != Path(file.path).name or file.git_sha1 is not None:
+        read_bytes(file)  # packed, or named by Git: its bytes have to be had together
+    else:
+        _compare(file, path, f"SHA-256 {sha256_of_file(path)}")
+    return path
+
+
+def _compare(file: DataFile, path: Path, found: str) -> None:
+    """Compare what a file gives with its published checksum, or with what was noted of it."""
+    expected = file.checksum
+    if expected is None and file.archive is not None:
+        from tasks.base.pins import pinned  # for few files
+
+        noted = path.with_name(Path(file.path).name)
+        expected = f"SHA-256 {pinned(noted, found.removeprefix('SHA-256 '))}"
+    if expected not in (None, found):
         raise DataDamaged(
-            f"{path}: damaged: {found}, expected {file.checksum}; remove it and fetch it "
+            f"{path}: damaged: {found}, expected {expected}; remove it and fetch it "
             f"again with: {file.fetch_command}"
         )
-    return data
 
 
 def read_lines(file: DataFile) -> list[str]:

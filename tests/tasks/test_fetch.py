@@ -241,12 +241,26 @@ def archive(request, server, monkeypatch):
 
 def test_files_of_an_archive_are_taken_out_of_it_and_it_is_not_kept(server, cache, archive):
     fetch.main(["toy"])
-    assert everything_under(cache) == ["toy/a.txt", "toy/b.txt"]
+    noted = ["toy/a.txt.sha256", "toy/b.txt.sha256"]
+    assert everything_under(cache) == sorted(["toy/a.txt", "toy/b.txt", *noted])
+    assert (cache / noted[0]).read_text() == f"{sha256_of(b'a')}  a.txt\n"
     assert data_files.read_bytes(archive[0]) == b"a"
     assert data_files.read_bytes(archive[1]) == CONTENT
     assert len(server.asked) == 1
     fetch.main(["toy"])
     assert len(server.asked) == 1
+
+
+def test_a_file_of_an_archive_that_changes_later_is_refused_and_fetched_again(
+    server, cache, archive
+):
+    fetch.main(["toy"])
+    (cache / "toy/b.txt").write_bytes(b"other")
+    with pytest.raises(data_files.DataDamaged, match=r"b\.txt: damaged: .* fetch it again"):
+        data_files.read_bytes(archive[1])
+    fetch.main(["toy"])
+    assert len(server.asked) == 2
+    assert data_files.read_bytes(archive[1]) == CONTENT
 
 
 def test_damaged_archive_is_refused_and_nothing_is_left(server, cache, archive):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 
 from tasks.base.data_files import (
@@ -9,6 +11,7 @@ from tasks.base.data_files import (
     DataFile,
     DataMissing,
     cache_folder,
+    checked_path,
     locate,
     read_bytes,
     read_lines,
@@ -53,6 +56,38 @@ def test_missing_file_says_where_and_how_to_fetch_it(folders):
 def test_file_outside_the_default_set_is_fetched_by_its_path():
     file = DataFile(path="toy/rare.txt", url="", sha256="", by_default=False)
     assert file.fetch_command == "python -m tasks.fetch toy/rare.txt"
+
+
+def test_a_path_is_given_after_its_bytes_were_compared(folders):
+    path = folders / "data" / FILE.path
+    path.write_bytes(CONTENT)
+    assert checked_path(FILE) == path
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(DataDamaged, match=r"damaged: SHA-256"):
+        checked_path(FILE)
+    path.unlink()
+    packed = path.with_name("rows.txt.gz")
+    packed.write_bytes(gzip.compress(CONTENT))
+    assert checked_path(FILE) == packed
+    packed.write_bytes(gzip.compress(CONTENT[:-1]))
+    with pytest.raises(DataDamaged, match=r"damaged: SHA-256"):
+        checked_path(FILE)
+
+
+@pytest.mark.parametrize("read", [read_bytes, checked_path])
+def test_what_nobody_published_is_noted_with_a_line_and_stays_the_same(folders, capsys, read):
+    member = DataFile("toy/rows.txt", FILE.url, None, archive=FILE, member="rows.txt")
+    path = folders / "data" / member.path
+    path.write_bytes(b"by hand")
+    read(member)
+    line = capsys.readouterr().err
+    assert line.startswith(f"{path}: not fetched by tasks.fetch")
+    assert line.endswith(f"noted: {sha256_of(b'by hand')}\n")
+    read(member)
+    assert capsys.readouterr().err == ""
+    path.write_bytes(b"by hand, changed")
+    with pytest.raises(DataDamaged, match=r"damaged: SHA-256 .* fetch it again"):
+        read(member)
 
 
 @pytest.mark.parametrize("content", [b"one\ntwp\n", b"one\n", b"", CONTENT + b"\n"])

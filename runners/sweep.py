@@ -270,9 +270,8 @@ def job_of(run: PlannedRun, *, is_here: bool = True) -> Job:
     from runners.process.environment import choose_device
 
     train = run.config.train
-    if not is_here:
-        return Job(run.directory, train.num_threads, uses_gpu=train.device == "cuda")
-    return Job(run.directory, train.num_threads, uses_gpu=choose_device(train).type == "cuda")
+    device = choose_device(train).type if is_here else train.device
+    return Job(run.directory, train.num_threads, uses_gpu=device == "cuda", steps=train.steps)
 
 
 def run_labels(planned: Sequence[PlannedRun]) -> dict[Path, str]:

@@ -22,6 +22,7 @@ class TrainingProgress:
     steps: int
     loss: float
     tokens_per_second: float
+    """0 where it is not known yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ above the level, no test is made: ``n too small to test``.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 EXACT_UP_TO = 200_000
 """Most permutations that are enumerated; beyond, the normal approximation is used."""
+REMEMBERED = 20_000
+"""Intervals, and tests, that are remembered: each of a report's tables and figures asks anew."""
 TOO_SMALL = "n too small to test"
 
 
@@ -67,14 +70,23 @@ def summarize(values: Sequence[float]) -> Summary:
     Raises:
         ValueError: there is no value, or one is not finite.
     """
+    mean, std = mean_and_std(values)
+    return Summary(tuple(map(float, values)), mean, std, bootstrap_interval(values))
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and standard deviation (ddof = 1; None for one value) as ``summarize`` does.
+
+    Raises:
+        ValueError: there is no value, or one is not finite.
+    """
     if not values or not all(map(math.isfinite, values)):
         raise ValueError(f"values={list(values)}: must be at least one finite number")
     array = np.asarray(values, dtype=float)
     same = len(set(values)) == 1
     # The mean of equal numbers is that number; a rounded sum may miss it.
     mean = float(array[0]) if same else float(array.mean())
-    std = None if len(values) < 2 else 0.0 if same else float(array.std(ddof=1))
-    return Summary(tuple(map(float, values)), mean, std, bootstrap_interval(values))
+    return mean, None if len(values) < 2 else 0.0 if same else float(array.std(ddof=1))
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -87,12 +99,17 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     if len(set(values)) == 1:
         return float(values[0]), float(values[0])
+    return _bootstrap(tuple(sorted(map(float, values))))
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _bootstrap(values: tuple[float, ...]) -> tuple[float, float] | None:
     from scipy import stats  # a second to import, which --help need not wait for
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         interval = stats.bootstrap(
-            (np.sort(np.asarray(values, dtype=float)),),
+            (np.asarray(values),),
             np.mean,
             confidence_level=CONFIDENCE,
             n_resamples=RESAMPLES,
@@ -123,11 +140,16 @@ def rank_sum_p(first: Sequence[float], second: Sequence[float]) -> float:
     that of the rank sum over every way to divide the pooled values. Past ``EXACT_UP_TO`` ways it is
     the normal approximation, with its correction for ties.
     """
+    return _rank_sum(tuple(map(float, first)), tuple(map(float, second)))
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _rank_sum(first: tuple[float, ...], second: tuple[float, ...]) -> float:
     from scipy import stats
 
     if not is_enumerated(len(first), len(second)):
         return float(stats.mannwhitneyu(first, second, method="asymptotic").pvalue)
-    pooled = np.concatenate([np.asarray(first, dtype=float), np.asarray(second, dtype=float)])
+    pooled = np.asarray(first + second)
     num_distinct = len(np.unique(pooled))
     if num_distinct == len(pooled):
         return float(stats.mannwhitneyu(first, second, method="exact").pvalue)

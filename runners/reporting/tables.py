@@ -17,7 +17,7 @@ from runners.reporting.markup import (
     markdown_heading,
     markdown_line,
 )
-from runners.reporting.statistics import TOO_SMALL, Comparison, Summary, summarize
+from runners.reporting.statistics import TOO_SMALL, Comparison, Summary, mean_and_std
 from tasks.base.console import WholeTable, duration
 from tasks.base.metrics import METRICS
 from tasks.base.printable import printable
@@ -125,9 +125,8 @@ def mean_std(values: Sequence[float], metric: str = "") -> str:
     """Return ``mean ± std``, the mean alone for one value, a dash for none."""
     if not values:
         return MISSING
-    summary = summarize(values)
-    spread = "" if summary.std is None else f" ± {number(summary.std, metric)}"
-    return number(summary.mean, metric) + spread
+    middle, std = mean_and_std(values)
+    return number(middle, metric) + ("" if std is None else f" ± {number(std, metric)}")
 
 
 def interval(summary: Summary | None, metric: str = "") -> str:

@@ -23,6 +23,8 @@ class Job:
     directory: Path
     num_threads: int
     uses_gpu: bool = False
+    steps: int = 0
+    """Updates of its training, of which a driver shows how many are done."""
 
 
 class ClusterUnavailable(RuntimeError):

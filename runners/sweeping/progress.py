@@ -68,10 +68,11 @@ class _Row:
         if isinstance(self.message, ScoringProgress):
             rows = f"{self.message.rows}/{self.message.of_rows} rows"
             return step, f"score {self.message.split}", rows, ""
+        speed = self.message.tokens_per_second
         return (
             step,
             f"loss {self.message.loss:.4f}",
-            f"{self.message.tokens_per_second:,.0f} tokens/s",
+            f"{speed:,.0f} tokens/s" if speed else "",
             "" if self.left is None else f"{duration(self.left)} left",
         )
 

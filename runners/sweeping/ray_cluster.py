@@ -60,7 +60,7 @@ class RayExecutor:
         """
         ray = _connect(self.options.address)
         try:
-            _Tasks(ray, self, jobs, Watch(on_message)).run(stop, on_message)
+            _Tasks(ray, self, jobs, Watch(jobs, on_message)).run(stop, on_message)
         finally:
             ray.shutdown()
 

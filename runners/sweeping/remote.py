@@ -119,14 +119,14 @@ class Children:
             self.is_cancelled = True
 
     def _status(self, directory: Path, status: int) -> int:
-        """Return how a run has ended; torchrun itself says only whether all ranks ended with 0."""
+        """Return how a run has ended, whatever ended the process that executed it."""
         found = RunDirectory(directory).status()
         if found == "done":
             return DONE
         if found == "failed":
             return FAILED
-        if self._launcher:
-            return RESUMABLE if self.is_at_limit or self.is_cancelled else FAILED
+        if self._launcher and (self.is_at_limit or self.is_cancelled):
+            return RESUMABLE  # torchrun's nodes may lose sight of each other while they end
         return status if status > 0 else RESUMABLE  # a signal has ended it
 
 

@@ -114,7 +114,7 @@ class SlurmExecutor:
                 text = f"{len(part)} runs submitted as job {self._submit(part)}"
                 on_message(part[0].directory, Notice(text))
         if not self._detach:
-            self._watch([job.directory for job in jobs], stop, Watch(on_message))
+            self._watch([job.directory for job in jobs], stop, Watch(jobs, on_message))
 
     def _submit(self, jobs: Sequence[Job]) -> str:
         """Submit jobs of one kind as an array, and return its id."""

@@ -72,7 +72,7 @@ def torchrun(environment: Mapping[str, str], *, num_nodes: int, ranks_per_node: 
     return [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "runners.sweeping.torchrun",
         f"--nnodes={num_nodes}",
         f"--node-rank={environment.get('SLURM_NODEID', '0')}",
         f"--nproc-per-node={ranks_per_node}",

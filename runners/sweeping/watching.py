@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runners.config.schema import ConfigError
 from runners.process.messages import Ended, RunEnd, Started, TrainingProgress
 from runners.process.run_directory import RunDirectory
-from runners.sweeping.executor import OnMessage
+from runners.sweeping.executor import Job, OnMessage
 from tasks.base.command_line import BAD_INPUT
 
 TAIL_BYTES = 4096
@@ -21,33 +22,41 @@ class Watch:
     """Turn the states of distant runs into messages.
 
     Args:
-        on_message: gets them.
+        jobs: what is executed.
+        on_message: gets the messages.
     """
 
-    def __init__(self, on_message: OnMessage) -> None:
+    def __init__(self, jobs: Sequence[Job], on_message: OnMessage) -> None:
         self._on_message = on_message
+        self._steps = {job.directory: job.steps for job in jobs}
         self._started: set[Path] = set()
-        self._steps: dict[Path, int] = {}
-        self._last_rows: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._shown: dict[Path, int] = {}
+        """The step that was shown last."""
+        self._first: dict[Path, tuple[float, int]] = {}
+        """When the first row of a start was seen, and the tokens that had been read by then."""
 
     def is_running(self, directory: Path) -> None:
         """Say that a run is at work, and how far it is if that has changed."""
         self._start(directory)
         row = last_row(RunDirectory(directory).metrics)
-        if row is None or row["step"] == self._last_rows.get(directory, (-1, {}))[0]:
+        if row is None or row["step"] == self._shown.get(directory):
             return
-        self._last_rows[directory] = row["step"], row
-        steps = self._num_steps(directory)
-        if steps:
-            self._on_message(
-                directory,
-                TrainingProgress(
-                    step=row["step"],
-                    steps=steps,
-                    loss=row["loss"],
-                    tokens_per_second=row.get("speed", {}).get("tokens_per_second", 0.0),
-                ),
-            )
+        self._shown[directory] = row["step"]
+        message = TrainingProgress(
+            step=row["step"],
+            steps=self._steps[directory],
+            loss=row["loss"],
+            tokens_per_second=self._speed(directory, row),
+        )
+        self._on_message(directory, message)
+
+    def _speed(self, directory: Path, row: dict[str, Any]) -> float:
+        """Return tokens a second, from the row or from when rows were seen; 0 at the first one."""
+        if "speed" in row:
+            return float(row["speed"].get("tokens_per_second", 0.0))
+        now, tokens = time.monotonic(), row.get("tokens_seen", 0)
+        began, before = self._first.setdefault(directory, (now, tokens))
+        return (tokens - before) / (now - began) if now > began else 0.0
 
     def has_ended(self, directory: Path, *, reason: str, exit_status: int | None = None) -> None:
         """Say that nothing executes a run any more.
@@ -58,7 +67,7 @@ class Watch:
             exit_status: of its process, where it is known.
         """
         self._start(directory)
-        self._started.discard(directory)
+        self._leave(directory)
         files = RunDirectory(directory)
         found = files.status()
         status: RunEnd = "stopped"
@@ -74,7 +83,7 @@ class Watch:
     def is_back(self, directory: Path) -> None:
         """Say that a run waits for its next turn."""
         if directory in self._started:
-            self._started.discard(directory)
+            self._leave(directory)
             self._on_message(directory, Ended("stopped", "saved, and waits for its next turn"))
 
     def _start(self, directory: Path) -> None:
@@ -82,13 +91,9 @@ class Watch:
             self._started.add(directory)
             self._on_message(directory, Started())
 
-    def _num_steps(self, directory: Path) -> int:
-        if directory not in self._steps:
-            try:
-                self._steps[directory] = RunDirectory(directory).read_config().train.steps
-            except ConfigError:
-                self._steps[directory] = 0
-        return self._steps[directory]
+    def _leave(self, directory: Path) -> None:
+        self._started.discard(directory)
+        self._first.pop(directory, None)  # it says nothing of the speed of the next start
 
 
 def last_row(path: Path) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ seeds: 6
 def wait_for():
     """Return a function that asks again and again, until it gets a true value."""
 
-    def wait(condition, *, seconds=120.0, what="it"):
+    def wait(condition, *, seconds=300.0, what="it"):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if condition():

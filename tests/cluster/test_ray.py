@@ -8,7 +8,7 @@ import pytest
 from runners.sweeping import ray_cluster
 from runners.sweeping.job_record import FILE
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture

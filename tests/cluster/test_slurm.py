@@ -12,7 +12,7 @@ import pytest
 from runners.process.run_directory import RunDirectory
 from runners.sweeping import slurm as engine
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 SCRIPT = Path(__file__).parent / "slurm.sh"
 LONG = ("train.steps=1000000", "train.checkpoint_interval=20", "seeds=1", "--only=universal")
@@ -122,7 +122,7 @@ def test_a_run_saves_before_its_time_is_up_and_takes_another_turn(
     slurm, run_sweep, begin, wait_for
 ):
     directory, job = begin("--slurm", "time=1", "save_seconds=30")
-    wait_for(lambda: starts(directory) == 1, seconds=180, what="the second turn")
+    wait_for(lambda: starts(directory) == 1, seconds=400, what="the second turn")
     assert shown(job, "Restarts") == "1"
     log = (directory / "log.txt").read_text()
     assert "SIGUSR2: finishing the step and saving" in log

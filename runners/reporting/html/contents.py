@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections import Counter
@@ -13,8 +14,8 @@ import yaml
 
 from runners.reporting import comparison
 from runners.reporting.results import Outcome, SweepResults
-from runners.reporting.statistics import LEVEL, TOO_SMALL
-from runners.reporting.tables import MISSING, Table, number, summarize
+from runners.reporting.statistics import LEVEL, TOO_SMALL, mean_and_std
+from runners.reporting.tables import MISSING, Table, number
 from tasks.base.lines import numbered_lines
 from tasks.base.metrics import is_lower_better
 
@@ -63,7 +64,7 @@ def _verdicts(results: SweepResults) -> tuple[list[str], list[str]]:
         if test is None:
             continue
         metric = results.headline_metric(setting)
-        mean = number(summarize(comparison.headline_values(results, setting)).mean, metric)
+        mean = number(mean_and_std(comparison.headline_values(results, setting))[0], metric)
         pair = f"{setting.label} ({mean}) and {results.baseline}"
         if test.adjusted is None:
             no_claims.append(f"{pair}: {TOO_SMALL}; no corrected p can be below {LEVEL}.")
@@ -99,7 +100,7 @@ def examples(results: SweepResults) -> list[dict[str, Any]]:
         {"model": setting.label, "seed": run.seed, **row}
         for setting in deep
         for run in setting.done[:1]
-        for row in list(_chosen(run))[:share]
+        for row in itertools.islice(_chosen(run), share)
     ]
 
 

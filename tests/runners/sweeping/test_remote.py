@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -10,6 +11,7 @@ import pytest
 
 from runners.process.run_directory import RunDirectory
 from runners.sweeping.remote import Children
+from tasks.base.lease import Lease
 
 LONG = ("train.steps=100000", "evaluate.interval=null", "train.checkpoint_interval=1000000")
 
@@ -35,8 +37,20 @@ def test_a_run_saves_at_a_signal_to_its_job(make_run, number):
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
 
 
-def test_a_config_that_is_refused_asks_for_no_other_turn(make_run):
+LAUNCHER = [sys.executable, "-m", "runners.sweeping.torchrun", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.mark.parametrize("launcher", [[], LAUNCHER], ids=["alone", "torchrun"])
+def test_a_run_that_another_process_works_on_is_to_go_on(make_run, launcher):
+    directory = make_run("held")
+    with Lease(directory):
+        assert Children([directory], num_threads=1, launcher=launcher).run() == 75
+    assert "in use by" in (directory / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("launcher", [[], LAUNCHER], ids=["alone", "torchrun"])
+def test_a_config_that_is_refused_asks_for_no_other_turn(make_run, launcher):
     directory = make_run("bad")
     (directory / "config.yaml").write_text("nonsense: 1\n")
-    assert Children([directory], num_threads=1).run() == 2
+    assert Children([directory], num_threads=1, launcher=launcher).run() == 2
     assert "nonsense" in (directory / "log.txt").read_text()

@@ -103,8 +103,12 @@ def macs_per_token(
     sequence_length: int,
     target_length: int | None = None,
     everyone: bool = False,
+    passes: int | None = None,
 ) -> int:
-    """Return the multiply-accumulates of one forward pass, per token.
+    """Return the multiply-accumulates of an answer, per token that is read.
+
+    That is one forward pass, or of a model that carries states ``carry.steps`` of them, or as many
+    ``passes`` as are given: a step of training is one. A recursion counts every cycle.
 
     ``sequence_length`` tokens are read; an encoder-decoder reads them as the source and
     ``target_length`` more (left out: as many) as the target, and the mean is over both. Counted are
@@ -119,11 +123,34 @@ def macs_per_token(
     lengths = {"encoder": sequence_length, "decoder": sequence_length}
     if len(stacks) > 1:
         lengths["decoder"] = target_length
-    total = sum(_stack_macs(stack, lengths[name], everyone) for name, stack in stacks.items())
+    rows = config.prefix.rows
+    total = sum(
+        _stack_macs(stack, rows + lengths[name], everyone) for name, stack in stacks.items()
+    )
     total += sum(_memory_macs(stack, sequence_length, target_length) for stack in stacks.values())
     outputs = 1 if config.form == "encoder_classifier" else lengths[list(stacks)[-1]]
     total += outputs * _head_macs(config)
+    if config.carry.halting != "none":
+        total += 2 * config.d_model  # the two logits of halting, read off one position
+    total *= config.carry.steps if passes is None else passes
     return round(total / sum(lengths[name] for name in stacks))
+
+
+def cut_macs_per_token(config: ModelConfig, *, sequence_length: int) -> int:
+    """Return the multiply-accumulates of a training pass that gradients do not flow through.
+
+    That is of the updates of a recursion before its last ones, per token that is read; 0 without a
+    recursion.
+    """
+    stack = list(config.stacks.values())[-1]
+    if not stack.is_recursive:
+        return 0
+    cycle = stack.recursion.cycle()
+    sizes = [len(stack.recursion.group_of(update.network, stack.depth)) for update in cycle]
+    updates = sizes * stack.depth.repeats
+    cut = sum(updates[: max(len(updates) - stack.recursion.num_with_gradient(), 0)])
+    rows = config.prefix.rows + sequence_length
+    return round(cut * _layer_macs(stack, rows) * rows / sequence_length)
 
 
 def _head_macs(config: ModelConfig) -> int:
@@ -140,14 +167,27 @@ def _stack_macs(stack: StackConfig, length: int, everyone: bool) -> int:
     macs = _layer_macs(core, length) * (stack.num_applications - num_outer)
     macs += _layer_macs(outer, length) * num_outer if num_outer else 0
     width, d_model = stack.core_width, stack.d_model
-    each = group if stack.halting.decides_each_application else 1
-    repeated = stack.state.macs(width, d_model, stack.depth) + each * stack.halting.macs(width)
+    repeated = stack.state.macs(width, d_model, stack.depth)
     repeated += group * sum(_adapter_macs(stack, across=False).values())
+    repeated += sum(gates for layer, gates in _value_gates(stack) if stack.depth.is_in_group(layer))
     once = stack.state.output_macs(width, d_model, stack.feed_forward)
+    once += sum(g for layer, g in _value_gates(stack) if not stack.depth.is_in_group(layer))
     if stack.embedding_size != d_model:
         once += stack.embedding_size * d_model
+    # What decides between applications has nothing to decide after the last.
+    decisions = stack.depth.repeats
+    if stack.halting.decides_each_application:
+        decisions = group * stack.depth.repeats - 1
+    once += decisions * stack.halting.macs(width)
     whole = length * (macs + repeated * stack.depth.repeats + once)
     return whole - _saved_macs(core, length, everyone)
+
+
+def _value_gates(stack: StackConfig) -> list[tuple[int, int]]:
+    """Return the layers with value embeddings, and the work of the gates of each for one token."""
+    with torch.device("meta"):
+        built = stack.build_value_embeddings()
+    return [(int(layer), each.gate.numel()) for layer, each in built.items()]
 
 
 def _layer_macs(stack: StackConfig, length: int) -> int:

@@ -302,6 +302,10 @@ class TokenChoice(MixtureOptions):
         """Return the controller with its router."""
         return TokenChoiceController(self, d_model, depth.repeats)
 
+    def macs(self, d_model: int) -> int:
+        """Return the multiply-accumulates of the router for one token and depth."""
+        return d_model
+
 
 class TokenChoiceController(Controller):
     """The router, ``weight`` (R, D), and ``bias`` (R,) if that balances, which has no gradient."""

@@ -87,8 +87,15 @@ def training_flops_per_token(train: TrainConfig, config: ModelConfig, objective:
 
     At the mean depth that is drawn in training, and backward through the repeats that gradients
     flow through. Of tokens that halt by what they are no one knows the depth before: they count as
-    if none did. What ``activation_checkpointing`` computes a second time is not counted.
+    if none did. What ``activation_checkpointing`` computes a second time is not counted. A model
+    that carries states trains one pass at a time, and one more where it learns what that is worth.
     """
+    if any(stack.is_recursive for stack in config.stacks.values()):
+        length = lengths_of(objective)["sequence_length"]
+        each = sizing.macs_per_token(config, sequence_length=length, passes=1)
+        with_gradient = each - sizing.cut_macs_per_token(config, sequence_length=length)
+        further = each if config.carry.halting == "value" else 0
+        return 2 * (each + further) + 4 * with_gradient
     own = {name: float(stack.depth.repeats) for name, stack in config.stacks.items()}
     depth = mean_depth(train, objective)
     if depth is None and train.backprop_repeats is None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import moeut.ops.grouped  # noqa: F401
 from moeut import architecture
 from moeut.architectures import ARCHITECTURES
 from moeut.config import ModelConfig
@@ -17,6 +18,7 @@ from moeut.sizing import (
     cache_bytes_per_token,
     count_parameters,
     count_used_parameters,
+    cut_macs_per_token,
     macs_per_token,
     match_parameters,
     training_flops_per_token,
@@ -128,6 +130,82 @@ def test_dense_macs_are_those_that_run(name: str, options: dict[str, Any], form:
     assert ours == pytest.approx(counted, abs=1)
 
 
+# What makes every token take part in every repeat, and leaves out what a whole batch shares.
+TO_THE_END: dict[str, dict[str, Any]] = {
+    "abacus": {
+        "input_position": {"kind": "abacus", "digits": [1, 2, 3]},
+        "position": "none",
+    },
+    "ndr_gate": {"position": "rotary"},
+    "ouro": {"halting": {"kind": "exit_gate", "threshold": 0.999}},
+    "mor_expert": {
+        "halting": {"kind": "expert_choice", "capacity": [1.0, 1.0, 1.0], "evaluate": "top_k"}
+    },
+    "mor_token": {"halting": {"kind": "token_choice", "balancing": "bias"}},
+}
+
+
+def of_slots(slots: Any, weight: Any, *others: Any) -> int:
+    """Return the operations of a product of each slot with an expert's matrix (E, in, out)."""
+    return 2 * slots[0] * weight[1] * weight[2]
+
+
+OF_EXPERTS = {
+    torch.ops.moeut.grouped_linear: lambda x, weight, order, *rest, **options: of_slots(
+        order, weight
+    ),
+    torch.ops.moeut.grouped_mlp: lambda x, up, down, order, *rest, **options: (
+        of_slots(order, up) + of_slots(order, down)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_macs_of_a_named_architecture_are_those_that_run(name: str) -> None:
+    """Every cycle of a recursion, and every pass that an answer takes, included."""
+    config = architecture(
+        name,
+        form="encoder_labeller",
+        vocabulary_size=11,
+        num_classes=5,
+        d_model=32,
+        **TO_THE_END.get(name, {}),
+    )
+    model = build(config).double().eval()
+    halting = dict(model.encoder.controllers.items()).get("halting")
+    if getattr(halting, "bias", None) is not None:
+        with torch.no_grad():  # nobody halts; who chooses a depth chooses the last
+            halting.bias.fill_(-20.0)
+            if len(halting.bias) > 1:
+                halting.bias[-1] = 20.0
+    source = torch.randint(0, 11, (2, 9))
+    with (
+        FlopCounterMode(display=False, custom_mapping=OF_EXPERTS) as counter,
+        torch.no_grad(),
+    ):
+        model(source, trace=True)
+    counted = counter.get_total_flops() / 2 / source.numel()
+    assert macs_per_token(config, sequence_length=9, everyone=True) == pytest.approx(counted, abs=1)
+
+
+@pytest.mark.parametrize("name", ["trm", "hrm", "urm"])
+def test_a_recursion_learns_by_its_last_updates_alone(name: str) -> None:
+    config = architecture(
+        name, form="encoder_labeller", vocabulary_size=11, num_classes=5, d_model=32
+    )
+    model = build(config).double().train()
+    source = torch.randint(0, 11, (2, 9))
+    with FlopCounterMode(display=False) as counter:
+        output = model(source, trace=True)
+        (output.logits.sum() + output.halting.sum()).backward()
+    forward = macs_per_token(config, sequence_length=9, passes=1)
+    backward = 2 * (forward - cut_macs_per_token(config, sequence_length=9))
+    assert forward + backward == pytest.approx(counter.get_total_flops() / 2 / 18, rel=0.01)
+    assert macs_per_token(config, sequence_length=9) == pytest.approx(
+        config.carry.steps * forward, abs=config.carry.steps
+    )
+
+
 def test_expert_macs_by_hand() -> None:
     config = architecture(
         "moeut",
@@ -170,7 +248,7 @@ def test_macs_of_competing_experts_by_hand() -> None:
     router = 16 * 16 + 16 * 3
     # Keys and values once, queries and outputs of two experts, whose queries meet all keys.
     attention = 2 * 16 * size + 2 * (2 * 16 * size) + router + 2 * size * (2 * length + 9)
-    feed_forward = 2 * 2 * 16 * 8 + 6 * (16 + 5)
+    feed_forward = 2 * 2 * 16 * 8 + 16 * 5 + 6 * (16 + 5)
     wanted = 3 * (attention + feed_forward) + 16 * 10
     assert macs_per_token(config, sequence_length=length) == wanted
 

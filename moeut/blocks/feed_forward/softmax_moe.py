@@ -64,9 +64,10 @@ class SoftmaxMoE(FeedForwardOptions):
         return True
 
     def macs(self, d_model: int) -> int:
-        """Return the multiply-accumulates for one token: active experts and router."""
+        """Return the multiply-accumulates for one token: active experts, biases and router."""
         router = CompetingRouter.macs(d_model, self.num_experts, self.router_hidden_size)
-        return 2 * d_model * self.top_k * self.expert_size + router
+        biases = d_model * self.num_experts  # those of all experts, as one product
+        return 2 * d_model * self.top_k * self.expert_size + biases + router
 
     def balance_weight(self) -> float:
         """Return the weight of the router's loss; 0 for none."""

@@ -7,7 +7,9 @@ in ``RUN/analysis/<split>/``. The numbers on the page are those of the tables.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +17,8 @@ from typing import Any
 
 from runners.reporting.results import Outcome, SweepResults
 
-MOST_NUMBERS = 30_000
-"""Numbers of one figure; what more runs have stands in their files."""
+MOST_NUMBERS = 200_000
+"""Numbers of all figures, 5 MB of the page at most; what more runs have stands in their files."""
 
 Plan = dict[str, Any]
 Table = list[dict[str, str]]
@@ -48,7 +50,7 @@ class Analysis:
     """Place in ``models``, place in ``groups``, seed, x, for maps y, then each measure or None."""
     is_whole_x: bool = False
     left_out: int = 0
-    """Runs that have been analysed and are not shown."""
+    """Curves: runs that have been analysed and are not shown; maps: groups of the runs shown."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for the page's script."""
@@ -58,21 +60,29 @@ class Analysis:
 def all_analyses(results: SweepResults) -> list[Analysis]:
     """Return a figure for each analysis of each split, curves before maps.
 
-    A figure has all seeds of curves and the first of maps, as far as ``MOST_NUMBERS`` reach.
+    A figure has all seeds of curves and the first of maps, as far as its share of the numbers of
+    a page reaches: then runs are left out, or groups of a model's maps.
     """
-    found: dict[tuple[str, str], Analysis] = {}
+    files = list(_by_seed(results))
+    models: dict[tuple[str, str], set[int]] = {}
+    for model, _, path in files:
+        models.setdefault(_key(path), set()).add(model)
+    share = MOST_NUMBERS // max(1, len(models))
     labels = [setting.label for setting in results.settings]
-    for model, run, path in _by_seed(results):
+    found: dict[tuple[str, str], Analysis] = {}
+    for model, run, path in files:
         read = _read(path)
         if read is None:
             continue
         plan, table = read
-        key = path.parent.name, path.stem
-        figure = found.setdefault(key, _empty(plan, labels, *key))
-        if plan["kind"] == "maps" and any(row[0] == model for row in figure.rows):
+        figure = found.setdefault(_key(path), _empty(plan, labels, *_key(path)))
+        is_map = plan["kind"] == "maps"
+        if is_map and any(row[0] == model for row in figure.rows):
             continue
         rows = _rows(figure, plan, model, run.seed, table)
-        if len(figure.rows) + len(rows) > MOST_NUMBERS / len(figure.measures):
+        if is_map:
+            rows = _first_groups(figure, rows, share // len(models[_key(path)]))
+        elif (len(figure.rows) + len(rows)) * len(figure.measures) > share:
             figure.left_out += 1
             continue
         figure.rows += rows
@@ -80,6 +90,21 @@ def all_analyses(results: SweepResults) -> list[Analysis]:
     for figure in shown:
         figure.is_whole_x = all(isinstance(row[3], int) for row in figure.rows)
     return sorted(shown, key=lambda figure: (figure.kind == "maps", figure.source))
+
+
+def _key(path: Path) -> tuple[str, str]:
+    """Return split and name of an analysis."""
+    return path.parent.name, path.stem
+
+
+def _first_groups(figure: Analysis, rows: list[list[Any]], room: int) -> list[list[Any]]:
+    """Return the rows of as many groups, from the first, as there is room for, but of one."""
+    sizes = Counter(row[1] for row in rows)
+    totals = list(itertools.accumulate(sizes.values()))
+    kept = {group for group, total in zip(sizes, totals, strict=True) if total <= room}
+    kept |= set(itertools.islice(sizes, 1))
+    figure.left_out += len(sizes) - len(kept)
+    return [row for row in rows if row[1] in kept]
 
 
 def _by_seed(results: SweepResults) -> Iterator[tuple[int, Outcome, Path]]:

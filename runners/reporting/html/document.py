@@ -256,7 +256,8 @@ def _analysis(found: Analysis) -> str:
     if found.kind == "maps":
         notes.append("Of each model the first seed that was analysed.")
     if found.left_out:
-        notes.append(f"{found.left_out} runs more are in their files alone.")
+        what = "maps" if found.kind == "maps" else "runs"
+        notes.append(f"{found.left_out} more {what} are in the files alone.")
     lines = "".join(f'<p class="note">{text(note)}</p>' for note in notes)
     return (
         f'<figure data-analysis="{found.name}"><figcaption>{text(found.title)}</figcaption>'

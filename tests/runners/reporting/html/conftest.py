@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for page_reader
+sys.path.insert(0, str(Path(__file__).parent))  # for chromium and page_reader
 
 from runners.analysis.figures import curves, maps
 from runners.analysis.findings import Finding, write_numbers

@@ -1,10 +1,8 @@
 """The page in a real browser: opens without network, sorts, filters, toggles, hovers, prints."""
 
 import json
-import os
-import shutil
-import time
 
+import chromium
 import pytest
 
 from runners.reporting.page import write_report
@@ -14,8 +12,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDED)
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDED)
 pytest.importorskip("vl_convert")
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PATH = os.environ.get("MOEUT_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
+PATH = chromium.find()
 if PATH is None:
     pytest.skip("no Chromium on the path, nor in MOEUT_BROWSER", allow_module_level=True)
 
@@ -150,6 +147,7 @@ def test_analyses_show_what_is_chosen(open_page, report):
     names = [text.strip() for text in figure.locator(".legend button").all_inner_texts()]
     assert names == ["difficulty all", "difficulty 2"]
     figure.locator("summary").click()
+    figure.locator(".links table").wait_for()
     seeds = figure.locator(".links td:first-of-type").all_inner_texts()
     assert sorted(set(seeds)) == ["0", "2"]
     figure.locator(".legend button").first.click()
@@ -165,6 +163,7 @@ def test_maps_tell_their_cells_and_come_as_csv(open_page, report):
     cells = figure.locator(".mark-rect.role-mark path")
     sync_api.expect(cells).to_have_count(6)
     figure.locator("summary").click()
+    figure.locator(".links table").wait_for()
     last = figure.locator(".links tbody tr").last.inner_text().split("\t")
     assert last[:4] == ["moeut", "0", "2", "x"]
     cells.last.hover(force=True)
@@ -207,19 +206,23 @@ def test_prints(open_page, report):
     assert page.locator("#depth > details").get_attribute("open") is not None
 
 
-def test_two_hundred_runs_open_in_two_seconds_and_ten_megabytes(open_page, make_sweep, browser):
-    directory = make_sweep(**{f"variant_{n:02d}": [0.5 + n / 100] * 5 for n in range(40)})
+def test_two_hundred_runs_open_in_two_seconds_and_ten_megabytes(make_sweep, furnish, browser):
+    directory = make_sweep(
+        **{f"variant_{n:02d}": [0.5 + n / 100] * 5 for n in range(40)}, result=add_depths
+    )
     rows = "".join(json.dumps({"step": n, "loss": 1 / n}) + "\n" for n in range(1, 1001))
     for path in directory.glob("*/seed*/metrics.jsonl"):
         path.write_text(rows)
-    write_report(directory, with_figures=False)
+    write_report(furnish(directory), with_figures=False)
     path = directory / "report.html"
     assert path.stat().st_size < 10e6
     page = browser.new_page()
-    began = time.monotonic()
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-open]", state="attached")
-    seconds = time.monotonic() - began
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    # Of the processor: others may use the machine, too.
+    assert next(each["value"] for each in metrics if each["name"] == "TaskDuration") < 2
     page.wait_for_selector("html[data-ready]", state="attached")
     page.close()
-    assert seconds < 2 * 3  # two seconds, on a machine that others use, too

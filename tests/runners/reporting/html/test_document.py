@@ -87,12 +87,18 @@ def test_damaged_analyses_are_passed_over(damage, directory, furnish):
     assert len(all_analyses(load(directory))[1].rows) == len(whole[1].rows) * 3 / 4
 
 
-def test_a_figure_of_an_analysis_holds_so_many_numbers(directory, furnish, monkeypatch):
+def test_figures_of_analyses_share_the_numbers_that_a_page_holds(directory, furnish, monkeypatch):
     furnish(directory)
-    monkeypatch.setattr(analyses, "MOST_NUMBERS", 25)  # a run has 6 rows of 2 numbers
-    lens = all_analyses(load(directory))[1]
+    # A run has 6 rows of 2 numbers in its curves, and a model 2 maps of 6 cells.
+    monkeypatch.setattr(analyses, "MOST_NUMBERS", 25 * 3)
+    _, lens, use = all_analyses(load(directory))
     assert sorted({(row[0], row[2]) for row in lens.rows}) == [(0, 0), (1, 0)]
     assert lens.left_out == 2
+    assert (len(use.rows), use.left_out) == (24, 0)
+    monkeypatch.setattr(analyses, "MOST_NUMBERS", 23 * 3)  # 11 for the maps of a model
+    _, _, use = all_analyses(load(directory))
+    assert [row[1] for row in use.rows] == [0] * 12
+    assert use.left_out == 2
 
 
 def test_configs_are_compared_key_by_key():

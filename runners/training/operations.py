@@ -20,6 +20,8 @@ from runners.training.objective import Objective
 
 DRAWS = 1024
 """Steps whose depths are drawn for the mean depth of a training."""
+BATCHES = 64
+"""Steps whose rows' lengths are taken for it where depth follows length."""
 
 
 class Lengths(TypedDict):
@@ -113,12 +115,12 @@ def mean_depth(train: TrainConfig, objective: Objective) -> tuple[float, float] 
     """Return the mean repeats of a training, and of those that gradients flow through.
 
     None: those that the model is made for. Where depth is drawn, the mean is over the draws of up
-    to ``DRAWS`` steps, spread over the training; where it follows lengths, over as many rows.
+    to ``DRAWS`` steps, spread over the training; where it follows lengths, over the
+    rows of up to ``BATCHES`` such steps, since a curriculum begins with short ones.
     """
     repeats = train.repeats
     if repeats.kind == "length":
-        columns = train_columns(objective)
-        drawn = columns.loops(np.arange(min(len(columns), DRAWS)))
+        drawn = _loops_of_rows(train, objective)
         if repeats.longest is not None:
             drawn = np.minimum(drawn, repeats.longest)
     elif repeats.kind == "fixed" and repeats.number is None:
@@ -127,6 +129,18 @@ def mean_depth(train: TrainConfig, objective: Objective) -> tuple[float, float] 
         drawn = _draws(repeats, train.steps, train.backprop_repeats)
     last = drawn if train.backprop_repeats is None else np.minimum(drawn, train.backprop_repeats)
     return float(drawn.mean()), float(last.mean())
+
+
+def _loops_of_rows(train: TrainConfig, objective: Objective) -> np.ndarray:
+    columns = train_columns(objective)
+    order = columns.order(
+        batch_size=train.batch_size, tokens_per_batch=train.tokens_per_batch, seed=0
+    )
+    steps = np.linspace(0, train.steps - 1, min(train.steps, BATCHES)).astype(int).tolist()
+    batches = [columns.loops(order.rows(step)) for step in steps]
+    if train.repeats.per == "batch":  # which shares one number, the largest
+        batches = [batch.max(keepdims=True) for batch in batches]
+    return np.concatenate(batches)
 
 
 @functools.lru_cache(maxsize=16)

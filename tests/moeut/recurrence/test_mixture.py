@@ -234,6 +234,18 @@ def test_the_bias_follows_the_shares(make_model):
     assert (output.decisions["decoder"]["halting.repeats"] == REPEATS).all()
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_repeat_that_no_token_takes_part_in_changes_nothing(make_model, form, monkeypatch):
+    model = _model(make_model, "threshold", form).eval()
+    arguments, masks = batch(model)
+    some = model(*arguments, **masks).logits
+    below = "moeut.recurrence.mixture.router_logits"
+    monkeypatch.setattr(below, lambda x, weight: torch.full_like(x[..., :1], -1.0))
+    none = model(*arguments, **masks).logits
+    assert torch.equal(none, model(*arguments, **masks, num_repeats=1).logits)
+    assert not torch.equal(none, some)
+
+
 def test_other_numbers_of_repeats(make_model):
     for kind in KINDS:
         model = _model(make_model, kind).eval()

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tasks
 from runners.config.checks import NOT_IDENTITY, at_least, check_seed, refuse
@@ -54,9 +54,10 @@ class EvaluateConfig:
     """Steps between evaluations of interval_splits on the way; null: only at the end."""
     interval_splits: list[str] = field(default_factory=list)
     """Splits scored on the way; empty: the in-distribution split."""
-    repeats: list[int] = field(default_factory=list)
-    """Further depths (num_repeats) at which a shared model is scored at the end, besides its
-    own."""
+    repeats: list[int] | Literal["auto"] | None = "auto"
+    """Further depths (num_repeats) at which a shared model is scored at the end, besides its own.
+    auto: 1, half its own and twice, each on the same few rows of a split (256, or 64 windows of
+    text); a list: these, on all scored rows; null or []: none."""
     rows_per_category: int | dict[str, int] | None = None
     """Score only so many rows of each category of a split, chosen by hash, or so many windows of
     text, evenly spread; tables say so. One number for every split, or {split: number}, where a
@@ -70,16 +71,20 @@ class EvaluateConfig:
         for limit in limits.values() if isinstance(limits, dict) else [limits]:
             if limit is not None and limit < 1:
                 refuse(self, "rows_per_category", "must be at least 1")
-        for number in self.repeats:
-            if number < 1:
-                refuse(self, "repeats", "each must be at least 1")
+        if any(number < 1 for number in self.further_repeats):
+            refuse(self, "repeats", "each must be at least 1")
         if self.interval_splits and self.interval is None:
             expected = "has no effect without interval, the number of steps between evaluations"
             refuse(self, "interval_splits", expected)
-        for name in ("splits", "interval_splits", "repeats"):
-            values = getattr(self, name)
+        named = {name: getattr(self, name) for name in ("splits", "interval_splits")}
+        for name, values in (named | {"repeats": self.further_repeats}).items():
             if len(set(values)) != len(values):
                 refuse(self, name, "one is given twice")
+
+    @property
+    def further_repeats(self) -> list[int]:
+        """The depths that are given; none where they follow from the model."""
+        return self.repeats if isinstance(self.repeats, list) else []
 
     def rows_of(self, split: str) -> int | None:
         """Return how many rows of each category of a split are scored; None: all of them."""

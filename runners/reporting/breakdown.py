@@ -143,7 +143,7 @@ def depth_tables(results: SweepResults) -> list[Table]:
                 title=f"{split}: by depth at evaluation",
                 columns=["repeats", *(setting.label for setting in deep)],
                 rows=rows,
-                notes=["* the model's own depth."],
+                notes=["* the model's own depth.", *part_note(results, split)],
             )
         )
     return tables
@@ -158,14 +158,24 @@ def depth_values(results: SweepResults, setting: Setting, split: str) -> dict[De
     metric = results.headline_metric(setting)
     found: dict[Depth, list[float]] = {}
     for run in setting.done:
-        for score in run.scores:
+        for score in run.depth_scores(split):
             value = score.metrics.get(metric)
-            if score.split == split and score.depth is not None and value is not None:
+            if score.depth is not None and value is not None:
                 found.setdefault(score.depth, []).append(value)
     return {
         depth: [value for value in values if math.isfinite(value)]
         for depth, values in found.items()
     }
+
+
+def part_note(results: SweepResults, split: str) -> list[str]:
+    """Return how many rows a curve over depth was scored on, where it was a part of them."""
+    for run in results.runs:
+        for score in run.depth_scores(split):
+            if score.of_curve:
+                rows, available = count(score.rows), count(score.rows_available)
+                return [f"Each depth on the same {rows} of {available} rows."]
+    return []
 
 
 def trained_depth(setting: Setting, split: str) -> Depth | None:

@@ -14,6 +14,7 @@ from runners.reporting.breakdown import (
     difficulty_name,
     metric_notes,
     natural_key,
+    part_note,
     shown_metric,
     trained_depth,
 )
@@ -32,8 +33,8 @@ def depth_curves(results: SweepResults, setting: Setting, split: str) -> Curves:
     metric = results.headline_metric(setting)
     curves: dict[Depth, dict[str, list[float]]] = {}
     for run in setting.done:
-        for score in run.scores:
-            if score.split != split or score.depth is None:
+        for score in run.depth_scores(split):
+            if score.depth is None:
                 continue
             curve = curves.setdefault(score.depth, {})
             for key, cell in score.by_difficulty.items():
@@ -80,7 +81,11 @@ def depth_curve_tables(results: SweepResults) -> list[Table]:
                     title=f"{split}: {setting.label}, by {difficulty} and repeats",
                     columns=[difficulty, *names],
                     rows=rows,
-                    notes=["* the model's own depth.", *metric_notes(results, metric)],
+                    notes=[
+                        "* the model's own depth.",
+                        *metric_notes(results, metric),
+                        *part_note(results, split),
+                    ],
                 )
             )
     return tables

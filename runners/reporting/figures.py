@@ -18,6 +18,7 @@ from runners.reporting.breakdown import (
     depth_values,
     difficulty_metric,
     difficulty_name,
+    part_note,
     shown_metric,
     trained_depth,
 )
@@ -115,7 +116,8 @@ def depth_panels(results: SweepResults) -> list[Panel]:
                     marks[setting.label] = float(_scalar(trained))
         if curves:
             y = results.headline_metric(results.settings[0])
-            x = "repeats at evaluation (dotted: in training)"
+            said = ["repeats at evaluation (dotted: in training)", *part_note(results, split)]
+            x = ". ".join(said)
             panels.append(
                 Panel(
                     title=split,

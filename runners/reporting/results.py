@@ -63,6 +63,11 @@ class Outcome:
                 return score
         return None
 
+    def depth_scores(self, split: str) -> list[Score]:
+        """Return the scores of a split over depths, all of them on the same rows."""
+        found = [score for score in self.scores if score.split == split and score.depth is not None]
+        return [score for score in found if score.of_curve] or found
+
     def value(self, split: str, metric: str) -> float | None:
         """Return a metric of a split at the model's own depth; None where it is not a number."""
         score = self.score(split)

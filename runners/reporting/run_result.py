@@ -89,6 +89,8 @@ class Score(Scores):
     """Depth at evaluation; a pair, encoder first, where there are two stacks."""
     is_default_depth: bool = True
     """Whether it is the depth that the model was made for."""
+    of_curve: bool | None = field(default=None, metadata=_OPTIONAL)
+    """Whether only a part of the split's scored rows was, the same at every depth."""
     rows_available: int
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -87,9 +88,9 @@ class Scorer:
             if weights is not None:
                 whole.load_state_dict(weights)
             return [
-                self.score(whole, split, step=step, repeats=depth)
+                evaluation
                 for split in self.built.final_splits(self.config)
-                for depth in self.built.depths(self.config)
+                for evaluation in self._at_every_depth(whole, split, step)
             ]
 
         if self._together:
@@ -97,6 +98,22 @@ class Scorer:
             self.agreement.on_first(lambda: write(evaluations))
         else:
             self.agreement.on_first(lambda: write(score()))
+
+    def _at_every_depth(self, model: Any, split: str, step: int) -> list[Evaluation]:
+        """Return a split scored at the run's own depth and at the further ones.
+
+        A curve that is scored on a part of the rows has the own depth on that part too.
+        """
+        own, *further = self.built.depths(self.config)
+        is_curve = self.config.evaluate.repeats == "auto"
+        found = [self.score(model, split, step=step, repeats=own)]
+        found += [
+            self.score(model, split, step=step, repeats=depth, of_curve=is_curve)
+            for depth in further
+        ]
+        if found[-1].score.of_curve:
+            found.append(self.score(model, split, step=step, repeats=own, of_curve=True))
+        return found
 
     def score(
         self,
@@ -106,8 +123,9 @@ class Scorer:
         step: int,
         repeats: int | list[int] | None = None,
         oracle: bool = True,
+        of_curve: bool = False,
     ) -> Evaluation:
-        """Return a split scored with the settings of the run.
+        """Return a split scored with the settings of the run, or as a curve over depth is.
 
         Raises:
             Stopped: a stop was asked for.
@@ -133,11 +151,16 @@ class Scorer:
                 on_batch=on_batch,
                 world=agreement.world if self._together else World(),
             )
-            if self.built.model_config.halting.kind == "none":
-                return scorer.score(split, repeats=repeats, oracle=oracle)
-            return self._count_repeats(
-                model, lambda: scorer.score(split, repeats=repeats, oracle=oracle)
+            score = functools.partial(
+                scorer.score,
+                split,
+                repeats=repeats,
+                oracle=oracle and not of_curve,
+                of_curve=of_curve,
             )
+            if self.built.model_config.halting.kind == "none":
+                return score()
+            return self._count_repeats(model, score)
 
     def _count_repeats(self, model: Any, score: Callable[[], Evaluation]) -> Evaluation:
         """Score a model whose tokens halt, with the repeats that they take as a metric."""

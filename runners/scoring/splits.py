@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import numpy as np
 import torch
 
 from moeut.decoding import evaluation_mode
@@ -21,7 +23,7 @@ from runners.training.parallel import autocast
 from tasks.base import scoring
 from tasks.base.metrics import Answers
 from tasks.base.scoring import Scores
-from tasks.base.task import Kind, select_rows
+from tasks.base.task import Example, Kind, row_bytes, select_rows
 
 if TYPE_CHECKING:
     from runners.training.position_objective import PositionObjective
@@ -71,6 +73,8 @@ class SplitScorer(abc.ABC):
 
     scored_together: ClassVar[bool]
     """Whether the ranks share the rows of a split; otherwise one of them scores all of it."""
+    few: ClassVar[int] = 256
+    """Rows of a split on which a curve over depth is scored."""
 
     model: Any
     """What ``moeut.build`` returned; put into evaluation mode and left as it was."""
@@ -87,7 +91,12 @@ class SplitScorer(abc.ABC):
     """The ranks that score a split together."""
 
     def score(
-        self, split: str, *, repeats: int | list[int] | None = None, oracle: bool = True
+        self,
+        split: str,
+        *,
+        repeats: int | list[int] | None = None,
+        oracle: bool = True,
+        of_curve: bool = False,
     ) -> Evaluation:
         """Score a split.
 
@@ -96,6 +105,7 @@ class SplitScorer(abc.ABC):
             repeats: depth; None: the model's own.
             oracle: also decode without the end token where that can change the outcome, and ask
                 what the tables of a task need beyond its rows.
+            of_curve: score at most ``few`` rows, the same at every depth.
 
         Raises:
             ValueError: no such split.
@@ -110,21 +120,33 @@ class SplitScorer(abc.ABC):
             torch.inference_mode(),
             autocast(self.device, self.precision),
         ):
-            scores, answers = self._score(rows, split, num_repeats, oracle)
+            chosen = self._choose(rows, self.config.rows_of(split))
+            few = self._fewer(chosen) if of_curve else chosen
+            scores, answers = self._score(rows, few, num_repeats, oracle)
+        is_part = len(few) < len(chosen)
         score = Score(
             split=split,
             repeats=repeats,
-            is_default_depth=repeats == own,
+            is_default_depth=repeats == own and not is_part,
+            of_curve=is_part or None,
             rows_available=len(rows),
             **vars(scores),
         )
         return Evaluation(score=score, answers=answers, choice=self._choice(split))
 
     @abc.abstractmethod
+    def _choose(self, rows: Any, limit: int | None) -> Any:
+        """Return those of a split's rows that are scored, ``limit`` being the setting's."""
+
+    @abc.abstractmethod
+    def _fewer(self, chosen: Any) -> Any:
+        """Return at most ``few`` of the rows chosen, whichever depth they are for."""
+
+    @abc.abstractmethod
     def _score(
-        self, rows: Any, split: str, num_repeats: Any, oracle: bool
+        self, rows: Any, chosen: Any, num_repeats: Any, oracle: bool
     ) -> tuple[Scores, Answers | None]:
-        """Return the scores of a split's rows, and what the model answered if it did."""
+        """Return the scores of the rows chosen, and what the model answered if it did."""
 
     @abc.abstractmethod
     def _choice(self, split: str) -> str:
@@ -136,8 +158,19 @@ class AnswerScorer(SplitScorer):
 
     scored_together = False
 
+    def _choose(self, rows: Any, limit: int | None) -> list[Example]:
+        return select_rows(rows, limit)
+
+    def _fewer(self, chosen: list[Example]) -> list[Example]:
+        """Return few rows by their hash, of each category about its share."""
+        if len(chosen) <= self.few:
+            return chosen
+        keys = [hashlib.sha256(row_bytes(example)).digest() for example in chosen]
+        kept = sorted(range(len(chosen)), key=keys.__getitem__)[: self.few]
+        return [chosen[index] for index in sorted(kept)]
+
     def _score(
-        self, rows: Any, split: str, num_repeats: Any, oracle: bool
+        self, rows: Any, chosen: list[Example], num_repeats: Any, oracle: bool
     ) -> tuple[Scores, Answers | None]:
         objective = self.built.objective
         assert isinstance(objective, AnswerObjective)
@@ -149,7 +182,6 @@ class AnswerScorer(SplitScorer):
             batch_size=self.config.batch_size,
             on_batch=self.on_batch,
         )
-        chosen = select_rows(rows, self.config.rows_of(split))
         answers = answerer.answer(chosen, oracle=oracle)
         scores = scoring.score(objective.task, answers)
         if oracle:
@@ -169,12 +201,12 @@ class LabelScorer(AnswerScorer):
     """Scores the most likely label at each position."""
 
     def _score(
-        self, rows: Any, split: str, num_repeats: Any, oracle: bool
+        self, rows: Any, chosen: list[Example], num_repeats: Any, oracle: bool
     ) -> tuple[Scores, Answers | None]:
         objective = cast("PositionObjective", self.built.objective)
         answers = objective.label(
             functools.partial(self.model, num_repeats=num_repeats),
-            select_rows(rows, self.config.rows_of(split)),
+            chosen,
             device=self.device,
             batch_size=self.config.batch_size,
             on_batch=self.on_batch,
@@ -186,29 +218,39 @@ class TextScorer(SplitScorer):
     """Scores windows of text: the cross entropy of each token after those before it."""
 
     scored_together = True
+    few = 64
+
+    def _choose(self, rows: Any, limit: int | None) -> np.ndarray:
+        from runners.scoring.text import choose_windows  # which runs with examples do without
+
+        return choose_windows(len(rows), limit)
+
+    def _fewer(self, chosen: np.ndarray) -> np.ndarray:
+        """Return few windows, evenly spread over those chosen."""
+        from runners.scoring.text import choose_windows
+
+        return chosen[choose_windows(len(chosen), self.few)]
 
     def _score(
-        self, rows: Any, split: str, num_repeats: Any, oracle: bool
+        self, rows: Any, chosen: np.ndarray, num_repeats: Any, oracle: bool
     ) -> tuple[Scores, Answers | None]:
-        from runners.scoring.text import (  # which runs with examples do without
-            choose_windows,
+        from runners.scoring.text import (
             loss_by_position,
             score_windows,
             windows_at_once,
         )
 
-        numbers = choose_windows(len(rows), self.config.rows_of(split))
         losses = loss_by_position(
             functools.partial(self.model, num_repeats=num_repeats),
             self.built.objective,
             self.built.objective.columns(rows),
-            numbers,
+            chosen,
             at_once=windows_at_once(self.built.model_config, rows.context_length, self.device),
             device=self.device,
             on_batch=self.on_batch,
             world=self.world,
         )
-        return score_windows(losses, len(numbers), rows), None
+        return score_windows(losses, len(chosen), rows), None
 
     def _choice(self, split: str) -> str:
         return "windows, evenly spread"

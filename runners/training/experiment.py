@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +55,23 @@ class Built:
         """Return the depths that the run is scored at, its own first.
 
         ``evaluate.repeats`` counts for shared models alone: a sweep gives it to all its variants.
+        Left to follow from the model, it is 1, half its own depth and twice, of each stack.
         """
-        wanted = config.evaluate.repeats if self.is_shared else []
-        pair = isinstance(self.default_repeats, list)
-        further = [[number, number] if pair else number for number in wanted]
-        return [self.default_repeats, *(f for f in further if f != self.default_repeats)]
+        own = self.default_repeats
+        if not self.is_shared:
+            return [own]
+        stacks = own if isinstance(own, list) else [own]
+        if config.evaluate.repeats == "auto":
+            wanted = [[1 for _ in stacks], [math.ceil(n / 2) for n in stacks]]
+            wanted += [stacks, [2 * n for n in stacks]]
+        else:
+            wanted = [[n for _ in stacks] for n in config.evaluate.further_repeats]
+        further = [depth if len(stacks) > 1 else depth[0] for depth in wanted]
+        return [own, *(d for i, d in enumerate(further) if d != own and d not in further[:i])]
 
     def ignores_repeats(self, config: RunConfig) -> bool:
         """Return whether ``evaluate.repeats`` is given and has no effect."""
-        return bool(config.evaluate.repeats) and not self.is_shared
+        return bool(config.evaluate.further_repeats) and not self.is_shared
 
     def final_splits(self, config: RunConfig) -> list[str]:
         """Return the splits scored at the end."""

@@ -155,8 +155,8 @@ def _group_rows(results: SweepResults, split: str, group: str) -> list[tuple[int
 
 def _deep_scores(setting: Setting, split: str) -> Iterator[tuple[Outcome, Score, Depth]]:
     for run in setting.done:
-        for score in run.scores:
-            if score.split == split and score.depth is not None:
+        for score in run.depth_scores(split):
+            if score.depth is not None:
                 yield run, score, score.depth
 
 

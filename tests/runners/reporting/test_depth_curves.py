@@ -2,7 +2,9 @@
 
 import copy
 
+from runners.reporting.breakdown import depth_tables, depth_values
 from runners.reporting.depth_curves import depth_curve_panels, depth_curve_tables
+from runners.reporting.figures import depth_panels
 from runners.reporting.results import load
 
 
@@ -29,3 +31,23 @@ def test_a_curve_for_each_depth(make_sweep):
         ["2", "0.500 ± 0.141", "0.500 ± 0.141"],
         ["10", "0.125 ± 0.000", "0.250 ± 0.071"],
     ]
+
+
+def test_a_curve_on_a_part_of_the_rows_is_that_part_alone(make_sweep):
+    """The score of all rows is the headline, and no point of the curve; the tables say how many."""
+
+    def on_a_part(variant, seed, data):
+        whole = data["scores"][1] | {"rows_available": 900}
+        for repeats, value in ((2, 0.125), (4, 0.875)):
+            part = {"repeats": repeats, "is_default_depth": False, "of_curve": True, "rows": 50}
+            data["scores"].append(copy.deepcopy(whole) | part)
+            data["scores"][-1]["metrics"]["exact_match"] = value
+
+    results = load(make_sweep(a=[0.4, 0.6], result=on_a_part))
+    (setting,) = results.settings
+    assert setting.values("gen", "exact_match") == [0.4, 0.6]
+    assert depth_values(results, setting, "gen") == {2: [0.125, 0.125], 4: [0.875, 0.875]}
+    (table,) = depth_tables(results)
+    assert table.notes == ["* the model's own depth.", "Each depth on the same 50 of 900 rows."]
+    (panel,) = depth_panels(results)
+    assert panel.x.endswith("(dotted: in training). Each depth on the same 50 of 900 rows.")

@@ -10,6 +10,7 @@ from runners.process.messages import ScoringProgress
 from runners.process.ranks import Agreement, World
 from runners.process.signals import Stop, Stopped
 from runners.scoring.scorer import Scorer
+from runners.scoring.splits import SplitScorer
 from runners.training.experiment import build, build_model
 from runners.training.journal import Clock
 
@@ -20,7 +21,13 @@ CPU = torch.device("cpu")
 def scorer(tmp_path, run_text):
     file = tmp_path / "run.yaml"
     file.write_text(run_text(architecture="universal"))
-    config = read_run(file, ["evaluate.repeats=[1]", "evaluate.interval_splits=[dev, train]"])
+    return scorer_of(read_run(file, ["evaluate.repeats=[1]", *INTERVAL]))
+
+
+INTERVAL = ["evaluate.interval_splits=[dev, train]"]
+
+
+def scorer_of(config):
     messages = []
     journal = SimpleNamespace(clock=Clock(), progress=messages.append)
     agreement = Agreement(World(), Stop())
@@ -51,6 +58,32 @@ def test_at_the_end_the_chosen_weights_are_scored_at_every_depth(scorer, model):
     places = [(each.score.split, each.score.repeats) for each in found]
     assert places == [(split, [n, n]) for split in ("dev", "test") for n in (2, 1)]
     assert all(float(value.abs().sum()) == 0 for value in model.state_dict().values())
+
+
+def test_a_curve_is_scored_on_the_same_few_rows_at_every_depth(
+    scorer, model, tmp_path, monkeypatch
+):
+    """And at the own depth twice, since the score of all rows is not comparable with the others."""
+
+    def scored():
+        found = []
+        curve = scorer_of(read_run(tmp_path / "run.yaml", INTERVAL))
+        curve.at_the_end(model, None, step=4, write=found.extend)
+        return [each for each in found if each.score.split == "test"]
+
+    whole = [each.score for each in scored()]
+    assert [(s.repeats, s.rows, s.is_default_depth) for s in whole] == [
+        ([2, 2], 8, True), ([1, 1], 8, False), ([4, 4], 8, False),
+    ]  # fmt: skip
+    assert all(score.of_curve is None for score in whole)
+    monkeypatch.setattr(SplitScorer, "few", 5)
+    found = scored()
+    assert [(e.score.repeats, e.score.rows, e.score.of_curve) for e in found] == [
+        ([2, 2], 8, None), ([1, 1], 5, True), ([4, 4], 5, True), ([2, 2], 5, True),
+    ]  # fmt: skip
+    assert [each.score.is_default_depth for each in found] == [True, False, False, False]
+    own, *curve = ([example.source for example in each.answers.examples] for each in found)
+    assert curve[0] == curve[1] == curve[2] == [row for row in own if row in curve[0]]
 
 
 def test_a_stop_ends_scoring_before_the_next_batch(scorer, model):

@@ -45,6 +45,21 @@ def test_depths_of_a_shared_model(built):
     assert one.depths(config) == [[3, 2], [4, 4], [2, 2]]
 
 
+def test_depths_follow_from_the_models_own(built):
+    """One, half and twice, of each stack; a list, empty or not, takes their place."""
+    depths = []
+    for repeats in (2, 5, 12):
+        given = f"model.depth.repeats={repeats}"
+        one, config = built(given, form="decoder_lm", architecture="universal")
+        depths.append(one.depths(config))
+    assert depths == [[2, 1, 4], [5, 1, 3, 10], [12, 1, 6, 24]]
+    one, config = built("model.encoder_depth.repeats=3", architecture="universal")
+    assert one.depths(config) == [[3, 2], [1, 1], [2, 1], [6, 4]]
+    for none in ("evaluate.repeats=null", "evaluate.repeats=[]"):
+        one, config = built(none, architecture="universal")
+        assert one.depths(config) == [[2, 2]]
+
+
 def test_depth_of_an_unshared_model_is_fixed(built):
     one, config = built("evaluate.repeats=[4, 2]", architecture="transformer")
     assert one.depths(config) == [[1, 1]]

@@ -66,6 +66,8 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "logical_inference": LazyTask("tasks.logical_inference", "LogicalInference"),
     "sudoku": LazyTask("tasks.puzzles.sudoku", "Sudoku"),
     "maze": LazyTask("tasks.puzzles.maze", "Maze"),
+    "sudoku_extreme": LazyTask("tasks.puzzles.official", "SudokuExtreme"),
+    "maze_hard": LazyTask("tasks.puzzles.official", "MazeHard"),
     "gym": LazyTask("tasks.gym", "Gym"),
     "file": LazyTask("tasks.file", "FileTask"),
     "chomsky": LazyTask("tasks.chomsky", "Chomsky"),

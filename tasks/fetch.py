@@ -47,6 +47,7 @@ from tasks.base.pins import read_pin, write_pin
 from tasks.base.storage import open_atomically, sha256_of_file
 from tasks.cogs import official, recogs
 from tasks.pcfg import official as pcfg
+from tasks.puzzles import official as puzzles
 from tasks.zero_shot import ZERO_SHOT
 
 COLLECTIONS: dict[str, tuple[DataFile, ...]] = {
@@ -59,6 +60,7 @@ COLLECTIONS: dict[str, tuple[DataFile, ...]] = {
     "mcwq": tuple(mcwq.DATA_FILES.values()),
     "listops": tuple(listops.DATA_FILES.values()),
     "logical_inference": tuple(logical_inference.DATA_FILES.values()),
+    **puzzles.COLLECTIONS,
     **{name: benchmark.files for name, benchmark in ZERO_SHOT.items()},
 }
 """Official files by collection."""

@@ -43,8 +43,15 @@ DRAWN = (
 
 def generated_tasks() -> list[str]:
     """Return the names of the tasks that make their rows, those without an end first."""
-    endless = [name for name in tasks.TASKS if issubclass(tasks.task_class(name), ENDLESS)]
-    return [*endless, *DRAWN]
+    classes = {name: tasks.task_class(name) for name in tasks.TASKS}
+    endless = [name for name, cls in classes.items() if issubclass(cls, ENDLESS)]
+    return [name for name in (*endless, *DRAWN) if not needs_files(classes[name])]
+
+
+def needs_files(cls: type[tasks.Task[Any]]) -> bool:
+    """Return whether a task needs files with its default options, as its entry in the menu says."""
+    fetch = cls.about.fetch if cls.about else ""
+    return bool(fetch) and not fetch.startswith("none")
 
 
 def check_names(names: Sequence[str]) -> None:

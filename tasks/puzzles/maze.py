@@ -8,8 +8,8 @@ path between them is ``o``, that of any other is the cell itself:
 Soo###o#Goo#####
 
 Each cell is a wall with probability ``walls``. Start and goal are drawn among the free cells, the
-goal among those that one shortest path of enough steps leads to. With a number of ``puzzles``,
-train has each maze turned and mirrored in eight ways; without, each row is a maze of its own.
+goal among those that one shortest path of enough steps leads to. Train has each maze turned and
+mirrored in eight ways. The official set, Maze-Hard, is the task ``maze_hard``.
 """
 
 from __future__ import annotations
@@ -167,13 +167,19 @@ class Maze(PuzzleTask):
         self, draws: Draws, questions: np.ndarray, answers: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the mazes turned and mirrored, one for each of the draws."""
-        shape = (len(draws), self.side, self.side)
-        ways = draws.integers(8)
-        first, second = (
-            turned(grid.reshape(shape), ways).reshape(len(draws), -1)
-            for grid in (questions, answers)
-        )
-        return first, second
+        return in_eight_ways(draws, questions, answers, side=self.side)
+
+
+def in_eight_ways(
+    draws: Draws, questions: np.ndarray, answers: np.ndarray, *, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mazes and answers, both (N, cells), turned or mirrored in a way that is drawn."""
+    shape = (len(draws), side, side)
+    ways = draws.integers(8)
+    first, second = (
+        turned(grid.reshape(shape), ways).reshape(len(draws), -1) for grid in (questions, answers)
+    )
+    return first, second
 
 
 def _one_of(draws: Draws, cells: np.ndarray) -> np.ndarray:

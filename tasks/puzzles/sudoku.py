@@ -11,8 +11,7 @@ are permuted, its stacks and the columns in each, and the digits renamed:
 >>> all(given in (".", label) for given, label in zip(row.source, row.target, strict=True))
 True
 
-The official set, Sudoku-Extreme, lies on a hub that publishes no hashes of its files; its rows
-(``source,question,answer,rating``) can be read by the task ``file``.
+The official set, Sudoku-Extreme, is the task ``sudoku_extreme``.
 """
 
 from __future__ import annotations
@@ -56,6 +55,34 @@ def rearranged(
     rows = np.arange(len(grids))[:, None, None]
     moved = turned[rows, lines[:, :, None], columns[:, None, :]]
     return digits[rows, moved]
+
+
+def in_other_forms(
+    draws: Draws, questions: np.ndarray, answers: np.ndarray, *, size: int, boxes: Boxes
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return puzzles in another form each: transposed, permuted and renamed as published.
+
+    Args:
+        draws: N of them.
+        questions: (N, cells), 0 is blank.
+        answers: (N, cells), from 0.
+    """
+    count = len(draws)
+    names = np.pad(1 + draws.permutations(size), ((0, 0), (1, 0)))
+    coin = draws.integers(2).astype(bool) & (boxes.lines == boxes.columns)
+    lines = _grouped(draws, size // boxes.lines, boxes.lines)
+    columns = _grouped(draws, size // boxes.columns, boxes.columns)
+    changed = [
+        rearranged(
+            grid.reshape(count, size, size),
+            digits=names,
+            transpose=coin,
+            lines=lines,
+            columns=columns,
+        ).reshape(count, -1)
+        for grid in (questions, answers + 1)
+    ]
+    return changed[0], changed[1] - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,22 +140,7 @@ class Sudoku(PuzzleTask):
         self, draws: Draws, questions: np.ndarray, answers: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the puzzles in another form, one for each of the draws."""
-        count, size, boxes = len(draws), self.size, BOXES[self.size]
-        names = np.pad(1 + draws.permutations(size), ((0, 0), (1, 0)))
-        coin = draws.integers(2).astype(bool) & (boxes.lines == boxes.columns)
-        lines = _grouped(draws, size // boxes.lines, boxes.lines)
-        columns = _grouped(draws, size // boxes.columns, boxes.columns)
-        changed = [
-            rearranged(
-                grid.reshape(count, size, size),
-                digits=names,
-                transpose=coin,
-                lines=lines,
-                columns=columns,
-            ).reshape(count, -1)
-            for grid in (questions, answers + 1)
-        ]
-        return changed[0], changed[1] - 1
+        return in_other_forms(draws, questions, answers, size=self.size, boxes=BOXES[self.size])
 
 
 @functools.lru_cache(maxsize=1 << 16)

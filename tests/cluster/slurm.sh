@@ -37,7 +37,9 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 SlurmdParameters=config_overrides
 ReturnToService=2
-SlurmdTimeout=10
+# A busy machine may keep a slurmd from answering for ten seconds: its node would count as dead.
+SlurmdTimeout=20
+MessageTimeout=30
 KillWait=20
 NodeName=n[1-2] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((base + 1))-$((base + 2))] CPUs=4 RealMemory=4000
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -52,11 +54,11 @@ start)
     --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
   slurmctld -c
   for node in n1 n2; do slurmd -N "$node"; done
-  for _ in $(seq 60); do
+  for _ in $(seq 240); do
     sinfo --noheader --format=%T 2>/dev/null | grep -qx idle && exit 0
     sleep 0.5
   done
-  echo "no idle node within 30 s; see $folder/*.log" >&2
+  echo "no idle node within two minutes; see $folder/*.log" >&2
   exit 1
   ;;
 node)

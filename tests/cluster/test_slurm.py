@@ -1,5 +1,6 @@
 """Sweeps on a real Slurm: the same results as here, and no failure of a cluster loses a run."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import pytest
 
 from runners.process.run_directory import RunDirectory
 from runners.sweeping import slurm as engine
+from runners.sweeping.watching import last_row
+from tasks.base.lease import holder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -91,10 +94,10 @@ def test_requeued_cancelled_and_submitted_again(slurm, run_sweep, begin, wait_fo
 def test_a_node_that_dies_gives_its_run_to_the_other(slurm, run_sweep, begin, wait_for, capsys):
     directory, job = begin()
     node = shown(job, "BatchHost")
-    pid = int((slurm / f"slurmd.{node}.pid").read_text())
-    os.kill(pid, signal.SIGKILL)
+    kill_slurmd(slurm, node)
     for leaf in processes_of(job):
-        os.kill(leaf, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # srun's second process ends with its first
+            os.kill(leaf, signal.SIGKILL)
     try:
         wait_for(lambda: starts(directory) == 1, what="the start on the other node")
         assert shown(job, "BatchHost") != node
@@ -103,19 +106,49 @@ def test_a_node_that_dies_gives_its_run_to_the_other(slurm, run_sweep, begin, wa
     assert run_sweep("slurm", *LONG, "--executor=slurm", "--cancel")[1] == 0
 
 
+def test_a_run_that_outlives_its_slurmd_keeps_its_directory(slurm, run_sweep, begin, wait_for):
+    directory, job = begin()
+    node, first = shown(job, "BatchHost"), holder(directory)
+    kill_slurmd(slurm, node)
+    log = directory / "log.txt"
+    try:
+        # Slurm takes the node for dead and starts the job on the other one, where it is refused.
+        wait_for(lambda: "in use by" in log.read_text(), what="the second worker")
+        assert holder(directory) == first
+        before = last_row(directory / "metrics.jsonl")["step"]
+        wait_for(lambda: last_row(directory / "metrics.jsonl")["step"] > before, what="a step")
+    finally:
+        subprocess.run([SCRIPT, "node", slurm, node], check=True)
+    # The node that is back ends what it was not told to run, and the next turn has the directory.
+    wait_for(lambda: holder(directory) not in (None, first), what="the worker after it")
+    assert run_sweep("slurm", *LONG, "--executor=slurm", "--cancel")[1] == 0
+    wait_for(lambda: holder(directory) is None, what="the end")
+    rows = (directory / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(row)["step"] for row in rows]
+    assert steps == sorted(set(steps))
+
+
+def kill_slurmd(slurm, node):
+    os.kill(int((slurm / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
+
+
 def processes_of(job):
-    """Return the processes of a job, steps and all, as the death of its node would end them."""
-    found = []
+    """Return the processes of a job as the death of its node would end them: first its steps.
+
+    A step that saw its tasks end would tell Slurm so, as of a job that has failed.
+    """
+    steps, others = [], []
     for name in os.listdir("/proc"):
         try:
             environment = Path(f"/proc/{name}/environ").read_bytes()
             command = Path(f"/proc/{name}/cmdline").read_bytes()
         except OSError:
             continue
-        is_step = command.startswith(f"slurmstepd: [{job}.".encode())
-        if is_step or f"SLURM_JOB_ID={job}".encode() in environment.split(b"\0"):
-            found.append(int(name))
-    return found
+        if command.startswith(f"slurmstepd: [{job}.".encode()):
+            steps.append(int(name))
+        elif f"SLURM_JOB_ID={job}".encode() in environment.split(b"\0"):
+            others.append(int(name))
+    return steps + others
 
 
 def test_a_run_saves_before_its_time_is_up_and_takes_another_turn(

@@ -1,6 +1,8 @@
 """A run that was interrupted is bitwise the run that was not, and a bad one stops with a reason."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -342,23 +344,30 @@ def test_non_finite_loss_stops_before_the_update(make_run, train, monkeypatch):
     assert RunDirectory(directory).status() == "failed"
 
 
-def test_full_disk_fails_the_run_and_keeps_the_checkpoint(make_run, train, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "bytes needed"),
+        (errno.EDQUOT, "bytes needed"),
+        (errno.EROFS, "Read-only file system: '"),
+        (errno.ESTALE, "Stale file handle: '"),
+    ],
+)
+def test_a_file_system_that_fails_keeps_the_checkpoint(make_run, train, monkeypatch, number, said):
     directory = make_run()
-    import errno
+    replace = os.replace
 
-    from runners.process import checkpoint as checkpoint_module
+    def refuse(source, goal):
+        if "step_000010" in str(goal):
+            raise OSError(number, os.strerror(number), str(goal))
+        replace(source, goal)
 
-    write = checkpoint_module.write_atomically
-
-    def full(path, content):
-        if "step_000010" in str(path):
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, content)
-
-    monkeypatch.setattr(checkpoint_module, "write_atomically", full)
+    monkeypatch.setattr(os, "replace", refuse)
     assert train(directory) == "failed"
     message = json.loads((directory / "error.json").read_text())["message"]
-    assert "bytes needed" in message
+    assert said in message
+    assert "step_000010" in message
+    assert "\n" not in message
     names = [path.name for path in (directory / "checkpoints").iterdir()]
     assert names == ["step_000005"]
     assert load_checkpoint(directory / "checkpoints" / "step_000005").step == 5

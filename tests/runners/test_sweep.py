@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runners import sweep
+from runners import report, sweep
 from runners.process import signals
 from runners.process.run_directory import RunDirectory
 from runners.reporting.html import contents
@@ -87,8 +87,12 @@ def test_reconcile(command, tmp_path, capsys):
     capsys.readouterr()
     assert sweep.main([*command, f"--runs-dir={tmp_path / 'elsewhere'}"]) == 0
     assert "4 runs: 3 done, 1 resumable" in capsys.readouterr().out
-    assert (tmp_path / "elsewhere" / "pair" / "results.csv").read_bytes() == csv
+    moved = tmp_path / "elsewhere" / "pair" / "results.csv"
+    assert moved.read_bytes() == csv
     assert not (tmp_path / "runs").exists()
+    moved.unlink()
+    assert report.main([str(moved.parent), "--no-figures"]) == 0
+    assert moved.read_bytes() == csv
 
 
 def test_second_driver_is_told_and_changes_nothing(command, tmp_path, capsys):
@@ -180,6 +184,41 @@ def test_full_disk_of_the_driver_is_one_line(where, command, capsys, monkeypatch
     message = capsys.readouterr().err
     assert "No space left on device; make room, and the same command continues" in message
     assert message.count("\n") == 1
+
+
+FULL = "make room, and the same command continues"
+READ_ONLY = "it may not be written to: name another place, for runs by --runs-dir"
+STALE = "enter it anew by cd or mount it again, and the same command continues"
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "remedy"),
+    [
+        ("mkdir", errno.EROFS, READ_ONLY),
+        ("mkdir", errno.ESTALE, STALE),
+        ("replace", errno.EDQUOT, FULL),
+        ("fsync", errno.EDQUOT, FULL),
+        ("fsync", errno.ESTALE, STALE),
+    ],
+)
+def test_a_file_system_that_refuses_the_driver_is_one_line(
+    call, number, remedy, command, capsys, monkeypatch
+):
+    at_work = getattr(os, call)
+
+    def refuse(target, *arguments, **options):
+        # Only where runs are laid out; fsync is told no path, so the plan is left out.
+        if call == "fsync" or "seed0" in str(target):
+            raise OSError(number, os.strerror(number), None if call == "fsync" else str(target))
+        return at_work(target, *arguments, **options)
+
+    monkeypatch.setattr(os, call, refuse)
+    monkeypatch.setattr(sweep, "write_plan", lambda *arguments: None)
+    assert sweep.main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "/runs/pair: " in line
+    assert os.strerror(number) in line
+    assert remedy in line
 
 
 @pytest.mark.parametrize(

@@ -200,3 +200,24 @@ def test_default_workers_of_gpu_runs_are_one_a_visible_gpu(monkeypatch):
     assert default_workers([gpu, Job(Path(), 1)])[1] == []
     assert LocalExecutor.for_jobs([gpu] * 3, None).num_workers == 2
     assert LocalExecutor.for_jobs([gpu], 4).num_workers == 1
+
+
+def test_workers_that_share_a_gpu_see_it_and_what_mps_needs(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/mps/pipe")
+    jobs = [Job(tmp_path / name, 1, uses_gpu=True) for name in "abc"]
+    executor = LocalExecutor.for_jobs(jobs, None, per_gpu=2)
+    stop, seen = signals.Stop(), []
+
+    def look(directory, message):
+        if isinstance(message, Started):
+            pid = executor._workers[-1].process.pid
+            seen.append(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+            if len(seen) == 2:
+                stop.request()  # before they have imported anything, let alone a GPU
+
+    executor.run(jobs, stop=stop, on_message=look)
+    assert len(seen) == 2
+    for variables in seen:
+        assert b"CUDA_VISIBLE_DEVICES=3" in variables
+        assert b"CUDA_MPS_PIPE_DIRECTORY=/mps/pipe" in variables

@@ -52,6 +52,17 @@ def _depth_name(depth: Depth) -> str:
     return " + ".join(map(str, depth)) if isinstance(depth, tuple) else str(depth)
 
 
+def _label(depth: Depth) -> str:
+    return "1 repeat" if depth == 1 else f"{_depth_name(depth)} repeats"
+
+
+def depth_labels(results: SweepResults) -> list[str]:
+    """Return what the curves of all panels are called, the shallowest depth first."""
+    scores = (score for run in results.runs for score in run.scores)
+    depths = {score.depth for score in scores if score.depth is not None}
+    return [_label(depth) for depth in sorted(depths, key=_depth_key)]
+
+
 def _shown(results: SweepResults, setting: Setting, split: str) -> Curves:
     """Return the curves where there are several depths and several difficulties, or none."""
     curves = depth_curves(results, setting, split)
@@ -106,9 +117,7 @@ def depth_curve_panels(results: SweepResults) -> list[Panel]:
                     x=difficulty_name(setting) or "difficulty",
                     y=metric,
                     curves={
-                        f"{_depth_name(depth)} repeats": {
-                            float(key): values for key, values in curve.items()
-                        }
+                        _label(depth): {float(key): values for key, values in curve.items()}
                         for depth, curve in curves.items()
                     },
                     accuracy=not is_lower_better(metric),

@@ -23,7 +23,7 @@ from runners.reporting.breakdown import (
     trained_depth,
 )
 from runners.reporting.comparison import TOLERANCE, common, headline_values, training_flops
-from runners.reporting.depth_curves import depth_curve_panels
+from runners.reporting.depth_curves import depth_curve_panels, depth_labels
 from runners.reporting.drawing import TOKENS, Curve, Panel, draw, save
 from runners.reporting.results import Outcome, Setting, SweepResults
 from runners.reporting.run_result import Depth
@@ -54,11 +54,12 @@ def draw_all(results: SweepResults, directory: Path) -> list[Path]:
         "learning": learning_panels(results),
         "grid": grid_panels(results),
     }
+    names = {"difficulty_by_depth": depth_labels(results)}
     settings = [setting.label for setting in results.settings]
     paths = []
     for name, panels in drawings.items():
         if panels:
-            paths += save(draw(panels, settings), directory / name)
+            paths += save(draw(panels, names.get(name, settings)), directory / name)
     return paths
 
 

@@ -3,7 +3,7 @@
 import copy
 
 from runners.reporting.breakdown import depth_tables, depth_values
-from runners.reporting.depth_curves import depth_curve_panels, depth_curve_tables
+from runners.reporting.depth_curves import depth_curve_panels, depth_curve_tables, depth_labels
 from runners.reporting.figures import depth_panels
 from runners.reporting.results import load
 
@@ -25,6 +25,7 @@ def test_a_curve_for_each_depth(make_sweep):
         "2 repeats": {2.0: [0.4, 0.6], 10.0: [0.125, 0.125]},
         "4 repeats": {2.0: [0.4, 0.6], 10.0: [0.2, 0.3]},
     }
+    assert depth_labels(results) == ["2 repeats", "4 repeats"]
     (table,) = depth_curve_tables(results)
     assert table.columns == ["recursion depth", "2", "4*"]
     assert table.rows == [

@@ -25,7 +25,7 @@ def nodes():
 
 
 def test_a_sweep_survives_the_death_of_a_node(nodes, run_sweep, capsys, monkeypatch):
-    local, status = run_sweep("local")
+    local, status = run_sweep("local", "seeds=2")
     assert status == 0
     capsys.readouterr()
     killed = []
@@ -41,7 +41,7 @@ def test_a_sweep_survives_the_death_of_a_node(nodes, run_sweep, capsys, monkeypa
 
     monkeypatch.setattr(ray_cluster._Tasks, "_look", look)
     address = f"address={nodes.address}"
-    remote, status = run_sweep("ray", "--executor=ray", "--ray", address)
+    remote, status = run_sweep("ray", "seeds=2", "--executor=ray", "--ray", address)
     assert status == 0, capsys.readouterr()
     assert killed
     assert (remote / "results.csv").read_bytes() == (local / "results.csv").read_bytes()

@@ -68,6 +68,7 @@ def saving(monkeypatch, tmp_path):
     moment = torch.zeros(1)
     loop = SimpleNamespace(
         model=model,
+        average=None,
         state_dict=lambda: {"moment": moment, "places": [1, (2,)]},
         position=SimpleNamespace(step=1),
     )

@@ -64,6 +64,7 @@ TASKS: dict[str, type[Task[Any]] | LazyTask] = {
     "ctl_plus": LazyTask("tasks.ctl_plus", "CtlPlus"),
     "listops": LazyTask("tasks.listops", "ListOps"),
     "logical_inference": LazyTask("tasks.logical_inference", "LogicalInference"),
+    "logical_inference_like": LazyTask("tasks.logical_inference_like", "LogicalInferenceLike"),
     "sudoku": LazyTask("tasks.puzzles.sudoku", "Sudoku"),
     "maze": LazyTask("tasks.puzzles.maze", "Maze"),
     "sudoku_extreme": LazyTask("tasks.puzzles.official", "SudokuExtreme"),

@@ -85,7 +85,11 @@ def truth(formula: str) -> int:
 
 def relation(left: str, right: str) -> str:
     """Return how two formulas relate."""
-    one, other = truth(left), truth(right)
+    return relation_of(truth(left), truth(right))
+
+
+def relation_of(one: int, other: int) -> str:
+    """Return how two formulas with these truth tables relate."""
     if one == other:
         return "="
     if not one & ~other:

@@ -36,6 +36,7 @@ DRAWN = (
     "ctl",
     "ctl_plus",
     "listops",
+    "logical_inference_like",
     "string_functions",
 )
 """Tasks that draw fixed splits and need no files."""

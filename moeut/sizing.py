@@ -167,7 +167,7 @@ def _stack_macs(stack: StackConfig, length: int, everyone: bool) -> int:
     macs = _layer_macs(core, length) * (stack.num_applications - num_outer)
     macs += _layer_macs(outer, length) * num_outer if num_outer else 0
     width, d_model = stack.core_width, stack.d_model
-    repeated = stack.state.macs(width, d_model, stack.depth)
+    repeated = stack.state.macs(width, d_model, stack.depth) + stack.conditioning.macs(width)
     repeated += group * sum(_adapter_macs(stack, across=False).values())
     repeated += sum(gates for layer, gates in _value_gates(stack) if stack.depth.is_in_group(layer))
     once = stack.state.output_macs(width, d_model, stack.feed_forward)

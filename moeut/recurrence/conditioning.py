@@ -7,7 +7,7 @@ conditioning       what a repeat does
 =================  =============================================================================
 ``none``           x, and nothing tells repeats apart
 ``coordinates``    x + P(position) + P(t), P the sinusoids of Tensor2Tensor (arXiv 1807.03819);
-                   P(t) may be a learned vector instead
+                   P(t) may be a learned vector instead, and the sum W [x; P(position); P(t)]
 ``vectors``        x + a learned vector of t
 ``network``        x + W₂ silu(W₁ s + b₁) + b₂, s the sinusoids of t
                    (seal-rg/recurrent-pretraining at 59e0b69)
@@ -75,18 +75,35 @@ class Coordinates(Conditioning):
     Tensor2Tensor."""
     size: int | None = None
     """Learned vectors; null: as many as repeats are configured."""
+    combine: Literal["add", "concatenate"] = "add"
+    """How signals enter: added to the state; or put beside it, each in its width, before a
+    projection back to that width."""
+    shift: Literal["none", "random"] = "none"
+    """What is added to the positions of a row in training: nothing, or a random number below its
+    length, as Tensor2Tensor draws for a whole batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "size")
+        said = "has no effect without positions"
+        require(self.positions or self.shift == "none", "shift", self.shift, said)
         said = "has no effect without steps=learned"
         require(self.size is None or self.steps == "learned", "size", self.size, said)
         said = "nothing is left to add; expected sinusoid or learned"
         require(self.positions or self.steps != "none", "steps", self.steps, said)
 
     def build_for(self, d_model: int, repeats: int) -> Controller:
-        """Return the controller, which has parameters with learned vectors alone."""
+        """Return the controller: its parameters are learned vectors, and the projection."""
         return CoordinatesController(self, d_model, self.size or repeats)
+
+    @property
+    def num_signals(self) -> int:
+        """How many signals enter."""
+        return self.positions + (self.steps != "none")
+
+    def macs(self, d_model: int) -> int:
+        """Return the multiply-accumulates of the projection for one token and repeat."""
+        return (1 + self.num_signals) * d_model**2 if self.combine == "concatenate" else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,34 +262,66 @@ class AdaptiveNormController(TableController):
 
 
 class CoordinatesController(DepthController):
-    """The sinusoids of Tensor2Tensor, or learned vectors ``table`` (size, D) for the repeat."""
+    """The sinusoids of Tensor2Tensor, or learned vectors ``table`` (size, D) for the repeat.
+
+    Put beside the state, ``weight`` (D, D + signals · D) brings them back to its width.
+    """
 
     def __init__(self, options: Coordinates, d_model: int, size: int) -> None:
         super().__init__()
         self.options = options
         if options.steps == "learned":
             self.table = nn.Parameter(torch.empty(size, d_model))
+        if options.combine == "concatenate":
+            inputs = (1 + options.num_signals) * d_model
+            self.weight = nn.Parameter(torch.empty(d_model, inputs))
 
     def roles(self) -> Roles:
-        """Return the role of the learned vectors, which are used times sqrt(D)."""
-        if self.options.steps != "learned":
-            return {}
-        return {"table": Role("embedding", self.table.shape[1], len(self.table))}
+        """Return the role of the learned vectors, which are used times sqrt(D), and the weight."""
+        roles = {}
+        if self.options.steps == "learned":
+            roles["table"] = Role("embedding", self.table.shape[1], len(self.table))
+        if self.options.combine == "concatenate":
+            roles["weight"] = Role("mix", self.weight.shape[1], len(self.weight))
+        return roles
+
+    def begin(self, about: Pass) -> Run:
+        """Return the run of a pass, in which the positions of each row may be shifted."""
+        if self.training and self.options.shift == "random":
+            about = about._replace(positions=about.positions + _shifts(about))
+        return DepthRun(self, about)
 
     def before(self, step: Step, place: Place, about: Pass) -> Step:
-        """Return the step with x + P(position) + P(repeat) (B, T, D)."""
+        """Return the step with x + P(position) + P(repeat), or W of all three (B, T, D)."""
         assert place.repeat is not None
         x, width = step.x, step.x.shape[-1]
         number = step.number
         if number is None:
             number = torch.full((), place.repeat, device=x.device)
+        signals = []
         if self.options.positions:
-            x = x + timing_signal(about.positions, width, x.dtype)
+            signals.append(timing_signal(about.positions, width, x.dtype))
         if self.options.steps == "sinusoid":
-            x = x + timing_signal(number, width, x.dtype)
+            signals.append(timing_signal(number, width, x.dtype))
         elif self.options.steps == "learned":
-            x = x + self.table[number.clamp(max=len(self.table) - 1)] * math.sqrt(width)
+            signals.append(self.table[number.clamp(max=len(self.table) - 1)] * math.sqrt(width))
+        if self.options.combine == "concatenate":
+            beside = [signal.to(x.dtype).expand_as(x) for signal in signals]
+            x = ops.linear(torch.cat((x, *beside), dim=-1), self.weight).to(x.dtype)
+        else:
+            for signal in signals:
+                x = x + signal
         return step._replace(x=x)
+
+
+def _shifts(about: Pass) -> Tensor:
+    """Return a random number (B, 1) below the length of each row, from PyTorch's generator."""
+    rows, columns = about.embedded.shape[:2]
+    device = about.embedded.device
+    length = torch.full((rows, 1), columns, device=device)
+    if about.real is not None:
+        length = about.real.sum(dim=1, keepdim=True)
+    return (torch.rand(rows, 1, device=device) * length).long()
 
 
 def timing_signal(numbers: Tensor, width: int, dtype: torch.dtype) -> Tensor:

@@ -10,10 +10,12 @@ from moeut.blocks.attention import AttentionContext
 from moeut.options import OptionError
 from moeut.recurrence import conditioning as c
 from moeut.recurrence.row_depth import RowDepth
+from moeut.sizing import macs_per_token
 
 KINDS = {
     "coordinates": c.Coordinates(),
     "learned_steps": c.Coordinates(positions=False, steps="learned", size=3),
+    "beside": c.Coordinates(combine="concatenate", steps="learned", size=3),
     "vectors": c.Vectors(),
     "network": c.Network(frequencies=5),
     "film": c.Film(size=3),
@@ -52,7 +54,7 @@ def network(module, number):
     return module.down @ hidden + module.down_bias
 
 
-def by_hand(model, kind, tokens):
+def by_hand(model, kind, tokens, shift=0):
     """Apply prelude, conditioned repeats and coda, layer by layer."""
     stack, module = model.decoder, own(model)
     first, *group, last = stack.layers
@@ -61,9 +63,13 @@ def by_hand(model, kind, tokens):
     for t in range(REPEATS):
         late = min(t, 2)  # three entries are learned
         if kind == "coordinates":
-            x = x + torch.stack([signal(p) for p in range(6)]) + signal(t)
+            x = x + torch.stack([signal(p + shift) for p in range(6)]) + signal(t)
         elif kind == "learned_steps":
             x = x + module.table[late] * 4.0  # the root of the width
+        elif kind == "beside":
+            places = torch.stack([signal(p) for p in range(6)]).expand_as(x)
+            steps = (module.table[late] * 4.0).expand_as(x)
+            x = torch.cat((x, places, steps), dim=-1) @ module.weight.T
         elif kind == "vectors":
             x = x + module.table[t]
         x = inject(x, embedded)
@@ -129,6 +135,39 @@ def test_rows_of_their_own_depth_count_their_own_repeats(make_recurrent, kind):
         assert (logits[row] - alone[0]).abs().max() < 1e-11
 
 
+def test_positions_of_a_row_are_shifted_in_training_alone(make_recurrent):
+    """By a random number below its length, the same in all repeats."""
+    plain = made(make_recurrent, "coordinates")
+    shifted = make_recurrent(
+        "decoder_lm", "input_linear", "dense", position="none",
+        conditioning=c.Coordinates(shift="random"),
+    )  # fmt: skip
+    shifted.load_state_dict(plain.state_dict())
+    tokens = batch(plain)[0][0]
+    real = torch.ones_like(tokens, dtype=torch.bool)
+    real[1, 4:] = False
+    with torch.no_grad():
+        wanted = plain(tokens, padding_mask=real).logits
+        assert torch.equal(shifted.eval()(tokens, padding_mask=real).logits, wanted)
+        torch.manual_seed(5)
+        found = shifted.train()(tokens, padding_mask=real).logits
+        torch.manual_seed(5)
+        shifts = (torch.rand(len(tokens), 1)[:, 0] * real.sum(dim=1)).long()
+    assert len(set(shifts.tolist())) > 1
+    assert (shifts < real.sum(dim=1)).all()
+    for row, shift in enumerate(shifts.tolist()):
+        moved = by_hand(plain, "coordinates", tokens[row : row + 1], shift=shift)
+        kept = real[row]
+        assert (found[row] - moved[0])[kept].abs().max() < 1e-11
+
+
+def test_a_projection_of_signals_is_counted(make_recurrent):
+    plain = make_recurrent("decoder_lm", conditioning=KINDS["learned_steps"]).config
+    beside = make_recurrent("decoder_lm", conditioning=KINDS["beside"]).config
+    more = macs_per_token(beside, sequence_length=6) - macs_per_token(plain, sequence_length=6)
+    assert more == 3 * 16 * 16 * beside.depth.repeats
+
+
 def test_learned_steps_begin_as_normal_noise(make_recurrent):
     model = make_recurrent(
         conditioning=c.Coordinates(steps="learned", size=4000), state=state("input", "none")
@@ -141,6 +180,8 @@ def test_what_means_nothing_is_refused(make_recurrent):
         c.Coordinates(size=3)
     with pytest.raises(OptionError, match="steps='none': nothing is left to add"):
         c.Coordinates(positions=False, steps="none")
+    with pytest.raises(OptionError, match="shift='random': has no effect without positions"):
+        c.Coordinates(positions=False, shift="random")
     options = {"order": "sequence", "conditioning": c.Film(), "state": state("input", "none")}
     with pytest.raises(OptionError, match="conditioning decides at each pass through the group"):
         make_recurrent("decoder_lm", "zero_add", **options)

@@ -11,7 +11,6 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from moeut.blocks.own import of_one_repeat
-from moeut.recurrence.recursive_stack import RecursiveStack
 from moeut.recurrence.stack import DepthStack
 from runners.config.schema import TrainConfig
 
@@ -84,7 +83,7 @@ def scaled_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     """
     scales: dict[torch.nn.Parameter, float] = {}
     for stack in model.modules():
-        if not isinstance(stack, DepthStack) or isinstance(stack, RecursiveStack):
+        if not isinstance(stack, DepthStack) or stack.options.is_recursive:
             continue
         depth = stack.options.depth
         for index, layer in enumerate(stack.layers):

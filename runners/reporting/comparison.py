@@ -84,7 +84,10 @@ def main_table(results: SweepResults) -> Table:
     columns += [title for title, _ in beside]
     main = len(columns)
     columns += [f"{outside or 'headline'} {titled(_metric(results))}"]
-    columns += ["95 % CI", "every seed", f"p against {results.baseline}"]
+    columns += ["95 % CI", "every seed"]
+    is_compared = any(setting.variant != results.baseline for setting in results.settings)
+    if is_compared:
+        columns += [f"p against {results.baseline}"]
     rows, bold = [], set()
     for index, setting in enumerate(results.settings):
         values, metric = headline_values(results, setting), results.headline_metric(setting)
@@ -104,8 +107,10 @@ def main_table(results: SweepResults) -> Table:
             mean_std(values, metric),
             interval(summarize(values) if values else None, metric),
             " ".join(number(value, metric) for value in values) or MISSING,
-            "baseline" if setting.variant == results.baseline else p_value(tests.get(setting.hash)),
         ]
+        if is_compared:
+            is_baseline = setting.variant == results.baseline
+            row += ["baseline" if is_baseline else p_value(tests.get(setting.hash))]
         if best is not None and setting.hash in best:
             bold.add((index, main))
         rows.append(row)

@@ -130,3 +130,9 @@ def test_costs_beside_parameters_stand_in_the_table_where_runs_say_them(make_swe
     cells = dict(zip(table.columns, table.rows[0], strict=True))
     assert (cells["used parameters"], cells["cache bytes/token"]) == ("4,321", "512")
     assert "used parameters" not in main_table(load(make_sweep(transformer=[0.5]))).columns
+
+
+def test_a_grid_without_variants_is_tested_against_nothing(make_sweep):
+    table = main_table(load(make_sweep(transformer=STEADY)))
+    assert table.columns[-1] == "every seed"
+    assert {len(row) for row in table.rows} == {len(table.columns)}

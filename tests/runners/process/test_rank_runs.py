@@ -44,7 +44,7 @@ def fingerprint(directory):
         name: (directory / name).read_bytes()
         for name in ("metrics.jsonl", "predictions.jsonl", "result.json")
     }
-    found["weights"] = (last / "model.safetensors").read_bytes()
+    found["weights"] = [path.read_bytes() for path in sorted(last.glob("*.safetensors"))]
     state = load_checkpoint(last).state["loop"]
     found["random"] = [each["torch"].numpy().tobytes() for each in state["random_of_ranks"]]
     found["position"] = state["position"]
@@ -70,6 +70,8 @@ def die_at(step, monkeypatch):
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_killed_run_goes_on_to_the_same_bits(kind, command, start, tmp_path, monkeypatch):
     options = (f"train.parallel={kind}", "select=best:dev")
+    if kind == "ddp":
+        options += ("train.optimizer=muon", "train.ema=0.9")
     assert start(command("whole", *options)).end() == [0, 0]
     with monkeypatch.context() as patch:
         die_at(8, patch)

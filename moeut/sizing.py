@@ -187,7 +187,8 @@ def _value_gates(stack: StackConfig) -> list[tuple[int, int]]:
     """Return the layers with value embeddings, and the work of the gates of each for one token."""
     with torch.device("meta"):
         built = stack.build_value_embeddings()
-    return [(int(layer), each.gate.numel()) for layer, each in built.items()]
+    gates = {layer: each.get_parameter("gate") for layer, each in built.items()}
+    return [(int(layer), gate.numel()) for layer, gate in gates.items()]
 
 
 def _layer_macs(stack: StackConfig, length: int) -> int:

@@ -85,7 +85,7 @@ def _adapters(options: Mapping[str, Any]) -> Adapters:
     )
 
 
-def _factor(read: RawOptions, options: Mapping[str, Any]) -> dict[str, float]:
+def _factor(read: RawOptions, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the factor on changes, or alpha where modules of other ranks have others."""
     scaling = read.raw("scaling", None)
     if scaling is None:

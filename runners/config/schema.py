@@ -58,6 +58,13 @@ class EvaluateConfig:
     """Further depths (num_repeats) at which a shared model is scored at the end, besides its own.
     auto: 1, half its own and twice, each on the same few rows of a split (256, or 64 windows of
     text); a list: these, on all scored rows; null or []: none."""
+    choose_repeats: list[Literal["confidence", "length"]] = field(default_factory=list)
+    """Ways to choose each row's repeats by which a split is scored at the end besides, where a
+    label stands at each position (arXiv 2409.15647). confidence: the repeat that is surest of its
+    own answers; length: as many as a row is long, as its task counts. A table shows both beside
+    the run's own depth."""
+    most_repeats: int | None = None
+    """Most repeats that choose_repeats may take; null: the run's own depth."""
     rows_per_category: int | dict[str, int] | None = None
     """Score only so many rows of each category of a split, chosen by hash, or so many windows of
     text, evenly spread; tables say so. One number for every split, or {split: number}, where a
@@ -66,7 +73,9 @@ class EvaluateConfig:
     """Sequences decoded at once; of text as many windows are read as their logits have room for."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "interval", "batch_size")
+        at_least(self, 1, "interval", "batch_size", "most_repeats")
+        if self.most_repeats is not None and not self.choose_repeats:
+            refuse(self, "most_repeats", "has no effect without choose_repeats")
         limits = self.rows_per_category
         for limit in limits.values() if isinstance(limits, dict) else [limits]:
             if limit is not None and limit < 1:
@@ -77,7 +86,8 @@ class EvaluateConfig:
             expected = "has no effect without interval, the number of steps between evaluations"
             refuse(self, "interval_splits", expected)
         named = {name: getattr(self, name) for name in ("splits", "interval_splits")}
-        for name, values in (named | {"repeats": self.further_repeats}).items():
+        given = {"repeats": self.further_repeats, "choose_repeats": self.choose_repeats}
+        for name, values in (named | given).items():
             if len(set(values)) != len(values):
                 refuse(self, name, "one is given twice")
 

@@ -204,14 +204,42 @@ class LabelScorer(AnswerScorer):
         self, rows: Any, chosen: list[Example], num_repeats: Any, oracle: bool
     ) -> tuple[Scores, Answers | None]:
         objective = cast("PositionObjective", self.built.objective)
-        answers = objective.label(
-            functools.partial(self.model, num_repeats=num_repeats),
-            chosen,
-            device=self.device,
-            batch_size=self.config.batch_size,
-            on_batch=self.on_batch,
-        )
-        return scoring.score(objective.task, answers), answers
+
+        def label(call_of: Any = None) -> Answers:
+            return objective.label(
+                functools.partial(self.model, num_repeats=num_repeats),
+                chosen,
+                device=self.device,
+                batch_size=self.config.batch_size,
+                on_batch=self.on_batch,
+                call_of=call_of,
+            )
+
+        answers = label()
+        scores = scoring.score(objective.task, answers)
+        if oracle and num_repeats is None and self.config.choose_repeats:
+            scores.tables.update(self._choices(chosen, answers, label))
+        return scores, answers
+
+    def _choices(
+        self, chosen: list[Example], fixed: Answers, label: Callable[[Any], Answers]
+    ) -> dict[str, scoring.Table]:
+        """Return the table of rows read at depths that are chosen for each."""
+        from runners.scoring import choice  # which few runs do
+
+        task, own = self.built.objective.task, self.built.default_repeats
+        assert isinstance(own, int)  # labellings have one stack
+        most = self.config.most_repeats or own
+        ways = {
+            "confidence": lambda: choice.by_confidence(self.model, most),
+            "length": lambda: choice.by_length(
+                self.model, choice.repeats_of_lengths(task, chosen, most)
+            ),
+        }
+        answers = {"fixed": fixed}
+        for way in self.config.choose_repeats:
+            answers[way] = label(ways[way]())
+        return {choice.NAME: choice.table_of(task.kind, answers)}
 
 
 class TextScorer(SplitScorer):

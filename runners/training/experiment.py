@@ -22,7 +22,7 @@ from runners.config.schema import RunConfig
 from runners.training.criterion import refused
 from runners.training.lengths import train_columns
 from runners.training.objective import OBJECTIVES, Objective
-from tasks.base.task import Task
+from tasks.base.task import LABELLINGS, Task
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ def build(config: RunConfig, *, needs_data: bool = True) -> Built:
         model_config = matching.sized(config, model_config, objective)
     _check_positions(config, objective, model_config)
     _check_depth(config, model_config, task)
+    _check_choices(config, model_config, task)
     problem = refused(config.train, model_config)
     if problem is not None:
         option, value, expected = problem
@@ -208,6 +209,26 @@ def _check_depth(config: RunConfig, model_config: ModelConfig, task: Task) -> No
         reason = None if last is None else stack.refuses_truncation("model.")
         if reason is not None:
             raise config.error("train.backprop_repeats", last, f"{name}: {reason}")
+
+
+def _check_choices(config: RunConfig, model_config: ModelConfig, task: Task) -> None:
+    """Refuse ways of choosing repeats that the task or the model does not have."""
+    ways = config.evaluate.choose_repeats
+    if not ways:
+        return
+    path, stack = "evaluate.choose_repeats", list(model_config.stacks.values())[-1]
+    if task.kind not in LABELLINGS:
+        said = f"task {task.name!r} has no label at each position"
+        raise config.error(path, ways, said)
+    if not stack.depth.is_shared:
+        raise config.error(path, ways, "no layer is repeated (model.depth.repeats=1)")
+    if "length" in ways:
+        if not hasattr(task, "loops"):
+            said = f"task {task.name!r} does not generate rows of a length"
+            raise config.error(path, "length", said)
+        reason = stack.refuses_row_depth("model.")
+        if reason is not None:
+            raise config.error(path, "length", reason)
 
 
 def build_task(section: dict[str, Any]) -> Task:

@@ -203,6 +203,7 @@ class PositionObjective(Objective):
         device: torch.device,
         batch_size: int,
         on_batch: Callable[[int, int], None] = lambda done, total: None,
+        call_of: Callable[[Batch, np.ndarray], Any] | None = None,
     ) -> Answers:
         """Return the most likely label at each scored position of some rows, in the rows' order.
 
@@ -213,6 +214,7 @@ class PositionObjective(Objective):
             batch_size: rows of a batch.
             on_batch: called before each batch with the rows done and their number; may raise to
                 stop.
+            call_of: what calls the model for a batch and its rows, where that differs by batch.
         """
         columns = self.columns(examples)
         predictions: list[Prediction] = [Prediction(())] * len(examples)
@@ -220,7 +222,8 @@ class PositionObjective(Objective):
         for first in range(0, len(order), batch_size):
             on_batch(first, len(order))
             rows = order[first : first + batch_size]
-            answers = self.answers(model, columns.batch(rows, device=device))
+            batch = columns.batch(rows, device=device)
+            answers = self.answers(model if call_of is None else call_of(batch, rows), batch)
             for row, answer in zip(rows.tolist(), answers, strict=True):
                 predictions[row] = Prediction(answer)
         return Answers(examples, predictions)

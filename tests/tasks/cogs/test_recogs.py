@@ -203,6 +203,15 @@ def test_almost_right_forms_are_answered_in_less_than_a_second(rows_of):
         assert time.process_time() - began < 1
 
 
+def test_a_second_copy_satisfies_the_published_match_and_not_the_one_to_one_reading():
+    gold = "boy ( 1 ) ; run ( 2 ) AND agent ( 2 , 1 )"
+    twice = f"{gold} ; boy ( 7 ) ; run ( 8 ) AND agent ( 8 , 7 )"
+    assert semantic_match(gold, twice)
+    assert not semantic_match(gold, twice, one_to_one=True)
+    # A single atom twice is wrong in both: variables then have other predicates.
+    assert not semantic_match(gold, f"{gold} AND agent ( 2 , 1 )")
+
+
 def test_verdicts_on_pairs_are_those_of_the_published_code(data_dir):
     with open(data_dir / "recogs/semantic_match_pairs.tsv", encoding="utf-8", newline="") as file:
         pairs = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))

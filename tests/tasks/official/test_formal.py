@@ -44,6 +44,18 @@ def test_chomsky(rows_of, name):
         assert outputs == int(row["output_length"])
 
 
+def test_odds_first_contradicts_its_own_text(rows_of):
+    """Published code and rows put the second, fourth, … symbol first; the text says the first."""
+    ((_, rows),) = rows_of("chomsky/odds_first.tsv").items()
+    longer = [row for row in rows if row["input"].split()[::2] != row["input"].split()[1::2]]
+    as_text = 0
+    for row in longer:
+        given = numbers(row["input"])
+        assert numbers(row["output"]) == given[1::2] + given[::2]
+        as_text += numbers(row["output"]) == given[::2] + given[1::2]
+    assert as_text < len(longer) / 4
+
+
 def test_dyck(rows_of):
     for row in rows_of("dyck.tsv")["dyck"]:
         words = row["sequence"].split()

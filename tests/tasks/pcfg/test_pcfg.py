@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+
 import pytest
 
 import tasks
@@ -62,6 +64,16 @@ def test_the_training_set_of_iid_holds_most_rows_of_the_other_tests(pairs):
         assert len(found & recovered) / len(found) > 0.85
     for name, found in rows.items():
         assert not found & set(pairs[f"{name}/train.recovered"][0])
+
+
+@pytest.mark.official
+@pytest.mark.parametrize("name", ["pcfgset", "productivity", "systematicity"])
+def test_targets_of_recovered_rows_are_in_the_official_file_as_often(data_dir, pairs, name):
+    official_targets = collections.Counter(lines(data_dir / f"pcfg_set/{name}/train.tgt.gz"))
+    recovered = collections.Counter(pairs[f"{name}/train.recovered"][1])
+    assert recovered <= official_targets
+    sizes = {"pcfgset": 82_622, "productivity": 81_010, "systematicity": 82_168}
+    assert official_targets.total() == sizes[name]
 
 
 @pytest.mark.official

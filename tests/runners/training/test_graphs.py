@@ -39,6 +39,14 @@ CASES = {
         *("decoder_lm", "universal"),
         ("model.state.injection=linear", "train.objective={kind: progressive, alpha: 0.5}"),
     ),
+    "weights": (
+        *("decoder_lm", "universal"),
+        (*RANDOM, "train.backprop_repeats=2", "train.objective={kind: last, weights: gradient}"),
+    ),
+    "gate": (
+        *("decoder_lm", "universal"),
+        ("model.halting=exit_gate", "train.objective={kind: last, gate_steps: 6}"),
+    ),
     "every": ("encoder_classifier", "universal", ("train.objective={kind: every, last: 2}",)),
 }
 

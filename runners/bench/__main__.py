@@ -14,7 +14,17 @@ from collections.abc import Sequence
 # Read by PyTorch at its first allocation, so it has to be set before torch is imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-from runners.bench import data, everything, experts, generate, kernels, model, step, sweep
+from runners.bench import (
+    data,
+    everything,
+    experts,
+    generate,
+    kernels,
+    model,
+    small_runs,
+    step,
+    sweep,
+)
 from runners.bench.command import DEVICE_FAILED
 from runners.bench.timing import DeviceFailedError
 from tasks.base.command_line import BAD_INPUT, Parser, exit_with
@@ -28,6 +38,7 @@ BENCHMARKS = {
     "generate": generate,
     "step": step,
     "sweep": sweep,
+    "small-runs": small_runs,
 }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from runners.bench import experts, model
+from runners.bench import experts, model, small_runs
 from runners.bench.command import DEVICE_FAILED, add_peer_option, add_tune_option
 from runners.bench.layers import LAYERS, QUICK_SIZES, USES
 from runners.bench.results import record_failure, write_result
@@ -29,7 +29,7 @@ from runners.reporting.tables import to_markdown
 from tasks.base.command_line import DONE, RESUMABLE
 from tasks.base.storage import write_atomically
 
-TABLES = {"experts": experts.table, "model": model.table}
+TABLES = {"experts": experts.table, "model": model.table, "small-runs": small_runs.table}
 
 Job = tuple[str, list[str]]
 
@@ -41,6 +41,8 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
     if options.quick:
         yield "experts-tiny", ["experts", "--quick", *peers, "--sizes", *QUICK_SIZES]
         yield "model-tiny", ["model", "--repeats", "1", "--sizes", "tiny"]
+        few = ("--steps", "1", "--repeats", "1", "--warm-up", "1")
+        yield "small-runs-tiny", ["small-runs", *few, "--sizes", "steps"]
         return
     expert_jobs = {
         layer: (
@@ -52,6 +54,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
     long = [layer for layer in LAYERS if layer.endswith("64k")]
     yield from (expert_jobs.pop(layer) for layer in sorted(long, key=_importance))
     yield "model-small", ["model", *tune, "--sizes", "small"]
+    yield "small-runs", ["small-runs", "--sizes", *small_runs.SIZES]
     for label in ("244m", "1b", "44m"):
         for mode in ("eager", "compiled"):
             yield f"model-{label}-{mode}", ["model", *tune, "--sizes", label, "--modes", mode]
@@ -129,7 +132,7 @@ def report(folder: Path) -> None:
     found = [
         (kind, json.loads(file.read_text(encoding="utf-8")))
         for kind in TABLES
-        for file in sorted(folder.glob(f"{kind}-*.json"))
+        for file in sorted(folder.glob(f"{kind}*.json"))
     ]
     if found:
         write_atomically(folder / "report.md", "\n".join(_report(found)))
@@ -141,7 +144,9 @@ def _report(found: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     for key, value in machine.items():
         yield f"* {key}: {value}"
     for _kind, one in found:
-        limits = one["limits"]
+        limits = one.get("limits")
+        if limits is None:
+            continue
         yield (
             f"* `{one['command']}`: a large product reaches {limits['tflop_per_second']:.0f} "
             f"TFLOP/s, a large copy {limits['terabytes_per_second']:.2f} TB/s"

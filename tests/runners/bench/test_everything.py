@@ -12,12 +12,13 @@ def test_all_measures_every_size_of_both(tmp_path):
     arguments = [one for _name, one in everything.jobs(parser_options)]
     sizes = [one[one.index("--sizes") + 1 :] for one in arguments if one[0] == "experts"]
     assert sorted(size for group in sizes for size in group) == sorted(GPU_SIZES)
+    assert ["small-runs", "--sizes", "steps", "together"] in arguments
     models = {(one[one.index("--sizes") + 1], *one[-1:]) for one in arguments if one[0] == "model"}
     assert models == {
         ("small", "small"),
         *((label, mode) for label in ("44m", "244m", "1b") for mode in ("eager", "compiled")),
     }
-    assert all("--tune" in one for one in arguments)
+    assert all(("--tune" in one) == (one[0] != "small-runs") for one in arguments)
     assert all(("--peer" in one) == (one[0] == "experts") for one in arguments)
 
 
@@ -25,7 +26,7 @@ def test_a_quick_run_leaves_the_files_of_a_report_and_is_not_run_twice(tmp_path,
     monkeypatch.setenv("MOEUT_NATIVE", "0")  # attention by PyTorch, as on a GPU
     assert command.main(["all", "--quick", "--output", str(tmp_path)]) == 0
     assert {file.name for file in tmp_path.iterdir()} == {
-        *("experts-tiny.json", "model-tiny.json", "report.md"),
+        *("experts-tiny.json", "model-tiny.json", "small-runs-tiny.json", "report.md"),
     }
     report = (tmp_path / "report.md").read_text()
     machine = json.loads((tmp_path / "model-tiny.json").read_text())["machine"]
@@ -35,6 +36,7 @@ def test_a_quick_run_leaves_the_files_of_a_report_and_is_not_run_twice(tmp_path,
     for size in QUICK_SIZES:
         assert any(cells[1:3] == [size, "ours"] for cells in lines)
     assert any(cells[1:5] == ["tiny", "moeut", "eager", "flash"] for cells in lines)
+    assert any(cells[1:4] == ["steps", "ndr", "plain"] for cells in lines)
     monkeypatch.setattr(everything.subprocess, "run", lambda *_, **__: pytest.fail("run again"))
     assert command.main(["all", "--quick", "--output", str(tmp_path)]) == 0
 

@@ -60,8 +60,11 @@ def curves(x: str, y: Sequence[str], *, group: Sequence[str] = ()) -> Draw:
     return Draw({"kind": "curves", "x": x, "y": list(y), "group": list(group)}, draw)
 
 
-def maps(x: str, y: str, value: str, *, group: Sequence[str]) -> Draw:
-    """Return what draws a map of ``value`` over columns ``x`` and ``y`` for each ``group``."""
+def maps(x: str, y: str, value: str, *, group: Sequence[str], beside: Sequence[str] = ()) -> Draw:
+    """Return what draws a map of ``value`` over columns ``x`` and ``y`` for each ``group``.
+
+    A page offers the columns ``beside`` in its place.
+    """
 
     def draw(rows: Sequence[dict[str, Any]], title: str) -> Any:
         found: dict[str, list[dict[str, Any]]] = {}
@@ -85,7 +88,8 @@ def maps(x: str, y: str, value: str, *, group: Sequence[str]) -> Draw:
         _add_title(figure, title + more)
         return figure
 
-    return Draw({"kind": "maps", "x": x, "y": y, "value": value, "group": list(group)}, draw)
+    plan = {"kind": "maps", "x": x, "y": y, "values": [value, *beside], "group": list(group)}
+    return Draw(plan, draw)
 
 
 def _add_title(figure: Any, title: str) -> None:

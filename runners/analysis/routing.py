@@ -114,7 +114,13 @@ def routing(traces: Traces) -> list[Finding]:
                 rows=overlap,
                 limits="A low overlap says that a token meets other experts, not that these "
                 "compute something else; compare with what chance gives (jaccard_by_chance).",
-                draw=maps("second", "first", "jaccard", group=["layer", "router"]),
+                draw=maps(
+                    "second",
+                    "first",
+                    "jaccard",
+                    group=["layer", "router"],
+                    beside=["jaccard_by_chance", "jensen_shannon_bits"],
+                ),
             ),
         )
     return findings

@@ -64,7 +64,13 @@ def swapped_states(traces: Traces) -> list[Finding]:
             limits="One column at a time: what is held at several columns at once shows as "
             "following neither or the row's own. A mixed state is one that the model never made; "
             "columns are counted from the end of the row, 0 is its last token.",
-            draw=maps("from_end", "application", "follows_donor", group=[]),
+            draw=maps(
+                "from_end",
+                "application",
+                "follows_donor",
+                group=[],
+                beside=["follows_own", "neither"],
+            ),
         )
     ]
 

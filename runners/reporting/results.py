@@ -292,6 +292,7 @@ def load(directory: str | Path) -> SweepResults:
             f"{directory}: holds no run; expected a directory of python -m runners.sweep"
         )
     known = {item["directory"] for item in plan["runs"]}
+    commands = plan.get("commands", [])
     there = [f"{p.parent.name}/{p.name}" for p in sorted(directory.glob("*/seed*")) if p.is_dir()]
     return SweepResults(
         name=plan["name"],
@@ -301,8 +302,9 @@ def load(directory: str | Path) -> SweepResults:
         headline=plan["headline"],
         unplanned=[name for name in there if name not in known],
         ours=plan.get("ours", []),
-        commands=plan.get("commands", []),
-        page_command=["runners.report", _shown(directory)],
+        commands=commands,
+        # Where a sweep's command, which names no folder of runs, puts it.
+        page_command=["runners.report", f"runs/{plan['name']}" if commands else _shown(directory)],
     )
 
 

@@ -9,22 +9,22 @@ function choices(analysis) {
   const models = unique(analysis.rows.map((row) => row[0])).sort((a, b) => a - b);
   const groups = analysis.groups.map((words, group) => [group, words]);
   const named = models.map((model) => [model, analysis.models[model]]);
-  if (analysis.kind === "maps") return [["Model", named], ["Map", groups]];
   const measures = analysis.measures.map((name, index) => [index, name.replaceAll("_", " ")]);
+  if (analysis.kind === "maps") return [["Measure", measures], ["Model", named], ["Map", groups]];
   const across = models.length > 1 || groups.length < 2 ? groups.map(([group, words]) => [`group ${group}`, words || NO_GROUP]) : [];
   const within = groups.length > 1 ? named.map(([model, words]) => [`model ${model}`, `${words}: each ${analysis.group.replaceAll("_", " ")}`]) : [];
   return [["Measure", measures], ["Lines", [...across, ...within]]];
 }
 
 // Returns what a figure shows of an analysis, as one of the page's charts.
-function viewOf(analysis, [first, second]) {
+function viewOf(analysis, [first, second, third]) {
   const shared = { name: analysis.name, x: analysis.x, is_whole_x: analysis.is_whole_x, is_free: true,
     source: analysis.source, csv: () => analysisCsv(analysis) };
   if (analysis.kind === "maps") {
-    const rows = analysis.rows.filter((row) => row[0] === Number(first) && row[1] === Number(second))
-      .map(([model, , seed, x, y, value]) => [model, seed, x, y, value]);
-    return { ...shared, kind: "map", y: analysis.y, metric: analysis.measures[0], series: analysis.models, rows,
-      title: `${analysis.title}: ${analysis.models[first]}, ${analysis.groups[second]}` };
+    const rows = analysis.rows.filter((row) => row[0] === Number(second) && row[1] === Number(third))
+      .map(([model, , seed, x, y, ...values]) => [model, seed, x, y, values[first]]).filter((row) => row[4] !== null);
+    return { ...shared, kind: "map", y: analysis.y, metric: analysis.measures[first], series: analysis.models, rows,
+      title: [`${analysis.title}: ${analysis.models[second]}`, analysis.groups[third]].filter(Boolean).join(", ") };
   }
   const [column, wanted] = second.split(" ");
   const [kept, drawn] = column === "group" ? [1, 0] : [0, 1];
@@ -50,7 +50,7 @@ function analysed(figure) {
     for (const [value, words] of options) select.append(new Option(words, value));
     const box = document.createElement("label");
     box.append(`${label} `, select);
-    box.hidden = options.length < 2 && [NO_GROUP, analysis.measures[0]].includes(options[0][1]);
+    box.hidden = options.length < 2 && (label === "Measure" || ["", NO_GROUP].includes(options[0][1]));
     place.append(box);
     return select;
   });

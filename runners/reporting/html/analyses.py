@@ -39,7 +39,7 @@ class Analysis:
     y: str
     """Column of a map's rows; empty for curves."""
     measures: list[str]
-    """Columns that are drawn: one of them at a time."""
+    """Columns that are drawn, one of them at a time."""
     models: list[str]
     group: str
     """What ``groups`` are values of."""
@@ -81,7 +81,8 @@ def all_analyses(results: SweepResults) -> list[Analysis]:
             continue
         rows = _rows(figure, plan, model, run.seed, table)
         if is_map:
-            rows = _first_groups(figure, rows, share // len(models[_key(path)]))
+            room = share // len(models[_key(path)]) // len(figure.measures)
+            rows = _first_groups(figure, rows, room)
         elif (len(figure.rows) + len(rows)) * len(figure.measures) > share:
             figure.left_out += 1
             continue
@@ -123,7 +124,7 @@ def _read(path: Path) -> tuple[Plan, Table] | None:
         plan = json.loads(path.read_text(encoding="utf-8"))
         with open(path.with_suffix(".csv"), newline="", encoding="utf-8") as file:
             table = list(csv.DictReader(file))
-        measures = plan["y"] if plan["kind"] == "curves" else [plan["value"], plan["y"]]
+        measures = plan["y"] if plan["kind"] == "curves" else [*plan["values"], plan["y"]]
         used = {plan["x"], *measures, *plan["group"], *plan["texts"]}
         whole = bool(table) and used <= set(table[0]) and plan["title"] and plan["limits"]
         return (plan, table) if whole else None
@@ -140,7 +141,7 @@ def _empty(plan: Plan, labels: list[str], split: str, name: str) -> Analysis:
         kind=plan["kind"],
         x=plan["x"],
         y=plan["y"] if is_map else "",
-        measures=[plan["value"]] if is_map else plan["y"],
+        measures=plan["values"] if is_map else plan["y"],
         models=labels,
         group=", ".join(plan["group"]),
         source=f"analysis/{split}/{name}.csv",

@@ -23,9 +23,10 @@ def findings(shift):
     ]
     halting = [{"token": word, "mean": shift + n} for n, word in enumerate(("01", "<b>", "a,b"))]
     use = [
-        {"head": head, "expert": expert, "token": word, "share": shift + (head * 4 + expert) / 100}
+        {"head": head, "expert": expert, "token": word, "share": share, "chance": share / 2}
         for head in (0, 1)
         for expert in (0, 1, 2)
+        for share in [shift + (head * 4 + expert) / 100]
         for word in ("00", "x")
     ]
     limits = "Not why."
@@ -49,7 +50,7 @@ def findings(shift):
             title="Use",
             rows=use,
             limits=limits,
-            draw=maps("expert", "token", "share", group=["head"]),
+            draw=maps("expert", "token", "share", group=["head"], beside=["chance"]),
         ),
     ]
 

@@ -1,6 +1,7 @@
 """The page in a real browser: opens without network, sorts, filters, toggles, hovers, prints."""
 
 import json
+import re
 
 import chromium
 import pytest
@@ -157,7 +158,9 @@ def test_analyses_show_what_is_chosen(open_page, report):
 def test_maps_tell_their_cells_and_come_as_csv(open_page, report):
     page = open_page(report)
     figure = page.locator("figure[data-analysis=use-gen]")
-    model, head = figure.locator("select").all()
+    measure, model, head = figure.locator("select").all()
+    assert measure.locator("option").all_inner_texts() == ["share", "chance"]
+    measure.select_option("chance")
     model.select_option("moeut")
     head.select_option("head 1")
     cells = figure.locator(".mark-rect.role-mark path")
@@ -172,9 +175,9 @@ def test_maps_tell_their_cells_and_come_as_csv(open_page, report):
     with page.expect_download() as download:
         figure.locator("a[download]").click()
     lines = download.value.path().read_text().splitlines()
-    assert lines[0] == "model,group,seed,expert,token,share"
+    assert lines[0] == "model,group,seed,expert,token,share,chance"
     assert len(lines) == 1 + 2 * 12
-    assert f"moeut,head 1,0,2,x,{last[4]}" in lines
+    assert any(re.fullmatch(rf"moeut,head 1,0,2,x,[\d.]+,{last[4]}", line) for line in lines)
 
 
 def test_data_behind_a_figure_come_as_csv(open_page, report):

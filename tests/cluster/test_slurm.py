@@ -156,7 +156,7 @@ def test_a_run_saves_before_its_time_is_up_and_takes_another_turn(
 ):
     directory, job = begin("--slurm", "time=1", "save_seconds=30")
     wait_for(lambda: starts(directory) == 1, seconds=400, what="the second turn")
-    assert shown(job, "Restarts") == "1"
+    assert int(shown(job, "Restarts")) >= 1  # on a busy machine a turn may end before the run began
     log = (directory / "log.txt").read_text()
     assert "SIGUSR2: finishing the step and saving" in log
     assert run_sweep("slurm", *LONG, "--executor=slurm", "--cancel")[1] == 0

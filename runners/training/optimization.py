@@ -104,7 +104,8 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
     """
     for group in optimizer.param_groups:
         scaled = rate * group.get("scale", 1.0)
-        group["lr"] = float(np.float32(scaled)) if group["params"][0].is_cuda else scaled
+        on_gpu = any(parameter.is_cuda for parameter in group["params"][:1])
+        group["lr"] = float(np.float32(scaled)) if on_gpu else scaled
 
 
 def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> Optimizer:

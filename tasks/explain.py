@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -60,61 +61,86 @@ def first_sentence(cls: type) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0].rstrip(".")
 
 
-def about_lines(task: Task) -> list[str]:
-    """Return what is hard, where the task is from, and what was published."""
-    if task.about is None:
-        return []
-    lines = [f"hard: {task.about.hard}", f"from: {task.about.source}"]
-    lines += [f"published: {line}" for line in task.about.published]
-    if task.about.fetch:
-        lines.append(f"files: {task.about.fetch}")
-    return [textwrap.fill(line, WIDTH, subsequent_indent="    ") for line in lines]
+def about_lines(cls: type[Task]) -> list[str]:
+    """Return what a task is, what is hard, where it is from, what was published, what it needs."""
+    lines = [f"{cls.name}: {first_sentence(cls)}"]
+    if cls.about is not None:
+        lines += [f"hard: {cls.about.hard}", f"from: {cls.about.source}"]
+        lines += [f"published: {line}" for line in cls.about.published]
+        lines.append(f"files: {cls.about.fetch or 'none'}")
+    return [_filled(line) for line in lines]
+
+
+def options_line(task: Task) -> str:
+    """Return the options of a task and their values, as words of the command line give them."""
+    values = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}  # type: ignore[arg-type]
+    words = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in values.items()
+    ]
+    return _filled(f"options: {', '.join(words) or 'none'}")
 
 
 def explain(task: PositionTask) -> Iterator[str]:
-    """Yield what a task with labels of positions is, line by line, with a worked example."""
-    yield f"{task.name}: {first_sentence(type(task))}"
-    yield from about_lines(task)
+    """Yield what the rows of a task with labels of positions are, with a worked example."""
     forms = "causal" if task.is_causal else "bidirectional or causal"
     kind = task.kind.replace("_", " ")
     yield f"kind: {kind}, models are {forms}; data hash {task.data_hash()[:16]}"
-    yield f"symbols: {_listed(task.symbols())}; labels: {_listed(task.labels())}"
+    yield f"symbols: {_listed(task.symbols())}"
+    yield f"labels: {_listed(task.labels())}"
     rows = task.split(task.in_distribution_split or task.train_split)[:64]
     example = min(rows, key=lambda row: abs(len(row.source) - EXAMPLE_TOKENS))
     yield "example (. where nothing is scored):"
     yield f"  {_cut(' '.join(example.source))}"
     yield f"  {_cut(' '.join('.' if word == UNSCORED else word for word in example.target))}"
+
+
+def label_table(task: PositionTask) -> WholeTable:
+    """Return the splits of a task with labels of positions: sizes, baselines, rows of train.
+
+    ``row`` columns ask for every label of a row, ``label`` columns for single ones.
+    """
+    table = WholeTable(title="splits; a row is right if all its labels are")
+    table.add_column("split")
+    columns = ("row chance", "row majority", "row ceiling", "label chance", "label majority")
+    for column in ("rows", task.difficulty_name, *columns, "also in train"):
+        table.add_column(column, justify="right")
     for name in task.split_names():
-        yield from _split_lines(task, name)
+        table.add_row(name, *_cells(task, name))
+    return table
 
 
-def _split_lines(task: PositionTask, name: str) -> Iterator[str]:
+def _cells(task: PositionTask, name: str) -> list[str]:
     rows = task.split(name)
     if name == task.train_split:
-        endless = getattr(rows, "is_endless", False)
-        size = "endless" if endless else f"{len(rows):,} rows"
-        lengths = ""
-        if isinstance(task, LengthTask):
-            lengths = ", {} {}–{}".format(task.difficulty_name, *task.train_lengths)
-        yield f"{name}: {size}{lengths}"
-        return
+        size = "endless" if getattr(rows, "is_endless", False) else f"{len(rows):,}"
+        span = _span(*task.train_lengths) if isinstance(task, LengthTask) else "–"
+        return [size, span, *["–"] * 6]
     examples = list(rows)
     levels = sorted({row.difficulty for row in examples})
-    shown = f"{levels[0]:g}" if len(levels) == 1 else f"{levels[0]:g}–{levels[-1]:g}"
     (label,) = task.majority_target()
     constant = [
         Prediction(tuple(UNSCORED if word == UNSCORED else label for word in row.target))
         for row in examples
     ]
+    baselines = [
+        scoring.chance(task, examples),
+        scoring.majority(task, examples),
+        scoring.ceiling(task, examples),
+        1 / len(task.labels()),
+        label_accuracy(Answers(examples, constant)),
+    ]
     shared, among = shared_sources(task, name)
-    yield (
-        f"{name}: {len(rows):,} rows, {task.difficulty_name} {shown}; rows all right: chance "
-        f"{scoring.chance(task, examples):.2g}, majority {scoring.majority(task, examples):.2g}, "
-        f"ceiling {scoring.ceiling(task, examples):.2g}; labels: chance "
-        f"{1 / len(task.labels()):.2g}, majority "
-        f"{label_accuracy(Answers(examples, constant)):.2g}; {shared:,} rows are among "
-        f"{among} of train"
-    )
+    return [
+        f"{len(rows):,}",
+        _span(levels[0], levels[-1]),
+        *(f"{value:.2g}" for value in baselines),
+        f"{shared:,} of {among}",
+    ]
+
+
+def _span(first: float, last: float) -> str:
+    return f"{first:g}" if first == last else f"{first:g}–{last:g}"
 
 
 def shared_sources(task: PositionTask, name: str) -> tuple[int, str]:
@@ -133,7 +159,11 @@ def shared_sources(task: PositionTask, name: str) -> tuple[int, str]:
 
 def _listed(words: Sequence[str]) -> str:
     shown = " ".join(words[:12]) + (" …" if len(words) > 12 else "")
-    return f"{len(words)} ({shown})"
+    return f"{len(words)}: {shown}"
+
+
+def _filled(line: str) -> str:
+    return textwrap.fill(line, WIDTH, subsequent_indent="    ", break_long_words=False)
 
 
 def _cut(text: str) -> str:

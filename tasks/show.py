@@ -27,7 +27,7 @@ from tasks.base.positions import PositionTask
 from tasks.base.printable import printable
 from tasks.base.task import Example, ExampleTask, Task, select_rows
 from tasks.base.text import TextTask
-from tasks.explain import about_lines, explain, menu
+from tasks.explain import about_lines, explain, label_table, menu, options_line
 from tasks.menu import parse_task_arguments, task_from_words, task_parser
 
 WINDOW_CHARACTERS = 400
@@ -134,16 +134,16 @@ def show(task: Task, console: Console, num_examples: int = 3) -> None:
     """Print a task on a console: its splits, and the first rows or windows of each.
 
     Raises:
-        DataMissing, DataDamaged: the data cannot be read; nothing is printed.
+        DataMissing, DataDamaged: the data cannot be read; what the task is has been printed.
     """
+    for line in (*about_lines(type(task)), options_line(task)):
+        say(console, line)
     task.splits()
-    say(console, repr(task), style="bold")
     if isinstance(task, PositionTask):
         for line in explain(task):
             say(console, line)
+        console.print(label_table(task))
         return
-    for line in about_lines(task):
-        say(console, line)
     if isinstance(task, TextTask):
         show_text(task, console, num_examples)
     elif isinstance(task, ExampleTask):
@@ -160,6 +160,9 @@ def show_examples(task: ExampleTask, console: Console, num_examples: int) -> Non
     """Print the facts of a task, its splits side by side, and a few rows of each."""
     splits = task.splits()
     show_facts(task, console)
+    for example in examples_of(splits[task.train_split], min(num_examples, 1)):
+        say(console, f"example: {printable(' '.join(example.source))}")
+        say(console, f"  -> {printable(' '.join(example.target))}")
     console.print(split_table(task))
     if len(splits) > 1:
         console.print(comparison_table(task))

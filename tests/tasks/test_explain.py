@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 import tasks
-from tasks import explain, export, show
+from tasks import export, show
 from tasks.base.lengths import LengthTask
 
 
@@ -21,17 +21,23 @@ def test_the_menu_has_every_task_with_its_family(capsys):
 
 def test_an_explanation_has_the_numbers():
     task = tasks.create("word_problem", group="Z2", train_lengths=[1, 4], test_lengths=[6])
-    lines = list(explain.explain(task))
-    text = "\n".join(lines)
-    assert "labels: 2 (0 1)" in text
+    console = Console(file=io.StringIO(), width=150)
+    show.show(task, console)
+    text = console.file.getvalue()
+    assert "labels: 2: 0 1\n" in text
     assert "published: " in text
-    longer = lines[-1]
+    assert "files: none\n" in text
+    assert (
+        "options: train_lengths=[1, 4], test_lengths=[6], valid_lengths=[], train_rows=null" in text
+    )
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    cells = {row[0]: row[1:] for row in rows if row}
+    assert cells["train"] == ["endless", "1–4", *["–"] * 6]
     # Of six fair bits of parity each guess is right with 1/64.
-    assert "chance 0.016" in longer
-    assert longer.endswith("0 rows are among the first 100,000 of train")
-    (iid,) = [line for line in lines if line.startswith("iid")]
+    assert cells["longer"][:3] == ["200", "6", "0.016"]
+    assert cells["longer"][-1] == "0 of the first 100,000"
     # There are thirty words of one to four bits, and train has seen them all.
-    assert "1,000 rows are among" in iid
+    assert cells["iid"][-1] == "1,000 of the first 100,000"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +48,9 @@ def test_every_generated_task_is_explained_in_a_few_lines(name):
     task = tasks.create(name, iid_rows=8, rows_per_test_length=1)
     show.show(task, console)
     assert task.about.source in console.file.getvalue().replace("\n    ", " ")
-    assert len(list(explain.explain(task))) <= 18
+    above, _, _ = console.file.getvalue().partition("splits; ")
+    assert above.startswith(f"{name}: ")
+    assert len(above.splitlines()) <= 25
 
 
 def test_rows_without_an_end_are_not_exported(tmp_path):

@@ -53,7 +53,7 @@ def test_everything_is_printed(toy):
 
 
 def test_number_of_examples(toy):
-    assert printed(toy, num_examples=1).count("->") == 2
+    assert printed(toy, num_examples=1).count("->") == 3  # one of each split, and one before them
     assert printed(toy, num_examples=0).count("->") == 0
 
 
@@ -70,6 +70,19 @@ def test_command_prints_a_task(capsys, monkeypatch):
     assert "13,204" in text
     assert "7,706" in text
     assert "in-distribution split: none" in text
+
+
+def test_without_its_files_a_task_is_still_explained(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOEUT_DATA", str(tmp_path))
+    monkeypatch.setenv("MOEUT_CACHE", str(tmp_path))
+    with pytest.raises(SystemExit) as end:
+        command_line.run(lambda: show.main(["cfq", "variant=mcd2"]))
+    assert end.value.code == 2
+    output = capsys.readouterr()
+    assert output.out.startswith("cfq: CFQ: questions to queries")
+    assert "published: mcd1 / mcd2 / mcd3" in output.out
+    assert output.out.endswith("options: variant=mcd2\n")
+    assert output.err.strip().endswith("fetch it with: python -m tasks.fetch cfq")
 
 
 @pytest.mark.parametrize(

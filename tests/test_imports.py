@@ -26,8 +26,9 @@ FLOORS = (
     {"config", "process"},
     {"training", "scoring", "reporting"},
     {"run"},
-    {"sweeping", "bench", "analysis"},
+    {"sweeping", "analysis"},
     {
+        "bench",
         "sweep",
         "train",
         "evaluate",

@@ -15,28 +15,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tasks.base.about import About
-from tasks.base.data_files import DataDamaged, DataFile, file_table, locate, read_lines
+from tasks.base.data_files import DataDamaged, DataFile, files_of_git, locate, read_lines
 from tasks.base.task import Example, ExampleTask
 
 COMMIT = "7f9d6e64109f7a600539d2186b33b06d7d80abd3"
 REPOSITORY = f"https://raw.githubusercontent.com/coastalcph/seq2sparql/{COMMIT}/mcwq/official"
 LINE = re.compile("IN: (.+?) OUT: (.+)")
-
-
-def _read_data_files() -> dict[str, DataFile]:
-    files = {}
-    for name, git_sha1 in file_table("mcwq_files.txt"):
-        files[name] = DataFile(
-            path=f"mcwq/{name}",
-            url=f"{REPOSITORY}/{name}",
-            sha256=None,
-            git_sha1=git_sha1,
-            by_default=name.endswith(".en.txt"),
-        )
-    return files
-
-
-DATA_FILES: dict[str, DataFile] = _read_data_files()
+DATA_FILES: dict[str, DataFile] = files_of_git(
+    "mcwq_files.txt", "mcwq", REPOSITORY, lambda name: name.endswith(".en.txt")
+)
 """Official files by their path in the repository's folder of official data."""
 
 

@@ -10,6 +10,7 @@ import gzip
 import importlib.resources
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,29 @@ def file_table(name: str) -> list[list[str]]:
     table = importlib.resources.files("tasks").joinpath(f"data/{name}")
     lines = table.read_text(encoding="utf-8").splitlines()
     return [line.split() for line in lines if not line.startswith("#")]
+
+
+def files_of_git(
+    table: str, collection: str, repository: str, is_default: Callable[[str], bool]
+) -> dict[str, DataFile]:
+    """Return the files of a table of paths and Git's names of their bytes, by path.
+
+    Args:
+        table: its name in ``tasks/data``.
+        collection: folder that they lie in here.
+        repository: address of the folder that they lie in upstream, at a pinned commit.
+        is_default: whether a fetch of the collection brings a path.
+    """
+    return {
+        name: DataFile(
+            path=f"{collection}/{name}",
+            url=f"{repository}/{name}",
+            sha256=None,
+            git_sha1=git_sha1,
+            by_default=is_default(name),
+        )
+        for name, git_sha1 in file_table(table)
+    }
 
 
 def cache_folder() -> Path:

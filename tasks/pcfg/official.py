@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tasks.base.about import About
-from tasks.base.data_files import DataDamaged, DataFile, file_table, locate, read_lines
+from tasks.base.data_files import DataDamaged, DataFile, files_of_git, locate, read_lines
 from tasks.base.metrics import Answers, is_exact
 from tasks.base.options import require
 from tasks.base.task import Example, ExampleTask
@@ -47,22 +47,12 @@ Table = dict[str, dict[str, float]]
 Tokens = tuple[str, ...]
 Ask = Callable[[Sequence[Tokens]], Sequence[Tokens]]
 """Gives a model's answers to sources."""
-
-
-def _read_data_files() -> dict[str, DataFile]:
-    files = {}
-    for name, git_sha1 in file_table("pcfg_set_files.txt"):
-        files[name] = DataFile(
-            path=f"pcfg_set/{name}",
-            url=f"{REPOSITORY}/{name}",
-            sha256=None,
-            git_sha1=git_sha1,
-            by_default=name.startswith(("pcfgset/t", "pcfgset/d", "system", "product")),
-        )
-    return files
-
-
-DATA_FILES: dict[str, DataFile] = _read_data_files()
+DATA_FILES: dict[str, DataFile] = files_of_git(
+    "pcfg_set_files.txt",
+    "pcfg_set",
+    REPOSITORY,
+    lambda name: name.startswith(("pcfgset/t", "pcfgset/d", "system", "product")),
+)
 """Official files by their path in the repository's folder of data."""
 FOLDERS = {
     "iid": "pcfgset",

@@ -30,17 +30,20 @@ from runners.reporting.run_result import Depth
 from tasks.base.metrics import is_lower_better
 
 NO_MATPLOTLIB = "no figures: matplotlib is not installed (pip install matplotlib)"
+MOST_CURVES = 200
+"""Curves that a panel has at most: more take minutes to draw, and nobody can tell them apart."""
 
 
 class FiguresUnavailable(RuntimeError):
-    """matplotlib is not installed; the message says how to get it."""
+    """matplotlib is not installed, or a figure would be too full; the message says what to do."""
 
 
 def draw_all(results: SweepResults, directory: Path) -> list[Path]:
     """Draw every figure that the results have data for, as PNG, PDF and SVG, and return the paths.
 
     Raises:
-        FiguresUnavailable: matplotlib is not installed.
+        FiguresUnavailable: matplotlib is not installed, or, once the others are drawn, a figure
+            would have more curves than can be told apart.
     """
     try:
         import matplotlib.figure  # noqa: F401
@@ -56,10 +59,17 @@ def draw_all(results: SweepResults, directory: Path) -> list[Path]:
     }
     names = {"difficulty_by_depth": depth_labels(results)}
     settings = [setting.label for setting in results.settings]
-    paths = []
+    paths, full = [], []
     for name, panels in drawings.items():
-        if panels:
+        if any(len(panel.curves) > MOST_CURVES for panel in panels):
+            full.append(name)
+        elif panels:
             paths += save(draw(panels, names.get(name, settings)), directory / name)
+    if full:
+        raise FiguresUnavailable(
+            f"not drawn, since they have more than {MOST_CURVES} curves: {', '.join(full)}; "
+            "report.html shows models that are chosen there"
+        )
     return paths
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from runners.config.labels import compact, short_keys
 from runners.reporting.results import Setting, SweepResults
-from runners.reporting.run_result import RunResult, Score
+from runners.reporting.run_result import Score
 from runners.reporting.statistics import LEVEL, TOO_SMALL, Comparison, compare_family, summarize
 from runners.reporting.tables import (
     MISSING,
@@ -99,7 +99,7 @@ def main_table(results: SweepResults) -> Table:
         row += [
             count(setting.first(lambda result: result.model.parameters)),
             count(setting.first(lambda result: result.model.macs_per_token)),
-            *(count(setting.first(read)) for read in costs.values()),
+            *(count(read(setting)) for read in costs.values()),
             count(_tokens_seen(setting)),
             time(wall_seconds(setting)),
             _n(setting, len(values)),
@@ -124,15 +124,22 @@ def main_table(results: SweepResults) -> Table:
     )
 
 
-def _further_costs(results: SweepResults) -> dict[str, Callable[[RunResult], int | None]]:
+def _further_costs(results: SweepResults) -> dict[str, Callable[[Setting], float | None]]:
     """Return what else models cost, as far as any run says it, by column."""
-    every: dict[str, Callable[[RunResult], int | None]] = {
-        "used parameters": lambda result: result.model.used_parameters,
-        "cache bytes/token": lambda result: result.model.cache_bytes_per_token,
+
+    def used(setting: Setting) -> float | None:
+        """Return the work without that of tokens that have halted, in scoring the headline."""
+        split = results.headline_split(setting)
+        return mean(setting.values(split, "macs_per_token_used")) if split else None
+
+    every: dict[str, Callable[[Setting], float | None]] = {
+        "MACs/token used": used,
+        "used parameters": lambda s: s.first(lambda result: result.model.used_parameters),
+        "training FLOPs/token": lambda s: s.first(lambda r: r.model.training_flops_per_token),
+        "cache bytes/token": lambda s: s.first(lambda result: result.model.cache_bytes_per_token),
+        "activation bytes/step": lambda s: s.first(lambda result: result.model.activation_bytes),
     }
-    return {
-        title: read for title, read in every.items() if any(s.first(read) for s in results.settings)
-    }
+    return {title: read for title, read in every.items() if any(map(read, results.settings))}
 
 
 def _metric(results: SweepResults) -> str:

@@ -73,11 +73,14 @@ class ModelSummary:
     """Layers with weights of their own."""
     d_model: int
     used_parameters: int | None = field(default=None, metadata=_OPTIONAL)
-    """Parameters weighted by use; runs of before do not say it, as the two below."""
+    """Parameters weighted by use; runs of before do not say it, as those below."""
     training_flops_per_token: int | None = field(default=None, metadata=_OPTIONAL)
     """Operations of forward and backward pass per token read."""
     cache_bytes_per_token: int | None = field(default=None, metadata=_OPTIONAL)
     """What a key/value cache holds of a token in float32."""
+    activation_bytes: int | None = field(default=None, metadata=_OPTIONAL)
+    """What a step of training holds between its forward and its backward pass; None also where
+    that is too large to be measured (``runners.training.activations``)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,13 @@ class _Line:
     is_measured: bool
 
     @property
+    def name(self) -> str:
+        """The variant, and its values of a grid."""
+        first = self.runs[0]
+        values = (f"{key}={compact(value)}" for key, value in first.parameters.items())
+        return " ".join([first.variant, *values])
+
+    @property
     def train_seconds(self) -> float | None:
         """Time of training one run."""
         steps = self.runs[0].config.train.steps
@@ -65,17 +72,17 @@ class _Line:
     def cells(self) -> list[str]:
         """Return the line's cells, in the order of ``_COLUMNS``."""
         first, model = self.runs[0], describe_model(self.built)
-        values = (f"{key}={compact(value)}" for key, value in first.parameters.items())
         mark = "" if self.is_measured else "~"
         step, total = self.step_seconds, self.train_seconds
         return [
-            " ".join([first.variant, *values]),
+            self.name,
             str(len(self.runs)),
             f"{model.parameters:,}",
             f"{model.used_parameters:,}",
             f"{model.macs_per_token:,}",
             f"{model.training_flops_per_token:,}",
             f"{model.cache_bytes_per_token:,}",
+            "–" if model.activation_bytes is None else f"{model.activation_bytes:,}",
             f"{first.config.train.steps:,}",
             "–" if step is None else f"{mark}{step:.3f}",
             "–" if total is None else f"{mark}{duration(total)}",
@@ -90,6 +97,7 @@ _COLUMNS = (
     "MACs/token",
     "training FLOPs/token",
     "cache bytes/token",
+    "activation bytes/step",
     "steps",
     "s/step",
     "train time",
@@ -134,7 +142,7 @@ def print_plan(
         say(console, f"ours, and not among the paper's: {', '.join(marked)}")
     for line in lines:
         for miss in line.built.unmet:
-            say(console, f"{line.cells()[0]}: {miss}")
+            say(console, f"{line.name}: {miss}")
     missing = dict.fromkeys(each.missing for each in built.values() if each.missing)
     if missing:
         say(console, "\n".join([f"{len(planned)} runs, none of which can start:", *missing]))

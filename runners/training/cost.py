@@ -12,6 +12,7 @@ from runners.process import environment
 from runners.process.generators import seed_everything
 from runners.reporting.run_result import ModelSummary
 from runners.training import operations
+from runners.training.activations import activation_bytes
 from runners.training.experiment import Built, build_model
 from runners.training.lengths import train_columns
 from runners.training.loop import Loop
@@ -32,6 +33,7 @@ def describe_model(built: Built) -> ModelSummary:
             built.config.train, config, built.objective
         ),
         cache_bytes_per_token=sizing.cache_bytes_per_token(config),
+        activation_bytes=activation_bytes(built),
         num_layers=stack.depth.num_applications,
         group_size=stack.depth.group,
         d_model=config.d_model,

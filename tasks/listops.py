@@ -28,7 +28,7 @@ from tasks.base.data_files import DataFile, read_lines
 from tasks.base.drawing import Drawing
 from tasks.base.generated import check_range, equal_shares
 from tasks.base.options import require
-from tasks.base.task import Example, ExampleTask, Kind
+from tasks.base.task import Example, ExampleTask, Intermediate, Kind
 
 COMMIT = "0e24a35c7be00e9f67814b0c846c3095cfe7632b"
 REPOSITORY = f"https://raw.githubusercontent.com/nyu-mll/spinn/{COMMIT}"
@@ -240,6 +240,19 @@ class ListOps(ExampleTask):
         train = self._balanced("train", self.train_rows, self.train_depths, taken)
         splits = {"train": train, "valid_deeper": valid, "iid": iid, "deeper": deeper}
         return {name: rows for name, rows in splits.items() if rows}
+
+    def intermediate_values(self, example: Example) -> list[Intermediate]:
+        """Return the value of every operation, in the order in which brackets close."""
+        opened: list[int] = []
+        found: list[Intermediate] = []
+        for place, token in enumerate(example.source):
+            if token.startswith("["):
+                opened.append(place)
+            elif token == "]":
+                part = example.source[opened.pop() : place + 1]
+                name, value = f"operation {len(found) + 1}", str(evaluate(part).value)
+                found.append(Intermediate(name, value, place, " ".join(part)))
+        return found
 
     def _balanced(
         self, split: str, rows: int, depths: tuple[int, int], taken: set[tuple[str, ...]]

@@ -25,7 +25,7 @@ from tasks.base.draws import Draws
 from tasks.base.lengths import LengthTask
 from tasks.base.options import OptionError, require
 from tasks.base.positions import Rows, tokens_of
-from tasks.base.task import Example
+from tasks.base.task import Example, Intermediate
 from tasks.groups import group_table, running_products
 
 
@@ -84,6 +84,21 @@ class WordProblem(LengthTask):
     def rows(self, words: np.ndarray) -> Rows:
         """Return words (N, T), given by the numbers of their elements, with their products."""
         return Rows(words, running_products(group_table(self.group), words))
+
+    def intermediate_values(self, example: Example) -> list[Intermediate]:
+        """Return the product of the first 2, 4, 8, … elements, and of all of them."""
+        length = len(example.source)
+        counts = {2**power for power in range(1, length.bit_length())} | {length}
+        return [
+            Intermediate(
+                name=f"after element {count}",
+                value=example.target[count - 1],
+                token=count - 1,
+                key=" ".join(example.source[:count]),
+            )
+            for count in sorted(counts)
+            if count <= length
+        ]
 
     def row(self, word: Sequence[int]) -> Example:
         """Return the row of one word."""

@@ -10,8 +10,12 @@ from runners.analysis import attention, halting, lens, probes, routing, states, 
 from runners.analysis.findings import NotThere, to_csv
 from runners.analysis.traces import trace
 from runners.training.objective import OBJECTIVES
+from runners.training.position_objective import POSITION_OBJECTIVES
 from tasks.arithmetic import Arithmetic
+from tasks.base.task import Example
+from tasks.listops import ListOps
 from tasks.table_lookup import TableLookup
+from tasks.word_problem import WordProblem
 
 SMALL = {"train_rows": 200, "iid_rows": 100, "valid_rows": 0, "test_rows": 50}
 
@@ -30,13 +34,13 @@ def task():
 
 
 def build(task, architecture="universal", form="encoder_classifier", **options):
-    objective = OBJECTIVES[task.kind][form](task)
+    objective = (OBJECTIVES | POSITION_OBJECTIVES)[task.kind][form](task)
     torch.manual_seed(0)
     config = moeut.architecture(
         architecture,
         form=form,
         d_model=16,
-        pooling="last",
+        **({"pooling": "last"} if form == "encoder_classifier" else {}),
         **{"attention": {"num_heads": 2}, **options},
         **objective.sizes(),
     )
@@ -196,6 +200,37 @@ def test_intermediate_values_of_tasks(task):
         assert found[-1].value == row.target[0]
         assert found[-1].key == "".join(row.source)
         assert all(row.source[one.token] == ")" and one.key[0] == "(" for one in found)
+
+
+def test_intermediate_values_of_listops_are_those_of_its_brackets():
+    text = "[MED 9 [SM 8 5 ] [MAX 2 [MIN 7 4 ] ] ]"
+    found = ListOps().intermediate_values(Example(tuple(text.split()), ("4",)))
+    assert [(one.name, one.value, one.token) for one in found] == [
+        ("operation 1", "3", 5), ("operation 2", "4", 11), ("operation 3", "4", 12),
+        ("operation 4", "4", 13),
+    ]  # fmt: skip
+    assert [one.key for one in found[:2]] == ["[SM 8 5 ]", "[MIN 7 4 ]"]
+    assert found[-1].key == text
+
+
+def test_intermediate_values_of_a_word_are_its_running_products():
+    row = WordProblem(group="Z5", train_lengths=(4, 4), test_lengths=[8]).row([1, 3, 2, 0, 4])
+    found = WordProblem().intermediate_values(row)
+    assert [(one.name, one.value, one.token, one.key) for one in found] == [
+        ("after element 2", "4", 1, "1 3"),
+        ("after element 4", "1", 3, "1 3 2 0"),
+        ("after element 5", "0", 4, "1 3 2 0 4"),
+    ]
+
+
+def test_probes_read_the_products_of_words():
+    task = WordProblem(
+        group="Z2", train_rows=200, iid_rows=60, train_lengths=(4, 4), test_lengths=[6]
+    )
+    model, objective = build(task, form="encoder_labeller", depth={"repeats": 2})
+    (finding,) = probes.linear_probes(trace(model, objective, task.split("iid"), rows=60))
+    assert {row["value"] for row in finding.rows} == {"after element 2", "after element 4"}
+    assert {(row["labels"], row["rows"]) for row in finding.rows} == {(2, 60)}
 
 
 def test_a_swap_after_the_last_application_follows_the_donor(task):

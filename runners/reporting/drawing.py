@@ -39,7 +39,8 @@ class Panel:
         y: Label of the y axis.
         curves: Setting's label → curve.
         marks: Setting's label → x of a vertical mark.
-        accuracy: Whether y runs from 0 to 1; otherwise it is logarithmic.
+        accuracy: Whether y runs from 0 to 1; otherwise it is logarithmic, unless ``linear``.
+        linear: Whether y is linear though it is no accuracy.
         points: Whether every seed is drawn as a point beside its band.
         wide: Whether x is logarithmic.
     """
@@ -53,12 +54,14 @@ class Panel:
         curves: Mapping[str, Curve],
         marks: Mapping[str, float] | None = None,
         accuracy: bool = True,
+        linear: bool = False,
         points: bool = True,
         wide: bool = False,
     ) -> None:
         self.title, self.x, self.y = title, x, y
         self.curves, self.marks = curves, marks or {}
         self.accuracy, self.points, self.wide = accuracy, points, wide
+        self.linear = linear
 
 
 def draw(panels: Sequence[Panel], names: Sequence[str] = ()) -> Any:
@@ -126,7 +129,7 @@ def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, Any]) -> dict[str
     _name_axes(axes, panel)
     if panel.accuracy:
         axes.set_ylim(-0.03, 1.03)
-    else:
+    elif not panel.linear:
         axes.set_yscale("log")
         _write_numbers_out(axes.yaxis)
     if panel.wide:

@@ -54,6 +54,7 @@ def draw_all(results: SweepResults, directory: Path) -> list[Path]:
         "difficulty": difficulty_panels(results),
         "depth": depth_panels(results),
         "difficulty_by_depth": depth_curve_panels(results),
+        "repeats_used": repeats_used_panels(results),
         "learning": learning_panels(results),
         "grid": grid_panels(results),
     }
@@ -144,6 +145,27 @@ def depth_panels(results: SweepResults) -> list[Panel]:
 
 def _scalar(depth: Depth) -> int:
     return max(depth) if isinstance(depth, tuple) else depth
+
+
+def repeats_used_panels(results: SweepResults) -> list[Panel]:
+    """Return a panel of the repeats that tokens take by difficulty, where halting decides them."""
+    panels = []
+    for split in results.splits():
+        curves: dict[str, dict[str, dict[float, list[float]]]] = {}  # table → setting → curve
+        for setting in results.settings:
+            scores = [score for run in setting.done if (score := run.score(split)) is not None]
+            for score in scores:
+                for name, cells in score.tables.items():
+                    if name.startswith("difficulty, ") and name.endswith("repeats used"):
+                        curve = curves.setdefault(name, {}).setdefault(setting.label, {})
+                        for key, cell in cells.items():
+                            metric = next(word for word in cell if word != "rows")
+                            curve.setdefault(float(key), []).append(cell[metric])
+        x = next(filter(None, map(difficulty_name, results.settings)), "difficulty")
+        for name, found in curves.items():
+            y = name.removeprefix("difficulty, ")
+            panels.append(Panel(title=split, x=x, y=y, curves=found, accuracy=False, linear=True))
+    return panels
 
 
 def grid_panels(results: SweepResults) -> list[Panel]:

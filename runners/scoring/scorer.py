@@ -13,10 +13,12 @@ from runners.config.schema import RunConfig
 from runners.process.messages import ScoringProgress
 from runners.process.ranks import Agreement, World
 from runners.process.signals import Stopped
-from runners.scoring.splits import Evaluation, split_scorer
+from runners.scoring.splits import Evaluation, SplitScorer, split_scorer
 from runners.training import parallel
 from runners.training.experiment import Built
 from runners.training.journal import Journal
+from tasks.base.options import exact_text
+from tasks.base.scoring import Table
 
 
 class Scorer:
@@ -160,7 +162,11 @@ class Scorer:
             )
             if self.built.model_config.halting.kind == "none":
                 return score()
-            return self._count_repeats(model, score)
+            evaluation = self._count_repeats(model, score)
+            if oracle and evaluation.score.is_default_depth:
+                tables = repeats_by_difficulty(scorer, split)
+                evaluation.score.tables.update(tables)
+            return evaluation
 
     def _count_repeats(self, model: Any, score: Callable[[], Evaluation]) -> Evaluation:
         """Score a model whose tokens halt, with the repeats that they take as a metric."""
@@ -184,3 +190,21 @@ class Scorer:
             return model
         keep = self._together or self.agreement.world.is_first
         return parallel.whole_copy(model, self.device, keep=keep)
+
+
+def repeats_by_difficulty(scorer: SplitScorer, split: str) -> dict[str, Table]:
+    """Return the mean repeats that tokens take in a split's few rows of each difficulty.
+
+    A table for each stack whose tokens halt; none of text, whose rows have no difficulty.
+    """
+    from runners.scoring.exits import exits
+
+    tables: dict[str, Table] = {}
+    for difficulty, rows in scorer.few_by_difficulty(split).items():
+        with exits(scorer.model, None) as used:
+            scorer.read(rows)
+        for name, mean in used.metrics(scorer.built).items():
+            if name.endswith("repeats_used"):
+                cells = tables.setdefault(f"difficulty, {name.replace('_', ' ')}", {})
+                cells[exact_text(difficulty)] = {name: mean, "rows": len(rows)}
+    return tables

@@ -134,6 +134,19 @@ class SplitScorer(abc.ABC):
         )
         return Evaluation(score=score, answers=answers, choice=self._choice(split))
 
+    def few_by_difficulty(self, split: str) -> dict[float, list[Example]]:
+        """Return few of the scored rows of a split by their difficulty; none of text."""
+        return {}
+
+    def read(self, rows: list[Example]) -> None:
+        """Let the model answer some rows, at its own depth."""
+        with (
+            evaluation_mode(self.model),
+            torch.inference_mode(),
+            autocast(self.device, self.precision),
+        ):
+            self._score(rows, rows, None, False)
+
     @abc.abstractmethod
     def _choose(self, rows: Any, limit: int | None) -> Any:
         """Return those of a split's rows that are scored, ``limit`` being the setting's."""
@@ -157,6 +170,15 @@ class AnswerScorer(SplitScorer):
     """Scores answers: decoded greedily, or the most likely class."""
 
     scored_together = False
+
+    def few_by_difficulty(self, split: str) -> dict[float, list[Example]]:
+        """Return few of the scored rows of a split by their difficulty, the easiest first."""
+        found: dict[float, list[Example]] = {}
+        chosen = self._choose(self.built.task.split(split), self.config.rows_of(split))
+        for example in self._fewer(chosen):
+            if example.difficulty is not None:
+                found.setdefault(example.difficulty, []).append(example)
+        return dict(sorted(found.items()))
 
     def _choose(self, rows: Any, limit: int | None) -> list[Example]:
         return select_rows(rows, limit)

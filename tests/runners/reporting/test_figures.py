@@ -14,6 +14,7 @@ from runners.reporting.figures import (
     draw_all,
     grid_panels,
     learning_panels,
+    repeats_used_panels,
 )
 from runners.reporting.results import load
 
@@ -91,3 +92,18 @@ def test_a_grid_of_numbers_is_a_curve_at_the_budget_that_all_share(make_sweep):
     assert (panel.title, panel.x) == ("gen, at 1.2e+06 training FLOPs", "model.depth.repeats")
     assert panel.curves == {"one (seed=1)": {1.0: [0.4, 0.6], 4.0: [0.5, 0.7]}}
     assert grid_panels(results({"shallow": "a", "deeper": "b"}, name="words")) == []
+
+
+def test_the_repeats_used_are_drawn_over_difficulty(make_sweep):
+    def halt(variant, seed, data):
+        if variant == "a":
+            cells = {
+                "2": {"repeats_used": 1.5, "rows": 4},
+                "10": {"repeats_used": 3.0 + seed, "rows": 4},
+            }
+            data["scores"][1]["tables"] = {"difficulty, repeats used": cells}
+
+    (panel,) = repeats_used_panels(load(make_sweep(a=[0.4, 0.6], b=[0.5], result=halt)))
+    assert (panel.title, panel.x, panel.y) == ("gen", "recursion depth", "repeats used")
+    assert panel.curves == {"a": {2.0: [1.5, 1.5], 10.0: [3.0, 4.0]}}
+    assert repeats_used_panels(load(make_sweep("plain", b=[0.5]))) == []

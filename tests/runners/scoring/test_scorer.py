@@ -11,6 +11,7 @@ from runners.process.ranks import Agreement, World
 from runners.process.signals import Stop, Stopped
 from runners.scoring.scorer import Scorer
 from runners.scoring.splits import SplitScorer
+from runners.training.batches import padded_batch
 from runners.training.experiment import build, build_model
 from runners.training.journal import Clock
 
@@ -90,3 +91,31 @@ def test_a_stop_ends_scoring_before_the_next_batch(scorer, model):
     scorer.agreement.stop.request()
     with pytest.raises(Stopped, match="stopped while scoring dev at step 4"):
         scorer.on_the_way(model, step=4)
+
+
+def test_where_halting_decides_the_repeats_stand_beside_the_difficulty(tmp_path, run_text):
+    file = tmp_path / "run.yaml"
+    file.write_text(run_text("encoder_classifier", "universal"))
+    changes = ["model.halting=act", "model.depth.repeats=5", "evaluate.repeats=null"]
+    made = scorer_of(read_run(file, changes))
+    torch.manual_seed(2)
+    model = build_model(made.built.model_config, CPU)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "halting" in name:
+                parameter.mul_(20.0)
+    found = []
+    made.at_the_end(model, None, step=4, write=found.extend)
+    table = found[-1].score.tables["difficulty, repeats used"]
+    rows = made.built.task.split("test")
+    assert list(map(float, table)) == sorted({row.difficulty for row in rows})
+    for key, cell in table.items():
+        chosen = [row for row in rows if row.difficulty == float(key)]
+        prompts = [made.built.objective.encode_source(row) for row in chosen]
+        tokens, mask = padded_batch(prompts, 0, CPU)
+        with torch.no_grad():
+            output = model.eval()(tokens, source_mask=mask)
+        taken = output.decisions["encoder"]["halting.repeats"][mask]
+        assert cell == {"repeats_used": pytest.approx(float(taken.float().mean())),
+                        "rows": len(chosen)}  # fmt: skip
+    assert len({cell["repeats_used"] for cell in table.values()}) > 1

@@ -19,6 +19,7 @@ from runners.reporting.tables import (
     mean_std,
     number,
     p_value,
+    short_count,
     time,
 )
 from tasks.base.metrics import is_lower_better
@@ -334,7 +335,7 @@ def matching_notes(results: SweepResults) -> list[str]:
             matched.append(name if worst[0] == 0 else f"{name} within {100 * worst[0]:.1f} %")
         else:
             values = ", ".join(
-                f"{variant} {count(value) if isinstance(value, (int, float)) else value}"
+                f"{variant} {short_count(value) if isinstance(value, (int, float)) else value}"
                 for variant, value in worst[1]
             )
             notes.append(f"Not matched: {name}: {values}.")

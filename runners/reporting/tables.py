@@ -110,6 +110,16 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
+def short_count(value: float) -> str:
+    """Return a number, from a billion on with three digits: ``176 G`` for 176,032,798,906."""
+    if value < 1e9:
+        return count(value)
+    rounded = float(f"{value:.3g}")
+    power = min(int(math.log10(rounded) + 1e-9) // 3, 6)
+    digits = f"{rounded / 1000**power:#.3g}".rstrip(".")
+    return f"{digits} {' KMGTPE'[power]}"
+
+
 def time(seconds: float | None) -> str:
     """Return a time in words."""
     return MISSING if seconds is None else duration(seconds)

@@ -20,9 +20,13 @@ import tasks
 from moeut.blocks.attention import ATTENTION
 from moeut.recurrence.controller import HALTING
 from runners import train
+from runners.analysis.catalogue import ANALYSES
+from runners.analysis.traces import trace
 from runners.sweeping import engines
+from runners.training.objective import OBJECTIVES
 from tasks import menu
 from tasks.base import metrics
+from tasks.table_lookup import TableLookup
 
 BOOK = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -177,6 +181,24 @@ def test_metric(tmp_path, monkeypatch):
     assert train.main([str(config), f"--run-directory={tmp_path / 'run'}"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert all(0 <= score["metrics"]["right_length"] <= 1 for score in result["scores"])
+
+
+def test_analysis(monkeypatch):
+    made = module("runners/analysis/norms.py", monkeypatch)
+    entry("norm", ANALYSES, {"state_norm": made.state_norm}, monkeypatch)
+    sizes = {"train_rows": 200, "iid_rows": 20, "valid_rows": 0, "test_rows": 20}
+    task = TableLookup(train_depths=(2, 4), test_depths=(5, 6), reserved_chains=0, **sizes)
+    objective = OBJECTIVES[task.kind]["encoder_classifier"](task)
+    sizes = {"attention": {"num_heads": 2}, "depth": {"repeats": 3}, **objective.sizes()}
+    model = moeut.build(
+        moeut.architecture("universal", form="encoder_classifier", d_model=16, **sizes)
+    )
+    traces = trace(model, objective, task.split("iid"), rows=20)
+    (finding,) = ANALYSES["norm"](traces)
+    (known,) = ANALYSES["states"](traces)
+    norms = [row["norm"] for row in known.rows]
+    assert [row["norm"] for row in finding.rows] == pytest.approx(norms, rel=1e-5)
+    assert finding.draw.plan == {"kind": "curves", "x": "application", "y": ["norm"], "group": []}
 
 
 def test_executor(tmp_path, monkeypatch):

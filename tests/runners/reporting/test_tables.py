@@ -11,6 +11,7 @@ from runners.reporting.tables import (
     interval,
     mean_std,
     p_value,
+    short_count,
     time,
     to_latex,
     to_markdown,
@@ -87,6 +88,12 @@ def test_numbers():
     assert mean_std([0.5, 0.7]) == "0.600 ± 0.141"
     assert count(1234567.0) == "1,234,567"
     assert count(None) == "–"
+    assert short_count(999_999_999) == "999,999,999"
+    assert short_count(1e9) == "1.00 G"
+    assert short_count(176_032_798_906) == "176 G"
+    assert short_count(1_466_640_599_454) == "1.47 T"
+    assert short_count(999_999_999_999) == "1.00 T"
+    assert short_count(2.5e21) == "2.50e+03 E"
     assert [time(s) for s in (None, 200)] == ["–", "3 min 20 s"]
     assert interval(summarize([0.2])) == "–"
     assert interval(summarize([0.2, 0.2, 0.2])) == "[0.200, 0.200]"

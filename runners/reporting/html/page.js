@@ -102,7 +102,10 @@ async function follow() {
     const before = charts.get(chart.name);
     const isChanged = JSON.stringify(before.rows) !== JSON.stringify(chart.rows);
     Object.assign(before, chart);
-    if (isChanged) await draw(figures.find((figure) => figure.dataset.chart === chart.name));
+    if (!isChanged) continue;
+    const figure = figures.find((each) => each.dataset.chart === chart.name);
+    numbers(figure);
+    await draw(figure);
   }
 }
 if (data.follow) setInterval(() => document.documentElement.dataset.ready && follow(), data.follow * 1000);

@@ -2,11 +2,14 @@
 
 import json
 import re
+import threading
 
 import chromium
 import pytest
 
+from runners.reporting.html import live
 from runners.reporting.page import write_report
+from runners.watch import Server
 
 NEEDED = "needs the extra [browser]"
 sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDED)
@@ -198,6 +201,30 @@ def test_examples_filter(open_page, report):
     page.locator("select[data-field=correct]").select_option("wrong")
     page.locator("select[data-field=model]").select_option("moeut")
     assert rows.all_inner_texts() == ["moeut\tgen\tpp\tx\ta b\ta c\ttoken 2 of 2: c instead of b"]
+
+
+def test_a_sweep_that_is_watched_grows_on_the_page(browser, make_sweep, monkeypatch):
+    monkeypatch.setattr(live, "SECONDS", 0.2)
+    directory = make_sweep(a=[0.5, 0.6])
+    server = Server(str(directory), 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = browser.new_page()
+    try:
+        page.goto(server.address)
+        page.wait_for_selector("html[data-ready]", state="attached")
+        figure = page.locator("figure[data-chart=learning-train]")
+        points = figure.locator(".mark-symbol.role-mark path")
+        assert points.count() == 2 * 3
+        figure.locator("summary").click()
+        with open(next(directory.glob("a-*/seed1/metrics.jsonl")), "a") as file:
+            file.write(json.dumps({"step": 9, "loss": 0.0625}) + "\n")
+        sync_api.expect(points).to_have_count(2 * 3 + 1)
+        last = figure.locator(".links tbody tr").last
+        sync_api.expect(last).to_have_text("a190.0625")
+    finally:
+        page.close()
+        server.shutdown()
+        server.server_close()
 
 
 def test_prints(open_page, report):

@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with Lease(directory, wait=1.0), Stop(announce=True) as stop:
+        with Lease(directory, wait=1.0), Stop(announce=not engine.outlives_driver) as stop:
             command = sweep_command(options.config, options.overrides, options.only)
             write_plan(sweep, planned, command)
             counts = reconcile(
@@ -229,7 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
     status = sweep_status(counts, stop)
     if status in (RESUMABLE, INTERRUPTED):
-        print("stopped; the same command continues", file=sys.stderr)
+        what = "jobs in the queue go on" if engine.outlives_driver else "stopped"
+        print(f"{what}; the same command continues", file=sys.stderr)
     return status
 
 

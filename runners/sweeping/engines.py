@@ -26,6 +26,11 @@ class Engine:
     is_here: bool = False
     """Whether runs are executed on this machine, whose devices they then need."""
 
+    @property
+    def outlives_driver(self) -> bool:
+        """Whether what was handed over goes on when the driver ends."""
+        return self.cancel is not None
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of executors to a sweep's command line."""

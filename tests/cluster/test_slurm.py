@@ -43,7 +43,9 @@ def begin(run_sweep, capsys, wait_for):
 def _begin(run_sweep, capsys, wait_for, *options):
     folder, status = run_sweep("slurm", *LONG, "--executor=slurm", "--detach", *options)
     assert status == 75
-    assert "1 runs submitted as job" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "1 runs submitted as job" in said.out
+    assert said.err.splitlines()[-1] == "jobs in the queue go on; the same command continues"
     (directory,) = folder.glob("universal-*/seed0")
     job = json.loads((directory / "job.json").read_text())["job"]
     wait_for(lambda: list(directory.glob("checkpoints/step_*")), what="a checkpoint")

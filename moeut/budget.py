@@ -48,8 +48,12 @@ class Miss:
     found: float
 
     def __str__(self) -> str:
+        budget, found = (
+            f"{number:,.0f}" if number < 1e10 else f"{number:.4g}"
+            for number in (self.budget, self.found)
+        )
         off = self.found / self.budget - 1
-        return f"{self.name} {self.budget:,.10g} is not met: {self.found:,.10g} ({off:+.1%})"
+        return f"{self.name} {budget} is not met: {found} ({off:+.1%})"
 
 
 def free_options(kind: type[FeedForwardOptions], budgets: Collection[str]) -> dict[str, str]:

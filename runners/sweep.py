@@ -142,7 +142,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true",
         help="train nothing and write no run: print runs, parameters, multiply-accumulates (MACs) "
-        "a token and the time that training takes here; text on this machine that is not packed "
+        "a token, bytes of cache and activations, the time that training takes here, and budgets "
+        "that are not met; text on this machine that is not packed "
         "yet is packed, into the cache (MOEUT_CACHE)",
     )  # fmt: skip
     parser.add_argument(

@@ -1,12 +1,14 @@
 """What a model costs: its size, and its work at the lengths that the task has."""
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from moeut import sizing
 from runners.config.run_file import read_run
 from runners.training import operations
 from runners.training.cost import describe_model
-from runners.training.experiment import build
+from runners.training.experiment import build, build_model
 from runners.training.lengths import mean_lengths
 
 
@@ -75,3 +77,53 @@ def test_a_part_of_the_repeats_costs_a_part(form, built):
         read = macs_at(one, {}, readings=2.0) - whole
         # Halting decides at each repeat of the group, not in the coda.
         assert read == pytest.approx(2 * (head + per_layer - config.d_model), abs=2)
+
+
+def test_tokens_that_have_halted_do_not_count(built):
+    """What PyTorch counts of the products that run, and the logits and weighted sums of attention,
+    which it does not see on a CPU, are the work at the mean of their repeats."""
+    one = built("model.depth={prelude: 1, repeats: 6, coda: 1}", "model.halting=act",
+                form="encoder_classifier", architecture="universal")  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(one.model_config, torch.device("cpu")).double().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "halting" in name:
+                parameter.mul_(30.0)
+    (length,) = mean_lengths(one.objective)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        output = model(torch.randint(3, 9, (1, length)))
+    taken = output.decisions["encoder"]["halting.repeats"].float()
+    assert taken.min() < taken.max()
+    mean = float(taken.mean())
+    attention = (2 + mean) * one.model_config.attention.attending_macs(length)
+    counted = counter.get_total_flops() / 2 / length + attention
+    assert macs_at(one, {"encoder": mean}) == pytest.approx(counted, rel=0.01)
+    assert macs_per_token(one) > 1.1 * counted
+
+
+def test_training_counts_the_repeats_that_gradients_flow_through(built):
+    options = {"form": "decoder_lm", "architecture": "universal"}
+    depth = "model.depth={prelude: 1, repeats: 6, coda: 1}"
+    one = built(depth, "model.state.injection=add", "train.backprop_repeats=2", **options)
+    model = build_model(one.model_config, torch.device("cpu")).double()
+    (length,) = mean_lengths(one.objective)
+    with FlopCounterMode(display=False) as counter:
+        output = model(torch.randint(3, 9, (1, length)), trace=True, backprop_repeats=2)
+        output.logits.sum().backward()
+    ours = describe_model(one).training_flops_per_token
+    assert ours == pytest.approx(counter.get_total_flops() / length, rel=0.02)
+    assert ours < 0.7 * sizing.training_flops_per_token(macs_per_token(one))
+
+
+def test_training_counts_the_mean_of_the_depths_that_are_drawn(built):
+    depth = "model.depth={prelude: 1, repeats: 4, coda: 1}"
+    drawn = "train.repeats={kind: uniform, low: 2, high: 8}"
+    options = {"form": "decoder_lm", "architecture": "universal"}
+    fixed, random = (
+        built(depth, "train.repeats.number=5", **options),
+        built(depth, drawn, "train.steps=4000", **options),
+    )
+    by_hand = describe_model(fixed).training_flops_per_token
+    assert describe_model(random).training_flops_per_token == pytest.approx(by_hand, rel=0.03)
+    assert by_hand == 6 * macs_at(fixed, {"decoder": 5.0})

@@ -181,12 +181,12 @@ def grid_panels(results: SweepResults) -> list[Panel]:
             at = setting.parameters.get(key)
             values = headline_values(results, setting)
             if values and isinstance(at, (int, float)) and not isinstance(at, bool):
-                curves.setdefault(_without(setting, key, short), {})[float(at)] = values
+                curves.setdefault(without_key(setting, key, short), {})[float(at)] = values
         if len({at for curve in curves.values() for at in curve}) > 1:
             metric = results.headline_metric(results.settings[0])
             panels.append(
                 Panel(
-                    title=_grid_title(results),
+                    title=grid_title(results),
                     x=key,
                     y=metric,
                     curves=curves,
@@ -196,14 +196,14 @@ def grid_panels(results: SweepResults) -> list[Panel]:
     return panels
 
 
-def _without(setting: Setting, key: str, short: Mapping[str, str]) -> str:
+def without_key(setting: Setting, key: str, short: Mapping[str, str]) -> str:
     """Return the name of a setting without one of its grid values."""
     others = {short[k]: compact(v) for k, v in setting.parameters.items() if k != key}
     values = ", ".join(f"{name}={value}" for name, value in others.items())
     return f"{setting.variant_label} ({values})" if values else setting.variant_label
 
 
-def _grid_title(results: SweepResults) -> str:
+def grid_title(results: SweepResults) -> str:
     """Return the headline's split, with the budget of operations if all settings have the same."""
     split = common(results, results.headline_split) or "headline"
     found = [flops for s in results.settings if (flops := training_flops(s)) is not None]

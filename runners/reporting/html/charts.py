@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from runners.reporting.breakdown import difficulty_name, natural_key, trained_depth
+from runners.config.labels import short_keys
+from runners.reporting.breakdown import difficulty_name, natural_key, part_note, trained_depth
+from runners.reporting.comparison import common
+from runners.reporting.figures import grid_title, without_key
 from runners.reporting.results import Outcome, Setting, SweepResults
 from runners.reporting.run_result import Depth, Score
 from tasks.base.metrics import is_lower_better
@@ -60,6 +63,7 @@ def all_charts(results: SweepResults) -> list[Chart]:
     """Return every figure that the results have data for, the headline first."""
     return [
         *_headline(results),
+        *_by_grid(results),
         *_by_group(results),
         *_by_depth(results),
         *_by_difficulty_and_depth(results),
@@ -100,6 +104,35 @@ def _headline(results: SweepResults) -> Iterator[Chart]:
                 source="results.csv",
                 where={"split": split},
                 is_log=is_lower_better(metric),
+            )
+
+
+def _by_grid(results: SweepResults) -> Iterator[Chart]:
+    metric, short = _metric(results), short_keys(results.grid_keys)
+    for key in results.grid_keys:
+        found = []  # series, seed, value of the key, score
+        for setting in results.settings:
+            at, split = setting.parameters.get(key), results.headline_split(setting)
+            if split is None or not isinstance(at, (int, float)) or isinstance(at, bool):
+                continue
+            name = without_key(setting, key, short)
+            scores = ((run.seed, run.value(split, metric)) for run in setting.done)
+            found += [(name, seed, at, value) for seed, value in scores if value is not None]
+        series = list(dict.fromkeys(name for name, *_ in found))
+        if len({at for _, _, at, _ in found}) > 1:
+            yield Chart(
+                name=_slug(f"grid-{key}"),
+                title=grid_title(results),
+                section="scores",
+                kind="line",
+                x=key,
+                metric=metric,
+                series=series,
+                rows=[(series.index(name), seed, at, value) for name, seed, at, value in found],
+                source="results.csv",
+                where={"split": common(results, results.headline_split)},
+                is_log=is_lower_better(metric),
+                is_whole_x=all(float(at).is_integer() for _, _, at, _ in found),
             )
 
 
@@ -193,7 +226,12 @@ def _by_depth(results: SweepResults) -> Iterator[Chart]:
                 where={"split": split},
                 is_log=is_lower_better(metric),
                 is_whole_x=True,
-                note=f"Repeats in training: {', '.join(filter(None, trained))}.",
+                note=" ".join(
+                    [
+                        f"Repeats in training: {', '.join(filter(None, trained))}.",
+                        *part_note(results, split),
+                    ]
+                ),
             )
 
 

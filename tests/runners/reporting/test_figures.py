@@ -16,6 +16,7 @@ from runners.reporting.figures import (
     learning_panels,
     repeats_used_panels,
 )
+from runners.reporting.html.charts import all_charts
 from runners.reporting.results import load
 
 
@@ -88,9 +89,14 @@ def test_a_grid_of_numbers_is_a_curve_at_the_budget_that_all_share(make_sweep):
         (directory / "sweep.json").write_text(json.dumps(plan))
         return load(directory)
 
-    (panel,) = grid_panels(results({"shallow": 1, "deeper": 4}))
+    numbers = results({"shallow": 1, "deeper": 4})
+    (panel,) = grid_panels(numbers)
     assert (panel.title, panel.x) == ("gen, at 1.2e+06 training FLOPs", "model.depth.repeats")
     assert panel.curves == {"one (seed=1)": {1.0: [0.4, 0.6], 4.0: [0.5, 0.7]}}
+    (chart,) = (chart for chart in all_charts(numbers) if "grid" in chart.name)
+    assert (chart.title, chart.series) == (panel.title, [*panel.curves])
+    assert chart.where == {"split": "gen"}
+    assert chart.rows == [(0, 0, 1, 0.4), (0, 1, 1, 0.6), (0, 0, 4, 0.5), (0, 1, 4, 0.7)]
     assert grid_panels(results({"shallow": "a", "deeper": "b"}, name="words")) == []
 
 

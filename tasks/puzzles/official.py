@@ -158,7 +158,10 @@ class OfficialPuzzles(PuzzleTask):
         choose = functools.partial(self._choose, split)
         pairs = read_puzzles(DATA_FILES[f"{self.folder}/{name}.csv"], self.cells(), choose)
         questions, answers = zip(*pairs, strict=True)
-        return self.numbered(questions), self.numbered(answers) - self.offset
+        labels = self.numbered(answers) - self.offset
+        if (labels < 0).any():
+            raise DataDamaged(f"{self.folder}: an answer with a blank")
+        return self.numbered(questions), labels
 
     def _choose(self, split: str, available: int) -> list[int]:
         """Return the lines that a split has of its file."""

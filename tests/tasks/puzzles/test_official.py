@@ -102,6 +102,9 @@ def test_what_does_not_fit_is_refused(put, tmp_path):
     put("sudoku_extreme/train.csv", [(SOLUTION.replace("1", "x"), SOLUTION)] * 3)
     with pytest.raises(DataDamaged, match="a cell that is none of"):
         tasks.create("sudoku_extreme", **few).split("train")[:1]
+    put("sudoku_extreme/train.csv", [(SOLUTION, SOLUTION.replace("1", "."))] * 3)
+    with pytest.raises(DataDamaged, match="an answer with a blank"):
+        tasks.create("sudoku_extreme", **few).split("train")[:1]
     (tmp_path / "sudoku_extreme/train.csv").write_text("a,b,c,d\n")
     with pytest.raises(DataDamaged, match=r"damaged: SHA-256 .* tasks\.fetch sudoku_extreme"):
         tasks.create("sudoku_extreme", **few).split("train")[:1]

@@ -146,12 +146,18 @@ class Packing:
             heads = heads.index_select(1, self.slots)
         return heads.unsqueeze(0)
 
-    def hold(self, heads: Tensor, held: Tensor | None) -> Tensor:  # (B, H, T, d)
-        """Return packed heads (1, H, M, d) beside what others ``held`` (B, H, T, d), or 0."""
+    def hold(
+        self, heads: Tensor, held: Tensor | None, *, in_place: bool = False
+    ) -> Tensor:  # (B, H, T, d)
+        """Return packed heads (1, H, M, d) beside what others ``held`` (B, H, T, d), or 0.
+
+        ``in_place``: ``held`` may be written to.
+        """
         batch, length, _ = self.shape
         if held is None:
             others = heads.new_zeros(heads.shape[1], batch * length, heads.shape[3])
         else:
             others = held.transpose(0, 1).flatten(1, 2)
-        both = others.index_copy(1, self.tokens, heads.squeeze(0).to(others.dtype))
+        write = others.index_copy_ if in_place else others.index_copy
+        both = write(1, self.tokens, heads.squeeze(0).to(others.dtype))
         return both.unflatten(1, (batch, length)).transpose(0, 1)

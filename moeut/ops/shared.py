@@ -45,9 +45,19 @@ class SharedWeights:
 
     def __init__(self, weights: Iterable[SharedWeight] = ()) -> None:
         self._shared = {id(weight.parameter): weight for weight in weights}
+        self._stacked: dict[tuple[int, ...], Tensor] = {}
 
     def __getitem__(self, parameter: Tensor) -> Tensor | SharedWeight:
         return self._shared.get(id(parameter), parameter)
+
+    def stacked(self, *parameters: Tensor) -> Tensor:
+        """Return dense weights (N, D) one below the other: made once in a pass without gradient."""
+        key = tuple(map(id, parameters))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.cat(parameters)
+        if key not in self._stacked:
+            self._stacked[key] = torch.cat(parameters)
+        return self._stacked[key]
 
     @classmethod
     def for_pass(cls, parameters: Iterable[nn.Parameter], like: Tensor) -> SharedWeights:

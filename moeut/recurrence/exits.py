@@ -96,8 +96,10 @@ class ExitRun(Run):
     def after(self, place: Place, step: Step, x: Tensor) -> Tensor:
         """Keep the states of those who are there, and see who leaves."""
         if place.is_last:
-            stays = self.running.unsqueeze(-1)
-            self.result = x if self.result is None else torch.where(stays, x, self.result)
+            if self.result is None or self.freezes:  # who has left keeps the state it left with
+                self.result = x
+            else:
+                self.result = torch.where(self.running.unsqueeze(-1), x, self.result)
             self.running = self.running & ~self.leaves(place, x)
         return x
 

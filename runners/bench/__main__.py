@@ -21,6 +21,7 @@ from runners.bench import (
     generate,
     kernels,
     model,
+    participation,
     small_runs,
     step,
     sweep,
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "step": step,
     "sweep": sweep,
     "small-runs": small_runs,
+    "participation": participation,
 }
 
 

@@ -189,7 +189,9 @@ class Attention(Relaxable, Generic[Decision]):
         value_record = kept.record
         if participation is not None and not is_held:
             packing = (context.of_source or context).packing
-            kept = participation.merge(kept.key, kept.value, packing)
+            # Nothing else reads what is held, but a cache and the backward pass.
+            in_place = cache is None and not torch.is_grad_enabled()
+            kept = participation.merge(kept.key, kept.value, packing, in_place=in_place)
         key, value = kept.key, kept.value
         if cache is not None:  # keys are stored rotated: their positions never change
             if participation is not None and participation.stored is not None:
@@ -279,9 +281,9 @@ class Attention(Relaxable, Generic[Decision]):
         if self.adapters is not None or not self.has_dense_query or (is_few and is_decoding):
             key = self.project("key", routed, context.repeat)
             return torch.cat((self.queries(routed, decision, context), key), dim=-1)
-        weight, bias = torch.cat((self.query.weight, self.key.weight)), None
+        weight, bias = context.weights.stacked(self.query.weight, self.key.weight), None
         if self.query.bias is not None:
-            bias = torch.cat((self.query.bias, self.key.bias))
+            bias = context.weights.stacked(self.query.bias, self.key.bias)
         return ops.linear(routed, weight, bias)
 
     @staticmethod

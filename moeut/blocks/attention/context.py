@@ -167,18 +167,22 @@ class Participation(NamedTuple):
     stored: int | None = None
     """Application whose keys and values are read in place of new ones, those that are ``held``."""
 
-    def merge(self, key: Tensor, value: Tensor, packing: Packing | None = None) -> Source:
+    def merge(
+        self, key: Tensor, value: Tensor, packing: Packing | None = None, *, in_place: bool = False
+    ) -> Source:
         """Return new keys and values of active tokens beside the held of others, (B, G, T, d).
 
         New ones are (B, G, T, d) or packed (1, G, M, d); if packed tokens see one another alone,
-        their keys and values are returned by rows, (B, G, N, d).
+        their keys and values are returned by rows, (B, G, N, d). ``in_place``: packed ones may be
+        written into what was held.
         """
         held = self.held
         if packing is not None:
             if packing.is_alone:
                 return Source(packing.spread(key), packing.spread(value))
             held_key, held_value = (None, None) if held is None else (held.key, held.value)
-            return Source(packing.hold(key, held_key), packing.hold(value, held_value))
+            both = ((key, held_key), (value, held_value))
+            return Source(*(packing.hold(new, old, in_place=in_place) for new, old in both))
         if self.active is None or held is None:
             return Source(key, value)
         here = self.active[:, None, :, None]

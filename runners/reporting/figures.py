@@ -30,7 +30,7 @@ from runners.reporting.run_result import Depth
 from tasks.base.metrics import is_lower_better
 
 NO_MATPLOTLIB = "no figures: matplotlib is not installed (pip install matplotlib)"
-MOST_CURVES = 200
+MOST_CURVES = 60
 """Curves that a panel has at most: more take minutes to draw, and nobody can tell them apart."""
 
 

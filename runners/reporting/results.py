@@ -58,10 +58,16 @@ class Outcome:
 
     def score(self, split: str) -> Score | None:
         """Return the score of a split at the model's own depth, if there is one."""
+        return self._own_scores.get(split)
+
+    @functools.cached_property
+    def _own_scores(self) -> dict[str, Score]:
+        """The scores at the model's own depth by split; tables ask for them again and again."""
+        found: dict[str, Score] = {}
         for score in self.scores:
-            if score.split == split and score.is_default_depth:
-                return score
-        return None
+            if score.is_default_depth:
+                found.setdefault(score.split, score)
+        return found
 
     def depth_scores(self, split: str) -> list[Score]:
         """Return the scores of a split over depths, all of them on the same rows."""

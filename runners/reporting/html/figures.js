@@ -21,8 +21,6 @@ function records(chart) {
     ...(chart.kind === "map" ? { y: values[0] } : {}), value: values.at(-1) }));
 }
 
-const isText = (chart) => chart.rows.some((row) => typeof row[2] === "string");
-
 // Of few whole numbers each has its tick, and none stands between two.
 function fewTicks(chart) {
   const places = [...new Set(chart.rows.map((row) => row[2]))];

@@ -5,7 +5,7 @@
     python tests/runners/reporting/html/chromium.py FOLDER
 
 prints the path of one that is there, or brings one into FOLDER (70 MB) and prints the path of that.
-Where neither can be had it says why on standard error and ends with status 1.
+Where neither can be had, or it does not start, it says why on standard error; its status is 1.
 """
 
 import os
@@ -68,17 +68,35 @@ def bring(folder: Path) -> str:
 
 
 def _run(*command: str, **environment: str) -> str:
-    ended = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    try:
+        ended = subprocess.run(
+            command,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeError(f"no Chromium: {error}") from None
     if ended.returncode:
         lines = ended.stderr.strip().splitlines() or ["no message"]
-        raise RuntimeError(f"no Chromium, and {command[0]} brings none: {lines[-1]}")
+        raise RuntimeError(f"no Chromium: {command[0]} ends with {ended.returncode}: {lines[-1]}")
     return ended.stdout
+
+
+def started(path: str) -> str:
+    """Return the path of a Chromium that opens a page.
+
+    Raises:
+        RuntimeError: this one does not, as where a library of the system is missing.
+    """
+    _run(path, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "about:blank")
+    return path
 
 
 if __name__ == "__main__":
     try:
-        sys.stdout.write(f"{find() or bring(Path(sys.argv[1]).resolve())}\n")
+        sys.stdout.write(f"{started(find() or bring(Path(sys.argv[1]).resolve()))}\n")
     except RuntimeError as error:
         sys.exit(str(error))

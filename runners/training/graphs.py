@@ -12,7 +12,7 @@ on the addresses that it was recorded with, so
 
 The first step of a key is plain, which prepares what a recording must not (compiled kernels, the
 optimiser's moments); the second is recorded. Numbers drawn on the device come from the same places
-of the generator, so the bits are those of plain steps. ``why_not`` says which runs cannot have it.
+of the generator, so the bits are those of plain steps. ``refused`` says which runs cannot have it.
 """
 
 from __future__ import annotations

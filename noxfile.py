@@ -46,7 +46,7 @@ def extras(session: nox.Session) -> None:
 def cluster(session: nox.Session) -> None:
     """Run sweeps on real clusters, started on this machine: Slurm (where installed) and Ray.
 
-    CI takes it up by ``apt-get install -y slurm-wlm munge`` before ``nox -s cluster``.
+    ``MOEUT_CLUSTER=1 .ci/run`` takes it up after ``apt-get install -y slurm-wlm munge``.
     """
     session.install("-e", ".[test,slurm,ray]")
     wanted = {**ONE_THREAD, "MOEUT_CLUSTER": "1"}

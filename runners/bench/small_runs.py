@@ -152,7 +152,10 @@ def _trained_at_once(options: argparse.Namespace, mode: str, workers: int) -> li
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             subprocess.Popen(
-                [*command, folder, str(workers)], stdout=subprocess.PIPE, text=True, env=os.environ
+                [*command, folder, str(workers)],
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                env=os.environ,
             )
             for _ in range(workers)
         ]

@@ -181,8 +181,10 @@ class Participation(NamedTuple):
             if packing.is_alone:
                 return Source(packing.spread(key), packing.spread(value))
             held_key, held_value = (None, None) if held is None else (held.key, held.value)
-            both = ((key, held_key), (value, held_value))
-            return Source(*(packing.hold(new, old, in_place=in_place) for new, old in both))
+            return Source(
+                packing.hold(key, held_key, in_place=in_place),
+                packing.hold(value, held_value, in_place=in_place),
+            )
         if self.active is None or held is None:
             return Source(key, value)
         here = self.active[:, None, :, None]

@@ -170,12 +170,11 @@ def depth_values(results: SweepResults, setting: Setting, split: str) -> dict[De
 
 def part_note(results: SweepResults, split: str) -> list[str]:
     """Return how many rows a curve over depth was scored on, where it was a part of them."""
-    for run in results.runs:
-        for score in run.depth_scores(split):
-            if score.of_curve:
-                rows, available = count(score.rows), count(score.rows_available)
-                return [f"Each depth on the same {rows} of {available} rows."]
-    return []
+    score = results.curve_scores.get(split)
+    if score is None:
+        return []
+    rows, available = count(score.rows), count(score.rows_available)
+    return [f"Each depth on the same {rows} of {available} rows."]
 
 
 def trained_depth(setting: Setting, split: str) -> Depth | None:

@@ -156,9 +156,12 @@ def _cell(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+_SPECIAL = re.compile('[,"\n\r]')
+
+
 def _quoted(text: str) -> str:
     # The csv module leaves a lone carriage return bare, at which it ends the row in reading.
-    return '"' + text.replace('"', '""') + '"' if re.search('[,"\n\r]', text) else text
+    return '"' + text.replace('"', '""') + '"' if _SPECIAL.search(text) else text
 
 
 # --- summaries --------------------------------------------------------------------------

@@ -71,8 +71,19 @@ class Outcome:
 
     def depth_scores(self, split: str) -> list[Score]:
         """Return the scores of a split over depths, all of them on the same rows."""
-        found = [score for score in self.scores if score.split == split and score.depth is not None]
-        return [score for score in found if score.of_curve] or found
+        return self._depth_scores.get(split, [])
+
+    @functools.cached_property
+    def _depth_scores(self) -> dict[str, list[Score]]:
+        """The scores over depths by split, those of a curve alone where there is one."""
+        found: dict[str, list[Score]] = {}
+        for score in self.scores:
+            if score.depth is not None:
+                found.setdefault(score.split, []).append(score)
+        return {
+            split: [score for score in scores if score.of_curve] or scores
+            for split, scores in found.items()
+        }
 
     def value(self, split: str, metric: str) -> float | None:
         """Return a metric of a split at the model's own depth; None where it is not a number."""
@@ -202,6 +213,16 @@ class SweepResults:
             for score in run.scores:
                 found.setdefault(score.split, {}).update(dict.fromkeys(score.metrics))
         return {split: list(names) for split, names in found.items()}
+
+    @functools.cached_property
+    def curve_scores(self) -> dict[str, Score]:
+        """Split → the first score of a curve over depth that was taken on a part of its rows."""
+        found: dict[str, Score] = {}
+        for run in self.runs:
+            for score in run.scores:
+                if score.of_curve and score.depth is not None:
+                    found.setdefault(score.split, score)
+        return found
 
     # --- tidy rows ----------------------------------------------------------------------
 

@@ -237,22 +237,26 @@ def from_plain(cls: type[T], data: Any, path: str = "") -> T:
 
 
 _hints = functools.cache(typing.get_type_hints)
+_origin = functools.cache(typing.get_origin)
+_arguments = functools.cache(typing.get_args)
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
     """Return a value of JSON as the type that a field's hint names."""
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+    if type(value) is hint:  # most values, of which a large sweep has millions
+        return value
+    origin, arguments = _origin(hint), _arguments(hint)
+    if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
         # Of the unions above, a list alone can be told from the other members by its JSON.
-        wanted = [k for k in arguments if (typing.get_origin(k) is list) == isinstance(value, list)]
+        wanted = [k for k in arguments if (_origin(k) is list) == isinstance(value, list)]
         return _convert(value, (wanted or arguments)[0], path)
-    if typing.get_origin(hint) is list:
+    if origin is list:
         if not isinstance(value, list):
             raise _wrong(value, "a list", path)
         return [_convert(item, arguments[0], f"{path}[{i}]") for i, item in enumerate(value)]
-    if typing.get_origin(hint) is dict:
+    if origin is dict:
         if not isinstance(value, dict):
             raise _wrong(value, "an object", path)
         return {key: _convert(item, arguments[1], f"{path}.{key}") for key, item in value.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import shlex
@@ -191,6 +192,10 @@ def differences_table(texts: dict[str, str]) -> Table | None:
     )
 
 
+REMEMBERED = 20_000
+"""Texts of which it is remembered how YAML reads them: runs share most of theirs."""
+
+
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for key, item in value.items():
@@ -201,8 +206,13 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _is_plain(value: Any) -> bool:
     """Return whether a value is text that YAML reads as text without quotes."""
+    return isinstance(value, str) and _reads_as_itself(value)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _reads_as_itself(value: str) -> bool:
     try:
-        return isinstance(value, str) and yaml.safe_load(value) == value
+        return bool(yaml.safe_load(value) == value)
     except yaml.YAMLError:
         return False
 

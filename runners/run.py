@@ -324,17 +324,21 @@ class Training:
             model=describe_model(self.built),
             tokens_seen=position.tokens_seen,
             notes=[
-                *(f"{self._setting}: {miss}" for miss in self.built.unmet),
+                *self._misses(),
                 *(note for each in own if (note := each.note())),
             ],
             scores=[each.score for each in evaluations],
         )
         write_json(files.result, result.to_json())
 
-    @property
-    def _setting(self) -> str:
-        record = self.prepared.record
-        return " ".join([record.variant, *(f"{k}={v}" for k, v in record.parameters.items())])
+    def _misses(self) -> list[str]:
+        """Return which budgets of the run are not met, as the plan says it."""
+        if not self.built.unmet:
+            return []
+        from runners.config.labels import setting_name  # which most runs do without
+
+        name = setting_name(self.prepared.record.variant, self.prepared.record.parameters)
+        return [f"{name}: {miss}" for miss in self.built.unmet]
 
     def _describe_task(self) -> TaskSummary:
         headline = self.built.final_splits(self.config)[-1]

@@ -28,7 +28,7 @@ from rich.console import Console
 
 from runners.config.commands import sweep_command
 from runners.config.grid import PlannedRun, Sweep, expand, read_sweep, write_plan
-from runners.config.labels import compact, short_keys
+from runners.config.labels import grid_values, short_keys
 from runners.config.schema import ConfigError
 from runners.process.messages import Ended, Message
 from runners.process.run_directory import RunDirectory, RunRecord
@@ -281,7 +281,7 @@ def run_labels(planned: Sequence[PlannedRun]) -> dict[Path, str]:
     short = short_keys(key for run in planned for key in run.parameters)
     labels = {}
     for run in planned:
-        values = [f"{short[key]}={compact(value)}" for key, value in run.parameters.items()]
+        values = grid_values(run.parameters, short)
         labels[run.directory] = " ".join([run.variant, *values, f"seed {run.seed}"])
     return labels
 

@@ -22,6 +22,16 @@ def compact(value: Any) -> str:
     return exact_text(value) if isinstance(value, float) else str(value)
 
 
+def grid_values(point: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
+    """Return ``key=value`` of each value of a grid point, the keys by other ``names`` if given."""
+    return [f"{names[key] if names else key}={compact(value)}" for key, value in point.items()]
+
+
+def setting_name(variant: str, point: Mapping[str, Any]) -> str:
+    """Return what a setting is called where no other one is known: variant, keys and values."""
+    return " ".join([variant, *grid_values(point)])
+
+
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
     """Return for each dotted path its shortest ending that no other one has.
 
@@ -50,7 +60,7 @@ def setting_labels(settings: Sequence[tuple[str, Mapping[str, Any], str]]) -> li
     short = short_keys(key for _, point, _ in settings for key in point)
     labels = []
     for variant, point, _ in settings:
-        values = ", ".join(f"{short[key]}={compact(value)}" for key, value in point.items())
+        values = ", ".join(grid_values(point, short))
         labels.append(f"{variant} ({values})" if values else variant)
     times = Counter(labels)
     return [

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runners.config.labels import compact, short_keys
+from runners.config.labels import grid_values, short_keys
 from runners.reporting.breakdown import (
     depth_values,
     difficulty_metric,
@@ -198,8 +198,8 @@ def grid_panels(results: SweepResults) -> list[Panel]:
 
 def without_key(setting: Setting, key: str, short: Mapping[str, str]) -> str:
     """Return the name of a setting without one of its grid values."""
-    others = {short[k]: compact(v) for k, v in setting.parameters.items() if k != key}
-    values = ", ".join(f"{name}={value}" for name, value in others.items())
+    others = {name: value for name, value in setting.parameters.items() if name != key}
+    values = ", ".join(grid_values(others, short))
     return f"{setting.variant_label} ({values})" if values else setting.variant_label
 
 

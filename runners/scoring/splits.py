@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -23,7 +22,7 @@ from runners.training.parallel import autocast
 from tasks.base import scoring
 from tasks.base.metrics import Answers
 from tasks.base.scoring import Scores
-from tasks.base.task import Example, Kind, row_bytes, select_rows
+from tasks.base.task import Example, Kind, first_by_hash, select_rows
 
 if TYPE_CHECKING:
     from runners.training.position_objective import PositionObjective
@@ -185,11 +184,7 @@ class AnswerScorer(SplitScorer):
 
     def _fewer(self, chosen: list[Example]) -> list[Example]:
         """Return few rows by their hash, of each category about its share."""
-        if len(chosen) <= self.few:
-            return chosen
-        keys = [hashlib.sha256(row_bytes(example)).digest() for example in chosen]
-        kept = sorted(range(len(chosen)), key=keys.__getitem__)[: self.few]
-        return [chosen[index] for index in sorted(kept)]
+        return [chosen[place] for place in first_by_hash(chosen, self.few)]
 
     def _score(
         self, rows: Any, chosen: list[Example], num_repeats: Any, oracle: bool

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from runners.config.grid import PlannedRun
-from runners.config.labels import compact
+from runners.config.labels import setting_name
 from runners.config.schema import RunConfig
 from runners.process.environment import choose_device
 from runners.process.run_directory import RunDirectory
@@ -54,9 +54,7 @@ class _Line:
     @property
     def name(self) -> str:
         """The variant, and its values of a grid."""
-        first = self.runs[0]
-        values = (f"{key}={compact(value)}" for key, value in first.parameters.items())
-        return " ".join([first.variant, *values])
+        return setting_name(self.runs[0].variant, self.runs[0].parameters)
 
     @property
     def train_seconds(self) -> float | None:

@@ -69,10 +69,11 @@ def macs_at(
         other = dataclasses.replace(config, depth=last, encoder_depth=encoder)
         return macs_per_token(other, objective, everyone=True)
 
-    total = float(cost())
+    shallow = cost()
+    total = float(shallow)
     for name, depth in depths.items():  # a repeat costs the same wherever it stands
         taken = repeats.get(name, float(depth.repeats))
-        total += (cost(**{name: 3}) - cost()) * (taken - 2)
+        total += (cost(**{name: 3}) - shallow) * (taken - 2)
     return round(total + readings * _reading(config, objective))
 
 

@@ -354,11 +354,20 @@ def select_rows(examples: Sequence[Example], rows_per_category: int | None) -> l
         return list(examples)
     if rows_per_category < 1:
         raise ValueError(f"rows_per_category={rows_per_category}: must be at least 1")
-    by_category: dict[str, list[tuple[bytes, int]]] = {}
+    by_category: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
-        key = hashlib.sha256(row_bytes(example)).digest()
-        by_category.setdefault(example.category, []).append((key, index))
+        by_category.setdefault(example.category, []).append(index)
     chosen = sorted(
-        index for keyed in by_category.values() for _, index in sorted(keyed)[:rows_per_category]
+        indices[place]
+        for indices in by_category.values()
+        for place in first_by_hash([examples[index] for index in indices], rows_per_category)
     )
     return [examples[index] for index in chosen]
+
+
+def first_by_hash(examples: Sequence[Example], limit: int) -> list[int]:
+    """Return the places of at most ``limit`` rows, those of the smallest hashes, in order."""
+    if len(examples) <= limit:
+        return list(range(len(examples)))
+    keys = [hashlib.sha256(row_bytes(example)).digest() for example in examples]
+    return sorted(sorted(range(len(examples)), key=keys.__getitem__)[:limit])

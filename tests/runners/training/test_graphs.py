@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from contextlib import nullcontext as nothing
 
 import pytest
@@ -21,8 +20,7 @@ from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
 from runners.training import graphs
 from runners.training.experiment import build
-from runners.training.lengths import train_columns
-from runners.training.loop import Loop, NonFinite
+from runners.training.loop import NonFinite
 from tasks.base.options import OptionError
 
 DROPOUT = ("model.dropout=0.2", "evaluate.interval=null")
@@ -59,23 +57,11 @@ def like_a_gpu(monkeypatch):
 
 
 @pytest.fixture
-def make_loop(make_run):
-    def make(name, *, capture=None, device="cpu", **changes):
+def make_loop(make_run, loop_of):
+    def make(name, **options):
         form, named, overrides = CASES[name]
         directory = make_run(name, *DROPOUT, *overrides, form=form, architecture=named)
-        config = RunDirectory(directory).read_config()
-        built = build(config)
-        seed_everything(0)
-        return Loop(
-            dataclasses.replace(config.train, **changes),
-            objective=built.objective,
-            model=moeut.build(built.model_config).to(device),
-            columns=train_columns(built.objective),
-            seed=0,
-            d_model=built.model_config.d_model,
-            device=torch.device(device),
-            capture=capture,
-        )
+        return loop_of(directory, dtype=torch.float32, **options)
 
     return make
 

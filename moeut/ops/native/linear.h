@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "few.h"
 #include "tensors.h"
 
 namespace moeut {

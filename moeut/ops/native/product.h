@@ -38,7 +38,7 @@ constexpr int64_t kTileColumns = kLanes * kTileVectors;
 constexpr int64_t kWideRows = 3;
 constexpr int64_t kWideColumns = 8 * kLanes;
 constexpr int64_t kDepth = 128;      // rows of B that are packed at a time: 32 KiB stay in L1
-constexpr int64_t kFewRows = 24;      // of A, below which packing Bᵀ costs more than its use
+constexpr int64_t kFewRows = 24;     // of A, below which packing Bᵀ costs more than its use (few.h)
 constexpr int64_t kMinPackedRows = 48;  // below, packing a B whose rows are contiguous does not pay
 
 // One tile of C, kRows x (16 * kVectors), over `depth` steps of k. `last` masks the last vector.
@@ -219,52 +219,6 @@ inline void multiply(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float*
       }
       k += kDepth;
     } while (k < K);
-  }
-}
-
-// C (M, N) = A (M, K) Bᵀ for few rows of A, B (N, K) with contiguous rows, which are read once: sums
-// of products along k, in 16 parts. `first` and `last` are the columns of C to compute.
-inline void multiply_few(int64_t M, int64_t K, const float* a, const float* b, float* c,
-                         int64_t c_row, int64_t first, int64_t last, const Finish& finish) {
-  constexpr int kSide = 4;
-  for (int64_t j = first; j < last; j += kSide) {
-    for (int64_t i = 0; i < M; i += kSide) {
-      __m512 sum[kSide][kSide];
-      const float *left[kSide], *right[kSide];
-      for (int n = 0; n < kSide; ++n) {
-        left[n] = a + std::min(i + n, M - 1) * K;
-        right[n] = b + std::min(j + n, last - 1) * K;
-      }
-#pragma GCC unroll 4
-      for (int m = 0; m < kSide; ++m)
-#pragma GCC unroll 4
-        for (int n = 0; n < kSide; ++n) sum[m][n] = _mm512_setzero_ps();
-      for (int64_t k = 0; k < K; k += kLanes) {
-        const __mmask16 mask =
-            K - k >= kLanes ? __mmask16(0xffff) : __mmask16((1u << (K - k)) - 1);
-        __m512 of_b[kSide];
-#pragma GCC unroll 4
-        for (int n = 0; n < kSide; ++n) of_b[n] = _mm512_maskz_loadu_ps(mask, right[n] + k);
-#pragma GCC unroll 4
-        for (int m = 0; m < kSide; ++m) {
-          const __m512 of_a = _mm512_maskz_loadu_ps(mask, left[m] + k);
-#pragma GCC unroll 4
-          for (int n = 0; n < kSide; ++n) sum[m][n] = _mm512_fmadd_ps(of_a, of_b[n], sum[m][n]);
-        }
-      }
-      const int64_t rows = std::min<int64_t>(kSide, M - i);
-      const int64_t columns = std::min<int64_t>(kSide, last - j);
-#pragma GCC unroll 4
-      for (int m = 0; m < kSide; ++m)
-#pragma GCC unroll 4
-        for (int n = 0; n < kSide; ++n) {
-          if (m >= rows || n >= columns) continue;
-          float value = _mm512_reduce_add_ps(sum[m][n]);
-          if (finish.bias != nullptr) value += finish.bias[j + n];
-          if (finish.relu && value < 0.0f) value = 0.0f;
-          c[(i + m) * c_row + j + n] = value;
-        }
-    }
   }
 }
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from runners.bench import (
+    cost,
     data,
     everything,
     experts,
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "sweep": sweep,
     "small-runs": small_runs,
     "participation": participation,
+    "cost": cost,
 }
 
 

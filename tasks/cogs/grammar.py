@@ -14,18 +14,24 @@ Sentence(text='Henry expected that a shark laughed .', clauses=('embedding', 'un
 
 from __future__ import annotations
 
+import bisect
+import functools
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from tasks.cogs import lexicon
 from tasks.cogs.logical_form import NAMES
 
+T = TypeVar("T")
+
 ZIPF_EXPONENT = 1.4
 DEEPER_PHRASE = 0.1
 """Probability that the noun of a prepositional phrase has another one."""
+
+DETERMINERS = ("a", "the")
 
 VERBS: dict[str, tuple[str, ...]] = {
     "unergative": lexicon.UNERGATIVE,
@@ -85,6 +91,8 @@ CLAUSES: dict[str, tuple[float, str]] = {
 }
 """Kind of clause -> its probability and its symbols; ``embedding`` goes on with another clause."""
 
+SYMBOLS = {kind: tuple(symbols.split(" ")) for kind, (_, symbols) in CLAUSES.items()}
+"""Kind of clause -> its symbols."""
 INNERMOST = tuple(kind for kind in CLAUSES if kind != "embedding")
 
 
@@ -103,7 +111,7 @@ def clauses_with(*symbols: str) -> tuple[str, ...]:
     >>> clauses_with("THING")
     ('to_dative', 'double_object', 'recipient_passive', 'recipient_passive_by')
     """
-    return tuple(kind for kind in INNERMOST if set(symbols) & set(CLAUSES[kind][1].split(" ")))
+    return tuple(kind for kind in INNERMOST if set(symbols) & set(SYMBOLS[kind]))
 
 
 class Sentence(NamedTuple):
@@ -115,12 +123,26 @@ class Sentence(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Words:
-    words: tuple[str, ...]
-    cumulative: list[float]
+class Weighted(Generic[T]):
+    """Values with probabilities in proportion to some weights.
 
-    def draw(self, random_: random.Random) -> str:
-        return random_.choices(self.words, cum_weights=self.cumulative)[0]
+    ``random.choices`` draws the same from the same generator, but sums its weights at every call.
+    """
+
+    values: tuple[T, ...]
+    cumulative: tuple[float, ...]
+    """Sums of the weights of the values up to each."""
+
+    @classmethod
+    def of(cls, values: Iterable[T], weights: Iterable[float]) -> Weighted[T]:
+        """Return values with their weights."""
+        return cls(tuple(values), tuple(itertools.accumulate(weights)))
+
+    def draw(self, uniform: Callable[[], float]) -> T:
+        """Return a value by a number from 0 to 1."""
+        cumulative = self.cumulative
+        place = bisect.bisect(cumulative, uniform() * cumulative[-1], 0, len(cumulative) - 1)
+        return self.values[place]
 
 
 def word_probabilities(count: int) -> list[float]:
@@ -147,6 +169,7 @@ class Grammar:
 
     def __init__(self, random_: random.Random, *, lexicon_size: int | None = None) -> None:
         self.random = random_
+        self._uniform, self._bits = random_.random, random_.getrandbits
         self.nouns = {
             "animate": self._words(lexicon.ANIMATE_NOUNS, lexicon_size),
             "inanimate": self._words(lexicon.INANIMATE_NOUNS, lexicon_size),
@@ -157,11 +180,12 @@ class Grammar:
             preposition: self._words(words, lexicon_size)
             for preposition, words in lexicon.PLACE_NOUNS.items()
         }
+        self._prepositions = tuple(self.places)
 
     @staticmethod
-    def _words(words: Sequence[str], size: int | None) -> _Words:
-        kept = tuple(words[:size])
-        return _Words(kept, list(itertools.accumulate(word_probabilities(len(kept)))))
+    def _words(words: Sequence[str], size: int | None) -> Weighted[str]:
+        kept = words[:size]
+        return Weighted.of(kept, word_probabilities(len(kept)))
 
     def draw(
         self,
@@ -182,66 +206,97 @@ class Grammar:
         """
         tokens: list[str] = []
         clauses: list[str] = []
-        kinds = at.clauses if at else INNERMOST
         while len(clauses) < clause_depth if clause_depth is not None else self._embeds():
             clauses.append("embedding")
-            tokens += self._clause("embedding", (), None, None)
-        clauses.append(self.random.choices(kinds, [CLAUSES[kind][0] for kind in kinds])[0])
-        tokens += self._clause(clauses[-1], at.symbols if at else (), word, phrase_depth)
-        if tokens[0] in ("a", "the"):
+            self._clause(tokens, "embedding", (), None, None)
+        kind = _clause_kinds(at.clauses if at else INNERMOST).draw(self._uniform)
+        clauses.append(kind)
+        self._clause(tokens, kind, at.symbols if at else (), word, phrase_depth)
+        if tokens[0] in DETERMINERS:
             tokens[0] = tokens[0].capitalize()
-        return Sentence(" ".join([*tokens, "."]), tuple(clauses))
+        tokens.append(".")
+        return Sentence(" ".join(tokens), tuple(clauses))
 
     def _embeds(self) -> bool:
-        return self.random.random() < CLAUSES["embedding"][0]
+        return self._uniform() < CLAUSES["embedding"][0]
 
     def _clause(
-        self, kind: str, special: tuple[str, ...], word: str | None, phrase_depth: int | None
-    ) -> list[str]:
-        tokens: list[str] = []
-        for symbol in CLAUSES[kind][1].split(" "):
-            wanted = word if symbol in special else None
+        self,
+        tokens: list[str],
+        kind: str,
+        special: tuple[str, ...],
+        word: str | None,
+        phrase_depth: int | None,
+    ) -> None:
+        """Append a clause, ``word`` and ``phrase_depth`` where it has a ``special`` symbol."""
+        for symbol in SYMBOLS[kind]:
+            is_special = symbol in special
             if symbol in NOUN_PHRASES:
-                depth = phrase_depth if symbol in special else None
-                tokens += self._noun_phrase(NOUN_PHRASES[symbol], wanted, depth)
-            elif symbol in VERBS:
-                lemma = wanted or self.verbs[symbol].draw(self.random)
+                if is_special:
+                    self._noun_phrase(tokens, symbol, word, phrase_depth)
+                else:
+                    self._noun_phrase(tokens, symbol)
+            elif symbol in self.verbs:
+                wanted = word if is_special else None
+                lemma = wanted or self.verbs[symbol].draw(self._uniform)
+                before = tokens[-1]
                 past, participle = lexicon.inflect(lemma)
-                forms = {"was": participle, "to": lemma}
-                tokens.append(forms.get(tokens[-1], past))
+                tokens.append({"was": participle, "to": lemma}.get(before, past))
             else:
                 tokens.append(symbol)
-        return tokens
 
     def _noun_phrase(
-        self, variants: dict[str, float], word: str | None, phrase_depth: int | None
-    ) -> list[str]:
+        self,
+        tokens: list[str],
+        symbol: str,
+        word: str | None = None,
+        phrase_depth: int | None = None,
+    ) -> None:
+        """Append a name, or a noun with what hangs on it."""
         if word in NAMES:
-            return [word]
-        if word is not None or phrase_depth is not None:
-            variants = {name: p for name, p in variants.items() if name != "name"}
-        noun, *place = self.random.choices(list(variants), list(variants.values()))[0].split(" ")
+            tokens.append(word)
+            return
+        is_noun = word is not None or phrase_depth is not None
+        noun, has_place = _PHRASES[symbol, is_noun].draw(self._uniform)
         if noun == "name":
-            return [self.nouns[noun].draw(self.random)]
-        tokens = [self._determiner(), word or self.nouns[noun].draw(self.random)]
-        if phrase_depth is not None or place:
-            tokens += self._place(phrase_depth)
-        return tokens
+            tokens.append(self.nouns[noun].draw(self._uniform))
+            return
+        tokens.append(self._determiner())
+        tokens.append(word or self.nouns[noun].draw(self._uniform))
+        if phrase_depth is not None or has_place:
+            self._places(tokens, phrase_depth)
 
     def _determiner(self) -> str:
-        return self.random.choice(("a", "the"))
+        """Return what ``random.choice`` does of two, in fewer calls."""
+        number = self._bits(2)
+        while number > 1:
+            number = self._bits(2)
+        return DETERMINERS[number]
 
-    def _place(self, depth: int | None) -> list[str]:
-        """Draw nested prepositional phrases, ``depth`` of them or as many as the grammar says."""
-        tokens: list[str] = []
+    def _places(self, tokens: list[str], depth: int | None) -> None:
+        """Append nested prepositional phrases, ``depth`` of them or as many as the grammar says."""
         count = 0
-        while (
-            count < depth
-            if depth is not None
-            else count == 0 or self.random.random() < DEEPER_PHRASE
-        ):
-            preposition = self.random.choice(tuple(self.places))
-            noun = self.places[preposition].draw(self.random)
+        while count < depth if depth is not None else count == 0 or self._uniform() < DEEPER_PHRASE:
+            preposition = self.random.choice(self._prepositions)
+            noun = self.places[preposition].draw(self._uniform)  # drawn before its determiner
             tokens += [preposition, self._determiner(), noun]
             count += 1
-        return tokens
+
+
+@functools.cache
+def _clause_kinds(kinds: tuple[str, ...]) -> Weighted[str]:
+    return Weighted.of(kinds, [CLAUSES[kind][0] for kind in kinds])
+
+
+def _phrases() -> dict[tuple[str, bool], Weighted[tuple[str, bool]]]:
+    """Return for each symbol, with names or without, nouns and whether a place follows."""
+    found = {}
+    for symbol, variants in NOUN_PHRASES.items():
+        for is_noun in (False, True):
+            kept = [name for name in variants if not (is_noun and name == "name")]
+            values = [(name.removesuffix(" PLACE"), name.endswith(" PLACE")) for name in kept]
+            found[symbol, is_noun] = Weighted.of(values, [variants[name] for name in kept])
+    return found
+
+
+_PHRASES = _phrases()

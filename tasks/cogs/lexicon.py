@@ -12,6 +12,8 @@ file shows once, or only as a primitive, stand apart in ``EXPOSED``.
 
 from __future__ import annotations
 
+import functools
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
@@ -163,6 +165,7 @@ IRREGULAR_FORMS = _words("""
 """lemma/past[/participle] of the verbs that do not just take -ed, as ``lend`` does here."""
 
 
+@functools.cache
 def inflect(lemma: str) -> tuple[str, str]:
     """Return the past tense and the participle of a verb.
 

@@ -209,9 +209,9 @@ class _Rows:
         grammar = self.grammar("primitives")
         words = [EXPOSED[key] for key in PRIMITIVES]
         for kind in ("unergative", "unaccusative", "omissible", "transitive"):
-            words += grammar.verbs[kind].words
-        nouns = grammar.nouns["animate"].words + grammar.nouns["inanimate"].words
-        for group in (nouns, grammar.nouns["name"].words):
+            words += grammar.verbs[kind].values
+        nouns = grammar.nouns["animate"].values + grammar.nouns["inanimate"].values
+        for group in (nouns, grammar.nouns["name"].values):
             words += grammar.random.sample(group, len(group) // _PRIMITIVE_SHARE)
         return [example(word, primitive_form(word), "primitive") for word in words]
 
@@ -239,14 +239,15 @@ class _Rows:
         """Draw until a sentence is new, has words of train only, and is not too deep."""
         clause_limit = request.get("clause_depth", self.task.train_depth)
         phrase_limit = request.get("phrase_depth", self.task.train_depth)
+        seen, known = self.seen, self.known
         for _ in range(_TRIES_PER_ROW):
             text = grammar.draw(**request).text
-            if text in self.seen or not (self.known is None or self.known.issuperset(text.split())):
+            if text in seen or not (known is None or known.issuperset(text.split(" "))):
                 continue
             reading = read(text)
             if reading.clause_depth <= clause_limit and reading.phrase_depth <= phrase_limit:
-                self.seen.add(text)
-                return example(text, reading.logical_form, category)
+                seen.add(text)
+                return example(text, reading.logical_form, category, depth=reading.depth)
         raise OptionError(
             "task.lexicon_size",
             self.task.lexicon_size,

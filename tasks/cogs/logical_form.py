@@ -19,6 +19,7 @@ of COGS (Kim and Linzen 2020, https://github.com/najoungkim/COGS, commit 165a7b6
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -143,6 +144,7 @@ class SentenceReader:
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
+        self.ahead = [*tokens, ""]  # what comes next, nothing at the end
         self.position = 0
         self.definites: list[str] = []
         self.atoms: list[list[str]] = [[] for _ in tokens]  # by the token they belong to
@@ -154,7 +156,7 @@ class SentenceReader:
         self.take({"."}, "a full stop")
         if self.position < len(self.tokens):
             raise self.error("nothing after the full stop", ())
-        form = " AND ".join(atom for atoms in self.atoms for atom in atoms)
+        form = " AND ".join(itertools.chain.from_iterable(self.atoms))
         return Reading("".join(self.definites) + form, self.clause_depth, self.phrase_depth)
 
     def clause(self) -> int:
@@ -214,7 +216,7 @@ class SentenceReader:
             self.definites.append(f"* {noun} ( x _ {index} ) ; ")
         else:
             self.atoms[index].append(f"{noun} ( x _ {index} )")
-        preposition = self.peek()
+        preposition = self.ahead[self.position]
         if preposition in lexicon.PLACE_NOUNS:
             self.position += 1
             self.phrase_depth = max(self.phrase_depth, depth + 1)
@@ -239,25 +241,28 @@ class SentenceReader:
         """Take note of an atom that joins a verb or noun with another."""
 
     def at_determiner(self) -> bool:
-        return self.peek() in (("a", "the") if self.position else ("A", "The"))
+        place = self.position
+        return self.ahead[place] in (("a", "the") if place else ("A", "The"))
 
     def at_noun_phrase(self) -> bool:
-        return self.at_determiner() or self.peek() in NAMES
+        return self.at_determiner() or self.ahead[self.position] in NAMES
 
     def peek(self) -> str:
-        return self.tokens[self.position] if self.position < len(self.tokens) else ""
+        return self.ahead[self.position]
 
     def skip(self, token: str) -> bool:
-        found = self.peek() == token
-        self.position += found
-        return found
+        if self.ahead[self.position] != token:
+            return False
+        self.position += 1
+        return True
 
     def take(self, allowed: Collection[str], expected: str) -> tuple[int, str]:
-        token = self.peek()
+        place = self.position
+        token = self.ahead[place]
         if token not in allowed:
             raise self.error(expected, allowed)
-        self.position += 1
-        return self.position - 1, token
+        self.position = place + 1
+        return place, token
 
     def error(self, expected: str, allowed: Collection[str]) -> ValueError:
         return ValueError(

@@ -134,17 +134,17 @@ class Packing:
 
     def spread(self, heads: Tensor) -> Tensor:  # (R, H, N, d)
         """Return the packed tokens' heads (1, H, M, d) by rows; empty slots hold some token's."""
-        heads = heads.squeeze(0)
+        tokens = heads.squeeze(0).transpose(0, 1)  # (M, H, d), as projections have it in memory
         if self.source is not None:
-            heads = heads.index_select(1, self.source)
-        return heads.unflatten(1, (self.num_rows, self.shape[2])).transpose(0, 1)
+            tokens = tokens.index_select(0, self.source)
+        return tokens.unflatten(0, (self.num_rows, self.shape[2])).transpose(1, 2)
 
     def pack(self, heads: Tensor) -> Tensor:  # (1, H, M, d)
         """Return heads (R, H, N, d) packed."""
-        heads = heads.transpose(0, 1).flatten(1, 2)
+        tokens = heads.transpose(1, 2).flatten(0, 1)
         if self.slots is not None:
-            heads = heads.index_select(1, self.slots)
-        return heads.unsqueeze(0)
+            tokens = tokens.index_select(0, self.slots)
+        return tokens.transpose(0, 1).unsqueeze(0)
 
     def hold(
         self, heads: Tensor, held: Tensor | None, *, in_place: bool = False

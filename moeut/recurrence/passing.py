@@ -18,7 +18,7 @@ from moeut.blocks.layer import Layer, LayerOutput
 from moeut.blocks.neighbours import TokenRow
 from moeut.blocks.packing import Packing
 from moeut.blocks.routing import RouterRecord, RoutingContext, RoutingRecord
-from moeut.ops import SharedWeights
+from moeut.ops import SharedWeights, backend
 from moeut.recurrence.cache import Window
 from moeut.recurrence.controller import Step
 from moeut.recurrence.inputs import Inputs
@@ -193,7 +193,8 @@ class Passing:
                 modulation = packing.take(modulation[0]), packing.take(modulation[1])
             if step.source_active is not None:
                 anew = self._real(step.source_active)
-                source = Packing.of(anew, None, is_alone=False)
+                is_same = _are_same(anew, self._packed[0])
+                source = packing if is_same else Packing.of(anew, None, is_alone=False)
                 context = replace(context, of_source=self.context.placed(source))
                 of_source = routed.among(anew, step.x.dtype)
                 if source is not None:
@@ -257,7 +258,8 @@ class Passing:
             return None
         if torch.compiler.is_compiling() and step.columns is None:
             return None
-        if self._packed is not None and self._packed[0] is active:
+        # Often a repeat ends and nobody has left.
+        if self._packed is not None and _are_same(self._packed[0], active):
             return self._packed[1]
         inputs = self.inputs
         columns = step.columns if inputs.real is None else None
@@ -400,6 +402,11 @@ class Passing:
                 routed = replace(routing_of_source, place=place)
                 known.append(layer.project_memory(memory.states, routed))
         return cross_context, sources, routing_of_source
+
+
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two masks are known to have the same values."""
+    return one is other or (backend.can_look(one) and torch.equal(one, other))
 
 
 def _packed(source: Tensor | None, context: AttentionContext) -> Tensor | None:

@@ -218,7 +218,9 @@ class Attention(Relaxable, Generic[Decision]):
             return self.attend(query, key, value, context, routed)
         if not packing.is_alone or context.columns is None:
             key, value = packing.of_rows(key), packing.of_rows(value)
-        routed = packing.spread(routed.unsqueeze(1)).squeeze(1)
+        # A kind that weighs in its own way may read it, and logits of positions.
+        if context.distances is not None or type(self).attend is not Attention.attend:
+            routed = packing.spread(routed.unsqueeze(1)).squeeze(1)
         attended, _ = self.attend(packing.spread(query), key, value, context, routed)
         return packing.pack(attended), None
 

@@ -7,6 +7,7 @@
 // serves head h. Kept for backward are the inputs and the weights (B, H, T, K) after the softmax.
 #pragma once
 
+#include <cmath>
 #include <optional>
 
 #include "dropout.h"
@@ -90,6 +91,14 @@ inline void add_to_rows(const Matrix& q, const float* added, int64_t rows, int64
       target[t * size + c] = q.data[t * q.row + c] + (added == nullptr ? 0.0f : added[c]);
 }
 
+// How many keys there are up to the last that the bias of a query shows, all if it shows none: a
+// softmax over the others, too, gives the same bits.
+inline int64_t count_seen(const float* bias, int64_t keys) {
+  int64_t seen = keys;
+  while (seen > 0 && std::isinf(bias[seen - 1]) && bias[seen - 1] < 0.0f) --seen;
+  return seen == 0 ? keys : seen;
+}
+
 // Share rows and heads among threads. With relative positions, whose gradients are sums over rows,
 // a thread has all rows of a head.
 template <typename Work>
@@ -141,9 +150,10 @@ inline std::tuple<Tensor, Tensor> attention_forward(
     for (int64_t t = 0; t < a.queries; ++t) {
       float* row = p + t * a.keys;
       // A causal query has the columns of its keys, so that key j is behind query t if j > t.
-      const int64_t seen = a.causal ? std::min(t + 1, a.keys) : a.keys;
+      int64_t seen = a.causal ? std::min(t + 1, a.keys) : a.keys;
       const float* added =
           a.bias == nullptr ? nullptr : a.bias + b * a.bias_batch + t * a.bias_row;
+      if (added != nullptr) seen = count_seen(added, seen);
       for (int64_t j = 0; j < seen; ++j)
         row[j] = row[j] * a.scale + (added == nullptr ? 0.0f : added[j]);
       softmax_row(row, row, seen);

@@ -9,6 +9,7 @@ import torch
 from recurrent_cases import BLOCKS, FORMS, batch, loss_of, real_logits
 
 import moeut
+from moeut.blocks.packing import Packing
 from moeut.recurrence.controller import Controller, Run
 from moeut.recurrence.inputs import Inputs
 from moeut.recurrence.passing import Passing
@@ -233,3 +234,13 @@ def test_a_layer_is_applied_to_active_tokens_alone():
     stack.layers[0].register_forward_pre_hook(hook)
     stack(torch.randn(8, 64, 256))
     assert tokens == active.flatten(1).sum(1).tolist()
+
+
+def test_tokens_are_packed_anew_where_someone_has_left_alone(monkeypatch):
+    stack, active = _half(SIZES["dense"])
+    active[3:, 0, active[1, 0].nonzero()[0]] = False
+    stack.controllers["some"] = Some(active)
+    packed, make = [], Packing.of_mask
+    monkeypatch.setattr(Packing, "of_mask", lambda mask: packed.append(mask) or make(mask))
+    stack(torch.randn(8, 64, 256))
+    assert [int(mask.sum()) for mask in packed] == [int(active[n].sum()) for n in (1, 3)]

@@ -100,6 +100,18 @@ def test_results_and_gradients_are_those_of_the_definition(name):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
 
 
+def test_a_bias_that_hides_later_keys_gives_the_bits_of_a_causal_mask():
+    (query, key, value), _, _ = make(40, 40)
+    later = torch.ones(40, 40, dtype=torch.bool).triu(1)
+    bias = torch.zeros(1, 1, 40, 40).masked_fill(later, float("-inf"))
+    causal = short_attention(query, key, value, scale=0.3, is_causal=True)
+    assert torch.equal(short_attention(query, key, value, scale=0.3, bias=bias), causal)
+    bias[..., 7, :] = float("-inf")  # a softmax over nothing is NaN, as PyTorch's
+    hidden = short_attention(query, key, value, scale=0.3, bias=bias)
+    assert hidden[..., 7, :].isnan().all()
+    assert torch.equal(hidden[..., 8:, :], causal[..., 8:, :])
+
+
 def test_weights_below_the_smallest_float_are_zero_and_nan_stays():
     query = torch.tensor([[[[1.0]]]])
     key, value = torch.tensor([[[[0.0], [-200.0]]]]), torch.tensor([[[[3.0], [torch.inf]]]])

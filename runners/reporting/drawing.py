@@ -27,6 +27,7 @@ LEGEND_ROWS = 16
 LABEL_INCHES = 8.0
 """Width at which a label goes on in the next line."""
 MARGIN_INCHES = 0.1
+PNG_DPI = 150
 TOKENS = "tokens seen"
 
 
@@ -252,13 +253,36 @@ def _width(text: str, font: Any) -> float:
 
 
 def save(figure: Any, stem: Path) -> list[Path]:
-    """Write a figure as PNG, PDF and SVG without dates or version strings; return the paths."""
+    """Write a figure as PNG, PDF and SVG without dates or version strings; return the paths.
+
+    It is laid out once, for the PNG, and the others get that layout: ``savefig`` would lay it out
+    for each anew.
+    """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     png, pdf, svg = (stem.with_suffix(ending) for ending in (".png", ".pdf", ".svg"))
-    figure.savefig(png, dpi=150, metadata={"Software": None})
-    figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    _lay_out(figure)
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    without = {"CreationDate": None, "Producer": None, "Creator": None}
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata=without)
     # Names of an SVG's parts are drawn at random unless they are salted; its text stays text.
     with rc_context({"svg.hashsalt": "figure", "svg.fonttype": "none"}):
-        figure.savefig(svg, metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     return [png, pdf, svg]
+
+
+def _lay_out(figure: Any) -> None:
+    """Give axes, titles and labels their final places."""
+    figure.set_dpi(PNG_DPI)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        inverted = axes.transAxes.inverted()
+        for axis in (axes.xaxis, axes.yaxis):
+            # A label with coordinates of its own is not placed anew in each drawing, for which all
+            # numbers of its axis would be measured.
+            place = axis.label.get_transform().transform(axis.label.get_position())
+            axis.set_label_coords(*inverted.transform(place))

@@ -11,7 +11,7 @@ writes into the sweep's directory:
     breakdown.csv     one row per run and category, difficulty or row of a task's own table
     timings.csv       one row per run
     summary.md        the tables; summary.tex: for a paper (booktabs); summary.json: all numbers
-    figures/          difficulty, depth, learning: PNG, PDF and SVG
+    figures/          difficulty, depth, learning: PNG, PDF and SVG; of many models the best
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from runners.config.yaml_nodes import ConfigError
 from runners.reporting.page import FILES, print_report, write_files
 from runners.reporting.results import SweepResults, load
+from runners.reporting.shown import MOST_MODELS, MOST_PANELS
 from tasks.base.command_line import DONE, Parser, bad_input_in_one_line, exit_with
 from tasks.base.options import nearest
 
@@ -45,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", help="variant that the others are tested against")
     parser.add_argument("--split", help="split of the main column")
     parser.add_argument("--metric", help="metric of the main column")
+    parser.add_argument(
+        "--models", metavar="N", type=int,
+        help=f"models that figures show, the best of them (default: {MOST_MODELS}; where a model "
+        f"has panels of its own, as many as make {MOST_PANELS}); tables have all",
+    )  # fmt: skip
     parser.add_argument("--no-figures", action="store_true", help="write no PNG, PDF and SVG")
     options = parser.parse_args(arguments)
     results = _with_choices(load(options.sweep), options)
@@ -69,6 +75,8 @@ def _with_choices(results: SweepResults, options: argparse.Namespace) -> SweepRe
                 f"command line: --{name}={value!r}: expected one of {', '.join(allowed)}"
                 f"{nearest(value, allowed)}"
             )
+    if options.models is not None and options.models < 1:
+        raise ConfigError(f"command line: --models={options.models}: must be at least 1")
     named = {
         name: value
         for name, (value, _) in choices.items()
@@ -78,6 +86,7 @@ def _with_choices(results: SweepResults, options: argparse.Namespace) -> SweepRe
         results,
         baseline=options.baseline or results.baseline,
         headline={**results.headline, **named},
+        models_shown=options.models,
     )
 
 

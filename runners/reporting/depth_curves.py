@@ -6,6 +6,7 @@ repeats carry to longer inputs is seen in one curve for each depth.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -70,6 +71,21 @@ def _shown(results: SweepResults, setting: Setting, split: str) -> Curves:
     return curves if several else {}
 
 
+def over_depths(results: SweepResults) -> SweepResults:
+    """Return the results of the models that a split was scored on at several depths."""
+    deep = [
+        setting
+        for setting in results.settings
+        if any(len(_depths(setting, split)) > 1 for split in results.splits())
+    ]
+    return dataclasses.replace(results, settings=deep)
+
+
+def _depths(setting: Setting, split: str) -> set[Depth]:
+    scores = (score for run in setting.done for score in run.depth_scores(split))
+    return {score.depth for score in scores if score.depth is not None}
+
+
 def depth_curve_tables(results: SweepResults) -> list[Table]:
     """Return a table of difficulty by depth for each split and setting that has several of both."""
     tables = []
@@ -103,7 +119,7 @@ def depth_curve_tables(results: SweepResults) -> list[Table]:
 
 
 def depth_curve_panels(results: SweepResults) -> list[Panel]:
-    """Return a panel for each such table, a curve for each depth."""
+    """Return a panel for each table, a curve for each depth."""
     panels = []
     for split in results.splits():
         for setting in results.settings:

@@ -65,7 +65,7 @@ class Panel:
         self.linear = linear
 
 
-def draw(panels: Sequence[Panel], names: Sequence[str] = ()) -> Any:
+def draw(panels: Sequence[Panel], names: Sequence[str] = (), *, caption: str = "") -> Any:
     """Return a figure with the panels side by side, at most three in a row.
 
     Where all curves are among ``names``, colours follow their order, so that a setting looks the
@@ -97,6 +97,8 @@ def draw(panels: Sequence[Panel], names: Sequence[str] = ()) -> Any:
         drawn = _draw_panel(axes[index // columns][index % columns], panel, colours) | drawn
     for index in range(len(panels), lines * columns):
         axes[index // columns][index % columns].set_visible(False)
+    if caption:
+        _add_caption(figure, caption)
     _add_legend(figure, list(drawn), list(drawn.values()))
     return figure
 
@@ -168,6 +170,15 @@ def _write_numbers_out(axis: Any) -> None:
     axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
 
 
+def _add_caption(figure: Any, caption: str) -> None:
+    """Put a line above the panels, which keep their size."""
+    width, height = figure.get_size_inches()
+    text = figure.suptitle("", fontsize="medium")
+    text.set_parse_math(False)
+    text.set_text(_wrapped(caption, text.get_fontproperties(), width - 2 * MARGIN_INCHES))
+    figure.set_size_inches(width, height + _size(figure, text)[1] + MARGIN_INCHES)
+
+
 # --- the legend -------------------------------------------------------------------------
 
 
@@ -213,9 +224,9 @@ def _legend(figure: Any, labels: Sequence[str], handles: Sequence[Any], *, colum
     return legend
 
 
-def _size(figure: Any, legend: Any) -> tuple[float, float]:
-    """Return width and height of a legend in inches."""
-    extent = legend.get_window_extent(figure.canvas.get_renderer())
+def _size(figure: Any, artist: Any) -> tuple[float, float]:
+    """Return width and height of a legend or a text in inches."""
+    extent = artist.get_window_extent(figure.canvas.get_renderer())
     return extent.width / figure.dpi, extent.height / figure.dpi
 
 

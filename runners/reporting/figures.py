@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runners.config.labels import grid_values, short_keys
+from runners.config.labels import short_keys
 from runners.reporting.breakdown import (
     depth_values,
     difficulty_metric,
@@ -23,58 +24,75 @@ from runners.reporting.breakdown import (
     trained_depth,
 )
 from runners.reporting.comparison import TOLERANCE, common, headline_values, training_flops
-from runners.reporting.depth_curves import depth_curve_panels, depth_labels
+from runners.reporting.depth_curves import depth_curve_panels, depth_labels, over_depths
 from runners.reporting.drawing import TOKENS, Curve, Panel, draw, save
 from runners.reporting.results import Outcome, Setting, SweepResults
 from runners.reporting.run_result import Depth
+from runners.reporting.shown import (
+    curve_models,
+    grid_models,
+    grid_note,
+    note,
+    panel_models,
+    without_key,
+)
 from tasks.base.metrics import is_lower_better
 
 NO_MATPLOTLIB = "no figures: matplotlib is not installed (pip install matplotlib)"
-MOST_CURVES = 60
-"""Curves that a panel has at most: more take minutes to draw, and nobody can tell them apart."""
 
 
 class FiguresUnavailable(RuntimeError):
-    """matplotlib is not installed, or a figure would be too full; the message says what to do."""
+    """matplotlib is not installed; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is drawn in one file."""
+
+    panels: list[Panel]
+    names: list[str]
+    """Labels in the order of their colours."""
+    caption: str = ""
 
 
 def draw_all(results: SweepResults, directory: Path) -> list[Path]:
     """Draw every figure that the results have data for, as PNG, PDF and SVG, and return the paths.
 
     Raises:
-        FiguresUnavailable: matplotlib is not installed, or, once the others are drawn, a figure
-            would have more curves than can be told apart.
+        FiguresUnavailable: matplotlib is not installed.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise FiguresUnavailable(NO_MATPLOTLIB) from error
     directory.mkdir(parents=True, exist_ok=True)
-    drawings = {
-        "difficulty": difficulty_panels(results),
-        "depth": depth_panels(results),
-        "difficulty_by_depth": depth_curve_panels(results),
-        "repeats_used": repeats_used_panels(results),
-        "learning": learning_panels(results),
-        "grid": grid_panels(results),
-    }
-    names = {"difficulty_by_depth": depth_labels(results)}
-    settings = [setting.label for setting in results.settings]
-    paths, full = [], []
-    for name, panels in drawings.items():
-        if any(len(panel.curves) > MOST_CURVES for panel in panels):
-            full.append(name)
-        elif panels:
-            paths += save(draw(panels, names.get(name, settings)), directory / name)
-    if full:
-        raise FiguresUnavailable(
-            f"not drawn, since they have more than {MOST_CURVES} curves: {', '.join(full)}; "
-            "report.html shows models that are chosen there"
-        )
+    paths = []
+    for name, each in all_figures(results).items():
+        if each.panels:
+            figure = draw(each.panels, each.names, caption=each.caption)
+            paths += save(figure, directory / name)
     return paths
 
 
 # --- what is drawn ----------------------------------------------------------------------
+
+
+def all_figures(results: SweepResults) -> dict[str, Figure]:
+    """Return every figure by its file's name; one that there is no data for has no panel."""
+    shown, deep = curve_models(results), over_depths(results)
+    deep_shown = panel_models(deep)
+    names = [setting.label for setting in shown.settings]
+    caption = note(results, shown)
+    return {
+        "difficulty": Figure(difficulty_panels(shown), names, caption),
+        "depth": Figure(depth_panels(shown), names, caption),
+        "difficulty_by_depth": Figure(
+            depth_curve_panels(deep_shown), depth_labels(results), note(deep, deep_shown)
+        ),
+        "repeats_used": Figure(repeats_used_panels(shown), names, caption),
+        "learning": Figure(learning_panels(shown), names, caption),
+        "grid": Figure(grid_panels(results), names, grid_note(results)),
+    }
 
 
 def difficulty_panels(results: SweepResults) -> list[Panel]:
@@ -177,7 +195,7 @@ def grid_panels(results: SweepResults) -> list[Panel]:
     short = short_keys(results.grid_keys)
     for key in results.grid_keys:
         curves: dict[str, dict[float, list[float]]] = {}
-        for setting in results.settings:
+        for setting in grid_models(results, key).settings:
             at = setting.parameters.get(key)
             values = headline_values(results, setting)
             if values and isinstance(at, (int, float)) and not isinstance(at, bool):
@@ -194,13 +212,6 @@ def grid_panels(results: SweepResults) -> list[Panel]:
                 )
             )
     return panels
-
-
-def without_key(setting: Setting, key: str, short: Mapping[str, str]) -> str:
-    """Return the name of a setting without one of its grid values."""
-    others = {name: value for name, value in setting.parameters.items() if name != key}
-    values = ", ".join(grid_values(others, short))
-    return f"{setting.variant_label} ({values})" if values else setting.variant_label
 
 
 def grid_title(results: SweepResults) -> str:

@@ -7,17 +7,27 @@ which prints sharply and can be read by a screen reader.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runners.config.labels import short_keys
 from runners.reporting.breakdown import difficulty_name, natural_key, part_note, trained_depth
 from runners.reporting.comparison import common
-from runners.reporting.figures import grid_title, without_key
+from runners.reporting.depth_curves import over_depths
+from runners.reporting.figures import grid_title
 from runners.reporting.results import Outcome, Setting, SweepResults
 from runners.reporting.run_result import Depth, Score
+from runners.reporting.shown import (
+    curve_models,
+    grid_models,
+    grid_note,
+    note,
+    panel_models,
+    without_key,
+)
 from tasks.base.metrics import is_lower_better
 
 LEARNING_POINTS = 60
@@ -61,14 +71,24 @@ class Chart:
 
 def all_charts(results: SweepResults) -> list[Chart]:
     """Return every figure that the results have data for, the headline first."""
+    shown, deep = curve_models(results), over_depths(results)
+    deep_shown = panel_models(deep)
+    caption = note(results, shown)
     return [
-        *_headline(results),
+        *_noted(_headline(shown), caption),
         *_by_grid(results),
-        *_by_group(results),
-        *_by_depth(results),
-        *_by_difficulty_and_depth(results),
-        *_learning(results),
+        *_noted(_by_group(shown), caption),
+        *_noted(_by_depth(shown), caption),
+        *_noted(_by_difficulty_and_depth(deep_shown), note(deep, deep_shown)),
+        *_noted(_learning(shown), caption),
     ]
+
+
+def _noted(charts: Iterable[Chart], caption: str) -> Iterator[Chart]:
+    """Yield the charts, each with what they say of the models that they leave out."""
+    for chart in charts:
+        notes = " ".join(filter(None, [caption, chart.note]))
+        yield dataclasses.replace(chart, note=notes) if caption else chart
 
 
 # --- scores at the end ------------------------------------------------------------------
@@ -111,7 +131,7 @@ def _by_grid(results: SweepResults) -> Iterator[Chart]:
     metric, short = _metric(results), short_keys(results.grid_keys)
     for key in results.grid_keys:
         found = []  # series, seed, value of the key, score
-        for setting in results.settings:
+        for setting in grid_models(results, key).settings:
             at, split = setting.parameters.get(key), results.headline_split(setting)
             if split is None or not isinstance(at, (int, float)) or isinstance(at, bool):
                 continue
@@ -133,6 +153,7 @@ def _by_grid(results: SweepResults) -> Iterator[Chart]:
                 where={"split": common(results, results.headline_split)},
                 is_log=is_lower_better(metric),
                 is_whole_x=all(float(at).is_integer() for _, _, at, _ in found),
+                note=grid_note(results),
             )
 
 
@@ -237,7 +258,7 @@ def _by_depth(results: SweepResults) -> Iterator[Chart]:
 
 def _by_difficulty_and_depth(results: SweepResults) -> Iterator[Chart]:
     for split in results.splits():
-        for number, setting in enumerate(results.settings):
+        for setting in results.settings:
             metric = results.headline_metric(setting)
             found = [
                 (depth, run.seed, key, cell[metric])
@@ -250,7 +271,7 @@ def _by_difficulty_and_depth(results: SweepResults) -> Iterator[Chart]:
             if len(depths) < 2 or len(keys) < 2:
                 continue
             yield Chart(
-                name=_slug(f"depths-{split}-{number}"),
+                name=_slug(f"depths-{split}-{setting.variant}-{setting.hash}"),
                 title=f"{split}: {setting.label}, a curve for each depth",
                 section="depth",
                 kind="line",

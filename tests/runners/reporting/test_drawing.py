@@ -1,12 +1,14 @@
 """Nothing of a figure is cut, and its axes keep their size, whatever names are in the legend."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
-from runners.reporting.drawing import PANEL_INCHES, Panel, draw
+from runners.reporting.drawing import PANEL_INCHES, Panel, draw, save
 
 GRID = itertools.product(
     ("transformer", "universal", "moeut"),
@@ -93,6 +95,33 @@ def test_the_colours_of_sixty_settings_differ():
     (axes,) = draw(make_panels(LABELS, 1)).axes
     means = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
     assert len({tuple(line.get_color()) for line in means}) == 60
+
+
+@pytest.mark.parametrize("caption", ["$x$ of 9", " ".join(["the best of many models"] * 9)])
+def test_a_caption_stands_above_panels_that_keep_their_size(caption):
+    figure = draw(make_panels(LABELS[:2], 1, title="one"), caption=caption)
+    assert is_framed(pixels(figure))
+    (axes,) = figure.axes
+    box = axes.get_window_extent()
+    assert box.height / figure.dpi > 0.7 * PANEL_INCHES[1]
+    (above,) = figure.texts
+    assert above.get_text().replace("\n", " ") == caption
+    renderer = figure.canvas.get_renderer()
+    assert above.get_window_extent(renderer).y0 >= axes.get_tightbbox(renderer).y1
+
+
+def test_the_files_of_a_figure_have_one_layout(tmp_path):
+    """The frame of each panel stands in the SVG where the layout for the PNG has put it."""
+    figure = draw(make_panels(LABELS[:2], 2), caption="some")
+    png, _, svg = save(figure, tmp_path / "figure")
+    text = svg.read_text(encoding="utf-8")
+    boxes = re.findall(r'<g id="patch_\d+">\s*<path d="M ([\d.]+) ([\d.]+)', text)
+    width, height = figure.get_size_inches()
+    for axes in figure.axes:
+        x, y = axes.get_position().x0 * width * 72, (1 - axes.get_position().y0) * height * 72
+        assert any(abs(float(a) - x) < 0.1 and abs(float(b) - y) < 0.1 for a, b in boxes)
+    with Image.open(png) as image:
+        assert image.size == (int(width * 150), int(height * 150))
 
 
 @pytest.mark.parametrize("title", ["a long title of a split " * 6, "w" * 200])

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from runners.reporting import figures
 from runners.reporting.figures import (
     FiguresUnavailable,
     depth_panels,
@@ -53,14 +52,6 @@ def test_what_the_panels_hold(make_sweep):
     loss, test = learning_panels(results)
     assert loss.curves["a"] == {1: [2.0, 2.0], 2: [1.0, 1.0], 3: [2 / 3, 2 / 3]}
     assert test.curves["b"] == {1: [1 / 3], 3: [1.0]}
-
-
-def test_a_figure_that_would_be_too_full_is_left_out_and_named(make_sweep, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "MOST_CURVES", 1)
-    results = load(make_sweep(a=[0.4, 0.6], b=[0.5]))
-    with pytest.raises(FiguresUnavailable, match="more than 1 curves: difficulty, learning; "):
-        draw_all(results, tmp_path)
-    assert not list(tmp_path.glob("difficulty.*"))
 
 
 def test_without_matplotlib_one_line_says_what_to_do(make_sweep, tmp_path, monkeypatch):

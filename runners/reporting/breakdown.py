@@ -91,8 +91,7 @@ def _breakdown(results: SweepResults, split: str, name: str, group: str) -> Tabl
 
 def metric_notes(results: SweepResults, metric: str) -> list[str]:
     """Return what a table says of its metric where that is not the headline."""
-    headlines = {results.headline_metric(setting) for setting in results.settings}
-    return [] if metric in headlines else [f"Scores are {metric}."]
+    return [] if metric in results.headline_metrics else [f"Scores are {metric}."]
 
 
 def shown_metric(cell: Mapping[str, float], metric: str) -> str | None:

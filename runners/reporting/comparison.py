@@ -41,10 +41,12 @@ def headline_values(results: SweepResults, setting: Setting) -> list[float]:
 def against_baseline(results: SweepResults) -> dict[str, Comparison]:
     """Return the test of each setting against the baseline at the same grid point, by hash."""
     pairs = {}
+    baselines = [each for each in results.settings if each.variant == results.baseline]
     for setting in results.settings:
-        for other in results.settings:
-            is_pair = setting.variant != results.baseline == other.variant
-            if is_pair and setting.parameters == other.parameters:
+        if setting.variant == results.baseline:
+            continue
+        for other in baselines:
+            if setting.parameters == other.parameters:
                 values = headline_values(results, setting), headline_values(results, other)
                 if all(values):
                     pairs[setting.hash] = values

@@ -124,12 +124,12 @@ class Setting:
         is_shared = self.label.endswith(f" {self.hash}")
         return f"{self.variant} {self.hash}" if is_shared else self.variant
 
-    @property
+    @functools.cached_property
     def done(self) -> list[Outcome]:
         """The runs that have a result."""
         return [run for run in self.runs if run.result is not None]
 
-    @property
+    @functools.cached_property
     def results(self) -> list[RunResult]:
         """The results of the runs that have one, in the order of the seeds."""
         return [run.result for run in self.runs if run.result is not None]
@@ -185,6 +185,11 @@ class SweepResults:
         if "metric" in self.headline:
             return self.headline["metric"]
         return _headline(score for run in setting.done for score in run.scores) or self._headline
+
+    @functools.cached_property
+    def headline_metrics(self) -> set[str]:
+        """The metrics of the main column over all settings; every other table asks for them."""
+        return {self.headline_metric(setting) for setting in self.settings}
 
     @functools.cached_property
     def _headline(self) -> str:

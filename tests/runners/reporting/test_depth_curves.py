@@ -5,7 +5,7 @@ import copy
 from runners.reporting.breakdown import depth_tables, depth_values
 from runners.reporting.depth_curves import depth_curve_panels, depth_curve_tables, depth_labels
 from runners.reporting.figures import depth_panels
-from runners.reporting.results import load
+from runners.reporting.results import SweepResults, load
 
 
 def deepen(variant, seed, data):
@@ -52,3 +52,27 @@ def test_a_curve_on_a_part_of_the_rows_is_that_part_alone(make_sweep):
     assert table.notes == ["* the model's own depth.", "Each depth on the same 50 of 900 rows."]
     (panel,) = depth_panels(results)
     assert panel.x.endswith("(dotted: in training). Each depth on the same 50 of 900 rows.")
+
+
+def test_a_table_of_one_setting_does_not_look_at_all_others(make_sweep, monkeypatch):
+    """There is a table for each setting: 2,000 of them would look 4,000,000 times."""
+    looked = []
+    own = SweepResults.headline_metric
+
+    def counted(results, setting):
+        looked.append(setting.label)
+        return own(results, setting)
+
+    monkeypatch.setattr(SweepResults, "headline_metric", counted)
+
+    def deepen_all(variant, seed, data):
+        deepen("a", seed, data)
+
+    found = {}
+    for count in (2, 6):
+        looked.clear()
+        scores = {f"v{number}": [0.5] for number in range(count)}
+        results = load(make_sweep(name=f"of{count}", result=deepen_all, **scores))
+        assert len(depth_curve_tables(results)) == count
+        found[count] = len(looked) / count
+    assert found[6] <= found[2] + 1

@@ -119,6 +119,18 @@ void share_heads(const Attending& a, const Work& work) {
   });
 }
 
+// Make weights of the products of query t of row b with all keys.
+inline void weigh_row(const Attending& a, int64_t b, int64_t t, float* row) {
+  // A causal query has the columns of its keys, so that key j is behind query t if j > t.
+  int64_t seen = a.causal ? std::min(t + 1, a.keys) : a.keys;
+  const float* added = a.bias == nullptr ? nullptr : a.bias + b * a.bias_batch + t * a.bias_row;
+  if (added != nullptr) seen = count_seen(added, seen);
+  for (int64_t j = 0; j < seen; ++j)
+    row[j] = row[j] * a.scale + (added == nullptr ? 0.0f : added[j]);
+  softmax_row(row, row, seen);
+  std::fill(row + seen, row + a.keys, 0.0f);
+}
+
 // The result (B, H, T, d), and the weights (B, H, T, K) before any is dropped.
 inline std::tuple<Tensor, Tensor> attention_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias,
@@ -147,18 +159,7 @@ inline std::tuple<Tensor, Tensor> attention_forward(
       for (int64_t t = 0; t < a.queries; ++t)
         add_row(p + t * a.keys, scores + t * a.width + a.first_distance(t), a.keys);
     }
-    for (int64_t t = 0; t < a.queries; ++t) {
-      float* row = p + t * a.keys;
-      // A causal query has the columns of its keys, so that key j is behind query t if j > t.
-      int64_t seen = a.causal ? std::min(t + 1, a.keys) : a.keys;
-      const float* added =
-          a.bias == nullptr ? nullptr : a.bias + b * a.bias_batch + t * a.bias_row;
-      if (added != nullptr) seen = count_seen(added, seen);
-      for (int64_t j = 0; j < seen; ++j)
-        row[j] = row[j] * a.scale + (added == nullptr ? 0.0f : added[j]);
-      softmax_row(row, row, seen);
-      std::fill(row + seen, row + a.keys, 0.0f);
-    }
+    for (int64_t t = 0; t < a.queries; ++t) weigh_row(a, b, t, p + t * a.keys);
     const float* mixed = dropping.apply(p, scratch(0, cells), cells, b * a.heads + h);
     multiply(a.queries, a.value_size, a.keys, {mixed, a.keys, 1}, from_v.at(b, h / a.groups),
              target + b * to_out.batch + h * to_out.head, to_out.row);

@@ -7,6 +7,7 @@
 #include "linear.h"
 #include "loss.h"
 #include "mlp.h"
+#include "token.h"
 
 namespace moeut {
 namespace {
@@ -130,10 +131,14 @@ Tensor attention_once(const Tensor& query, const Tensor& key, const Tensor& valu
                       const std::optional<Tensor>& bias, const std::optional<Tensor>& content,
                       const std::optional<Tensor>& position, const std::optional<Tensor>& table,
                       double dropout, double scale, bool causal) {
-  return std::get<0>(attention_forward(
-      with_channels_last(query), with_channels_last(key), with_channels_last(value),
-      contiguous(bias), Attention::relative_of(content, position, table),
-      Attention::dropping_of(dropout), scale, causal));
+  const Tensor q = with_channels_last(query), k = with_channels_last(key),
+               v = with_channels_last(value);
+  const Relative relative = Attention::relative_of(content, position, table);
+  const Dropping dropping = Attention::dropping_of(dropout);
+  if (is_token(q, dropping))
+    return token_attention(q, k, v, contiguous(bias), relative, scale, causal);
+  return std::get<0>(
+      attention_forward(q, k, v, contiguous(bias), relative, dropping, scale, causal));
 }
 
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,

@@ -133,10 +133,11 @@ inline Tile choose_tile(int64_t rows, int64_t vectors) {
   }
 }
 
-// Transpose 16 x 16: source row j (of `count`, the others are 0) becomes column j.
-inline void transpose(const float* source, int64_t stride, int64_t count, __mmask16 width,
-                      float* target, int64_t target_row, int64_t rows) {
-  __m512 r[16], t[16];
+// The columns of 16 rows of up to 16 floats, of which `count` are read and the others are 0.
+inline void columns_of(const float* source, int64_t stride, int64_t count, __mmask16 width,
+                       __m512 (&column)[16]) {
+  __m512 r[16];
+  __m512(&t)[16] = column;
   for (int j = 0; j < 16; ++j)
     r[j] = j < count ? _mm512_maskz_loadu_ps(width, source + j * stride) : _mm512_setzero_ps();
   for (int j = 0; j < 8; ++j) {
@@ -161,7 +162,14 @@ inline void transpose(const float* source, int64_t stride, int64_t count, __mmas
     t[4 + c] = _mm512_shuffle_f32x4(high, high2, 0x88);
     t[12 + c] = _mm512_shuffle_f32x4(high, high2, 0xdd);
   }
-  for (int64_t i = 0; i < rows; ++i) _mm512_storeu_ps(target + i * target_row, t[i]);
+}
+
+// Transpose 16 x 16: source row j (of `count`, the others are 0) becomes column j.
+inline void transpose(const float* source, int64_t stride, int64_t count, __mmask16 width,
+                      float* target, int64_t target_row, int64_t rows) {
+  __m512 column[16];
+  columns_of(source, stride, count, width, column);
+  for (int64_t i = 0; i < rows; ++i) _mm512_storeu_ps(target + i * target_row, column[i]);
 }
 
 // Copy (depth, columns) of B to a panel with rows of kTileColumns floats, padded with zeros.

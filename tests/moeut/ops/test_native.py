@@ -1,7 +1,10 @@
-"""Dropout and the loss in C++: what they draw, and equality with PyTorch's."""
+"""Operations in C++: what they draw, and equality with PyTorch's, or with one another's."""
+
+import functools
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from moeut.ops import Dispatch, cross_entropy_sum, dropout, expert_linear, expert_mlp, native
@@ -100,3 +103,23 @@ def test_experts_equal_the_plain_path(rows, gated, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(order, plain_order, strict=True))
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "size", "groups"), [(1, 16, 4), (11, 41, 2), (16, 8, 1), (130, 128, 4), (300, 130, 2)]
+)
+@pytest.mark.parametrize("relative", [False, True])
+def test_one_query_a_row_attends_as_a_sequence_does_to_the_bit(keys, size, groups, relative):
+    stored = torch.randn(2, 3, groups, keys + 5, size)
+    key, value = stored[..., :keys, :]
+    query, bias = torch.randn(3, 4, 1, size), torch.randn(3, 1, 1, keys)
+    bias[..., keys // 2 + 1 :] = float("-inf")
+    terms: tuple[Tensor | None, ...] = (None, None, None)
+    if relative:
+        terms = (torch.randn(4, size), torch.randn(4, size), torch.randn(keys, 4, size))
+    attention = functools.partial(torch.ops.moeut_native.attention, query, key, value)
+    whole = attention(bias, *terms, 0.0, 0.3, False)  # that of sequences, as gradients are recorded
+    with torch.no_grad():
+        assert torch.equal(attention(bias, *terms, 0.0, 0.3, False), whole)
+        first = attention(None, *terms, 0.0, 0.3, True)  # causal: sees the first key alone
+    assert torch.equal(first, value[:, :, :1].repeat_interleave(4 // groups, dim=1))

@@ -8,6 +8,7 @@ import pytest
 
 import moeut
 from moeut import architectures
+from moeut.interop.looped import looped_length_config
 from moeut.presets import OURS
 from moeut.sizing import count_parameters
 from runners import sweep
@@ -115,6 +116,14 @@ def test_models_have_the_size_that_the_results_were_measured_at(config, result, 
         model = describe_model(build(run, needs_data=False))
         found[variant] = (model.parameters, model.macs_per_token)
     assert found == stated
+
+
+def test_the_looped_transformer_has_the_options_of_the_published_code():
+    run = by_variant(FOLDER / "lengths/looped.yaml")["looped"]
+    assert run.train.repeats.kind == "length"
+    config = build(run, needs_data=False).model_config
+    published = {"d_model": 256, "layers": 1, "heads": 64, "injection": True, "horizon": 20}
+    assert config == looped_length_config(published, num_tokens=config.vocabulary_size)
 
 
 # --- language models ----------------------------------------------------------------------

@@ -94,6 +94,7 @@ def test_published_scales_have_small_siblings():
         ("language/stdlib_small", "lm_stdlib_small"),
         ("cogs/slog_small", "cogs_slog_small"),
         ("formal/flip_flop_small", "formal_flip_flop_small"),
+        ("imported/gym_small", "imported_gym_small"),
         ("lengths/looped_small", "lengths_looped_small"),
         ("puzzles/sudoku_small", "puzzles_sudoku_small"),
         ("recall/multi_hop_small", "recall_multi_hop_small"),
@@ -107,6 +108,8 @@ def test_models_have_the_size_that_the_results_were_measured_at(config, result, 
     """Parameters and multiply-accumulates are those in the committed table."""
     if config in ("cogs/small", "cogs/slog_small", "scan/length_small"):
         request.getfixturevalue("data_dir")
+    if config == "imported/gym_small":
+        pytest.importorskip("reasoning_gym")
     with open(FOLDER.parent / "docs/results" / result / "results.csv", encoding="utf-8") as file:
         stated = {
             row["variant"]: (int(row["model_parameters"]), int(row["macs_per_token"]))

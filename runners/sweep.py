@@ -15,11 +15,13 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,10 +55,14 @@ from tasks.base.options import nearest
 from tasks.base.storage import why_not_written
 
 if TYPE_CHECKING:
+    from runners.reporting.drawer import Drawer
     from runners.training.experiment import Built
 
 LAID_OUT_AT_A_TIME = 16
 """Run directories that are written side by side: the waits of their fsyncs overlap."""
+
+LONG_SECONDS = 30.0
+"""Sweeps from which on it pays to prepare the report while the last runs end."""
 
 # What imports torch is imported by the functions that need it, so that --help does not wait.
 
@@ -116,6 +122,13 @@ def _filled_in(run: PlannedRun, built: Built) -> PlannedRun:
     return dataclasses.replace(run, config=config)
 
 
+def _work(built: dict[str, Built]) -> dict[str, float]:
+    """Return how long runs take beside each other, roughly, by hash."""
+    from runners.training.operations import rough_work
+
+    return {key: rough_work(each.config.train, each.model_config) for key, each in built.items()}
+
+
 def _reference() -> str:
     from runners.config.help import sweep_help  # imports every task and every kind of block
 
@@ -163,6 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     with importing():
+        from runners.reporting.drawer import Drawer
         from runners.training.experiment import data_hash, notice_of_repeats
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
@@ -202,7 +216,11 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with Lease(directory, wait=1.0), Stop(announce=not engine.outlives_driver) as stop:
+        with (
+            Lease(directory, wait=1.0),
+            Stop(announce=not engine.outlives_driver) as stop,
+            Drawer() as drawer,
+        ):
             command = sweep_command(options.config, options.overrides, options.only)
             write_plan(sweep, planned, command)
             counts = reconcile(
@@ -212,8 +230,10 @@ def main(arguments: list[str] | None = None) -> int:
                 engine=engine,
                 stop=stop,
                 console=console,
+                work=_work(built),
+                near_end=functools.partial(drawer.prepare, with_figures=not options.no_figures),
             )
-            _report(directory, with_figures=not options.no_figures)
+            _report(directory, drawer, with_figures=not options.no_figures)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
@@ -235,10 +255,10 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-def _report(directory: Path, *, with_figures: bool) -> None:
+def _report(directory: Path, drawer: Drawer, *, with_figures: bool) -> None:
     from runners.reporting.page import FILES, print_report, write_report
 
-    results, trouble = write_report(directory, with_figures=with_figures)
+    results, trouble = write_report(directory, with_figures=with_figures, drawer=drawer)
     print_report(results)
     print(f"\nwritten to {directory}: {', '.join(FILES)}")
     if trouble:
@@ -264,7 +284,7 @@ def cancel(directory: Path, engine: engines.Engine, console: Console) -> int:
     return DONE
 
 
-def job_of(run: PlannedRun, *, is_here: bool = True) -> Job:
+def job_of(run: PlannedRun, *, is_here: bool = True, work: float = 0.0) -> Job:
     """Return what it takes to execute a run, on this machine or on another one.
 
     Of another machine's devices nothing is known: there a run uses a GPU if it asks for one.
@@ -273,7 +293,8 @@ def job_of(run: PlannedRun, *, is_here: bool = True) -> Job:
 
     train = run.config.train
     device = choose_device(train).type if is_here else train.device
-    return Job(run.directory, train.num_threads, uses_gpu=device == "cuda", steps=train.steps)
+    uses_gpu = device == "cuda"
+    return Job(run.directory, train.num_threads, uses_gpu=uses_gpu, steps=train.steps, work=work)
 
 
 def run_labels(planned: Sequence[PlannedRun]) -> dict[Path, str]:
@@ -294,6 +315,8 @@ def reconcile(
     engine: engines.Engine,
     stop: Stop,
     console: Console,
+    work: Mapping[str, float] = {},
+    near_end: Callable[[], None] = lambda: None,
 ) -> Counter[str]:
     """Execute what is not done yet and return how many runs have which status.
 
@@ -304,6 +327,8 @@ def reconcile(
         engine: gets the jobs that there are, if there are any.
         stop: ends the sweep; what is under way saves.
         console: where progress is shown.
+        work: hash of a run → how long it takes beside others, roughly.
+        near_end: called when a worker of a long sweep has nothing left to do and another has.
 
     Returns:
         Statuses of ``RunDirectory.status``, or of the executor's last message, and their counts.
@@ -316,15 +341,21 @@ def reconcile(
     _print_statuses(statuses, labels, console)
     _lay_out([run for run in planned if statuses[run.directory] in ("new", "resumable")], name)
     unfinished = [run for run in planned if statuses[run.directory] not in ("done", "failed")]
-    jobs = [job_of(run, is_here=engine.is_here) for run in unfinished]
+    jobs = [job_of(run, is_here=engine.is_here, work=work.get(run.hash, 0.0)) for run in unfinished]
     if jobs:
         executor = engine.make(jobs)
         own = {job.directory: labels[job.directory] for job in jobs}
+        running, began = len(jobs), time.monotonic()
         with Display(own, console, executor.num_workers) as display:
 
             def on_message(directory: Path, message: Message) -> None:
+                nonlocal running
                 if isinstance(message, Ended):
                     statuses[directory] = message.status
+                    running -= 1
+                    is_long = time.monotonic() - began > LONG_SECONDS
+                    if is_long and 0 < running < executor.num_workers:
+                        near_end()
                 display.on_message(directory, message)
 
             executor.run(jobs, stop=stop, on_message=on_message)

@@ -61,13 +61,27 @@ def draw_all(results: SweepResults, directory: Path) -> list[Path]:
     Raises:
         FiguresUnavailable: matplotlib is not installed.
     """
+    check_matplotlib()
+    return write_all(all_figures(results), directory)
+
+
+def check_matplotlib() -> None:
+    """Import matplotlib.
+
+    Raises:
+        FiguresUnavailable: it is not installed.
+    """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise FiguresUnavailable(NO_MATPLOTLIB) from error
+
+
+def write_all(drawings: Mapping[str, Figure], directory: Path) -> list[Path]:
+    """Draw figures by their files' names, as PNG, PDF and SVG, and return the paths."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, each in all_figures(results).items():
+    for name, each in drawings.items():
         if each.panels:
             figure = draw(each.panels, each.names, caption=each.caption)
             paths += save(figure, directory / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -12,7 +13,9 @@ from typing import Any
 
 from rich.text import Text
 
-from runners.reporting import breakdown, comparison, depth_curves, figures, tables
+from runners.reporting import breakdown, comparison, depth_curves, tables
+from runners.reporting.drawer import Drawer
+from runners.reporting.figures import FiguresUnavailable
 from runners.reporting.html.document import PageUnavailable, to_html
 from runners.reporting.markup import escape_markdown, markdown_heading
 from runners.reporting.results import Setting, SweepResults, load
@@ -38,7 +41,9 @@ FILES = (
 """What a report is made of, besides the figures."""
 
 
-def write_report(directory: str | Path, *, with_figures: bool = True) -> tuple[SweepResults, str]:
+def write_report(
+    directory: str | Path, *, with_figures: bool = True, drawer: Drawer | None = None
+) -> tuple[SweepResults, str]:
     """Write every file of the report into a sweep's directory.
 
     Returns:
@@ -48,11 +53,36 @@ def write_report(directory: str | Path, *, with_figures: bool = True) -> tuple[S
         ConfigError: the directory holds no sweep, or a file in it is damaged.
     """
     results = load(directory)
-    return results, write_files(results, with_figures=with_figures)
+    return results, write_files(results, with_figures=with_figures, drawer=drawer)
 
 
-def write_files(results: SweepResults, *, with_figures: bool = True) -> str:
+def write_files(
+    results: SweepResults, *, with_figures: bool = True, drawer: Drawer | None = None
+) -> str:
     """Write the report of loaded results; return a line about figures not drawn, or nothing."""
+    with Drawer() if drawer is None else contextlib.nullcontext(drawer) as artist:
+        trouble = []
+        draw = None
+        if with_figures:
+            try:
+                draw = artist.begin(results, results.directory / "figures")
+            except FiguresUnavailable as error:
+                trouble.append(str(error))
+        try:
+            _write_texts(results)
+        except PageUnavailable as error:
+            trouble.insert(0, str(error))
+        if draw is not None:
+            draw()
+    return "\n".join(trouble)
+
+
+def _write_texts(results: SweepResults) -> None:
+    """Write every file but the figures.
+
+    Raises:
+        PageUnavailable: all are written but the page, whose plotting library is not installed.
+    """
     texts = (
         to_csv(results.frame()),
         to_csv(breakdown_rows(results)),
@@ -63,17 +93,7 @@ def write_files(results: SweepResults, *, with_figures: bool = True) -> str:
     )
     for name, text in zip(FILES[:-1], texts, strict=True):
         write_atomically(results.directory / name, text)
-    trouble = []
-    try:
-        write_atomically(results.directory / PAGE, to_html(results))
-    except PageUnavailable as error:
-        trouble.append(str(error))
-    try:
-        if with_figures:
-            figures.draw_all(results, results.directory / "figures")
-    except figures.FiguresUnavailable as error:
-        trouble.append(str(error))
-    return "\n".join(trouble)
+    write_atomically(results.directory / PAGE, to_html(results))
 
 
 def _finite(value: Any) -> Any:

@@ -25,6 +25,8 @@ class Job:
     uses_gpu: bool = False
     steps: int = 0
     """Updates of its training, of which a driver shows how many are done."""
+    work: float = 0.0
+    """How long it takes beside others, roughly."""
 
 
 class ClusterUnavailable(RuntimeError):

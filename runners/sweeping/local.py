@@ -46,6 +46,8 @@ from tasks.base.lease import Locked
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+SORTED_PER_WORKER = 16
+"""Jobs at the end that are sorted: with more of them the order of a sweep matters more."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -63,6 +65,15 @@ def default_workers(jobs: Sequence[Job], *, per_gpu: int = 1) -> tuple[int, list
         gpus = [name for name in names if name]
         return len(gpus) * per_gpu, gpus
     return max(1, available_cores() // max(job.num_threads for job in jobs)), []
+
+
+def in_turn(jobs: Sequence[Job], num_workers: int) -> list[Job]:
+    """Return the jobs as they are begun: in their order, but the last of them longest first.
+
+    Otherwise one worker may take up a long job as the others run out of jobs.
+    """
+    first = max(0, len(jobs) - SORTED_PER_WORKER * num_workers)
+    return [*jobs[:first], *sorted(jobs[first:], key=lambda job: -job.work)]
 
 
 def thread_environment(num_threads: int) -> dict[str, str]:
@@ -120,14 +131,14 @@ class LocalExecutor:
         return cls(min(workers or default, len(jobs)), devices=devices)
 
     def run(self, jobs: Sequence[Job], *, stop: Stop, on_message: OnMessage) -> None:
-        """Execute every job, in order, and return when all have ended.
+        """Execute every job, the last of them longest first, and return when all have ended.
 
         After ``stop.requested`` no job is started, and those under way save and end. The run of a
         worker that dies is marked as failed; but that of one that something else has killed, as
         Linux does when memory runs out, is tried again once, after all others, and then stays
         resumable: it has done nothing wrong.
         """
-        pending = self._pending = deque(jobs)
+        pending = self._pending = deque(in_turn(jobs, self.num_workers))
         self._killed.clear()
         self._is_stopping = False
         try:

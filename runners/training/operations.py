@@ -18,6 +18,8 @@ from runners.training.depth import draw_of_rows
 from runners.training.lengths import mean_lengths, train_columns
 from runners.training.objective import Objective
 
+ROUGH_LENGTH = 16
+"""Tokens of a row for comparisons that need not look at rows."""
 DRAWS = 1024
 """Steps whose depths are drawn for the mean depth of a training."""
 BATCHES = 64
@@ -43,6 +45,16 @@ def macs_per_token(config: ModelConfig, objective: Objective, *, everyone: bool 
     At the mean lengths of train's rows; ``everyone`` as in ``moeut.sizing``.
     """
     return sizing.macs_per_token(config, **lengths_of(objective), everyone=everyone)
+
+
+def rough_work(config: TrainConfig, model_config: ModelConfig) -> float:
+    """Return about how many multiply-accumulates a training takes, without a look at its data.
+
+    That is enough to tell the long runs of a sweep from the short ones.
+    """
+    tokens = config.tokens_per_batch or config.batch_size * ROUGH_LENGTH
+    rate = sizing.macs_per_token(model_config, sequence_length=ROUGH_LENGTH)
+    return float(config.steps * tokens * rate)
 
 
 def macs_at(

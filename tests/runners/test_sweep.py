@@ -11,9 +11,12 @@ import pytest
 
 from runners import report, sweep
 from runners.process import signals
+from runners.process.messages import Ended, Started
 from runners.process.run_directory import RunDirectory
+from runners.reporting.drawer import Drawer
 from runners.reporting.html import contents
 from runners.reporting.results import load
+from runners.sweeping import engines
 from tasks.base.lease import Lease
 
 
@@ -162,6 +165,28 @@ def test_bad_input_ends_with_status_2_and_writes_nothing(
     assert expected in message
     assert message.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(-1.0, [3]), (60.0, [])])
+def test_a_long_sweep_prepares_its_report_once_a_worker_is_out_of_jobs(
+    seconds, expected, command, monkeypatch
+):
+    ended, prepared = [], []
+
+    class TwoAtATime:
+        num_workers = 2
+
+        def run(self, jobs, *, stop, on_message):
+            for job in jobs:
+                on_message(job.directory, Started())
+                ended.append(job)
+                on_message(job.directory, Ended("failed"))
+
+    monkeypatch.setitem(engines.EXECUTORS, "two", engines.here(lambda *_: TwoAtATime()))
+    monkeypatch.setattr(sweep, "LONG_SECONDS", seconds)
+    monkeypatch.setattr(Drawer, "prepare", lambda self, **_: prepared.append(len(ended)))
+    assert sweep.main([*command, "--executor=two"]) == 1
+    assert (len(ended), prepared) == (4, expected)
 
 
 def test_wrong_arguments_are_one_line(command, capsys):

@@ -15,7 +15,7 @@ from runners.process.messages import Ended, Notice, Started, TrainingProgress
 from runners.process.run_directory import RunDirectory
 from runners.sweep import sweep_status
 from runners.sweeping.executor import Job
-from runners.sweeping.local import LocalExecutor, default_workers, work
+from runners.sweeping.local import LocalExecutor, default_workers, in_turn, work
 
 
 class Messages(list):
@@ -175,6 +175,16 @@ def test_worker_dies_with_its_driver(make_run):
             return
         time.sleep(0.05)
     raise AssertionError("the worker outlived its driver by 5 s")
+
+
+def test_the_last_jobs_begin_with_the_longest():
+    jobs = [Job(Path(str(n)), 1, work=n % 5) for n in range(40)]
+    begun = in_turn(jobs, 2)
+    assert begun[:8] == jobs[:8]
+    assert sorted(begun, key=jobs.index) == jobs
+    assert [job.work for job in begun[8:]] == sorted((n % 5 for n in range(8, 40)), reverse=True)
+    equal = [Job(Path(str(n)), 1) for n in range(9)]
+    assert in_turn(equal, 2) == equal
 
 
 def test_no_workers_is_an_error():

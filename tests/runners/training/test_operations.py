@@ -4,7 +4,7 @@ import pytest
 
 from runners.config.run_file import read_run
 from runners.training.experiment import build
-from runners.training.operations import mean_depth
+from runners.training.operations import mean_depth, rough_work
 
 TEXT = """
 task: {name: looped, problem: parity, train_lengths: [1, 4], curriculum_start: 1,
@@ -39,3 +39,15 @@ def test_the_depth_of_a_curriculum_is_that_of_the_whole_training(depth_of):
 def test_a_batch_that_shares_its_depth_takes_the_longest(depth_of):
     """(5 · 1 + 5 · 2 + 5 · 3 + 25 · 4) / 40, were the longest in every batch."""
     assert 2.9 < depth_of("train.repeats.per=batch") <= 3.25
+
+
+def test_rough_work_tells_long_runs_from_short_ones(tmp_path):
+    def work(*overrides):
+        file = tmp_path / "run.yaml"
+        file.write_text(TEXT)
+        built = build(read_run(file, overrides))
+        return rough_work(built.config.train, built.model_config)
+
+    assert work("train.steps=80") == 2 * work()
+    assert work("train.batch_size=16") == 2 * work()
+    assert work("model.depth.repeats=6") > 1.5 * work()

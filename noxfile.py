@@ -37,8 +37,8 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def extras(session: nox.Session) -> None:
-    """Run the tests of what needs the optional packages: the harness, Hugging Face."""
-    session.install("-e", ".[test,lm,eval,hf]")
+    """Run the tests of what needs the optional packages: harness, Hugging Face, reasoning_gym."""
+    session.install("-e", ".[test,lm,eval,hf,gym]")
     session.run("pytest", "-m", "extras", *session.posargs, env=ONE_THREAD)
 
 

@@ -94,7 +94,7 @@ def test_published_scales_have_small_siblings():
         ("language/stdlib_small", "lm_stdlib_small"),
         ("cogs/slog_small", "cogs_slog_small"),
         ("formal/flip_flop_small", "formal_flip_flop_small"),
-        ("imported/gym_small", "imported_gym_small"),
+        pytest.param("imported/gym_small", "imported_gym_small", marks=pytest.mark.extras),
         ("lengths/looped_small", "lengths_looped_small"),
         ("puzzles/sudoku_small", "puzzles_sudoku_small"),
         ("recall/multi_hop_small", "recall_multi_hop_small"),

@@ -118,7 +118,10 @@ def test_it_trains_and_is_scored(name, tmp_path):
             assert {"length, label by label", "place, label by label"} <= set(score.tables)
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.extras if name == "gym" else ()) for name in DRAWN],
+)
 def test_drawn_rows_train_and_are_scored_in_a_fresh_clone(name, no_data, tmp_path):
     if name == "gym":
         pytest.importorskip("reasoning_gym")

@@ -29,6 +29,7 @@ def items(golden_dir):
     return found
 
 
+@pytest.mark.extras
 def test_items_are_the_published_ones(items):
     pytest.importorskip("reasoning_gym")
     for (name, seed), rows in items.items():
@@ -41,6 +42,7 @@ def test_items_are_the_published_ones(items):
             assert made[index] == (question, answer), (name, seed, index)
 
 
+@pytest.mark.extras
 def test_an_item_is_the_one_before_it_of_the_next_seed():
     """So splits have seeds further apart than they have rows."""
     pytest.importorskip("reasoning_gym")
@@ -55,6 +57,7 @@ def test_an_item_is_the_one_before_it_of_the_next_seed():
         tasks.create("gym", generator="gdc").splits()
 
 
+@pytest.mark.extras
 def test_items_are_the_same_each_time():
     pytest.importorskip("reasoning_gym")
     task = tasks.create("gym", generator="list_functions")

@@ -1,20 +1,23 @@
-"""Figures drawn in a process of their own, while this one writes the page."""
+"""Figures drawn in a process of their own, while this one writes the page.
+
+The process is ``python -m runners.reporting.drawer``, which reads what it is to draw, pickled, from
+its standard input. Python's own pools would run the main module of whoever calls anew.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import logging
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
-from types import TracebackType
+from typing import BinaryIO
 
 from runners.reporting import figures
-from runners.reporting.figures import Figure
 from runners.reporting.html.document import PageUnavailable, plotting_library
 from runners.reporting.results import SweepResults
 from tasks.base.cores import available_cores
@@ -29,20 +32,16 @@ class Drawer:
     """Draws a report's figures beside other work, where a second core is free for it."""
 
     def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._loading: threading.Thread | None = None
 
     def __enter__(self) -> Drawer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=error is None, cancel_futures=True)
+    def __exit__(self, *error: object) -> None:
+        if self._process is not None:
+            self._process.kill()  # it has drawn, or nobody waits for it
+            self._process.communicate()
 
     def prepare(self, *, with_figures: bool = True) -> None:
         """Begin to load what a report takes long to load, here and in the other process.
@@ -53,12 +52,12 @@ class Drawer:
         if self._loading is not None:
             return
         if with_figures and available_cores() > 1:
-            self._submit(_import_matplotlib)
+            self._process = _start()
         self._loading = threading.Thread(target=_load, daemon=True)
         self._loading.start()
 
-    def begin(self, results: SweepResults, directory: Path) -> Callable[[], list[Path]]:
-        """Begin to draw every figure; the returned function waits for it and returns the paths.
+    def begin(self, results: SweepResults, directory: Path) -> Callable[[], None]:
+        """Begin to draw every figure; the returned function waits until they are drawn.
 
         Raises:
             FiguresUnavailable: matplotlib is not installed.
@@ -67,21 +66,34 @@ class Drawer:
         if self._loading is not None:
             self._loading.join()
         drawings = figures.all_figures(results)
+
+        def draw_here() -> None:
+            figures.write_all(drawings, directory)
+
         panels = sum(len(each.panels) for each in drawings.values())
         if panels < WORTH_PANELS or available_cores() == 1:
-            return lambda: figures.write_all(drawings, directory)
-        try:
-            drawn = self._submit(figures.write_all, drawings, directory)
-        except BrokenProcessPool as error:
-            drawn = Future()
-            drawn.set_exception(error)
-        return lambda: _ended(drawn, drawings, directory)
+            return draw_here
+        process = self._process = self._process or _start()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as orders:
+            pickle.dump((drawings, directory), orders)
 
-    def _submit(self, work: Callable[..., list[Path]], *arguments: object) -> Future[list[Path]]:
-        if self._pool is None:
-            # A fork of a process with threads may hang.
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        return self._pool.submit(work, *arguments)
+        def wait() -> None:
+            status = process.wait()
+            if status:
+                logger.warning("the process that draws has ended with status %s", status)
+                draw_here()
+
+        return wait
+
+
+def _start() -> subprocess.Popen[bytes]:
+    flags = ["-P"] if sys.flags.safe_path else []  # so that it finds what this one did
+    return subprocess.Popen(
+        [sys.executable, *flags, "-m", "runners.reporting.drawer"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C reaches this process alone
+    )
 
 
 def _load() -> None:
@@ -90,15 +102,14 @@ def _load() -> None:
         plotting_library()
 
 
-def _import_matplotlib() -> list[Path]:
+def draw(orders: BinaryIO) -> None:
+    """Draw what another process asks for, if it does."""
     with contextlib.suppress(figures.FiguresUnavailable):
         figures.check_matplotlib()
-    return []
+    with contextlib.suppress(EOFError):
+        drawings, directory = pickle.load(orders)
+        figures.write_all(drawings, directory)
 
 
-def _ended(drawn: Future[list[Path]], drawings: dict[str, Figure], directory: Path) -> list[Path]:
-    try:
-        return drawn.result()
-    except BrokenProcessPool as error:
-        logger.warning("figures are drawn again, here: %s", error)
-        return figures.write_all(drawings, directory)
+if __name__ == "__main__":
+    draw(sys.stdin.buffer)

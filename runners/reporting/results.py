@@ -162,8 +162,7 @@ class SweepResults:
     """What makes its runs again; empty where no sweep was planned."""
     page_command: Command = field(default_factory=list)
     """What makes its report again."""
-    models_shown: int | None = None
-    """Models that figures show, the best ones; None: as many as can be told apart."""
+    models_shown: int | None = None  # best models in figures; None: as many as can be told apart
 
     @functools.cached_property
     def runs(self) -> list[Outcome]:

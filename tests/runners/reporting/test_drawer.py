@@ -1,6 +1,7 @@
 """Figures that another process draws are those that this one would draw."""
 
-import os
+import pickle
+import subprocess
 import sys
 
 import pytest
@@ -19,43 +20,62 @@ def results(make_sweep):
 @pytest.fixture
 def two_cores(monkeypatch):
     monkeypatch.setattr(drawer, "available_cores", lambda: 2)
+    monkeypatch.setattr(drawer, "WORTH_PANELS", 1)
+
+
+def files(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def test_another_process_draws_the_same_bytes(results, tmp_path, two_cores, monkeypatch):
-    here = figures.draw_all(results, tmp_path / "here")
-    monkeypatch.setattr(drawer, "WORTH_PANELS", 1)
+    figures.draw_all(results, tmp_path / "here")
     monkeypatch.setattr(figures, "draw", None)  # in this process nothing can be drawn
     with Drawer() as artist:
         artist.prepare()
-        there = artist.begin(results, tmp_path / "there")()
-    assert [path.name for path in there] == [path.name for path in here]
-    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(here, there, strict=True))
+        artist.begin(results, tmp_path / "there")()
+    assert len(files(tmp_path / "here")) == 6
+    assert files(tmp_path / "there") == files(tmp_path / "here")
     assert {"scipy.stats", "vl_convert"} <= set(sys.modules)
 
 
-def test_few_panels_are_drawn_here(results, tmp_path, two_cores, monkeypatch):
-    monkeypatch.setattr(drawer, "ProcessPoolExecutor", None)
+@pytest.mark.parametrize(("cores", "worth"), [(2, 5), (1, 1)])
+def test_few_panels_or_on_one_core_are_drawn_here(results, tmp_path, cores, worth, monkeypatch):
+    monkeypatch.setattr(drawer, "available_cores", lambda: cores)
+    monkeypatch.setattr(drawer, "WORTH_PANELS", worth)
+    monkeypatch.setattr(drawer, "_start", None)
     with Drawer() as artist:
-        assert len(artist.begin(results, tmp_path)()) == 6
-
-
-def test_on_one_core_nothing_is_drawn_elsewhere(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawer, "available_cores", lambda: 1)
-    monkeypatch.setattr(drawer, "WORTH_PANELS", 1)
-    monkeypatch.setattr(drawer, "ProcessPoolExecutor", None)
-    with Drawer() as artist:
-        artist.prepare()
-        assert len(artist.begin(results, tmp_path)()) == 6
+        artist.begin(results, tmp_path / "figures")()
+    assert len(files(tmp_path / "figures")) == 6
 
 
 def test_figures_of_a_process_that_died_are_drawn_here(
     results, tmp_path, two_cores, monkeypatch, caplog
 ):
-    monkeypatch.setattr(drawer, "WORTH_PANELS", 1)
+    dead = [sys.executable, "-c", "import os; os._exit(3)"]
+    monkeypatch.setattr(drawer, "_start", lambda: subprocess.Popen(dead, stdin=subprocess.PIPE))
     with Drawer() as artist:
-        artist._submit(os._exit, 1)
-        assert len(artist.begin(results, tmp_path)()) == 6
-    assert "drawn again, here" in caplog.text
+        artist.begin(results, tmp_path / "figures")()
+    assert len(files(tmp_path / "figures")) == 6
+    assert "has ended with status 3" in caplog.text
+
+
+def test_a_drawer_that_is_asked_for_nothing_ends(two_cores):
+    with Drawer() as artist:
+        artist.prepare()
+        process = artist._process
+        artist.prepare()
+        assert artist._process is process
+    assert process.poll() is not None
+
+
+def test_without_orders_nothing_is_drawn(tmp_path):
+    (tmp_path / "orders").write_bytes(b"")
+    with (tmp_path / "orders").open("rb") as orders:
+        drawer.draw(orders)
+    (tmp_path / "orders").write_bytes(pickle.dumps(({}, tmp_path / "figures")))
+    with (tmp_path / "orders").open("rb") as orders:
+        drawer.draw(orders)
+    assert files(tmp_path / "figures") == {}
 
 
 def test_without_matplotlib_nothing_begins(results, tmp_path, monkeypatch):

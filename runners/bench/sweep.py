@@ -1,9 +1,9 @@
 """Time what a large sweep costs beside its training: planning, status, report, each run.
 
 The commands are those of a user, each in a process of its own, in a folder that is removed after.
-Runs of one step are executed for one seed of each setting, one after another; the other runs get
-copies of those results. Shown are seconds, seconds on a core, which other work on the machine
-changes little, and the largest memory.
+Runs of one step are executed one after another: one seed of each setting, or of as many settings as
+asked for. The other runs get copies of those results. Shown are seconds, seconds on a core, which
+other work on the machine changes less, and the largest memory.
 """
 
 from __future__ import annotations
@@ -79,16 +79,26 @@ def measure(*words: str, statuses: tuple[int, ...] = (0,)) -> dict[str, float]:
 
 
 def copy_results(sweep: Path) -> None:
-    """Give every run without a result the one of another seed of its setting, as its own."""
-    for directory in sorted(sweep.glob("*/seed*")):
+    """Give every run without a result that of another run of its variant, as its own.
+
+    It is that of another seed of its setting where there is one.
+    """
+    done: dict[str, RunDirectory] = {}
+    directories = sorted(sweep.glob("*/seed*"))
+    for directory in directories:
         files = RunDirectory(directory)
-        source = RunDirectory(directory.parent / "seed0")
+        if files.result.is_file():
+            done[files.read_record().variant] = done[directory.parent.name] = files
+    for directory in directories:
+        files = RunDirectory(directory)
         if files.result.is_file():
             continue
+        record = files.read_record()
+        source = done.get(directory.parent.name, done[record.variant])
         for path in (source.metrics, source.timings, source.path / "env.json", source.predictions):
             shutil.copy(path, directory)
         result = json.loads(source.result.read_text(encoding="utf-8"))
-        write_json(files.result, result | {"seed": files.read_record().seed}, durable=False)
+        write_json(files.result, result | vars(record), durable=False)
 
 
 def overheads(seconds: dict[str, float]) -> list[float]:
@@ -100,18 +110,20 @@ def overheads(seconds: dict[str, float]) -> list[float]:
     return found
 
 
-def measure_sweep(folder: Path, settings: int, seeds: int) -> tuple[list[dict[str, Any]], ...]:
+def measure_sweep(
+    folder: Path, settings: int, seeds: int, runs: int
+) -> tuple[list[dict[str, Any]], ...]:
     """Return the rows of the commands on a sweep, and the row of its runs."""
-    file, runs, seconds = folder / "large.yaml", folder / "runs", folder / "seconds.json"
+    file, place, seconds = folder / "large.yaml", folder / "runs", folder / "seconds.json"
     file.write_text(sweep_text(settings, seeds), encoding="utf-8")
-    planner = ("runners.bench.sweep_worker", "nobody", str(file), f"--runs-dir={runs}")
+    planner = ("runners.bench.sweep_worker", "nobody", str(file), f"--runs-dir={place}")
     rows = [{"what": "planning", **measure(*planner, statuses=(75,))}]
     rows.append({"what": "status, none done", **measure(*planner, statuses=(75,))})
-    first = (str(file), f"--runs-dir={runs}", "seeds=1", "--no-figures")
-    measure("runners.bench.sweep_worker", f"timed={seconds}", *first)
-    copy_results(runs / "large")
+    first = (str(file), f"--runs-dir={place}", "seeds=1", "--no-figures")
+    measure("runners.bench.sweep_worker", f"timed={runs}:{seconds}", *first, statuses=(0, 75))
+    copy_results(place / "large")
     rows.append({"what": "status, all done", **measure(*planner)})
-    rows.append({"what": "report", **measure("runners.report", str(runs / "large"))})
+    rows.append({"what": "report", **measure("runners.report", str(place / "large"))})
     beside = overheads(json.loads(seconds.read_text(encoding="utf-8")))
     quarters = statistics.quantiles(beside, n=4)
     run = {"what": "a run", "runs": len(beside), "median": quarters[1]}
@@ -156,11 +168,12 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an option has a value that does not fit.
     """
-    check_counts(options, "settings", "seeds")
-    if options.settings % NUM_VARIANTS:
-        raise ValueError(f"--settings {options.settings}: expected a multiple of {NUM_VARIANTS}")
+    check_counts(options, "settings", "seeds", "runs")
+    for name in ("settings", "runs"):
+        if (value := getattr(options, name)) % NUM_VARIANTS:
+            raise ValueError(f"--{name} {value}: expected a multiple of {NUM_VARIANTS}")
     machine = describe_machine(torch.device("cpu"))
-    sizes = {"settings": options.settings, "seeds": options.seeds}
+    sizes = {"settings": options.settings, "seeds": options.seeds, "runs": options.runs}
     result = fresh_result("sweep", command_line(options), machine, **sizes)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result["rows"], result["run"] = measure_sweep(Path(folder), **sizes)
@@ -179,6 +192,7 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     )
     parser.add_argument("--settings", type=int, default=100, help="variants × grid points (100)")
     parser.add_argument("--seeds", type=int, default=20, help="runs of each (20)")
+    parser.add_argument("--runs", type=int, default=100, help="runs executed, at most (100)")
     parser.add_argument("--folder", type=Path, default=None, help="where to work (temporary)")
     add_json_option(parser)
     parser.set_defaults(run=run)

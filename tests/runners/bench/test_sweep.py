@@ -11,13 +11,14 @@ from runners.config.grid import expand, read_sweep
 from runners.process.run_directory import RunDirectory
 from runners.reporting.results import load
 from runners.sweeping import engines
+from runners.sweeping.executor import Job
 from tasks.base.storage import write_json
 
 
 def test_what_was_measured_is_shown_and_written(tmp_path, monkeypatch, capsys):
     rows = [{"what": "planning", "seconds": 12.34, "cpu_seconds": 5.67, "mib": 389.4}]
     beside = [{"what": "a run", "runs": 100, "median": 0.123, "quartiles": [0.1, 0.2]}]
-    monkeypatch.setattr(sweep, "measure_sweep", lambda folder, settings, seeds: (rows, beside))
+    monkeypatch.setattr(sweep, "measure_sweep", lambda folder, **sizes: (rows, beside))
     file = tmp_path / "out.json"
     assert command.main(["sweep", "--settings", "8", "--seeds", "3", "--json", str(file)]) == 0
     result = json.loads(file.read_text())
@@ -61,10 +62,22 @@ def test_a_copied_result_is_of_its_own_run(make_sweep):
     first = second.path.parent / "seed0"
     for name in ("timings.json", "env.json", "predictions.jsonl"):
         first.joinpath(name).write_text("{}\n")
-    write_json(second.record, {"sweep": "s", "variant": "a", "seed": 1, "hash": "x"})
+    for seed, files in enumerate((RunDirectory(first), second)):
+        write_json(files.record, {"sweep": "s", "variant": "a", "seed": seed, "hash": "x"})
     copy_results(directory)
     values = [run.result.seed for run in load(directory).runs]
     assert values == [0, 1]
+
+
+def test_as_many_runs_of_each_variant_are_executed(make_sweep):
+    directory = make_sweep(a=[0.5, 0.7, 0.9], bb=[0.5, 0.7])
+    for path in directory.glob("*/seed*"):
+        record = {"sweep": "s", "variant": path.parent.name[:-9], "seed": 0, "hash": "x"}
+        write_json(RunDirectory(path).record, record)
+    jobs = [Job(path, 1, uses_gpu=False, steps=1) for path in sorted(directory.glob("*/seed*"))]
+    chosen = sweep_worker.evenly(jobs, 2)
+    assert [job.directory.parent.name[:-9] for job in chosen] == ["a", "bb"]
+    assert len(sweep_worker.evenly(jobs, 100)) == 5
 
 
 def test_overhead_is_what_neither_training_nor_scoring_took(tmp_path):
@@ -72,12 +85,13 @@ def test_overhead_is_what_neither_training_nor_scoring_took(tmp_path):
     assert overheads({str(tmp_path): 3.0}) == [0.5]
 
 
-def test_refuses_settings_that_do_not_divide(capsys):
-    assert command.main(["sweep", "--settings", "5"]) == 2
+@pytest.mark.parametrize("word", ["--settings", "--runs"])
+def test_refuses_counts_that_do_not_divide(word, capsys):
+    assert command.main(["sweep", word, "5"]) == 2
     assert "multiple of 4" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("word", ["--settings", "--seeds"])
+@pytest.mark.parametrize("word", ["--settings", "--seeds", "--runs"])
 def test_refuses_counts_below_one(word, capsys):
     assert command.main(["sweep", word, "0"]) == 2
     assert "at least 1" in capsys.readouterr().err

@@ -46,11 +46,13 @@ def extras(session: nox.Session) -> None:
 def cluster(session: nox.Session) -> None:
     """Run sweeps on real clusters, started on this machine: Slurm (where installed) and Ray.
 
-    ``MOEUT_CLUSTER=1 .ci/run`` takes it up after ``apt-get install -y slurm-wlm munge``.
+    Slurm is there after ``apt-get install -y slurm-wlm munge``. Most of a test is waiting for a
+    cluster: two run side by side, each on a cluster of its own.
     """
     session.install("-e", ".[test,slurm,ray]")
     wanted = {**ONE_THREAD, "MOEUT_CLUSTER": "1"}
-    session.run("pytest", "tests/cluster", "-m", "cluster", *session.posargs, env=wanted)
+    words = ("-n", "2", "-rs", "--durations=0", "tests/cluster", "-m", "cluster")
+    session.run("pytest", *words, *session.posargs, env=wanted)
 
 
 @nox.session

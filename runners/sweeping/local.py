@@ -42,6 +42,7 @@ from runners.sweeping.executor import Job, OnMessage
 from tasks.base.command_line import DONE, RESUMABLE, print_what_can_be
 from tasks.base.cores import available_cores
 from tasks.base.lease import Locked
+from tasks.base.storage import why_not_written
 
 logger = logging.getLogger(__name__)
 
@@ -317,7 +318,6 @@ def work(orders: BinaryIO, messages: BinaryIO) -> int:
                 continue
             if directory is None:
                 return DONE
-            _log_to(RunDirectory(directory).log)
             send(_execute(run, directory, stop, send))
 
 
@@ -325,6 +325,7 @@ def _execute(
     run: Callable[..., RunEnd], directory: Path, stop: Stop, on_progress: OnProgress
 ) -> Ended:
     try:
+        _log_to(RunDirectory(directory).log)
         status = run(directory, stop=stop, on_progress=on_progress)
     except Stopped as stopped:
         return Ended("stopped", str(stopped))
@@ -332,8 +333,8 @@ def _execute(
         return Ended("busy", str(error))
     except ConfigError as error:
         return Ended("refused", str(error))
-    except OSError as error:  # no room for a lease, or for writing down why the run has failed
-        return Ended("failed", str(error))
+    except OSError as error:  # no room for a log, a lease, or for why the run has failed
+        return Ended("failed", f"cannot be written: {why_not_written(error)}")
     return Ended(status, RunDirectory(directory).failure() if status == "failed" else None)
 
 

@@ -18,6 +18,8 @@ configure() {
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$base
+# Tests find a job's processes by its number: clusters side by side need numbers of their own.
+FirstJobId=$((base + 5000))
 SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
@@ -41,6 +43,8 @@ ReturnToService=2
 SlurmdTimeout=20
 MessageTimeout=30
 KillWait=20
+# A run that was told to save may take longer on a busy machine than what is left of a minute.
+OverTimeLimit=1
 NodeName=n[1-2] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((base + 1))-$((base + 2))] CPUs=4 RealMemory=4000
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF

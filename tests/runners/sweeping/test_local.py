@@ -76,6 +76,17 @@ def test_one_worker_serves_runs_in_turn_and_a_failure_stops_no_other(make_run, r
     assert len(pids) == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_a_full_disk_is_said_in_one_line_and_stops_no_other(make_run, run_jobs):
+    full, good = make_run("full", *SHORT), make_run("good", *SHORT)
+    (full / "log.txt").symlink_to("/dev/full")
+    messages = run_jobs([full, good])
+    assert messages.ended() == {"full": "failed", "good": "done"}
+    (reason,) = [m.reason for d, m in messages if d == full and isinstance(m, Ended)]
+    assert reason.startswith("cannot be written: [Errno 28] No space left on device; make room")
+    assert RunDirectory(full).status() == "new"  # the same command tries it again
+
+
 def test_a_worker_that_dies_fails_its_run_alone(make_run, run_jobs):
     long, short = make_run("long", *LONG), make_run("short", *SHORT)
 

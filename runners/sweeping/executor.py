@@ -34,7 +34,7 @@ class ClusterUnavailable(RuntimeError):
 
 
 OnMessage = Callable[[Path, Message], None]
-"""Gets a run's directory and what is said of it."""
+"""Gets a run's directory and what is said of it; a ``Notice`` may be of the sweep's directory."""
 
 
 class Executor(Protocol):

@@ -111,13 +111,15 @@ class Display:
 
     def on_message(self, directory: Path, message: Message) -> None:
         """Show a message of the executor."""
+        if isinstance(message, Notice):
+            label = self.labels.get(directory)  # none: it is about the sweep
+            self._print(f"{label}: {message.text}" if label else message.text)
+            return
         label = self.labels[directory]
         if isinstance(message, Started):
             self._rows[directory] = _Row(label, began=time.monotonic())
             if not self.console.is_terminal:
                 self._print(f"{label}: started")
-        elif isinstance(message, Notice):
-            self._print(f"{label}: {message.text}")
         elif isinstance(message, TrainingProgress | ScoringProgress):
             self._update(self._rows[directory], message)
         elif isinstance(message, Ended):

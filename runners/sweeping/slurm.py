@@ -112,7 +112,7 @@ class SlurmExecutor:
         for group in kinds.values():
             for part in _parts(group, _largest_array() * self._per_gpu):
                 text = f"{len(part)} runs submitted as job {self._submit(part)}"
-                on_message(part[0].directory, Notice(text))
+                on_message(self._sweep, Notice(text))
         if not self._detach:
             self._watch([job.directory for job in jobs], stop, Watch(jobs, on_message))
 

@@ -94,6 +94,13 @@ def test_notice_about_a_run_is_a_line_of_its_own():
     assert output.getvalue().splitlines()[-1] == f"{LABELS[ONE]}: step_000005: damaged"
 
 
+def test_notice_about_the_sweep_names_no_run():
+    output = io.StringIO()
+    display = Display(LABELS, Console(file=output, width=200), 1)
+    display.on_message(Path("sweep"), Notice("2 runs submitted as job 5"))
+    assert output.getvalue() == "2 runs submitted as job 5\n"
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_text_of_users_is_shown_whole_and_as_it_is(width, is_terminal):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moeut.decoding import Decoded, Reader, decode, evaluation_mode, read_prompt
 from moeut.models import DecoderLM
+from moeut.ops import fewest_rows
 
 
 @torch.no_grad()
@@ -42,7 +43,7 @@ def generate(
     check_settings(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens)
     if not bool(prompt_mask[:, :1].all()):
         raise ValueError("prompts: one is empty; there is nothing to continue")
-    with evaluation_mode(model):
+    with evaluation_mode(model), fewest_rows():
         reader: Reader
         if use_cache:
             reader = read_prompt(

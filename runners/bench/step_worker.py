@@ -8,6 +8,7 @@ CPU seconds of one: a training step, or a decoding.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import json
@@ -124,15 +125,21 @@ def _training(model: Any, loss: Work, optimizer: Any) -> Work:
 
 
 def _decoding(model: Any, contestant: dict[str, Any]) -> Work:
-    """Return the decoding of one token a row, after a prompt that is read again every 32 tokens."""
+    """Return the decoding of one token a row, after a prompt that is read again every 32 tokens.
+
+    Few rows are multiplied as ``moeut.sampling.generate`` does.
+    """
     import torch
 
+    import moeut.ops
+
+    fewest_rows = getattr(moeut.ops, "fewest_rows", contextlib.nullcontext)  # older code has none
     model.eval()
     prompt = torch.randint(3, 1000, (contestant["batch"], contestant["prompt"]))
     state: dict[str, Any] = {"left": 0}
 
     def step() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), fewest_rows():
             if not state["left"]:
                 state["cache"] = model.new_cache()
                 model(prompt, cache=state["cache"])

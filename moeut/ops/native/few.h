@@ -58,8 +58,7 @@ inline __m512 sums_of(int64_t K, const float* const (&left)[kSide],
   if (ahead != 0) {
     for (; k + kLanes <= K; k += kLanes) {
 #pragma GCC unroll 4
-      for (int n = 0; n < kSide; ++n)
-        _mm_prefetch(reinterpret_cast<const char*>(right[n] + k + ahead), _MM_HINT_T0);
+      for (int n = 0; n < kSide; ++n) ask_for(right[n] + k + ahead);
       add(k, __mmask16(0xffff));
     }
   } else {

@@ -38,14 +38,26 @@ constexpr int64_t kTileColumns = kLanes * kTileVectors;
 constexpr int64_t kWideRows = 3;
 constexpr int64_t kWideColumns = 8 * kLanes;
 constexpr int64_t kDepth = 128;      // rows of B that are packed at a time: 32 KiB stay in L1
-constexpr int64_t kFewRows = 24;     // of A, below which packing Bᵀ costs more than its use (few.h)
+constexpr int64_t kFewRows = 24;  // of A, below which packing Bᵀ costs more than its use (few.h)
+constexpr int64_t kAskedRows = 16;     // of a B that is not packed, asked for ahead
 constexpr int64_t kMinPackedRows = 48;  // below, packing a B whose rows are contiguous does not pay
 
+// Memory that a tile asks for while it computes, a cache line a step of k.
+struct Ahead {
+  const float* line;
+  int64_t step;
+};
+
+inline void ask_for(const float* line) {
+  _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+}
+
 // One tile of C, kRows x (16 * kVectors), over `depth` steps of k. `last` masks the last vector.
-template <int kRows, int kVectors>
+// kAsks: the rows of B are read for the first time, and asked for kAskedRows ahead.
+template <int kRows, int kVectors, bool kAsks>
 inline void tile(
     int64_t depth, const Matrix& a, const float* b, int64_t b_row, float* c, int64_t c_row,
-    __mmask16 last, bool is_first, bool is_last, const Finish& finish) {
+    __mmask16 last, bool is_first, bool is_last, Ahead ahead, const Finish& finish) {
   __m512 sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
@@ -57,6 +69,12 @@ inline void tile(
   int64_t offset = 0;
   for (int64_t k = 0; k < depth; ++k, offset += a.column, b += b_row) {
     __m512 right[kVectors];
+    if constexpr (kAsks) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) ask_for(b + kAskedRows * b_row + v * kLanes);
+    }
+    ask_for(ahead.line);
+    ahead.line += ahead.step;
 #pragma GCC unroll 8
     for (int v = 0; v + 1 < kVectors; ++v) right[v] = _mm512_loadu_ps(b + v * kLanes);
     right[kVectors - 1] = _mm512_maskz_loadu_ps(last, b + (kVectors - 1) * kLanes);
@@ -96,17 +114,17 @@ inline void tile(
 
 using Tile = void (*)(
     int64_t, const Matrix&, const float*, int64_t, float*, int64_t, __mmask16, bool, bool,
-    const Finish&);
+    Ahead, const Finish&);
 
-template <int kVectors>
+template <int kVectors, bool kAsks>
 inline Tile tile_of_rows(int64_t rows) {
   switch (rows) {
-    case 1: return tile<1, kVectors>;
-    case 2: return tile<2, kVectors>;
-    case 3: return tile<3, kVectors>;
-    case 4: return tile<4, kVectors>;
-    case 5: return tile<5, kVectors>;
-    default: return tile<6, kVectors>;
+    case 1: return tile<1, kVectors, kAsks>;
+    case 2: return tile<2, kVectors, kAsks>;
+    case 3: return tile<3, kVectors, kAsks>;
+    case 4: return tile<4, kVectors, kAsks>;
+    case 5: return tile<5, kVectors, kAsks>;
+    default: return tile<6, kVectors, kAsks>;
   }
 }
 
@@ -114,22 +132,29 @@ inline Tile tile_of_rows(int64_t rows) {
 template <int kVectors>
 inline Tile wide_tile(int64_t rows) {
   switch (rows) {
-    case 1: return tile<1, kVectors>;
-    case 2: return tile<2, kVectors>;
-    default: return tile<3, kVectors>;
+    case 1: return tile<1, kVectors, true>;
+    case 2: return tile<2, kVectors, true>;
+    default: return tile<3, kVectors, true>;
   }
 }
 
-inline Tile choose_tile(int64_t rows, int64_t vectors) {
+template <bool kAsks>
+inline Tile narrow_tile(int64_t rows, int64_t vectors) {
+  switch (vectors) {
+    case 1: return tile_of_rows<1, kAsks>(rows);
+    case 2: return tile_of_rows<2, kAsks>(rows);
+    case 3: return tile_of_rows<3, kAsks>(rows);
+    default: return tile_of_rows<4, kAsks>(rows);
+  }
+}
+
+inline Tile choose_tile(int64_t rows, int64_t vectors, bool asks) {
   switch (vectors) {
     case 5: return wide_tile<5>(rows);
     case 6: return wide_tile<6>(rows);
     case 7: return wide_tile<7>(rows);
     case 8: return wide_tile<8>(rows);
-    case 1: return tile_of_rows<1>(rows);
-    case 2: return tile_of_rows<2>(rows);
-    case 3: return tile_of_rows<3>(rows);
-    default: return tile_of_rows<4>(rows);
+    default: return asks ? narrow_tile<true>(rows, vectors) : narrow_tile<false>(rows, vectors);
   }
 }
 
@@ -199,6 +224,15 @@ inline void pack(const Matrix& b, int64_t depth, int64_t columns, float* panel) 
   }
 }
 
+// What tile number `i` of a part of B asks for of the part that is read next: one line of each of
+// its rows, or of its columns where those are contiguous. Without a next part, nothing new.
+inline Ahead ahead_of(int64_t i, const Matrix& b, const float* part, const float* next) {
+  const bool by_row = b.column == 1;
+  const int64_t lines = (by_row ? kTileColumns : kDepth) / kLanes;
+  if (next == nullptr || i >= lines) return {part, 0};
+  return {next + i * kLanes, by_row ? b.row : b.column};
+}
+
 // C (M, N), whose rows are `c_row` floats apart, = A (M, K) B (K, N); one thread.
 inline void multiply(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float* c, int64_t c_row,
                      const Finish& finish = {}) {
@@ -214,6 +248,9 @@ inline void multiply(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float*
       const int64_t depth = std::min(kDepth, K - k);
       const Matrix part{b.data + k * b.row + j * b.column, b.row, b.column};
       if (packs) pack(part, depth, columns, panel);
+      const float* next = k + kDepth < K   ? part.data + kDepth * b.row
+                          : j + stride < N ? b.data + (j + stride) * b.column
+                                           : nullptr;
       const float* right = packs ? panel : part.data;
       const int64_t right_row = packs ? kTileColumns : b.row;
       for (int64_t i = 0; i < M; i += kTileRows) {
@@ -222,8 +259,9 @@ inline void multiply(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float*
         if (here.bias != nullptr) here.bias += j;
         if (here.positive != nullptr) here.positive += i * c_row + j;
         if (here.scale != nullptr) here.scale += i;
-        choose_tile(M - i, vectors)(depth, left, right, right_row, c + i * c_row + j, c_row, last,
-                                    k == 0, k + depth == K, here);
+        choose_tile(M - i, vectors, !packs && i == 0)(
+            depth, left, right, right_row, c + i * c_row + j, c_row, last, k == 0, k + depth == K,
+            ahead_of(i / kTileRows, b, part.data, next), here);
       }
       k += kDepth;
     } while (k < K);

@@ -18,11 +18,6 @@ inline bool is_token(const Tensor& q, const Dropping& dropping) {
   return q.size(2) == 1 && q.size(3) <= kDepth && dropping.probability == 0.0f;
 }
 
-// Ask for the cache line of an address, whatever it holds.
-inline void ask_for(const float* address) {
-  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
-}
-
 // logits[j] = q . k_j of `count` keys, 16 at a time. What lies `ahead` floats behind is asked for.
 inline void token_logits(const float* q, const Matrix& keys, int64_t count, int64_t size,
                          int64_t ahead, float* logits) {
@@ -81,7 +76,8 @@ inline void token_mix(const float* weights, const float* values, int64_t row, in
 inline void token_mix(const float* weights, const Matrix& values, int64_t count, int64_t size,
                       int64_t ahead, float* target) {
   for (int64_t c = 0; c < size; c += kTileColumns) {
-    const int64_t columns = std::min(kTileColumns, size - c), vectors = (columns + kLanes - 1) / kLanes;
+    const int64_t columns = std::min(kTileColumns, size - c);
+    const int64_t vectors = (columns + kLanes - 1) / kLanes;
     const __mmask16 last = mask_of(columns - (vectors - 1) * kLanes);
     const float* source = values.data + c;
     switch (vectors) {
@@ -128,7 +124,8 @@ inline Tensor token_attention(const Tensor& q, const Tensor& k, const Tensor& v,
           if (a.r != nullptr) add_row(weights, scores + i * cells + h * a.keys, a.keys);
           weigh_row(a, b, 0, weights);
           token_mix(weights, value, a.keys, a.value_size,
-                    from_v.at(b + next, other).data - value.data, target + b * to_out.batch + h * to_out.head);
+                    from_v.at(b + next, other).data - value.data,
+                    target + b * to_out.batch + h * to_out.head);
         }
       }
     }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moeut.ops import Linear, linear, native, products, relu_mlp
+from moeut.ops import Linear, fewest_rows, linear, native, products, relu_mlp
 
 SIZES = [
     (1, 5, 3),
@@ -104,6 +104,16 @@ def test_other_dtypes_and_few_rows_are_the_plain_layer_to_the_bit(dtype):
     for size, kind in [((30, 8, 8), dtype), ((1, 8, 8), torch.float32)]:
         got, expected = (results(one, kind, size, relu=False) for one in (linear, plain))
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@needs_native
+def test_the_fewest_rows_are_multiplied_in_their_context_alone():
+    x, layer = torch.randn(1, 200), Linear(200, 70)
+    with fewest_rows():
+        got = layer(x)
+        assert torch.equal(layer(x.repeat(5, 1))[:1], got)  # in the order of few rows
+    assert worst([got], [plain(x.double(), layer.weight.double(), layer.bias.double())]) < 1e-6
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 def test_autocast_and_compiled_graphs_decide_for_themselves():

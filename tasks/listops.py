@@ -18,10 +18,11 @@ official file ``test_d20s``; that of train was never found, so train is drawn he
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from tasks.base.about import About
 from tasks.base.data_files import DataFile, read_lines
@@ -146,14 +147,18 @@ class Expression(NamedTuple):
 
     def _write(self, found: list[str]) -> None:
         if not self.operator:
-            found.append(str(self.value))
+            found.append(NUMERALS[self.value])
             return
         found.append(f"[{self.operator}")
         for part in self.arguments:
-            part._write(found)
+            if part.operator:
+                part._write(found)
+            else:
+                found.append(NUMERALS[part.value])
         found.append("]")
 
 
+NUMERALS = "0123456789"
 DIGITS = [Expression(digit, 1, 1) for digit in range(10)]
 
 
@@ -282,9 +287,10 @@ class ListOps(ExampleTask):
         found: list[Example] = []
         progress = Drawing(f"listops, {split}", rows)
         while len(found) < rows:
-            row = _tree(generator.random, 20, 0.25)
-            if row.cost == 1 or row.cost > 1.5 * self.train_tokens:
+            draft = _tree(generator.random, 20, 0.25)
+            if not 1 < draft[2] <= 1.5 * self.train_tokens:
                 continue
+            row = _worked_out(draft)
             tokens = row.tokens()
             if len(tokens) <= self.train_tokens and tokens not in taken:
                 taken.add(tokens)
@@ -293,24 +299,64 @@ class ListOps(ExampleTask):
         return found
 
 
-def _tree(random_share: Callable[[], float], depth: int, operator_share: float) -> Expression:
+Draft = tuple[int, int, int, str, Sequence[Any]]
+"""What is drawn, before it is known what it is worth: the fields of ``Expression``, of which value
+and dependency are 0. Most of what is drawn turns out too long, so that it is never worked out."""
+
+
+def _tree(random_share: Callable[[], float], depth: int, operator_share: float) -> Draft:
     """Draw an expression of at most a nesting depth."""
     if depth <= 1 or random_share() >= operator_share:
         return DIGITS[int(10 * random_share())]
+    return _operation(random_share, depth, operator_share)
+
+
+def _operation(random_share: Callable[[], float], depth: int, operator_share: float) -> Draft:
+    """Draw an operator over expressions of at most a nesting depth less one."""
     count = 2 + int((MOST_ARGUMENTS - 1) * random_share())
+    arguments: list[Draft]
     if depth == 2:
         arguments = [DIGITS[int(10 * random_share())] for _ in range(count)]
+        cost = 3 + count
     else:
-        arguments = [_tree(random_share, depth - 1, operator_share) for _ in range(count)]
-    return _joined(random_share, arguments)
+        arguments = _arguments(random_share, count, depth - 1, operator_share)
+        cost = 3 + sum([part[2] for part in arguments])
+    return 0, 0, cost, OPERATORS[int(4 * random_share())], arguments
 
 
-def _joined(random_share: Callable[[], float], arguments: Sequence[Expression]) -> Expression:
-    operator = OPERATORS[int(4 * random_share())]
-    value, places = choose(operator, [part.value for part in arguments])
-    dependency = 1 + max([arguments[place].dependency for place in places])
-    cost = 3 + sum([part.cost for part in arguments])
-    return Expression(value, dependency, cost, operator, arguments)
+def _arguments(
+    random_share: Callable[[], float], count: int, depth: int, operator_share: float
+) -> list[Draft]:
+    """Draw some expressions as ``_tree`` does, whose call most digits are spared."""
+    return [
+        DIGITS[int(10 * random_share())]
+        if depth <= 1 or random_share() >= operator_share
+        else _operation(random_share, depth, operator_share)
+        for _ in range(count)
+    ]
+
+
+def _worked_out(draft: Draft) -> Expression:
+    """Return an expression with its value and dependency depth, as ``choose`` has them."""
+    if isinstance(draft, Expression):
+        return draft
+    _, _, cost, operator, arguments = draft
+    parts = [part if part[1] else _worked_out(part) for part in arguments]
+    values = [part[0] for part in parts]
+    if operator == "SM":
+        value, dependency = sum(values) % 10, max([part[1] for part in parts])
+    elif operator == "MED":
+        value, places = _median(tuple(values))
+        dependency = max([parts[place][1] for place in places])
+    else:
+        value = min(values) if operator == "MIN" else max(values)
+        dependency = parts[values.index(value)][1]
+    return Expression(value, 1 + dependency, cost, operator, parts)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _median(values: tuple[int, ...]) -> tuple[int, Sequence[int]]:
+    return choose("MED", values)
 
 
 def drawn_of_depth(generator: random.Random, depth: int) -> Expression | None:
@@ -320,24 +366,27 @@ def drawn_of_depth(generator: random.Random, depth: int) -> Expression | None:
     is too long, or whose operator does not choose it, is drawn again. Upstream draws whole trees
     until one fits, which takes very long for deep ones: there, fresh arguments are kept small here.
     """
-    room = MOST_TOKENS / depth  # of a level
+    is_roomy = MOST_TOKENS / depth > 7  # room of a level
     random_share = generator.random
 
-    def fresh(most: int) -> Expression:
-        share = 0.3 if most > 2 and room > 7 else 0.1
-        return _tree(random_share, most, share)
+    def share(most: int) -> float:
+        return 0.3 if most > 2 and is_roomy else 0.1
 
-    found, misses = fresh(min(depth, 4)), 0
+    first, most = min(depth, 4), min(depth - 1, 3)
+    operator_share, counts = share(most), 3 if is_roomy else 2
+    found, misses = _worked_out(_tree(random_share, first, share(first))), 0
     while found.dependency < depth:
-        count = 1 + int((3 if room > 7 else 2) * random_share())
-        arguments = [fresh(min(depth - 1, 3)) for _ in range(count)]
-        arguments.insert(int(len(arguments) * random_share()), found)
-        wrapped = _joined(random_share, arguments)
-        fits = wrapped.cost <= MOST_TOKENS
-        if fits and found.dependency < wrapped.dependency <= depth:
-            found = wrapped
-        else:
-            misses += 1
+        count = 1 + int(counts * random_share())
+        arguments = _arguments(random_share, count, most, operator_share)
+        arguments.insert(int(count * random_share()), found)
+        operator = OPERATORS[int(4 * random_share())]
+        cost = 3 + sum([part[2] for part in arguments])
+        if cost <= MOST_TOKENS:
+            wrapped = _worked_out((0, 0, cost, operator, arguments))
+            if found.dependency < wrapped.dependency <= depth:
+                found = wrapped
+                continue
+        misses += 1
         if misses > 40:
             return None
     return found if found.dependency == depth else None

@@ -73,8 +73,8 @@ def time_generators(names: Sequence[str], repeats: int) -> list[dict[str, Any]]:
     for name in names:
         task = tasks.create(name)
         assert isinstance(task, ExampleTask)
-        measure = _endless if isinstance(task, ENDLESS) else _drawn
-        measured.append({"task": name, **measure(task, repeats)})
+        rates = _endless(task, repeats) if isinstance(task, ENDLESS) else _drawn(name, repeats)
+        measured.append({"task": name, **rates})
     return measured
 
 
@@ -91,11 +91,12 @@ def _endless(task: ExampleTask, repeats: int) -> dict[str, Any]:
     return _rates(ROWS, tokens, seconds, max(samples[0] - seconds, 0.0))
 
 
-def _drawn(task: ExampleTask, repeats: int) -> dict[str, Any]:
+def _drawn(name: str, repeats: int) -> dict[str, Any]:
     samples: list[float] = []
-    splits: dict[str, Any] = {}
+    splits: Any = {}
     for _ in range(repeats):
-        seconds, splits = _timed(task.build_splits)
+        splits = {}  # the rows of the round before go first
+        seconds, splits = _timed(tasks.create(name).splits)
         samples.append(seconds)
     rows = [row for split in splits.values() for row in split]
     tokens = sum(len(row.source) + len(row.target) for row in rows)

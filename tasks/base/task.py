@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -152,7 +154,8 @@ class Task(Generic[SplitT]):
             DataMissing, DataDamaged: as ``build_splits``.
         """
         if "_splits" not in self.__dict__:
-            object.__setattr__(self, "_splits", self.build_splits())
+            with _without_collection():
+                object.__setattr__(self, "_splits", self.build_splits())
         return self.__dict__["_splits"]
 
     def split(self, name: str) -> SplitT:
@@ -204,6 +207,18 @@ class Task(Generic[SplitT]):
         Raises:
             OSError: the directory is not writable or the disk is full.
         """
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Leave out the search for cycles, which goes through all rows again and again as they grow."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Intermediate(NamedTuple):

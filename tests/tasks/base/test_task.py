@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -169,3 +170,17 @@ def test_tasks_keep_what_the_base_promises(name):
 def test_data_seed_decides_the_data(name):
     hashes = [tasks.create(name, seed=seed, **SMALL[name]).data_hash() for seed in (0, 1, 0)]
     assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_rows_are_built_without_looking_for_cycles(monkeypatch):
+    seen = []
+
+    def build(self):
+        seen.append(gc.isenabled())
+        raise OSError("no file")
+
+    monkeypatch.setattr(Toy, "build_splits", build)
+    with pytest.raises(OSError, match="no file"):
+        tasks.create("toy").splits()
+    assert seen == [False]
+    assert gc.isenabled()

@@ -271,7 +271,9 @@ def build(config: ModelConfig) -> Model:
     """
     with torch.device("meta"):  # so that only initialize draws random numbers
         model = FORMS[config.form](config)
-    model.to_empty(device=torch.get_default_device())
+    device = torch.get_default_device()
+    # Module.to_empty would import SymPy, to compare strides.
+    model._apply(lambda t: torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=device))
     initialize(model, config)
     return model
 

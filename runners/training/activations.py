@@ -47,6 +47,11 @@ class Held(TorchDispatchMode):
         """Bytes that are held now."""
         return sum(self._sizes.values())
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler, a second of every process, to keep it out."""
+        return False
+
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +33,83 @@ class Optimizer(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
+
+
+class _Direct:
+    """An Adam of torch on a CPU whose update is the fused operation and little besides.
+
+    torch's own update sorts its tensors anew each time, and asks its compiler, whose import takes a
+    second of every process. States, their names and all numbers are the same.
+    """
+
+    param_groups: list[dict[str, Any]]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters."""
+        self._kept: dict[int, list[list[torch.Tensor]]] = {}
+        _uncompiled(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        _uncompiled(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what torch's optimiser returns."""
+        state: dict[str, Any] = _uncompiled(torch.optim.Optimizer.state_dict)(self)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state of this or of torch's optimiser."""
+        self._kept = {}
+        _uncompiled(torch.optim.Optimizer.load_state_dict)(self, state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Do one update."""
+        for index, group in enumerate(self.param_groups):
+            parameters, gradients, *states = self._tensors(index, group)
+            if not parameters:
+                continue
+            torch._foreach_add_(states[-1], 1)
+            decoupled = group["decoupled_weight_decay"]
+            (torch._fused_adamw_ if decoupled else torch._fused_adam_)(
+                *(parameters, gradients, *states),
+                amsgrad=group["amsgrad"],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=group["maximize"],
+            )
+
+    step.hooked = True  # type: ignore[attr-defined]  # or torch would wrap it for its profiler
+
+    def _tensors(self, index: int, group: dict[str, Any]) -> list[list[torch.Tensor]]:
+        """Return the lists that the operation takes, of the parameters that have a gradient."""
+        if index in self._kept:
+            parameters, *states = self._kept[index]
+            gradients = [parameter.grad for parameter in parameters]
+            if all(gradient is not None for gradient in gradients):
+                return [parameters, gradients, *states]  # type: ignore[list-item]
+        lists: list[list[torch.Tensor]] = [[] for _ in range(6)]
+        self._init_group(group, *lists)  # type: ignore[attr-defined]
+        if len(lists[0]) == len(group["params"]):
+            self._kept[index] = [lists[0], *lists[2:]]
+        return lists
+
+
+class DirectAdam(_Direct, torch.optim.Adam):  # type: ignore[misc]
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980)."""
+
+
+class DirectAdamW(_Direct, torch.optim.AdamW):  # type: ignore[misc]
+    """Adam whose weight decay is decoupled (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+
+def _uncompiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of torch's optimiser without what keeps its compiler out, and imports it."""
+    return getattr(method, "__wrapped__", method)
 
 
 def learning_rate(config: TrainConfig, step: int, *, d_model: int) -> float:
@@ -124,8 +201,19 @@ def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> Optimizer:
         from runners.training.muon import muon_and_adamw
 
         return muon_and_adamw(model, groups, adam=adam, **options)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(groups, **adam)
+    on_cpu = all(_is_plain(p) for group in groups for p in group["params"])
+    kinds = (
+        {"adam": DirectAdam, "adamw": DirectAdamW}
+        if on_cpu
+        else {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    )
+    return kinds[config.optimizer](groups, **adam)
+
+
+def _is_plain(parameter: torch.nn.Parameter) -> bool:
+    """Return whether a parameter is a float32 tensor on a CPU, no piece of a sharded one."""
+    is_whole = not hasattr(parameter, "full_tensor")
+    return is_whole and parameter.device.type == "cpu" and parameter.dtype == torch.float32
 
 
 def start_average(model: torch.nn.Module, config: TrainConfig) -> AveragedModel | None:

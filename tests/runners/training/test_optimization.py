@@ -9,6 +9,8 @@ import torch
 import moeut
 from runners.config.schema import TrainConfig
 from runners.training.optimization import (
+    DirectAdam,
+    DirectAdamW,
     build_optimizer,
     clip_gradients,
     gradient_norm,
@@ -121,6 +123,58 @@ def test_adam_and_adamw():
     assert one_update(optimizer="adamw", weight_decay=0.5) == pytest.approx([1.8, -2.95])
     # As L2 penalty: gradients are 0.5 + 0.5 · weight = 1.5 and -1.
     assert one_update(optimizer="adam", weight_decay=0.5) == pytest.approx([1.9, -2.9])
+
+
+def trained(kind, *, resume_as=None, **options):
+    """Return weights and states after four updates; one parameter has no gradient in the second."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = [(4, 3), (5,), (2, 2, 2)]
+    model = torch.nn.ParameterList([torch.randn(size, generator=generator) for size in sizes])
+    groups = [{"params": list(model)[:2], "scale": 0.5}, {"params": list(model)[2:]}]
+    optimizer = kind(groups, lr=0.1, fused=True, **options)
+    for update in range(4):
+        if update == 3 and resume_as is not None:
+            state = optimizer.state_dict()
+            optimizer = resume_as(groups, lr=0.9, fused=True)
+            optimizer.load_state_dict(state)
+        optimizer.zero_grad(set_to_none=True)
+        for index, parameter in enumerate(model):
+            if (update, index) != (1, 0):
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        set_rate(optimizer, 0.1 / (update + 1))
+        optimizer.step()
+    return [parameter.detach() for parameter in model], optimizer.state_dict()
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(DirectAdam, torch.optim.Adam), (DirectAdamW, torch.optim.AdamW)]
+)
+def test_the_direct_update_is_torchs_bit_for_bit(ours, theirs, decay, resumes):
+    options = {"weight_decay": decay, "betas": (0.8, 0.95), "eps": 1e-6}
+    weights, state = trained(ours, resume_as=theirs if resumes else None, **options)
+    expected, theirs_state = trained(theirs, resume_as=ours if resumes else None, **options)
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
+    assert state["param_groups"] == theirs_state["param_groups"]
+    for index, entry in theirs_state["state"].items():
+        assert entry.keys() == state["state"][index].keys()
+        assert all(torch.equal(value, state["state"][index][name]) for name, value in entry.items())
+    assert state["state"][0]["step"] == 3
+
+
+def test_only_whole_float32_parameters_on_a_cpu_are_updated_directly():
+    def kind(dtype=torch.float32, device="cpu"):
+        model = torch.nn.ParameterList([torch.zeros(2, dtype=dtype, device=device)])
+        return type(build_optimizer(model, TrainConfig(optimizer="adamw")))
+
+    assert kind() is DirectAdamW
+    assert kind(dtype=torch.float64) is torch.optim.AdamW
+    piece = torch.nn.Parameter(torch.zeros(2))
+    piece.full_tensor = piece.detach
+    model = torch.nn.Module()
+    model.piece = piece
+    assert type(build_optimizer(model, TrainConfig(optimizer="adam"))) is torch.optim.Adam
 
 
 def test_clipping_scales_to_the_global_norm():

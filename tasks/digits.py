@@ -245,6 +245,10 @@ class Multiplication(Digits):
         family="length generalisation",
         hard="carries over more digits than in train",
         source="arXiv 2405.17399 (Abacus); mcleish7/arithmetic 86022a57",
+        published=(
+            "setting: operands of up to 15 digits, reversed, not padded; tests of every pair of "
+            "lengths (repository)",
+        ),
     )
     sign: ClassVar[str] = "*"
 

@@ -66,7 +66,7 @@ def about_lines(cls: type[Task]) -> list[str]:
     lines = [f"{cls.name}: {first_sentence(cls)}"]
     if cls.about is not None:
         lines += [f"hard: {cls.about.hard}", f"from: {cls.about.source}"]
-        lines += [f"published: {line}" for line in cls.about.published]
+        lines += [f"published: {line}" for line in cls.about.published or ("none",)]
         lines.append(f"files: {cls.about.fetch or 'none'}")
     return [_filled(line) for line in lines]
 

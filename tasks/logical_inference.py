@@ -65,22 +65,41 @@ def truth(formula: str) -> int:
     for token in formula.split():
         if token in VARIABLES:
             stack.append(VARIABLES[token])
-        elif token in ("(", "not", "and", "or"):
+        elif token in _OPENING:
             stack.append(token)
-        else:
-            match stack[-5:]:
-                case [*_, "(", "not", int(value)] if token == ")":
-                    stack[-3:] = [TRUE ^ value]
-                case ["(", int(left), "(", "and" | "or" as operator, int(right)] if token == ")":
-                    # The inner bracket closes: what it joins waits for the outer one.
-                    stack[-5:] = ["(", left & right if operator == "and" else left | right]
-                case [*_, "(", int(value)] if token == ")":
-                    stack[-2:] = [value]
-                case _:
-                    raise ValueError(f"{formula!r}: expected a formula")
+        elif token != ")" or not _close(stack):
+            raise ValueError(f"{formula!r}: expected a formula")
     if len(stack) != 1 or not isinstance(stack[0], int):
         raise ValueError(f"{formula!r}: expected a formula")
     return stack[0]
+
+
+_OPENING = frozenset(("(", *OPERATORS))
+
+
+def _close(stack: list[int | str]) -> bool:
+    """Reduce what a closing bracket ends: ``( x``, ``( not x`` or ``( x ( and y``; false: nothing.
+
+    Of the last one the inner bracket closes: what it joins waits for the outer one.
+    """
+    if len(stack) < 2 or not isinstance(value := stack.pop(), int):
+        return False
+    operator = stack.pop()
+    if operator == "(":
+        stack.append(value)
+        return True
+    if operator == "not":
+        if not stack or stack.pop() != "(":
+            return False
+        stack.append(TRUE ^ value)
+        return True
+    if len(stack) < 3 or stack[-1] != "(" or stack[-3] != "(":
+        return False
+    left = stack[-2]
+    if not isinstance(left, int) or operator not in ("and", "or"):
+        return False
+    stack[-2:] = [left & value if operator == "and" else left | value]
+    return True
 
 
 def relation(left: str, right: str) -> str:

@@ -45,6 +45,11 @@ class CogsVariant(ExampleTask):
         family="semantic parsing",
         hard="as COGS; longer or reordered training rows show numbers and places that gen needs",
         source="arXiv 2303.13716; frankaging/ReCOGS 1b6eca8f",
+        published=(
+            "Transformer, concat against COGS: cp_recursion .48–.50, .002; pp_recursion .58, .087",
+            "the same, obj_pp_to_subj_pp: preposing .132, preposing_sprinkles .202, COGS 0 (README "
+            "and logs of the repository)",
+        ),
         fetch="python -m tasks.fetch cogs recogs/cogs_concat recogs/cogs_preposing "
         "recogs/cogs_preposing+sprinkles (or cogs alone, with made=rules)",
     )

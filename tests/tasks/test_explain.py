@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 import tasks
-from tasks import export, show
+from tasks import explain, export, show
 from tasks.base.lengths import LengthTask
 
 
@@ -17,6 +17,12 @@ def test_the_menu_has_every_task_with_its_family(capsys):
         assert f" {name} " in text
     assert "state tracking" in text
     assert "causal labelling" in text
+
+
+def test_what_was_not_published_is_said():
+    assert "published: none" in explain.about_lines(tasks.task_class("string_functions"))
+    lines = explain.about_lines(tasks.task_class("cogs_variant"))
+    assert sum(line.startswith("published: ") for line in lines) == 2
 
 
 def test_an_explanation_has_the_numbers():

@@ -43,7 +43,8 @@ def load(directory: str | Path) -> Model:
     with torch.device("meta"):
         model = FORMS[config.form](config)
     check_fit(model, weights, str(directory / WEIGHTS))
-    model.load_state_dict(weights, assign=True)
+    # In a file they begin anywhere, and some products on a CPU have other last bits there.
+    model.load_state_dict({name: each.clone() for name, each in weights.items()}, assign=True)
     return model.eval()
 
 

@@ -1,5 +1,7 @@
 """Small models for tests: random norms, so that a misplaced one shows, in float64."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,8 @@ from moeut.blocks.feed_forward import (
 from moeut.config import ModelConfig
 from moeut.models import build
 from moeut.recurrence.schedule import Depth
+
+sys.path.insert(0, str(Path(__file__).parent))  # for mechanism_cases
 
 ATTENTION = {
     "dense": DenseAttention(num_heads=2, head_size=8),

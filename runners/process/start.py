@@ -8,6 +8,7 @@ started with. Ctrl-C in the seconds in which torch is imported is then one line,
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -46,9 +47,13 @@ def importing() -> Iterator[None]:
     """
     before = signal.getsignal(signal.SIGINT)
     end_at_interrupt()
+    collects = gc.isenabled()
+    gc.disable()  # imports leave hardly any garbage, and looking for it takes a sixth of their time
     try:
         yield
     finally:
+        if collects:
+            gc.enable()
         if signal.getsignal(signal.SIGINT) is _end:
             signal.signal(signal.SIGINT, before)
 

@@ -38,6 +38,7 @@ from runners.process.messages import (
 )
 from runners.process.run_directory import RunDirectory
 from runners.process.signals import Stop, Stopped
+from runners.process.start import importing
 from runners.sweeping.executor import Job, OnMessage
 from tasks.base.command_line import DONE, RESUMABLE, print_what_can_be
 from tasks.base.cores import available_cores
@@ -296,7 +297,8 @@ class LocalExecutor:
 
 def work(orders: BinaryIO, messages: BinaryIO) -> int:
     """Serve orders until told to quit, and return the exit status."""
-    from runners.run import run  # torch and all models, which the other end does without
+    with importing():
+        from runners.run import run  # torch and all models, which the other end does without
 
     def send(message: Message) -> None:
         try:

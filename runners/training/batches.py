@@ -58,6 +58,9 @@ class Order(abc.ABC):
 class Columns(abc.ABC):
     """The rows of a split, ready to be made into batches."""
 
+    in_memory = False
+    """Whether rows lie there encoded: a batch then takes less time than handing it to a thread."""
+
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
@@ -101,6 +104,8 @@ class PaddedColumns(Columns):
     ``arrays[name]`` is (N, longest) for sequences and (N,) for one number a row. ``lengths[name]``,
     (N,), exists for sequences alone; past a row's length is padding.
     """
+
+    in_memory = True
 
     arrays: Mapping[str, np.ndarray]
     lengths: Mapping[str, np.ndarray]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -135,7 +136,11 @@ class Loop:
 
             steps = (self._compute, self._update)
             self._replays = Replays(capture, *steps, self.parameters, self.optimizer)
-        self._shares = Prefetch(self._share, num_steps=config.steps)
+        self._share_of: Callable[[int], _Share] = self._share
+        # What a criterion keeps decides a batch: it is known once its step is due.
+        waits = device.type == "cpu" and columns.in_memory
+        if not (waits or self.criterion.keeps_state):
+            self._share_of = Prefetch(self._share, num_steps=config.steps).get
         if not world.is_first:  # the ranks begin with one model, and then draw dropout of their own
             seed_everything(rank_seed(seed, world.rank))
 
@@ -145,7 +150,7 @@ class Loop:
         return self.model if self.average is None else self.average.module
 
     def _share(self, step: int) -> _Share:
-        """Return what this rank reads in a step, counted from 0; called in a thread."""
+        """Return what this rank reads in a step, counted from 0; may be called in a thread."""
         rows = self.criterion.choose(self.order.rows(step))
         parts, places = [], []
         for piece in self.world.pieces(np.arange(len(rows)), self.config.accumulate):
@@ -166,8 +171,7 @@ class Loop:
                 once. The weights, the optimiser and the position are those after the step before.
         """
         position, config, world = self.position, self.config, self.world
-        keeps_state = self.criterion.keeps_state  # then a batch is known once its step is due
-        share = (self._share if keeps_state else self._shares.get)(position.step)
+        share = self._share_of(position.step)
         rows = self.rows = share.rows
         rate = learning_rate(config, position.step + 1, d_model=self.d_model)
         counted = [part for part, count in share.parts if count]

@@ -14,6 +14,7 @@ from runners.process.generators import random_state, seed_everything, set_random
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
 from runners.training import parallel
+from runners.training.batches import PaddedColumns
 from runners.training.experiment import build
 from runners.training.lengths import train_columns
 from runners.training.loop import Loop, NonFinite
@@ -126,6 +127,7 @@ def test_every_parameter_is_trained(form, architecture, make_loop):
 
 def test_a_step_is_computed_while_the_next_batch_is_loaded(make_loop, monkeypatch):
     """Each step waits here for the batch after it, which without prefetching nobody would load."""
+    monkeypatch.setattr(PaddedColumns, "in_memory", False)
     loop = make_loop("train.steps=4", accumulate=1)
     loaded = [threading.Event() for _ in range(5)]
     make_batch, loss = loop.columns.batch, loop.objective.loss
@@ -148,6 +150,20 @@ def test_a_step_is_computed_while_the_next_batch_is_loaded(make_loop, monkeypatc
         loop.advance()
     assert len(made) == 4
     assert threading.main_thread() not in made
+
+
+def test_rows_in_memory_are_batched_without_a_thread_on_a_cpu(make_loop, monkeypatch):
+    loop = make_loop("train.steps=4", accumulate=1)
+    make_batch, made = PaddedColumns.batch, []
+
+    def batch(self, rows, *, device):
+        made.append(threading.current_thread())
+        return make_batch(self, rows, device=device)
+
+    monkeypatch.setattr(PaddedColumns, "batch", batch)
+    for _ in range(2):
+        loop.advance()
+    assert made == [threading.main_thread()] * 2
 
 
 def test_the_average_follows_the_weights_from_the_first_ones_on(make_loop):

@@ -92,6 +92,7 @@ def test_published_scales_have_small_siblings():
         ("cogs/small", "cogs_small"),
         ("scan/length_small", "scan_length_small"),
         ("language/stdlib_small", "lm_stdlib_small"),
+        ("cogs/recogs_small", "cogs_recogs_small"),
         ("cogs/slog_small", "cogs_slog_small"),
         ("formal/flip_flop_small", "formal_flip_flop_small"),
         pytest.param("imported/gym_small", "imported_gym_small", marks=pytest.mark.extras),
@@ -106,7 +107,7 @@ def test_published_scales_have_small_siblings():
 )
 def test_models_have_the_size_that_the_results_were_measured_at(config, result, request):
     """Parameters and multiply-accumulates are those in the committed table."""
-    if config in ("cogs/small", "cogs/slog_small", "scan/length_small"):
+    if config in ("cogs/small", "cogs/recogs_small", "cogs/slog_small", "scan/length_small"):
         request.getfixturevalue("data_dir")
     if config == "imported/gym_small":
         pytest.importorskip("reasoning_gym")

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from moeut.blocks.updates import DeepNorm, deepnorm_of_pair
 from moeut.design import Blueprint
 from moeut.options import OptionError, Options, require, require_positive
 from moeut.recurrence.schedule import Depth, NoRecursion
@@ -60,9 +61,6 @@ class ModelConfig(Blueprint):
         one_width = self.form != "encoder_decoder" or self.core_width == self.d_model
         said = "cannot be had in an encoder_decoder, whose layers read a memory of width d_model"
         require(one_width, "core_width", self.core_width, said)
-        one_stack = self.form != "encoder_decoder" or self.initialization != "deepnorm"
-        said = "has another published formula, and other alphas, for an encoder with a decoder"
-        require(one_stack, "initialization", self.initialization, said)
         self._refuse("pooling", unless="encoder_classifier")
         self._refuse_states()
         if self.form in ENCODERS:
@@ -125,12 +123,23 @@ class ModelConfig(Blueprint):
             for name in ("position", "input_position"):
                 shared[name] = shared[name].of_source()
         shared["update"] = self.update.in_stack(num_applications=depth.num_applications)
+        if self.form == "encoder_decoder" and self.initialization == "deepnorm":
+            assert isinstance(self.update, DeepNorm)
+            encoder, decoder = self.applied_layers
+            alphas = deepnorm_of_pair(encoder, decoder)[causal]
+            shared["update"] = self.update.with_default(alphas.alpha)
         for name in ("attention", "feed_forward"):
             try:
                 shared[name] = getattr(self, name).in_stack(causal=causal)
             except OptionError as error:
                 raise error.under(name) from None
         return StackConfig(depth=depth, causal=causal, cross_attention=cross_attention, **shared)
+
+    @property
+    def applied_layers(self) -> tuple[int, int]:
+        """Applications of layers in encoder and decoder."""
+        encoder = self.encoder_depth or self.depth
+        return encoder.num_applications, self.depth.num_applications
 
     @property
     def embedding_factor(self) -> float:

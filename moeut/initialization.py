@@ -12,6 +12,7 @@ from moeut.blocks.attention.base import Attention
 from moeut.blocks.feed_forward.base import FeedForward
 from moeut.blocks.own import expanded
 from moeut.blocks.roles import HasRoles, Role, truncated_normal
+from moeut.blocks.updates import deepnorm_of_pair
 from moeut.config import ModelConfig
 from moeut.design import Initialization
 from moeut.recurrence.stack import DepthStack
@@ -58,7 +59,8 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
 
     ``deepnorm`` (arXiv 2203.00555) is ``depth_scaled``, with projections, routers and feed-forwards
     drawn from the Glorot normal, times (8 L)^(-1/4) where the output of a sublayer is in proportion
-    to them: values, attention output, feed-forward.
+    to them: values, attention output, feed-forward. An encoder and its decoder have factors of
+    their own (``deepnorm_of_pair``).
 
     Expert weights are drawn as above per head (attention) or as one matrix over all experts
     (feed-forward). ``renormalise_router`` then gives all router rows of a feed-forward one norm,
@@ -82,7 +84,7 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
         role, depth = roles[name]
         scheme = config.initialization
         if scheme == "deepnorm" and role.part in ("weight", "up"):
-            gain = (8.0 * depth) ** -0.25 if parameter in branches else 1.0
+            gain = _beta(config, name, depth) if parameter in branches else 1.0
             parameter.normal_(std=gain * math.sqrt(2.0 / (role.fan_in + role.fan_out)))
         else:
             _draw(parameter, role, scheme, depth)
@@ -91,6 +93,13 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
     for module in model.modules():
         if isinstance(module, DepthStack):
             module.draw()
+
+
+def _beta(config: ModelConfig, name: str, depth: int) -> float:
+    """Return DeepNorm's factor on a weight of that name, of a stack of ``depth`` applied layers."""
+    if config.form != "encoder_decoder":
+        return float((8.0 * depth) ** -0.25)
+    return deepnorm_of_pair(*config.applied_layers)[name.startswith("decoder.")].beta
 
 
 def keep_standard_deviation(weight: Tensor, *, dim: int) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,8 @@ class DeepNorm(Residual):
 
     kind: ClassVar[str] = "deepnorm"
     alpha: float = derived()
-    """Factor on the input; left out: (2 · applied layers of the stack)^(1/4) (arXiv 2203.00555)."""
+    """Factor on the input; left out: (2 · applied layers of the stack)^(1/4) (arXiv 2203.00555), or
+    what the paper has for an encoder and for its decoder, where ``initialization`` is deepnorm."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,13 +119,36 @@ class DeepNorm(Residual):
 
     def in_stack(self, *, num_applications: int) -> Self:
         """Return the options of a stack that applies that many layers."""
+        return self.with_default((2.0 * num_applications) ** 0.25)
+
+    def with_default(self, alpha: float) -> Self:
+        """Return these options with ``alpha``, if none was given."""
         given: float | None = self.alpha
-        alpha = (2.0 * num_applications) ** 0.25 if given is None else given
-        return dataclasses.replace(self, alpha=alpha)
+        return dataclasses.replace(self, alpha=alpha) if given is None else self
 
     def build(self, d_model: int, norms: NormOptions) -> Update:
         """Return the update, which has no parameters."""
         return DeepNormUpdate(self.alpha)
+
+
+class DeepNormScales(NamedTuple):
+    """What a stack of DeepNorm has (arXiv 2203.00555)."""
+
+    alpha: float
+    """Factor on the input of every sublayer."""
+
+    beta: float
+    """Factor on the weights that the output of a sublayer is in proportion to."""
+
+
+def deepnorm_of_pair(encoder: int, decoder: int) -> tuple[DeepNormScales, DeepNormScales]:
+    """Return the scales of an encoder of N layers and of its decoder of M, as they are applied.
+
+    α is 0.81 · (N⁴ M)^(1/16) and (3 M)^(1/4), β is 0.87 · (N⁴ M)^(-1/16) and (12 M)^(-1/4).
+    """
+    both = (encoder**4 * decoder) ** (1 / 16)
+    of_decoder = DeepNormScales((3.0 * decoder) ** 0.25, (12.0 * decoder) ** -0.25)
+    return DeepNormScales(0.81 * both, 0.87 / both), of_decoder
 
 
 class DeepNormUpdate(Update):

@@ -199,16 +199,28 @@ def test_deepnorm_counts_applied_layers_and_experts_as_one_matrix() -> None:
     glorot_normal(layer.attention.output, (D, HEADS * HEAD), beta)
 
 
-@pytest.mark.parametrize(
-    ("form", "options", "said"),
-    [
-        ("decoder_lm", {}, "initialization='deepnorm': is what update.kind=deepnorm needs"),
-        ("encoder_decoder", DEEPNORM, "initialization='deepnorm': has another published formula"),
-    ],
-)
-def test_deepnorm_is_refused_without_its_update(form: str, options: Any, said: str) -> None:
+def test_deepnorm_of_an_encoder_with_its_decoder() -> None:
+    """N = 3 and M = 6: 0.81 (N⁴ M)^(1/16) and (3 M)^(1/4), 0.87 (N⁴ M)^(-1/16), (12 M)^(-1/4)."""
+    pair = {"form": "encoder_decoder", "encoder_depth": {"group": 3, "repeats": 1}}
+    model = make("transformer", "deepnorm", **DEEPNORM, **pair)
+    scales = {"encoder": (1.192339, 0.591023), "decoder": (2.059767, 0.343295)}
+    for stack, (alpha, beta) in scales.items():
+        layer = getattr(model, stack).layers[0]
+        assert layer.update.alpha == pytest.approx(alpha, rel=1e-5)
+        glorot_normal(layer.feed_forward.up.weight, (D, 512), beta)
+        glorot_normal(layer.attention.output.weight, (D, HEADS * HEAD), beta)
+        glorot_normal(layer.attention.query.weight, (D, HEADS * HEAD), 1.0)
+    glorot_normal(layer.cross_attention.value.weight, (D, HEADS * HEAD), beta)
+    given = {"norm": "post", "update": {"kind": "deepnorm", "alpha": 1.5}}
+    assert make("transformer", "deepnorm", **given, **pair).encoder.layers[0].update.alpha == 1.5
+    plain = make("transformer", "normal", **DEEPNORM, **pair)
+    assert plain.encoder.layers[0].update.alpha == pytest.approx(6**0.25)
+
+
+def test_deepnorm_is_refused_without_its_update() -> None:
+    said = "initialization='deepnorm': is what update.kind=deepnorm needs"
     with pytest.raises(OptionError, match=said):
-        make("transformer", "deepnorm", form=form, **options)
+        make("transformer", "deepnorm")
 
 
 @pytest.mark.parametrize("scheme", ["moeut", "depth_scaled", "glorot", "normal", "kaiming"])

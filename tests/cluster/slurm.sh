@@ -69,7 +69,12 @@ node)
   slurmd -N "$3"
   ;;
 stop)
-  scancel --me --signal=KILL 2>/dev/null || true
+  scancel --me --full --signal=KILL 2>/dev/null || true
+  scancel --me 2>/dev/null || true
+  for _ in $(seq 40); do # a slurmd that has ended could not end its jobs any more
+    [ -z "$(squeue --me --noheader 2>/dev/null)" ] && break
+    sleep 0.5
+  done
   for name in slurmd.n1 slurmd.n2 slurmctld munged; do
     [ -f "$folder/$name.pid" ] && kill "$(cat "$folder/$name.pid")" 2>/dev/null || true
   done

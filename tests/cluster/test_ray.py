@@ -23,11 +23,15 @@ def nodes():
     cluster.shutdown()
 
 
-def started(make, tries=3):
-    """Return a cluster with two nodes; on a busy machine a node may miss Ray's half minute."""
+def started(make, tries=4):
+    """Return a cluster with two nodes.
+
+    Ray gives the helpers of a node 15 seconds to start, which cannot be set: on a busy machine it
+    takes several tries, and as few other processes as can be.
+    """
     cluster = make()
     try:
-        cluster.add_node(num_cpus=0)
+        cluster.add_node(num_cpus=0, include_dashboard=False, no_monitor=True)
         cluster.added = [cluster.add_node(num_cpus=2) for _ in range(2)]
     except Exception:  # Ray raises no other
         cluster.shutdown()

@@ -15,6 +15,7 @@ from runners.reporting.html import contents
 from runners.reporting.html.analyses import Analysis, all_analyses
 from runners.reporting.html.charts import Chart, all_charts
 from runners.reporting.results import SweepResults
+from runners.reporting.shown import curve_models, note
 from runners.reporting.tables import Table
 from tasks.base.printable import printable
 
@@ -57,7 +58,7 @@ def to_html(results: SweepResults, *, extra: str = "", follow: int | None = None
     Raises:
         PageUnavailable: the plotting library is not installed.
     """
-    charts, analyses = all_charts(results), all_analyses(results)
+    charts, analyses, shown = all_charts(results), all_analyses(results), curve_models(results)
     parts = [
         _headline(results),
         _section("scores", "Comparison", _tables(_main_tables(results)), charts),
@@ -65,8 +66,8 @@ def to_html(results: SweepResults, *, extra: str = "", follow: int | None = None
         _section("depth", "By depth at evaluation", _folded(_depth_tables(results)), charts),
         _section("learning", "Learning curves", "", charts),
         _analyses(results, analyses),
-        _examples(results),
-        _configs(results),
+        _examples(results, shown),
+        _configs(results, shown),
         _environment(results),
     ]
     return document(
@@ -75,7 +76,7 @@ def to_html(results: SweepResults, *, extra: str = "", follow: int | None = None
         data={
             "charts": [chart.to_json() for chart in charts],
             "analyses": [analysis.to_json() for analysis in analyses],
-            "examples": contents.examples(results),
+            "examples": contents.examples(shown),
             "follow": follow,
         },
     )
@@ -156,11 +157,10 @@ def _section(name: str, title: str, tables: str, charts: Sequence[Chart]) -> str
 
 def figure(chart: Chart) -> str:
     """Return the place of a figure, which the script fills, with its legend, data and download."""
-    note = f'<p class="note">{text(chart.note)}</p>' if chart.note else ""
     return (
         f'<figure data-chart="{chart.name}"><figcaption>{text(chart.title)}</figcaption>'
         f'<div class="legend" role="group" aria-label="Show or hide"></div>'
-        f'<div class="plot"></div>{note}<p class="links"></p></figure>'
+        f'<div class="plot"></div>{_noted(chart.note)}<p class="links"></p></figure>'
     )
 
 
@@ -267,8 +267,8 @@ def _analysis(found: Analysis) -> str:
     )
 
 
-def _examples(results: SweepResults) -> str:
-    if not any((run.directory / "predictions.jsonl").is_file() for run in results.runs):
+def _examples(results: SweepResults, shown: SweepResults) -> str:
+    if not any((run.directory / "predictions.jsonl").is_file() for run in shown.runs):
         return ""
     selects = "".join(
         f'<label>{label} <select data-field="{field}">'
@@ -281,6 +281,7 @@ def _examples(results: SweepResults) -> str:
         )
     )
     body = (
+        f"{_noted(note(results, shown))}"
         "<p>Of the first finished seed of each model, a few of each category; all are in its "
         f'predictions.jsonl.</p><div class="selects">{selects}</div>'
         '<p id="examples-count" role="status"></p>'
@@ -293,15 +294,20 @@ def _examples(results: SweepResults) -> str:
     return section("examples", "Example predictions", body)
 
 
-def _configs(results: SweepResults) -> str:
+def _configs(results: SweepResults, shown: SweepResults) -> str:
     texts = contents.configs(results)
     differences = contents.differences_table(texts) if len(texts) > 1 else None
     whole = "".join(
         f"<details><summary>{text(label)}</summary>"
         f'<pre tabindex="0">{html.escape(config)}</pre></details>'
-        for label, config in texts.items()
+        for label, config in contents.configs(shown).items()
     )
-    return section("configs", "Configs", (table(differences) if differences else "") + whole)
+    parts = [table(differences) if differences else "", _noted(note(results, shown)), whole]
+    return section("configs", "Configs", "".join(parts))
+
+
+def _noted(said: str) -> str:
+    return f'<p class="note">{text(said)}</p>' if said else ""
 
 
 def _environment(results: SweepResults) -> str:

@@ -8,6 +8,7 @@ from runners import report
 from runners.reporting import shown
 from runners.reporting.figures import all_figures
 from runners.reporting.html.charts import all_charts
+from runners.reporting.html.document import to_html
 from runners.reporting.results import load
 from runners.reporting.shown import best, curve_models, grid_note, note, panel_models
 
@@ -63,6 +64,24 @@ def test_figures_and_the_page_show_the_best_and_say_so(make_sweep, monkeypatch):
     assert labels(panel_models(results)) == ["b"]
     every = dataclasses.replace(results, models_shown=3)
     assert curve_models(every) is panel_models(every) is every
+
+
+def test_the_page_has_examples_and_whole_configs_of_the_best_alone(make_sweep, monkeypatch):
+    monkeypatch.setattr(shown, "MOST_MODELS", 1)
+    directory = make_sweep(low=[0.1], top=[0.9])
+    row = {"split": "gen", "category": "x", "correct": True, "source": "s", "target": "t"}
+    for path in directory.glob("*/seed0"):
+        name = path.parent.name.split("-")[0]
+        line = json.dumps(row | {"prediction": f"said by {name}"})
+        (path / "predictions.jsonl").write_text(line + "\n")
+        (path / "config.yaml").write_text(f"width: {name} wide\n")
+    page = to_html(load(directory))
+    assert "said by top" in page
+    assert "said by low" not in page
+    assert ">low wide</td>" in page  # in the table of what differs
+    assert "width: top wide" in page
+    assert "width: low wide" not in page
+    assert page.count("The 1 of 2 models with the best gen exact_match; tables have all.") >= 2
 
 
 def test_curves_over_a_grid_are_whole_or_left_out(make_sweep, monkeypatch):

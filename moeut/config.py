@@ -82,7 +82,7 @@ class ModelConfig(Blueprint):
         """Refuse states that are passed on in forms that write token by token."""
         for name, is_on in {
             "recursion": not isinstance(self.recursion, NoRecursion),
-            "carry": self.carry.steps > 1,
+            "carry": self.carry.is_supervised,
             "prefix": self.prefix.rows > 0,
         }.items():
             said = (

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moeut.blocks.roles import Roles, constant
 from moeut.ops import linear
-from moeut.options import Options, require, require_positive
+from moeut.options import Options, require_positive
 
 SURELY_NOT = -5.0
 """First logit of halting and of going on, whatever the state is (TRM, HRM, URM)."""
@@ -29,7 +29,7 @@ class Carry(Options):
 
     steps: int = 1
     """Passes that an answer takes, and the most that a row gets in training; 1: nothing is
-    carried."""
+    carried, and where there is a halting head it learns from that pass."""
     halting: Literal["none", "right", "value"] = "none"
     """What halts a row in training before its last pass: nothing; ``right``: that its answer is
     more likely right than not (TRM, URM); ``value``: that halting is worth more than going on,
@@ -38,8 +38,11 @@ class Carry(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "steps")
-        said = "has no effect with steps=1"
-        require(self.steps > 1 or self.halting == "none", "halting", self.halting, said)
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether passes are trained one by one, by deep supervision."""
+        return self.steps > 1 or self.halting != "none"
 
 
 class Carried(NamedTuple):

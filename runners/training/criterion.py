@@ -227,7 +227,7 @@ def _keywords(call: Callable[..., Any]) -> dict[str, Any]:
 
 def refused(config: TrainConfig, model_config: ModelConfig) -> tuple[str, Any, str] | None:
     """Return option, value and reason of what a model cannot be trained with; None: it can all."""
-    carries = model_config.carry.steps > 1
+    carries = model_config.carry.is_supervised
     kind = config.objective.of_model(carries=carries).kind
     stack = list(model_config.stacks.values())[-1]
     reason = None

@@ -194,7 +194,8 @@ class Replays:
 
 def refused(config: TrainConfig, model_config: ModelConfig) -> str | None:
     """Return why no machine can replay the steps of a run; None: one with a GPU can."""
-    if config.objective.of_model(carries=model_config.carry.steps > 1).kind == "deep_supervision":
+    carries = model_config.carry.is_supervised
+    if config.objective.of_model(carries=carries).kind == "deep_supervision":
         return "deep supervision goes on from states that the host puts together"
     if config.activation_checkpointing:
         return "activation checkpointing reads the state of the generator"

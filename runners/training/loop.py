@@ -329,7 +329,7 @@ def build_criterion(config: TrainConfig, model_config: Any, *, seed: int) -> Cri
         seed: of the run.
     """
     carry = getattr(model_config, "carry", None)
-    objective = config.objective.of_model(carries=carry is not None and carry.steps > 1)
+    objective = config.objective.of_model(carries=carry is not None and carry.is_supervised)
     if objective.kind == "last" and objective.gate_steps is not None:
         from runners.training.gate_stage import GateStage
 

@@ -109,7 +109,8 @@ def training_flops_per_token(train: TrainConfig, config: ModelConfig, objective:
         length = lengths_of(objective)["sequence_length"]
         each = sizing.macs_per_token(config, sequence_length=length, passes=1)
         with_gradient = each - sizing.cut_macs_per_token(config, sequence_length=length)
-        further = each if config.carry.halting == "value" else 0
+        carry = config.carry
+        further = each if carry.halting == "value" and carry.steps > 1 else 0
         return 2 * (each + further) + 4 * with_gradient
     own = {name: float(stack.depth.repeats) for name, stack in config.stacks.items()}
     depth = mean_depth(train, objective)

@@ -47,8 +47,8 @@ class Rules:
 
     @property
     def learns_value(self) -> bool:
-        """Whether going on has a value of its own (HRM)."""
-        return self.halting == "value"
+        """Whether going on has a value of its own (HRM); after one pass alone there is none."""
+        return self.halting == "value" and self.most > 1
 
 
 class Losses(NamedTuple):
@@ -187,6 +187,8 @@ class DeepSupervision(Criterion):
         """Return the passes (N,) that the row at each place must have had to halt in a step."""
         generator = np.random.default_rng([STREAM, self.seed, step])
         count = len(self.rows)
+        if self.rules.most == 1:
+            return np.zeros(count, dtype=np.int64)
         explores = generator.random(count) < self.exploration
         return explores * generator.integers(2, self.rules.most, endpoint=True, size=count)
 

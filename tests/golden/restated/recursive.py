@@ -74,11 +74,13 @@ VARIANTS = {
     "trm_no_puzzle": _config("trm", puzzle_emb_ndim=0, puzzle_emb_len=0, H_cycles=1, L_cycles=3),
     "trm_rows_by_size": _config("trm", puzzle_emb_ndim=20, puzzle_emb_len=0, rope_theta=500.0),
     "trm_continue": _config("trm", no_ACT_continue=False, halt_max_steps=4, rms_norm_eps=1e-3),
+    "trm_one_pass": _config("trm", halt_max_steps=1),
     "trm_softmax": _config("trm", loss="softmax", batch_size=1, num_heads=6),
     "trm_single": _single(L_layers=2),
     "trm_single_mlp": _single(mlp_t=True, pos_encodings="none", H_cycles=3, L_cycles=1),
     "trm_single_continue": _single(no_ACT_continue=False, loss="softmax"),
     "hrm_learned": _config("hrm", pos_encodings="learned", H_layers=2, batch_size=4),
+    "hrm_one_pass": _config("hrm", halt_max_steps=1, H_cycles=1),
     "hrm_softmax": _config("hrm", loss="softmax", L_layers=2, H_cycles=3, L_cycles=1),
     "hrm_no_puzzle": _config("hrm", puzzle_emb_ndim=0, H_cycles=1, L_cycles=1, seq_len=7),
     "urm_one_cycle": _config("urm", H_cycles=1, L_cycles=3, num_layers=1, loops=5),
@@ -153,7 +155,9 @@ def inputs(config: dict[str, Any]) -> Tensors:
             f"step.{step}.labels": labels,
             f"step.{step}.puzzle_identifiers": torch.randint(4, (batch,), generator=g),
             f"step.{step}.explore_uniform": torch.rand(batch, generator=g),
-            f"step.{step}.explore_steps": torch.randint(2, most + 1, (batch,), generator=g),
+            f"step.{step}.explore_steps": torch.randint(
+                min(2, most), most + 1, (batch,), generator=g
+            ),
         }
     return given
 
@@ -259,6 +263,7 @@ def numbers(config: dict[str, Any], given: Tensors) -> Tensors:
     parameters, buffers = leaves(part(given, "param")), part(given, "buffer")
     model, begin = _Model(config, parameters, buffers), None
     learns_value = config["family"] == "hrm" or not options.get("no_ACT_continue", True)
+    learns_value = learns_value and _most(config) > 1  # one pass alone can go nowhere
     exploration = 0.1 if config["family"] == "urm" else options["halt_exploration_prob"]
     table, states, data = buffers.get("puzzle_emb.weights"), [], {}
     halted = torch.ones(options["batch_size"], dtype=torch.bool)

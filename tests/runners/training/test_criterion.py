@@ -160,6 +160,16 @@ def test_rows_keep_their_place_until_they_halt(architecture, make_loop):
     assert any(step == 1 and h for _, s, hs in seen for step, h in zip(s, hs, strict=True))
 
 
+@pytest.mark.parametrize("architecture", ["trm", "hrm"])
+def test_after_its_only_pass_every_row_halts(architecture, make_loop):
+    """And learns whether it was right, but not what going on would be worth."""
+    loop = make_loop(*SMALL_TRM, "model.carry.steps=1", architecture=architecture)
+    seen, gradients = run_steps(loop, 3)
+    assert all(set(steps) == {1} and all(halted) for _, steps, halted in seen)
+    halts, goes_on = gradients["halt_head.bias"].tolist()
+    assert halts != 0.0 == goes_on
+
+
 def test_parts_of_a_batch_are_the_whole_batch(make_loop):
     """As ranks are, which take the same places."""
     whole, wanted = run_steps(make_loop(*SMALL_TRM, architecture="trm", accumulate=1), 6)

@@ -15,9 +15,9 @@ Potts 2023, arXiv 2303.13716):
 Score by ``semantic_match``, which takes any names and any order, and one name for two variables:
 two whole copies of the form are right by it, and wrong by ``one_to_one_match``.
 
-``made: rules`` makes the first two from the files of COGS alone. Its dev, test and gen with the
-positional index are the official ones, row by row; of v2 they are so but for the names that were
-drawn. Its train has other draws, and its results are not ReCOGS'.
+``made: rules`` makes them from the files of COGS alone. All rows of variable_free are the official
+ones, and dev, test and gen of the positional index; of v2 they are so but for the names that were
+drawn. The train of these two has other draws, and their results are not ReCOGS'.
 
 22 rows of gen need a word that no target of train has, so that the ceiling is 99.90 %.
 """
@@ -40,6 +40,7 @@ from tasks.cogs import official
 from tasks.cogs.changes import Row, concatenations, read_row, varied
 from tasks.cogs.graph import positional_form, positional_primitive
 from tasks.cogs.logical_form import read
+from tasks.cogs.variable_free import variable_free
 
 COMMIT = "1b6eca8ff4dca5fd2fb284a7d470998af5083beb"
 REPOSITORY = f"https://raw.githubusercontent.com/frankaging/ReCOGS/{COMMIT}"
@@ -103,11 +104,9 @@ class Recogs(ExampleTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.made == "rules":
-            fits = self.form != "variable_free"
-            require(self, "made", fits, "official with form=variable_free, which no rule makes")
-        else:
-            require(self, "seed", self.seed == 0, "left out unless made=rules")
+        drawn = self.made == "rules" and self.form != "variable_free"
+        said = "left out unless made=rules, and with variable_free"
+        require(self, "seed", drawn or self.seed == 0, said)
 
     @property
     def own_metrics(self) -> tuple[str, ...]:
@@ -121,7 +120,7 @@ class Recogs(ExampleTask):
             DataMissing, DataDamaged: a file is not there, or not the published one.
         """
         if self.made == "rules":
-            return self._make()
+            return self._make() if self.form != "variable_free" else _without_variables()
         files = {split: DATA_FILES[f"{self.form}/{split}.tsv"] for split in SPLITS}
         return {split: read_rows(file) for split, file in files.items()}
 
@@ -180,6 +179,16 @@ def example(sentence: str, form: str, category: str) -> Example:
     is_changed = any(word in category for word in CHANGED)
     depth = 0 if is_changed else read(sentence).depth
     return Example(tuple(sentence.split(" ")), tuple(form.split(" ")), category, depth)
+
+
+def _without_variables() -> dict[str, list[Example]]:
+    return {
+        split: [
+            example(sentence, variable_free(form), category)
+            for sentence, form, category in official.read_columns(file)
+        ]
+        for split, file in official.DATA_FILES.items()
+    }
 
 
 def read_rows(file: DataFile) -> list[Example]:

@@ -292,8 +292,8 @@ def test_official_training_files_of_variants_are_asked_for(data_dir, tmp_path, m
 
 
 def test_options_that_do_not_fit_are_refused():
-    with pytest.raises(OptionError, match="official with form=variable_free"):
-        Recogs(form="variable_free", made="rules")
+    with pytest.raises(OptionError, match="left out unless made=rules, and with variable_free"):
+        Recogs(form="variable_free", made="rules", seed=1)
     with pytest.raises(OptionError, match="left out unless made=rules"):
         Recogs(seed=1)
     assert Recogs(form="variable_free").own_metrics == ()

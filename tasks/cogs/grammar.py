@@ -204,6 +204,17 @@ class Grammar:
                 that it is no name; None: as the grammar draws it.
             clause_depth: number of nested ``that`` clauses; None: as the grammar draws it.
         """
+        tokens, clauses = self.draw_tokens(at, word, phrase_depth, clause_depth)
+        return Sentence(" ".join(tokens), tuple(clauses))
+
+    def draw_tokens(
+        self,
+        at: Slot | None = None,
+        word: str | None = None,
+        phrase_depth: int | None = None,
+        clause_depth: int | None = None,
+    ) -> tuple[list[str], list[str]]:
+        """Draw a sentence as ``draw`` does; return its tokens and the kinds of its clauses."""
         tokens: list[str] = []
         clauses: list[str] = []
         while len(clauses) < clause_depth if clause_depth is not None else self._embeds():
@@ -215,7 +226,7 @@ class Grammar:
         if tokens[0] in DETERMINERS:
             tokens[0] = tokens[0].capitalize()
         tokens.append(".")
-        return Sentence(" ".join(tokens), tuple(clauses))
+        return tokens, clauses
 
     def _embeds(self) -> bool:
         return self._uniform() < CLAUSES["embedding"][0]

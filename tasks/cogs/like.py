@@ -34,7 +34,7 @@ from tasks.base.options import OptionError, require
 from tasks.base.task import Example, ExampleTask
 from tasks.cogs.grammar import DEEPER_PHRASE, INNERMOST, Grammar, Slot, clauses_with
 from tasks.cogs.lexicon import EXPOSED
-from tasks.cogs.logical_form import primitive_form, read
+from tasks.cogs.logical_form import SentenceReader, primitive_form
 from tasks.cogs.official import STRUCTURAL, example, generalisation_tables
 
 _WITH_OBJECT = ("transitive", "omissible", "unaccusative_transitive")
@@ -184,7 +184,7 @@ class _Rows:
 
     def __init__(self, task: CogsLike) -> None:
         self.task = task
-        self.seen: set[str] = set()
+        self.seen: set[tuple[str, ...]] = set()
         self.known: set[str] | None = None
         """Source tokens of train; None while train itself is drawn."""
 
@@ -241,13 +241,15 @@ class _Rows:
         phrase_limit = request.get("phrase_depth", self.task.train_depth)
         seen, known = self.seen, self.known
         for _ in range(_TRIES_PER_ROW):
-            text = grammar.draw(**request).text
-            if text in seen or not (known is None or known.issuperset(text.split(" "))):
+            tokens, _ = grammar.draw_tokens(**request)
+            sentence = tuple(tokens)
+            if sentence in seen or not (known is None or known.issuperset(tokens)):
                 continue
-            reading = read(text)
+            reading = SentenceReader(tokens).read()
             if reading.clause_depth <= clause_limit and reading.phrase_depth <= phrase_limit:
-                seen.add(text)
-                return example(text, reading.logical_form, category, depth=reading.depth)
+                seen.add(sentence)
+                form = tuple(reading.logical_form.split(" "))
+                return Example(sentence, form, category, reading.depth)
         raise OptionError(
             "task.lexicon_size",
             self.task.lexicon_size,

@@ -82,20 +82,17 @@ STRUCTURAL = ("obj_pp_to_subj_pp", *RECURSION)
 """Categories of gen that put a structure where it was not seen."""
 
 
-def example(
-    sentence: str, logical_form: str, category: str, *, depth: int | None = None
-) -> Example:
+def example(sentence: str, logical_form: str, category: str) -> Example:
     """Return a row as an example, its difficulty the recursion depth of the sentence.
 
     Depth is the number of nested ``that`` clauses or of nested prepositional phrases, whichever is
-    more: 0 to 2 in training, and the 3 to 12 of the two recursion categories. It is read from the
-    sentence where it is not known.
+    more: 0 to 2 in training, and the 3 to 12 of the two recursion categories.
     """
     return Example(
         source=tuple(sentence.split(" ")),
         target=tuple(logical_form.split(" ")),
         category=category,
-        difficulty=read(sentence).depth if depth is None else depth,
+        difficulty=read(sentence).depth,
     )
 
 

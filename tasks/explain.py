@@ -90,9 +90,10 @@ def explain(task: PositionTask) -> Iterator[str]:
     yield f"labels: {_listed(task.labels())}"
     rows = task.split(task.in_distribution_split or task.train_split)[:64]
     example = min(rows, key=lambda row: abs(len(row.source) - EXAMPLE_TOKENS))
-    yield "example (. where nothing is scored):"
+    nothing = "-" if "." in task.labels() else "."  # of a maze a dot is the floor
+    yield f"example ({nothing} where nothing is scored):"
     yield f"  {_cut(' '.join(example.source))}"
-    yield f"  {_cut(' '.join('.' if word == UNSCORED else word for word in example.target))}"
+    yield f"  {_cut(' '.join(nothing if word == UNSCORED else word for word in example.target))}"
 
 
 def label_table(task: PositionTask) -> WholeTable:

@@ -46,6 +46,13 @@ def test_an_explanation_has_the_numbers():
     assert cells["iid"][-1] == "1,000 of the first 100,000"
 
 
+def test_what_is_not_scored_is_told_from_a_label():
+    maze = tasks.create("maze", side=5, puzzles=5, valid_puzzles=5, test_puzzles=5, least_path=2)
+    assert "example (- where nothing is scored):" in explain.explain(maze)
+    parity = tasks.create("prefix_sums", train_lengths=[1, 4], test_lengths=[6])
+    assert "example (. where nothing is scored):" in explain.explain(parity)
+
+
 @pytest.mark.parametrize(
     "name", [n for n in tasks.TASKS if issubclass(tasks.task_class(n), LengthTask)]
 )

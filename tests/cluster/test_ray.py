@@ -23,7 +23,7 @@ def nodes():
     cluster.shutdown()
 
 
-def started(make, tries=4):
+def started(make, tries=6):
     """Return a cluster with two nodes.
 
     Ray gives the helpers of a node 15 seconds to start, which cannot be set: on a busy machine it

@@ -138,7 +138,9 @@ class Own(Options):
         said = f"has no effect with {both}, which have no router and no gate"
         require(not self.routers or heads.decides or mapping.decides, "routers", True, said)
         for name in adapters.of_attention() if adapters.rank else ():
-            said = f"{named['attention']} has experts there, which take no adapter"
+            said = (
+                f"{named['attention']} has no dense projection there that an adapter could change"
+            )
             require(name in heads.projections, f"adapters.{name}", True, said)
         said = f"{named['feed_forward']} has no dense layer to adapt"
         wanted = bool(adapters.rank) and adapters.feed_forward

@@ -297,7 +297,7 @@ def test_a_saved_model_comes_back(make_model, tmp_path):
         ),
         (
             {"own": Own(adapters=Adapters(rank=1, value=True))},
-            r"own.adapters.value=True: attention.kind='switch_head' has experts there",
+            r"own.adapters.value=True: attention.kind='switch_head' has no dense projection",
         ),
         (
             {"own": Own(adapters=Adapters(rank=1, feed_forward=True))},

@@ -163,6 +163,15 @@ UNUSED = {
     ("decoder_lm", "ddp"): {
         "depth by row": ("train.repeats={kind: poisson, mean: 2.0, longest: 4, per: sequence}",),
         "expert choice": ("model.halting={kind: expert_choice, sampling: router, z_loss: 0.1}",),
+        "stick-breaking": (
+            "model.halting={kind: stick_breaking, threshold: 0.6}",
+            "model.conditioning=film",
+        ),
+        "ponder": (
+            "model.halting=ponder",
+            "model.own.adapters.rank=2",
+            "model.conditioning=network",
+        ),
     },
     ("decoder_lm", "fsdp"): {
         "token choice": ("model.halting={kind: token_choice, balancing: bias, bias_rate: 0.1}",),

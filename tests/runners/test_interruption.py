@@ -142,8 +142,8 @@ def test_interrupted_sweep_saves_its_runs(sweep_file, tmp_path, start):
     command = start(
         sweep.main, sweep_file, *LONG, f"--runs-dir={tmp_path}", "--workers=2", "--no-figures"
     )
-    command.wait_for("shallow seed 0: 1/")
-    command.wait_for("shallow seed 1: 1/")
+    command.wait_for("deep seed 0: 1/")  # the longest begin first
+    command.wait_for("deep seed 1: 1/")
     command.send(signal.SIGINT)
     assert command.end() == 130
     assert "the same command continues" in command.output.read_text()

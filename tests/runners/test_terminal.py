@@ -9,6 +9,7 @@ import torch
 
 from runners import analyze, compare, evaluate, report, sweep
 from runners.bench import __main__ as bench_command
+from runners.reporting.drawer import Drawer
 from tasks import show
 from tasks.base.console import WholeTable
 
@@ -91,11 +92,12 @@ def test_compare(directory, make_sweep, shown_whole):
 
 
 def test_end_and_plan_of_a_sweep(directory, tmp_path, run_text, shown_whole):
-    shown_whole(
-        lambda words: sweep._report(Path(*words), with_figures=False),
-        directory,
-        piped_as_tables=False,
-    )
+    with Drawer() as drawer:
+        shown_whole(
+            lambda words: sweep._report(Path(*words), drawer, with_figures=False),
+            directory,
+            piped_as_tables=False,
+        )
     file = tmp_path / "pair.yaml"
     text = "".join(f"  {line}\n" for line in run_text().strip().splitlines())
     grid = "parameters: {train.learning_rate: {values: [3.1622776601683794e-05, 0.001]}}\n"

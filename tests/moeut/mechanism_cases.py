@@ -5,8 +5,11 @@ The names come from the registries, so a new kind is tried with all that there i
 
 from __future__ import annotations
 
+import os
+import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from moeut import architecture
@@ -105,3 +108,33 @@ def configure(form: str, options: Tree) -> ModelConfig:
     tree |= attention("dense") | feed_forward("dense") | options
     tree["depth"] = {"group": 1, "repeats": 2} | tree["depth"]
     return architecture("universal", form=form, vocabulary_size=8, **FORMS[form], **tree)  # type: ignore[arg-type]
+
+
+def outcome_table(
+    rows: Collection[str],
+    columns: Collection[str],
+    outcomes: Mapping[tuple[str, str], str | None],
+    *,
+    heads: Collection[str],
+) -> str:
+    """Return a table of what holds (None) or why not, with the reasons numbered below."""
+    reasons: dict[str, int] = {}
+    lines = [f"| mechanism | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
+    for row in rows:
+        cells = []
+        for column in columns:
+            reason = outcomes[row, column]
+            number = None if reason is None else reasons.setdefault(reason, len(reasons) + 1)
+            cells.append("✓" if number is None else str(number))
+        lines.append(f"| `{row}` | {' | '.join(cells)} |")
+    lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
+    return "\n".join(lines)
+
+
+def assert_document_has(document: Path, table: str, *, begin: str, end: str) -> None:
+    """Compare a table with the one between two marks, or write it there (``WRITE_TABLE=1``)."""
+    text = document.read_text(encoding="utf-8")
+    if os.environ.get("WRITE_TABLE"):
+        text = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.S)
+        document.write_text(text, encoding="utf-8")
+    assert f"{begin}\n{table}\n{end}" in text, "write it anew: WRITE_TABLE=1"

@@ -7,13 +7,20 @@ writes anew.
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from mechanism_cases import FORMS, MECHANISMS, Tree, attention, configure, feed_forward
+from mechanism_cases import (
+    FORMS,
+    MECHANISMS,
+    Tree,
+    assert_document_has,
+    attention,
+    configure,
+    feed_forward,
+    outcome_table,
+)
 from torch.nn import functional as F
 
 from moeut.blocks.attention import ATTENTION
@@ -108,31 +115,9 @@ def test_a_mechanism_with_every_block_and_form(mechanism: str) -> None:
     assert None in {OUTCOMES[mechanism, column] for column in COLUMNS}, "refused by all"
 
 
-def table() -> str:
-    """Return the table of all outcomes, with the reasons below."""
-    reasons: dict[str, int] = {}
-    groups = {name.split()[0]: [] for name in COLUMNS}
-    for name in COLUMNS:
-        groups[name.split()[0]].append(name.split()[1])
-    heads = [name.split()[1].replace("_", " ") for name in COLUMNS]
-    lines = ["| mechanism | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
-    for mechanism in MECHANISMS:
-        cells = []
-        for column in COLUMNS:
-            reason = OUTCOMES[mechanism, column]
-            number = None if reason is None else reasons.setdefault(reason, len(reasons) + 1)
-            cells.append("✓" if number is None else str(number))
-        lines.append(f"| `{mechanism}` | " + " | ".join(cells) + " |")
-    lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
-    return "\n".join(lines)
-
-
 def test_the_document_has_the_table() -> None:
     if len(OUTCOMES) < len(MECHANISMS) * len(COLUMNS):
         pytest.skip("needs the outcomes of all mechanisms, run before it")
-    text = DOCUMENT.read_text(encoding="utf-8")
-    if os.environ.get("WRITE_TABLE"):
-        parted = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{table()}\n{END}", text, flags=re.S)
-        DOCUMENT.write_text(parted, encoding="utf-8")
-        text = parted
-    assert f"{BEGIN}\n{table()}\n{END}" in text, "write it anew: WRITE_TABLE=1"
+    heads = [name.split()[1].replace("_", " ") for name in COLUMNS]
+    table = outcome_table(MECHANISMS, COLUMNS, OUTCOMES, heads=heads)
+    assert_document_has(DOCUMENT, table, begin=BEGIN, end=END)

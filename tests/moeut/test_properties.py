@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mechanism_cases import MECHANISMS, Tree, attention, configure, feed_forward
+from mechanism_cases import (
+    MECHANISMS,
+    Tree,
+    assert_document_has,
+    attention,
+    configure,
+    feed_forward,
+    outcome_table,
+)
 from torch import Tensor
 
 import moeut
@@ -302,27 +309,8 @@ def test_a_cache_of_other_repeats_would_be_seen(
         decodes(Case("state.injection: add"), tmp_path)
 
 
-def table() -> str:
-    """Return the table of all outcomes, with the reasons below."""
-    reasons: dict[str, int] = {}
-    lines = [f"| mechanism | {' | '.join(PROPERTIES)} |", "|" + "---|" * (len(PROPERTIES) + 1)]
-    for name in ROWS:
-        cells = []
-        for each in PROPERTIES:
-            reason = OUTCOMES[name, each]
-            number = None if reason is None else reasons.setdefault(reason, len(reasons) + 1)
-            cells.append("✓" if number is None else str(number))
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
-    return "\n".join(lines)
-
-
 def test_the_document_has_the_table() -> None:
     if len(OUTCOMES) < len(ROWS) * len(PROPERTIES):
         pytest.skip("needs the outcomes of all mechanisms, run before it")
-    text = DOCUMENT.read_text(encoding="utf-8")
-    if os.environ.get("WRITE_TABLE"):
-        parted = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{table()}\n{END}", text, flags=re.S)
-        DOCUMENT.write_text(parted, encoding="utf-8")
-        text = parted
-    assert f"{BEGIN}\n{table()}\n{END}" in text, "write it anew: WRITE_TABLE=1"
+    table = outcome_table(ROWS, PROPERTIES, OUTCOMES, heads=PROPERTIES)
+    assert_document_has(DOCUMENT, table, begin=BEGIN, end=END)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeut import ops
-from moeut.blocks.attention import brief
+from moeut.blocks.attention import fused
 from moeut.blocks.attention.context import (
     AttentionContext,
     AttentionOutput,
@@ -235,7 +235,7 @@ class Attention(Relaxable, Generic[Decision]):
         dropout = self.dropout if self.training else 0.0
         if not context.routing.trace:
             about = (context.bias, context.is_causal, context.distances)
-            attended = brief.attend(query, key, value, *about, self.relative, dropout)
+            attended = fused.attend(query, key, value, *about, self.relative, dropout)
             if attended is not None:
                 return attended, None
         explicit = context.distances is not None or context.routing.trace or _miscompiles(query)

@@ -174,6 +174,6 @@ class LogitPosition(nn.Module):
     def terms(self, query: Tensor, distances: Any) -> tuple[Tensor, RelativeTerms, float] | None:
         """Return queries (B, H, T, d), what is added to them, and the scale of the logits.
 
-        For ``attention.brief``; None where the logits are something else.
+        For ``attention.fused``; None where the logits are something else.
         """
         return None

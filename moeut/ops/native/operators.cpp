@@ -5,6 +5,7 @@
 #include "dropout.h"
 #include "experts.h"
 #include "linear.h"
+#include "long_attention.h"
 #include "loss.h"
 #include "mlp.h"
 #include "token.h"
@@ -152,6 +153,55 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
                           causal);
 }
 
+// Attention in blocks (long_attention.h), which keeps no weights.
+class LongAttention : public torch::autograd::Function<LongAttention> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& query, const Tensor& key,
+                        const Tensor& value, const std::optional<Tensor>& bias, double dropout,
+                        double scale, bool causal) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor q = with_channels_last(query), k = with_channels_last(key),
+                 v = with_channels_last(value);
+    const auto added = contiguous(bias);
+    const Dropping dropping = Attention::dropping_of(dropout);
+    auto [out, logarithms] = long_attention_forward(q, k, v, added, dropping, scale, causal);
+    context->save_for_backward({q, k, v, added.value_or(Tensor()), out, logarithms});
+    context->saved_data["dropout"] = dropout;
+    context->saved_data["seed"] = static_cast<int64_t>(dropping.seed);
+    context->saved_data["scale"] = scale;
+    context->saved_data["causal"] = causal;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    const auto saved = context->get_saved_variables();
+    const auto found = long_attention_backward(
+        with_channels_last(gradients[0]), saved[0], saved[1], saved[2], optional(saved[3]),
+        saved[4], saved[5],
+        {float(context->saved_data["dropout"].toDouble()),
+         uint64_t(context->saved_data["seed"].toInt())},
+        context->saved_data["scale"].toDouble(), context->saved_data["causal"].toBool());
+    return {found[0], found[1], found[2], {}, {}, {}, {}};
+  }
+};
+
+Tensor long_attention_once(const Tensor& query, const Tensor& key, const Tensor& value,
+                           const std::optional<Tensor>& bias, double dropout, double scale,
+                           bool causal) {
+  return std::get<0>(long_attention_forward(
+      with_channels_last(query), with_channels_last(key), with_channels_last(value),
+      contiguous(bias), Attention::dropping_of(dropout), scale, causal));
+}
+
+Tensor long_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                      const std::optional<Tensor>& bias, double dropout, double scale,
+                      bool causal) {
+  if (!at::GradMode::is_enabled())
+    return long_attention_once(query, key, value, bias, dropout, scale, causal);
+  return LongAttention::apply(query, key, value, bias, dropout, scale, causal);
+}
+
 Tensor expert_linear_once(const Tensor& x, const Tensor& weight, const Tensor& order,
                           const Tensor& offsets, const std::optional<Tensor>& gate,
                           int64_t slots_in, int64_t slots_out) {
@@ -194,6 +244,9 @@ TORCH_LIBRARY(moeut_native, m) {
   m.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? content, "
       "Tensor? position, Tensor? table, float dropout, float scale, bool causal) -> Tensor");
+  m.def(
+      "long_attention(Tensor query, Tensor key, Tensor value, Tensor? bias, float dropout, "
+      "float scale, bool causal) -> Tensor");
   m.def("dropout(Tensor x, float probability) -> Tensor");
   m.def("cross_entropy(Tensor logits, Tensor targets, int ignored) -> Tensor");
   m.def(
@@ -208,6 +261,7 @@ TORCH_LIBRARY_IMPL(moeut_native, CPU, m) {
   m.impl("linear", moeut::linear_forward);
   m.impl("mlp", moeut::mlp_once);
   m.impl("attention", moeut::attention_once);
+  m.impl("long_attention", moeut::long_attention_once);
   m.impl("dropout", moeut::dropout_once);
   m.impl("cross_entropy", moeut::cross_entropy);
   m.impl("expert_linear", moeut::expert_linear_once);
@@ -218,6 +272,7 @@ TORCH_LIBRARY_IMPL(moeut_native, Autograd, m) {
   m.impl("linear", moeut::linear);
   m.impl("mlp", moeut::mlp);
   m.impl("attention", moeut::attention);
+  m.impl("long_attention", moeut::long_attention);
   m.impl("dropout", moeut::dropout);
   m.impl("cross_entropy", moeut::cross_entropy);
   m.impl("expert_linear", moeut::expert_linear);

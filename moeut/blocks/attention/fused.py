@@ -1,8 +1,8 @@
-"""Attention in one operation in C++, for the short sequences that small models read on a CPU.
+"""Attention in one operation in C++, for float32 on the CPUs of ``moeut.ops.native``.
 
-Logits, softmax and the mix of values of one row and head stay in cache, where separate operations
-pass over memory seven times. Long rows are left to PyTorch's fused attention, which keeps no
-weights, and so is everything but float32 on the CPUs of ``moeut.ops.native``.
+Of short rows, logits, softmax and the mix of values of one row and head stay in cache, where
+separate operations pass over memory seven times; the weights are kept for backward. Longer rows are
+taken in blocks, whose weights are computed again. All else is left to PyTorch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from moeut.ops import native
 
 MAX_CELLS = 2**16
 """Queries times keys up to which weights are kept for backward: 256 KiB a row and head."""
+
+MIN_LONG_QUERIES = 16
+"""Queries of a row from which on it is taken in blocks: for fewer, copying its keys costs more than
+it saves."""
 
 
 def attend(
@@ -38,6 +42,11 @@ def attend(
     if not serves_attention(query, key, value, bias):
         return None
     scale, relative = query.shape[-1] ** -0.5, None
+    if is_long(query, key):
+        if distances is not None or query.shape[-2] < MIN_LONG_QUERIES:
+            return None
+        about: Any = {"scale": scale, "bias": bias, "is_causal": is_causal, "dropout": dropout}
+        return long_attention(query, key, value, **about)
     if distances is not None:
         assert position is not None
         terms = position.terms(query, distances)
@@ -55,15 +64,20 @@ def attend(
 
 
 def serves_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> bool:
-    """Return whether ``short_attention`` computes on these: the machine, dtypes and sizes fit.
+    """Return whether an operation computes on these: the machine, dtypes and the bias's shape fit.
 
-    ``query`` (B, H, T, d), ``key`` and ``value`` (B, G, K, d), ``bias`` as in it.
+    ``query`` (B, H, T, d), ``key`` and ``value`` (B, G, K, d), ``bias`` as in ``short_attention``.
     """
-    if query.shape[-2] * key.shape[-2] > MAX_CELLS or not query.numel() or not key.numel():
+    if not query.numel() or not key.numel():
         return False
     if bias is not None and (bias.requires_grad or bias.dim() != 4 or bias.shape[1] != 1):
         return False
     return native.serves(query, key, value, bias)
+
+
+def is_long(query: Tensor, key: Tensor) -> bool:
+    """Return whether queries (B, H, T, d) and keys (B, G, K, d) have more weights than are kept."""
+    return query.shape[-2] * key.shape[-2] > MAX_CELLS
 
 
 def short_attention(
@@ -87,4 +101,25 @@ def short_attention(
     terms = relative or (None, None, None)
     return torch.ops.moeut_native.attention(
         query, key, value, bias, *terms, dropout, scale, is_causal and bias is None
+    )
+
+
+def long_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    is_causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return what ``short_attention`` does without ``relative``, and keep no weights for backward.
+
+    The two differ by rounding, in what is dropped, and for a query that sees no key: here its
+    result is 0, as that of PyTorch's fused attention is, there NaN. The algorithm is
+    FlashAttention-2's (arXiv 2307.08691).
+    """
+    return torch.ops.moeut_native.long_attention(
+        query, key, value, bias, dropout, scale, is_causal and bias is None
     )

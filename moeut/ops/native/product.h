@@ -28,7 +28,7 @@ struct Finish {
   const float* bias = nullptr;      // (N,) added
   bool relu = false;                // negative elements become 0
   const float* positive = nullptr;  // laid out as C: where it is at most 0, C becomes 0
-  const float* scale = nullptr;     // (M,) factor of each row, before the three above
+  const float* scale = nullptr;     // (M,) factor of each row, before the above
 };
 
 constexpr int64_t kLanes = 16;
@@ -93,11 +93,11 @@ inline void tile(
       const __mmask16 mask = v + 1 < kVectors ? __mmask16(0xffff) : last;
       float* out = c + i * c_row + v * kLanes;
       __m512 value = sum[i][v];
-      if (is_last && finish.scale != nullptr)
-        value = _mm512_mul_ps(value, _mm512_set1_ps(finish.scale[i]));
       if (!is_first || finish.accumulate)
         value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), value);
       if (is_last) {
+        if (finish.scale != nullptr)
+          value = _mm512_mul_ps(value, _mm512_set1_ps(finish.scale[i]));
         if (finish.bias != nullptr)
           value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, finish.bias + v * kLanes));
         if (finish.relu) value = _mm512_max_ps(zero, value);  // in this order a NaN stays one

@@ -110,20 +110,27 @@ def configure(form: str, options: Tree) -> ModelConfig:
     return architecture("universal", form=form, vocabulary_size=8, **FORMS[form], **tree)  # type: ignore[arg-type]
 
 
-def outcome_table(
-    rows: Collection[str],
-    columns: Collection[str],
-    outcomes: Mapping[tuple[str, str], str | None],
-    *,
-    heads: Collection[str],
-) -> str:
-    """Return a table of what holds (None) or why not, with the reasons numbered below."""
+Outcomes = Mapping[tuple[str, str], str | None]
+"""By row and column of a table: None where it holds, or why not."""
+
+
+UNKNOWN = "its test has not run"
+
+
+def outcome_table(rows: Collection[str], columns: Mapping[str, str], outcomes: Outcomes) -> str:
+    """Return a table of outcomes, with the reasons numbered below.
+
+    Args:
+        rows: its mechanisms.
+        columns: by the name in ``outcomes``, what stands at the head.
+        outcomes: of each cell.
+    """
     reasons: dict[str, int] = {}
-    lines = [f"| mechanism | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
+    lines = [f"| mechanism | {' | '.join(columns.values())} |", "|" + "---|" * (len(columns) + 1)]
     for row in rows:
         cells = []
         for column in columns:
-            reason = outcomes[row, column]
+            reason = outcomes.get((row, column), UNKNOWN)
             number = None if reason is None else reasons.setdefault(reason, len(reasons) + 1)
             cells.append("✓" if number is None else str(number))
         lines.append(f"| `{row}` | {' | '.join(cells)} |")
@@ -131,10 +138,42 @@ def outcome_table(
     return "\n".join(lines)
 
 
-def assert_document_has(document: Path, table: str, *, begin: str, end: str) -> None:
-    """Compare a table with the one between two marks, or write it there (``WRITE_TABLE=1``)."""
+def read_outcomes(table: str, columns: Mapping[str, str]) -> dict[tuple[str, str], str | None]:
+    """Return the outcomes that ``outcome_table`` wrote, of those columns that are there."""
+    heads, _, *lines = (line for line in table.splitlines() if line.startswith("|"))
+    cut = [line.strip("| ").split(" | ") for line in (heads, *lines)]
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", table, flags=re.M))
+    by_head = {head: name for name, head in columns.items()}
+    # Heads may be alike, so they tell columns apart only where some are missing.
+    is_whole = cut[0][1:] == list(columns.values())
+    names = list(columns) if is_whole else [by_head[head] for head in cut[0][1:]]
+    return {
+        (row.strip("`"), name): reasons.get(cell)
+        for row, *cells in cut[1:]
+        for name, cell in zip(names, cells, strict=True)
+    }
+
+
+def assert_document_has(
+    document: Path,
+    outcomes: Outcomes,
+    rows: Collection[str],
+    columns: Mapping[str, str],
+    *,
+    begin: str,
+    end: str,
+) -> None:
+    """Compare outcomes with the table between two marks, or write them there (``WRITE_TABLE=1``).
+
+    Cells whose tests did not run in this process stay as they are. ``columns`` are as in
+    ``outcome_table``.
+    """
     text = document.read_text(encoding="utf-8")
+    written = text[text.index(begin) : text.index(end)]
+    known = read_outcomes(written, columns) | dict(outcomes)
+    block = f"{begin}\n{outcome_table(rows, columns, known)}\n"
     if os.environ.get("WRITE_TABLE"):
-        text = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.S)
-        document.write_text(text, encoding="utf-8")
-    assert f"{begin}\n{table}\n{end}" in text, "write it anew: WRITE_TABLE=1"
+        document.write_text(text.replace(written, block), encoding="utf-8")
+    else:
+        assert block == written, "write it anew: WRITE_TABLE=1"
+        assert UNKNOWN not in written, "run what has not run with WRITE_TABLE=1"

@@ -127,20 +127,6 @@ class TrainConfig:
         self._check_objective()
         if self.cuda_graph is True and self.device == "cpu":
             refuse(self, "cuda_graph", "device cpu has no CUDA graphs; use false or auto")
-        if self.parallel == "fsdp":
-            self._check_sharded()
-
-    def _check_sharded(self) -> None:
-        """Refuse what cannot be had where each rank holds a part of every weight."""
-        if self.shared_rate != "same":
-            expected = "parallel fsdp saves its optimiser as one group; use ddp, or same"
-            refuse(self, "shared_rate", expected)
-        if self.optimizer == "muon":
-            expected = "parallel fsdp cuts matrices in pieces, and muon needs whole ones; use ddp"
-            refuse(self, "optimizer", expected)
-        if self.ema:
-            expected = "parallel fsdp has no whole model on any rank to average; use ddp, or 0"
-            refuse(self, "ema", expected)
 
     def _check_objective(self) -> None:
         """Refuse what an objective asks of the depth or the steps and does not get."""

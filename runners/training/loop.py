@@ -124,6 +124,8 @@ class Loop:
             model.activation_checkpointing = True  # type: ignore[assignment]
         self.average = start_average(model, config)
         self._call = parallel.spread(model, config, world, has_one_shape=_has_one_shape(columns))
+        if self.average is not None:
+            parallel.shard_like(self.average.module, model, world)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._controllers = [m for m in model.modules() if isinstance(m, Controller)]
         self.optimizer = build_optimizer(model, config)

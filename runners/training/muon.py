@@ -12,16 +12,19 @@ heads, norms, biases and what decides (routers, gates, halting) are left to Adam
 and the injection of a recurrence (as in sandyresearch/parcae and epfml/looped-moe).
 
 Single matrices are ``torch.optim.Muon``'s. It takes no stack of them, as weights of experts are:
-``StackedMuon`` does the same to each matrix of a stack.
+``StackedMuon`` does the same to each matrix of a stack. Where weights are cut in pieces, one on
+each rank, a piece of a stack is whole matrices, but one of a matrix is some of its rows, which
+``ShardedMuon`` brings together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from moeut.initialization import roles_of
@@ -37,7 +40,10 @@ EPSILON = 1e-7
 
 
 class StackedMuon(torch.optim.Optimizer):
-    """Muon for parameters (N, A, B), each of the N matrices by itself."""
+    """Muon for parameters (N, A, B), each of the N matrices by itself.
+
+    A sharded parameter is cut between its matrices, so each rank moves its own.
+    """
 
     def __init__(self, groups: Groups, *, lr: float, weight_decay: float) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
@@ -46,37 +52,119 @@ class StackedMuon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Do one update of the parameters that have a gradient."""
         assert closure is None
-        for group in self.param_groups:
-            rate, decay = group["lr"], group["weight_decay"]
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                momentum = state["momentum_buffer"].lerp_(gradient, 1.0 - MOMENTUM)
-                update = orthogonalized(gradient.lerp(momentum, MOMENTUM))
-                factor = 0.2 * math.sqrt(max(parameter.shape[-2:]))
-                parameter.mul_(1.0 - rate * decay)
-                parameter.add_(update, alpha=-rate * factor)
+        for parameter, group in _with_gradient(self):
+            ahead = _ahead(parameter.grad, self.state[parameter])
+            _move(parameter, orthogonalized(ahead), group)
+
+
+class ShardedMuon(torch.optim.Muon):
+    """Muon for matrices (A, B) of which each rank has some rows, and keeps the momentum of these.
+
+    The numbers, and what is kept, are those of ``torch.optim.Muon``. Given the pieces, that would
+    gather a matrix in each of its products, all of which every rank would do.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Do one update of the parameters that have a gradient, the same ones on every rank."""
+        assert closure is None
+        moved = list(_with_gradient(self))
+        if not moved:
+            return
+        mesh = moved[0][0].device_mesh
+        for first in range(0, len(moved), mesh.size()):
+            turn = moved[first : first + mesh.size()]
+            aheads = [_ahead(parameter.grad, self.state[parameter]) for parameter, _ in turn]
+            heights = [len(parameter) for parameter, _ in turn]
+            updates = orthogonalized_pieces(aheads, heights, mesh.get_group())
+            for (parameter, group), update in zip(turn, updates, strict=True):
+                _move(parameter, update, group)
+
+
+def _with_gradient(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield the parameters that have a gradient, with their groups."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                yield parameter, group
+
+
+def _ahead(gradient: Any, state: dict[str, Any]) -> Tensor:
+    """Add a gradient to the momentum in ``state``; return this rank's part of 0.95 M + 0.05 G."""
+    if not state:
+        state["momentum_buffer"] = torch.zeros_like(gradient)
+    own = _own(gradient)
+    momentum = _own(state["momentum_buffer"]).lerp_(own, 1.0 - MOMENTUM)
+    return own.lerp(momentum, MOMENTUM)
+
+
+def _move(parameter: Any, update: Tensor, group: dict[str, Any]) -> None:
+    """Move this rank's part of a parameter by an orthogonalised update, and let it decay."""
+    rate, own = group["lr"], _own(parameter)
+    factor = 0.2 * math.sqrt(max(parameter.shape[-2:]))
+    own.mul_(1.0 - rate * group["weight_decay"])
+    own.add_(update, alpha=-rate * factor)
+
+
+def _own(tensor: Any) -> Tensor:
+    """Return what this rank has of a tensor: all of it, or its piece, in the same memory."""
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own
 
 
 def orthogonalized(matrices: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return each of the matrices (N, A, B) with its singular values brought near 1, in ``dtype``.
+    """Return matrices with their singular values brought near 1, in ``dtype``.
 
     A matrix is divided by its norm, and then X ← a X + (b G + c G²) X with G = X Xᵀ five times.
+
+    Args:
+        matrices: one (A, B), to the bits of ``torch.optim.Muon``; or several (N, A, B).
+        dtype: of the products.
     """
     a, b, c = COEFFICIENTS
+    add_product = torch.addmm if matrices.dim() == 2 else torch.baddbmm
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     wide = matrices.to(dtype)
     wide = wide.mT if is_tall else wide
     wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=EPSILON)
     for _ in range(STEPS):
         gram = wide @ wide.mT
-        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        wide = torch.baddbmm(wide, gram, wide, beta=a)
+        gram = add_product(gram, gram, gram, beta=b, alpha=c)
+        wide = add_product(wide, gram, wide, beta=a)
     return wide.mT if is_tall else wide
+
+
+def orthogonalized_pieces(pieces: list[Tensor], heights: list[int], group: Any) -> list[Tensor]:
+    """Return this rank's rows of several matrices, at most one a rank, orthogonalised whole.
+
+    The rank with the number of a matrix gets its rows from all, and sends back theirs. They travel
+    in bfloat16, in which the products are.
+
+    Args:
+        pieces: this rank's rows of each matrix (rows, B), maybe none.
+        heights: the rows A of each whole matrix.
+        group: the ranks, which all have to call it with the same matrices.
+    """
+    rank, size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+    own = torch.cat([piece.to(torch.bfloat16).flatten() for piece in pieces])
+    own_sizes = [piece.numel() for piece in pieces] + [0] * (size - len(pieces))
+    sizes = [0] * size
+    if rank < len(pieces):
+        width = pieces[rank].shape[1]
+        sizes = [rows * width for rows in _rows_of_ranks(heights[rank], size)]
+    whole = own.new_empty(sum(sizes))
+    torch.distributed.all_to_all_single(whole, own, sizes, own_sizes, group=group)
+    if rank < len(pieces):
+        whole = orthogonalized(whole.view(heights[rank], width)).flatten()
+    torch.distributed.all_to_all_single(own, whole, own_sizes, sizes, group=group)
+    parts = own.split(own_sizes[: len(pieces)])
+    return [part.view_as(piece) for part, piece in zip(parts, pieces, strict=True)]
+
+
+def _rows_of_ranks(height: int, size: int) -> list[int]:
+    """Return how many rows of a matrix each rank has: as ``torch.chunk`` cuts, the last maybe 0."""
+    most = -(-height // size)
+    return [max(0, min(most, height - rank * most)) for rank in range(size)]
 
 
 class Together:
@@ -155,7 +243,8 @@ def muon_and_adamw(
     single, stacked, others = (chosen(dimensions=n) for n in (2, 3, None))
     optimizers: dict[str, torch.optim.Optimizer] = {}
     if single:
-        optimizers["muon"] = torch.optim.Muon(
+        is_sharded = hasattr(single[0]["params"][0], "to_local")
+        optimizers["muon"] = (ShardedMuon if is_sharded else torch.optim.Muon)(
             single,
             lr=lr,
             weight_decay=weight_decay,

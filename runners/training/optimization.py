@@ -210,6 +210,17 @@ def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> Optimizer:
     return kinds[config.optimizer](groups, **adam)
 
 
+def members(optimizer: Optimizer) -> dict[str, torch.optim.Optimizer]:
+    """Return the optimisers of torch that step as one, by their names; or the only one."""
+    found: dict[str, torch.optim.Optimizer] = getattr(optimizer, "optimizers", {"": optimizer})
+    return found
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Return an optimiser's parameters in the order of its state's numbers."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _is_plain(parameter: torch.nn.Parameter) -> bool:
     """Return whether a parameter is a float32 tensor on a CPU, no piece of a sharded one."""
     is_whole = not hasattr(parameter, "full_tensor")

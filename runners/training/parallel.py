@@ -20,6 +20,7 @@ from moeut.models import FORMS
 from moeut.recurrence.controller import NoHalting
 from runners.config.schema import TrainConfig
 from runners.process.ranks import World
+from runners.training.optimization import members, parameters_of
 
 ONE_BY_ONE: dict[str, Any] = {"max_fusion_size": 1}
 """Options of the compiler on a CPU.
@@ -72,6 +73,14 @@ def spread(model: Any, config: TrainConfig, world: World, *, has_one_shape: bool
             options=ONE_BY_ONE if on_cpu else None,
         )
     return call
+
+
+def shard_like(model: Any, other: Any, world: World) -> None:
+    """Leave each rank as much of a model's weights as it has of another's."""
+    if is_sharded(other):
+        from runners.training.sharding import shard
+
+        shard(model, world)
 
 
 def may_skip_parameters(model: Any) -> bool:
@@ -153,7 +162,14 @@ def whole_copy(model: Any, device: torch.device, *, keep: bool) -> Any:
 def optimizer_state(model: Any, optimizer: Any) -> dict[str, Any]:
     """Return the optimiser's state, without the tensors of a sharded one, saved apart."""
     state = optimizer.state_dict()
-    return state | {"state": {}} if is_sharded(model) else state
+    return _without_tensors(state) if is_sharded(model) else state
+
+
+def _without_tensors(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of an optimiser, or those of several by their names, with groups alone."""
+    if "param_groups" in state:
+        return state | {"state": {}}
+    return {name: _without_tensors(each) for name, each in state.items()}
 
 
 def load_optimizer_state(model: Any, optimizer: Any, state: dict[str, Any], shards: Path) -> None:
@@ -167,12 +183,14 @@ def load_optimizer_state(model: Any, optimizer: Any, state: dict[str, Any], shar
         return
     from runners.training.sharding import load_shards, optimizer_tensors, part_of
 
-    optimizer.load_state_dict(state | {"state": {}})
+    optimizer.load_state_dict(_without_tensors(state))
     tensors = optimizer_tensors(model, optimizer)
     if shards.is_dir():
         load_shards(shards, tensors)
-    else:
-        for index, (name, _) in enumerate(model.named_parameters()):
-            for key, value in state["state"].get(index, {}).items():
-                own = tensors[f"{name}.{key}"]
+        return
+    for name, each in members(optimizer).items():
+        saved = (state[name] if name else state)["state"]
+        for index, parameter in enumerate(parameters_of(each)):
+            for key, value in saved.get(index, {}).items():
+                own = each.state[parameter][key]
                 own.copy_(part_of(value, like=own))

@@ -5,6 +5,7 @@ Imported only where a run is sharded, since what it needs takes a second to impo
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from runners.process.ranks import World
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam keeps of a parameter, in its shape, besides the number of its updates."""
+from runners.training.optimization import members, parameters_of
 
 
 def shard(model: Any, world: World) -> None:
@@ -65,16 +64,26 @@ def save_shards(directory: Path, model: Any, optimizer: Any, world: World) -> No
 
 def optimizer_tensors(model: Any, optimizer: Any) -> dict[str, torch.Tensor]:
     """Return the optimiser's tensors by the parameters' names, made here where there are none."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {}
-    for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            for key in MOMENTS:
-                state[key] = torch.zeros_like(parameter, requires_grad=False)
-        for key, value in state.items():
-            tensors[f"{name}.{key}"] = value
+    for each in members(optimizer).values():
+        for parameter in parameters_of(each):
+            state = each.state[parameter]
+            if not state:
+                state |= _new_state(each, parameter)
+            for key, value in state.items():
+                tensors[f"{names[parameter]}.{key}"] = value
     return tensors
+
+
+def _new_state(optimizer: torch.optim.Optimizer, parameter: Any) -> dict[str, torch.Tensor]:
+    """Return what an Adam, or a Muon, keeps of a parameter before its first update."""
+    is_adam = isinstance(optimizer, torch.optim.Adam)
+    shaped = ("exp_avg", "exp_avg_sq") if is_adam else ("momentum_buffer",)
+    state = {key: torch.zeros_like(parameter, requires_grad=False) for key in shaped}
+    if is_adam:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return state
 
 
 class _TensorsOnly(DefaultLoadPlanner):
@@ -86,6 +95,10 @@ class _TensorsOnly(DefaultLoadPlanner):
 
 def load_shards(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Fill tensors, whole or in pieces, with what ``save_shards`` wrote on any number of ranks."""
-    distributed_checkpoint.load(
-        tensors, storage_reader=FileSystemReader(directory), planner=_TensorsOnly(), no_dist=True
-    )
+    reader = FileSystemReader(directory)
+    with warnings.catch_warnings():
+        # Each rank reads for itself, on purpose: torch says that it takes it to be alone.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        distributed_checkpoint.load(
+            tensors, storage_reader=reader, planner=_TensorsOnly(), no_dist=True
+        )

@@ -158,7 +158,7 @@ def resume(checkpoint: Checkpoint, loop: Loop) -> Weights | None:
     """Put a loop and its model where a checkpoint was made; return the best weights till then."""
     parallel.load_weights(loop.model, checkpoint.weights())
     if loop.average is not None:
-        loop.average.module.load_state_dict(checkpoint.weights("ema"))
+        parallel.load_weights(loop.average.module, checkpoint.weights("ema"))
     loop.load_state_dict(checkpoint.state["loop"], shards=checkpoint.shards)
     has_best = (checkpoint.path / "best.safetensors").is_file()
     return checkpoint.weights("best") if has_best else None

@@ -69,9 +69,7 @@ def die_at(step, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_killed_run_goes_on_to_the_same_bits(kind, command, start, tmp_path, monkeypatch):
-    options = (f"train.parallel={kind}", "select=best:dev")
-    if kind == "ddp":
-        options += ("train.optimizer=muon", "train.ema=0.9")
+    options = (f"train.parallel={kind}", "select=best:dev", "train.optimizer=muon", "train.ema=0.9")
     assert start(command("whole", *options)).end() == [0, 0]
     with monkeypatch.context() as patch:
         die_at(8, patch)
@@ -97,7 +95,8 @@ def test_run_goes_on_with_another_number_of_ranks(
     kind, other, sizes, command, start, tmp_path, monkeypatch
 ):
     plain = ("model.dropout=0.0", "model.feed_forward.expert_dropout=0.0", "train.accumulate=1",
-             "evaluate.interval=null", "train.epsilon=0.001")  # fmt: skip
+             "evaluate.interval=null", "train.epsilon=0.001", "train.shared_rate=root",
+             "train.ema=0.9")  # fmt: skip
     alone = start(command("whole", *plain), size=1)
     assert alone.end() == [0]
     with monkeypatch.context() as patch:
@@ -110,12 +109,14 @@ def test_run_goes_on_with_another_number_of_ranks(
     assert len(whole) == 6
     for row, expected in zip(parts, whole, strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
-    weights = [
-        load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1]).weights()
+    last, found = (
+        load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1])
         for name in ("whole", "parts")
-    ]
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+    )
+    for kept in ("model", "ema"):
+        weights = found.weights(kept)
+        for name, value in last.weights(kept).items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(

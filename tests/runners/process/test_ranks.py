@@ -1,32 +1,36 @@
 """Two ranks do what one does: the same loss and gradients."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import torch
 import torch._dynamo
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import moeut
-import runners.training.sharding  # noqa: F401
 from runners.process import ranks as distributed
 from runners.process.generators import seed_everything
 from runners.process.ranks import World
 from runners.process.run_directory import RunDirectory
-from runners.training import parallel
+from runners.training import muon, parallel
 from runners.training.experiment import build
 from runners.training.lengths import train_columns
 from runners.training.loop import Loop
+from runners.training.muon import ShardedMuon, StackedMuon
+from runners.training.sharding import part_of, save_shards
 
 CPU = torch.device("cpu")
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
 @pytest.fixture
-def first_updates(make_run):
-    """Return a function that does some updates in float64 and returns gradients and rows."""
+def make_loop(make_run):
+    """Return a function that returns one which begins a loop in float64, on any rank."""
 
-    def make(form, architecture, *overrides, updates=2, **changes):
+    def make(form, architecture, *overrides, **changes):
         plain = ("model.dropout=0.0", "evaluate.interval=null", *overrides)
         if architecture in ("moeut", "sigma_moe"):
             plain = (
@@ -39,10 +43,10 @@ def first_updates(make_run):
         built = build(config)
         columns = train_columns(built.objective)
 
-        def work():
+        def begin():
             world = distributed.join()
             seed_everything(0)
-            trained = Loop(
+            return Loop(
                 dataclasses.replace(config.train, **changes),
                 objective=built.objective,
                 model=moeut.build(built.model_config).double(),
@@ -52,6 +56,21 @@ def first_updates(make_run):
                 device=CPU,
                 world=world,
             )
+
+        return begin
+
+    return make
+
+
+@pytest.fixture
+def first_updates(make_loop):
+    """Return a function that does some updates in float64 and returns gradients and rows."""
+
+    def make(*arguments, updates=2, **changes):
+        begin = make_loop(*arguments, **changes)
+
+        def work():
+            trained = begin()
             rows = [trained.advance()]
             gradients = {
                 name: whole(p.grad)
@@ -59,12 +78,15 @@ def first_updates(make_run):
                 if p.grad is not None
             }
             rows += [trained.advance() for _ in range(updates - 1)]
-            weights = {n: w.numpy() for n, w in parallel.full_weights(trained.scored).items()}
-            return rows, gradients, weights
+            return rows, gradients, whole_weights(trained.scored)
 
         return work
 
     return make
+
+
+def whole_weights(model):
+    return {name: weight.numpy() for name, weight in parallel.full_weights(model).items()}
 
 
 def whole(tensor):
@@ -81,9 +103,13 @@ def assert_same(found, expected):
     assert gradients.keys() >= expected[1].keys()
     for name, value in gradients.items():
         np.testing.assert_allclose(value, expected[1].get(name, 0.0), err_msg=name, **EXACT)
-    for name, value in expected[2].items():
+    assert_same_weights(weights, expected[2])
+
+
+def assert_same_weights(found, expected):
+    for name, value in expected.items():
         # Adam divides by the gradient's size: what is nearly 0 moves by more than rounding.
-        np.testing.assert_allclose(weights[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 UPDATES = [
@@ -92,6 +118,7 @@ UPDATES = [
     ("encoder_classifier", "moeut", "ddp", {"clip_norm": 0.01}),
     ("decoder_lm", "moeut", "ddp", {"tokens_per_batch": 40}),
     ("decoder_lm", "moeut", "ddp", {"optimizer": "muon", "shared_rate": "root", "ema": 0.5}),
+    ("decoder_lm", "moeut", "fsdp", {"optimizer": "muon", "shared_rate": "root", "ema": 0.5}),
     ("decoder_lm", "moeut", "fsdp", {"clip_norm": 0.01}),
     ("decoder_lm", "sigma_moe", "fsdp", {}),
     ("decoder_lm", "sigma_moe", "fsdp", {"activation_checkpointing": True}),
@@ -230,6 +257,92 @@ def test_unsent_gradients_would_be_seen(first_updates, start, monkeypatch):
     monkeypatch.setattr(parallel, "gradients_sent", lambda call, is_last: call.no_sync())
     with pytest.raises(AssertionError):
         assert_same(start(work).results()[0], expected)
+
+
+def test_muon_and_an_average_go_on_with_other_numbers_of_ranks(make_loop, start, tmp_path):
+    """From one process to pieces on two ranks, to three, and to one again."""
+    options = {"optimizer": "muon", "shared_rate": "root", "ema": 0.5, "accumulate": 1}
+    begin = make_loop("decoder_lm", "moeut", parallel="fsdp", **options)
+    alone = begin()
+    states = [kept(alone, tmp_path / "0")]
+    for number, size in enumerate((2, 3), start=1):
+        work = functools.partial(go_on, begin, states[-1], tmp_path, number)
+        results = start(work, size=size).results()
+        assert results[0]["weights"].keys() == states[0]["weights"].keys()
+        states.append(results[0])
+    states.append(go_on(begin, states[-1], tmp_path, 3))
+    for state in states[1:]:
+        alone.advance()
+        expected = kept(alone, tmp_path / "none")
+        for name in ("weights", "average"):
+            assert_same_weights(state[name], expected[name])
+
+
+def kept(loop, folder):
+    """Return what goes on of a loop, and write its optimiser's pieces if it is in pieces."""
+    if parallel.is_sharded(loop.model):
+        save_shards(folder, loop.model, loop.optimizer, loop.world)
+    return {
+        "weights": whole_weights(loop.model),
+        "average": whole_weights(loop.average.module),
+        "loop": loop.state_dict(),
+    }
+
+
+def go_on(begin, state, folder, number):
+    """Begin a loop, put it where a state was made, do an update and return the state after it."""
+    loop = begin()
+    models = {"weights": loop.model, "average": loop.average.module}
+    for name, model in models.items():
+        weights = {n: torch.from_numpy(weight) for n, weight in state[name].items()}
+        parallel.load_weights(model, weights)
+    loop.load_state_dict(state["loop"], shards=folder / str(number - 1))
+    loop.advance()
+    return kept(loop, folder / str(number))
+
+
+SHAPES = [(5, 9), (9, 5), (4, 4), (1, 6), (64, 24), (2, 3, 5), (4, 5, 3)]
+"""Of matrices and stacks; three ranks get as many rows of few of them, and none of some."""
+
+
+def moved(kind, begun):
+    """Return parameters after updates by Muon, matrices by that of a kind."""
+    generator = torch.Generator().manual_seed(1)
+    parameters = [torch.nn.Parameter(tensor.clone()) for tensor in begun]
+    single, stacks = ([p for p in parameters if p.dim() == n] for n in (2, 3))
+    rates = {"lr": 0.1, "weight_decay": 0.3}
+    optimizers = [
+        kind(single, adjust_lr_fn="match_rms_adamw", **rates),
+        StackedMuon([{"params": stacks}], **rates),
+    ]
+    for _ in range(3):
+        for parameter in parameters:
+            gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.grad = part_of(gradient, like=parameter.detach())
+        for optimizer in optimizers:
+            optimizer.step()
+    return [whole(parameter) for parameter in parameters]
+
+
+def test_matrices_in_pieces_move_as_whole_ones(start):
+    """To the same bits; one whose rows each rank orthogonalises by themselves moves otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    begun = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+    expected = moved(torch.optim.Muon, begun)
+
+    def work():
+        distributed.join()
+        mesh = init_device_mesh("cpu", (3,))
+        pieces = [distribute_tensor(t, mesh, [Shard(0)], src_data_rank=None) for t in begun]
+        found = moved(ShardedMuon, pieces)
+        muon.orthogonalized_pieces = lambda pieces, *_: [muon.orthogonalized(p) for p in pieces]
+        return found, moved(ShardedMuon, pieces)
+
+    for found, apart in start(work, size=3).results():
+        for shape, value, other, right in zip(SHAPES, found, apart, expected, strict=True):
+            np.testing.assert_array_equal(value, right, err_msg=str(shape))
+            is_cut = len(shape) == 2 and shape[0] > 1
+            assert (np.abs(other - right).max() > 0.01) == is_cut, shape
 
 
 def test_pieces_of_a_batch():

@@ -37,6 +37,17 @@ def test_only_the_singular_values_change(shape):
     assert ((brought > 0.5) & (brought < 1.3)).all()
 
 
+@pytest.mark.parametrize("shape", [shape[1:] for shape in SHAPES])
+def test_one_matrix_is_orthogonalized_to_the_bits_of_torch(shape):
+    gradient = torch.randn(*shape, generator=torch.Generator().manual_seed(2))
+    parameter = torch.nn.Parameter(torch.zeros(*shape))
+    parameter.grad = gradient
+    options = {"adjust_lr_fn": "match_rms_adamw", "momentum": 0.0, "nesterov": False}
+    torch.optim.Muon([parameter], lr=1.0, weight_decay=0.0, **options).step()
+    factor = 0.2 * max(shape) ** 0.5
+    assert torch.equal(parameter.detach(), orthogonalized(gradient).float() * -factor)
+
+
 def updates(make, stack, gradients):
     """Return a stack after several updates at a falling rate."""
     optimizer = make([stack])

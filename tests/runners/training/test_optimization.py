@@ -215,20 +215,6 @@ def test_a_repeated_layer_has_the_rate_over_the_root_of_its_repeats(optimizer):
     assert fast & in_group
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "reason"),
-    [
-        ("shared_rate", "root", "saves its optimiser as one group"),
-        ("optimizer", "muon", "cuts matrices in pieces"),
-        ("ema", 0.9, "no whole model on any rank"),
-    ],
-)
-def test_what_cannot_be_sharded_is_refused(option, value, reason):
-    with pytest.raises(OptionError, match=reason) as caught:
-        TrainConfig(**{option: value}, parallel="fsdp")
-    assert caught.value.option == option
-
-
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_a_decay_of_the_average_is_below_one(decay):
     with pytest.raises(OptionError) as caught:

@@ -5,7 +5,7 @@
 #include "dropout.h"
 #include "experts.h"
 #include "linear.h"
-#include "long_attention.h"
+#include "long_backward.h"
 #include "loss.h"
 #include "mlp.h"
 #include "token.h"
@@ -153,7 +153,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
                           causal);
 }
 
-// Attention in blocks (long_attention.h), which keeps no weights.
+// Attention in blocks, which keeps no weights.
 class LongAttention : public torch::autograd::Function<LongAttention> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& query, const Tensor& key,

@@ -204,6 +204,10 @@ def test_bits_of_long_rows_do_not_depend_on_what_is_beside_them():
     assert all(map(torch.equal, alone, shared))
     of_row = bits_of(query[1:2], key[1:2], value[1:2], is_causal=True)
     assert all(torch.equal(one[1:2], other) for one, other in zip(alone, of_row, strict=True))
+    # Keys of one row and head for all, in one place in memory, with values of each.
+    common = key[:1, :1].expand_as(key)
+    spread = bits_of(query, common.contiguous(), value, is_causal=True)
+    assert all(map(torch.equal, bits_of(query, common, value, is_causal=True), spread))
     later = torch.ones(170, 170, dtype=torch.bool).triu(1)
     bias = torch.zeros(1, 1, 170, 170).masked_fill(later, float("-inf"))
     assert all(map(torch.equal, alone, bits_of(query, key, value, bias=bias)))

@@ -181,6 +181,14 @@ def kinds_of(cls: type[Options], name: str) -> Mapping[str, type[Options]] | Non
     return _fields(cls)[name].metadata.get("kinds")
 
 
+def nested_of(cls: type[Options], name: str) -> type[Options] | None:
+    """Return the class of the options below the field ``name``; None if it has none, or kinds."""
+    for nested in _alternatives(type_hints(cls)[name]):
+        if isinstance(nested, type) and issubclass(nested, Options):
+            return nested
+    return None
+
+
 def is_derived(cls: type[Options], name: str) -> bool:
     """Return whether the option ``name`` may be left out because it follows from others."""
     return _fields(cls)[name].metadata.get("derived", False)
@@ -199,10 +207,10 @@ def _read_field(cls: type[Options], name: str, data: Any, path: str) -> Any:
     try:
         if kinds is not None:
             return _read_kind(kinds, data, _default_kind(cls, name), below)
-        for nested in _alternatives(hints[name]):
-            if isinstance(nested, type) and issubclass(nested, Options) and data is not None:
-                mapping = _mapping(data, f"a mapping of {_listed(nested)}")
-                return nested.from_dict(mapping, path=below)
+        nested = nested_of(cls, name)
+        if nested is not None and data is not None:
+            mapping = _mapping(data, f"a mapping of {_listed(nested)}")
+            return nested.from_dict(mapping, path=below)
     except _OfTheBlock as error:
         raise OptionError(name, data, error.expected) from None
     except OptionError as error:

@@ -15,7 +15,7 @@ from moeut.architectures.recursive import mor_expert, mor_token, relaxed_recursi
 from moeut.budget import with_free_options
 from moeut.config import Form, ModelConfig
 from moeut.design import Blueprint
-from moeut.options import OptionError, Options, kinds_of, nearest, type_hints
+from moeut.options import OptionError, Options, kinds_of, nearest, nested_of, type_hints
 from moeut.sizing import match_parameters as sized_to
 
 VOCABULARY_SIZE = 8000
@@ -345,7 +345,8 @@ def _merge(cls: type[Options], base: Mapping[str, Any], change: Mapping[str, Any
         elif kinds_of(cls, name) is not None:
             merged[name] = _merge_kind(old, value)
         elif isinstance(old, Mapping) and isinstance(value, Mapping):
-            merged[name] = {**old, **value}
+            nested = nested_of(cls, name)
+            merged[name] = {**old, **value} if nested is None else _merge(nested, old, value)
         else:
             merged[name] = value
     return merged
@@ -353,8 +354,7 @@ def _merge(cls: type[Options], base: Mapping[str, Any], change: Mapping[str, Any
 
 def _merge_kind(old: Any, new: Any) -> Any:
     """Return a block with ``new`` over ``old``, whose keys are dropped if the kind changes."""
-    if isinstance(new, str):
-        new = {"kind": new}
+    old, new = ({"kind": each} if isinstance(each, str) else each for each in (old, new))
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return new
     same = new.get("kind", old.get("kind")) == old.get("kind")

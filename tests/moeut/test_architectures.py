@@ -192,6 +192,22 @@ def test_another_kind_drops_the_defaults_of_its_block() -> None:
     assert blueprint({"architecture": "universal", "position": "relative"}).position == Relative()
 
 
+def test_what_lies_deeper_is_merged_as_well() -> None:
+    parcae = blueprint({"architecture": "parcae", "state": {"injection": {"decay": 0.5}}})
+    assert (parcae.state.injection.kind, parcae.state.injection.decay) == ("diagonal", 0.5)
+    assert (parcae.state.start.kind, parcae.state.start.shape) == ("noise", "like_init")
+    louder = blueprint({"architecture": "parcae", "state": {"start": {"deviation": 2.0}}})
+    assert (louder.state.start.shape, louder.state.start.deviation) == ("like_init", 2.0)
+    other = blueprint({"architecture": "parcae", "state": {"injection": "gate", "start": "zero"}})
+    assert (other.state.injection.kind, other.state.start.kind) == ("gate", "zero")
+    relaxed = blueprint({"architecture": "relaxed_recursive", "own": {"adapters": {"rank": 4}}})
+    assert relaxed.own.adapters.to_dict()["key"] is False
+    assert relaxed.own.adapters.rank == 4
+    with pytest.raises(OptionError, match="kind 'linear' takes bias") as caught:
+        blueprint({"architecture": "huginn", "state": {"injection": {"decay": 0.5}}})
+    assert caught.value.option == "state.injection.decay"
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_blueprint_written_out_is_itself(name: str) -> None:
     for section in ({}, {"feed_forward": {"top_k": 20}} if "moe" in name else {}):

@@ -17,7 +17,7 @@ from runners.process.run_directory import RunDirectory
 from runners.training.cost import describe_model, seconds_per_step
 from runners.training.experiment import Built
 from runners.training.lengths import tokens_per_step
-from runners.training.operations import macs_per_token
+from runners.training.operations import training_flops_per_token
 from tasks.base.console import WholeTable, duration, say
 
 MEASURE_SECONDS = 2.0
@@ -35,10 +35,10 @@ COSTLY = (
 )
 """Options of ``train`` that decide how long an update takes."""
 MEASURE_LIMIT = 8
-"""Settings that are measured; the time of further ones is scaled by multiply-accumulates."""
-MEASURE_MACS = 1e11
-"""Multiply-accumulates of a forward pass that a CPU is measured with, some ten seconds of an
-update: of a larger batch fewer rows are read, and of a larger row no time is given."""
+"""Settings that are measured; the time of further ones is scaled by operations of an update."""
+MEASURE_FLOPS = 6e11
+"""Operations of an update that a CPU is measured with, some ten seconds: of a larger batch fewer
+rows are read, and of a larger row no time is given."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _summary(lines: Sequence[_Line], workers: int, *, num_measured: int) -> str:
         f"{num_runs} runs, {num_runs - num_left} of them done; about {duration(total / workers)} "
         f"of training with {workers} at a time (measured: up to {MEASURE_SECONDS:g} s of updates "
         f"of each of {num_measured} settings on this machine, one after another; others, marked ~, "
-        "in proportion to MACs; scoring comes on top)"
+        "in proportion to training FLOPs; scoring comes on top)"
         + (f"; {unknown} settings are too large to be timed on this CPU" if unknown else "")
     )
 
@@ -167,14 +167,15 @@ class _Estimate:
 
     def __init__(self) -> None:
         self.measured: dict[str, tuple[float, float]] = {}
-        """What decides the cost → (seconds, multiply-accumulates) of an update."""
+        """What decides the cost → (seconds, floating-point operations) of an update."""
 
     def seconds_per_step(self, config: RunConfig, built: Built) -> tuple[float | None, bool]:
         """Return the seconds of an update, if they are known, and whether they were measured."""
         train = {name: getattr(config.train, name) for name in COSTLY}
         key = json.dumps([config.task, built.model_config.to_dict(), train], sort_keys=True)
-        macs = macs_per_token(built.model_config, built.objective)
-        work = float(macs * tokens_per_step(config.train, built.objective))
+        # Not those of a pass: models that carry a state train a part of the passes they score.
+        flops = training_flops_per_token(config.train, built.model_config, built.objective)
+        work = float(flops * tokens_per_step(config.train, built.objective))
         if built.missing:
             return None, False
         smaller = _fewer_rows(config, work)
@@ -192,9 +193,9 @@ class _Estimate:
 
 def _fewer_rows(config: RunConfig, work: float) -> RunConfig | None:
     """Return the run with as many rows a batch as a CPU is measured with, or None for too few."""
-    if work <= MEASURE_MACS or choose_device(config.train).type != "cpu":
+    if work <= MEASURE_FLOPS or choose_device(config.train).type != "cpu":
         return config
-    rows = int(config.train.batch_size * MEASURE_MACS / work)
+    rows = int(config.train.batch_size * MEASURE_FLOPS / work)
     if rows < 1 or config.train.tokens_per_batch is not None:
         return None
     train = dataclasses.replace(config.train, batch_size=rows, accumulate=1)

@@ -157,7 +157,7 @@ def _grow(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """Return a time in words: ``42 s``, ``3 min 20 s``, ``2 h 05 min``, ``12 days``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -165,4 +165,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
+    if hours < 100:
+        return f"{hours} h {minutes:02d} min"
+    return f"{seconds / 86400:,.0f} days"

@@ -304,13 +304,13 @@ def test_dry_run_times_large_models_by_fewer_rows_or_not_at_all(command, capsys,
     full = set(timed)
     whole = capsys.readouterr().out
     assert "too large" not in whole
-    monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_MACS", 1.0)
+    monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_FLOPS", 1.0)
     timed.clear()
     assert sweep.main([*command, "--dry-run"]) == 0
     assert not timed
     assert "2 settings are too large to be timed on this CPU" in capsys.readouterr().out
-    for macs in (1e3, 1e4, 1e5, 1e6):
-        monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_MACS", macs)
+    for flops in (1e4, 1e5, 1e6, 1e7):
+        monkeypatch.setattr("runners.sweeping.dry_run.MEASURE_FLOPS", flops)
         assert sweep.main([*command, "--dry-run"]) == 0
         capsys.readouterr()
     assert any(0 < rows < min(full) for rows in timed)

@@ -139,9 +139,11 @@ def test_rich_lets_the_reader_leave():
 
 
 def test_duration():
-    assert [duration(s) for s in (0.4, 59.6, 200, 7500)] == [
+    assert [duration(s) for s in (0.4, 59.6, 200, 7500, 359_990, 4.5e8)] == [
         "0 s",
         "1 min 00 s",
         "3 min 20 s",
         "2 h 05 min",
+        "99 h 59 min",
+        "5,208 days",
     ]

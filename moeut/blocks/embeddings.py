@@ -142,6 +142,10 @@ class Head(nn.Module):
         if projection is not None:
             states = linear(states, projection.T)
         logits = linear(states, embedding if self.weight is None else self.weight, self.bias)
+        return self.scaled(logits)
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Return logits (..., outputs) multiplied by the scale, and kept within the cap."""
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()

@@ -21,7 +21,7 @@ from moeut.ops.backend import available_backends, resolve_backend
 from moeut.ops.dispatch import Dispatch
 from moeut.ops.interface import expert_linear, expert_mlp
 from moeut.ops.native import cross_entropy_sum, dropout
-from moeut.ops.products import Linear, fewest_rows, linear, relu_mlp
+from moeut.ops.products import Linear, fewest_rows, linear, relu_mlp, takes_any_rows
 from moeut.ops.shared import SharedWeight, SharedWeights
 
 __all__ = [
@@ -38,4 +38,5 @@ __all__ = [
     "linear",
     "relu_mlp",
     "resolve_backend",
+    "takes_any_rows",
 ]

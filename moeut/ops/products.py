@@ -152,6 +152,11 @@ def fewest_rows() -> Iterator[None]:
         _takes_any_rows.reset(before)
 
 
+def takes_any_rows() -> bool:
+    """Return whether this is within ``fewest_rows``, where the last bits do not matter."""
+    return _takes_any_rows.get()
+
+
 class Linear(nn.Linear):
     """A dense layer of these models: the parameters of ``nn.Linear``, multiplied by ``linear``."""
 

@@ -8,7 +8,7 @@ row's end, where no query looks, and is overwritten by what comes next.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -98,6 +98,9 @@ class StackCache:
         self._batch: int | None = None
         self._window: Window | None = None
         self._next: tuple[int | Tensor, int] = (0, 0)
+        self.token_pass: Any = None
+        """What reads one token of each row in one operation (``moeut.token_pass``); None: not asked
+        yet; False: nothing does."""
 
     @property
     def is_empty(self) -> bool:
@@ -148,6 +151,22 @@ class StackCache:
         stored = self._others.setdefault(name, [None])
         return _write(stored, 0, new.unsqueeze(1), self._window).squeeze(1)
 
+    def buffers(self, heads: int, size: int, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return keys and values of every application, (B, H, C, d), with room for new tokens.
+
+        Who asks writes those of the pass that ``begin`` has placed, in the columns of its window.
+        """
+        assert self._window is not None
+        assert self._batch is not None
+        num_keys, sizes = self._window.num_keys, (self._batch, heads, size)
+
+        def with_room(stored: list[Tensor | None]) -> list[Tensor]:
+            for slot in set(self._slots):
+                stored[slot] = _with_room(stored[slot], num_keys, sizes, like)
+            return [cast(Tensor, stored[slot]) for slot in self._slots]
+
+        return with_room(self._keys), with_room(self._values)
+
     def load(self, application: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values of all columns that an application has stored up to now."""
         assert self._window is not None
@@ -192,27 +211,36 @@ class StackCache:
             # Who leaves rows out has just waited for the device, so that looking costs little.
             chosen._longest = int(chosen._lengths.max()) if rows.shape[0] else 0
         chosen._batch = rows.shape[0]
+        chosen.token_pass = self.token_pass
         return chosen
 
 
 def _write(stored: list[Tensor | None], application: int, new: Tensor, window: Window) -> Tensor:
     new = new.detach()
-    buffer = stored[application]
-    capacity = 0 if buffer is None else buffer.shape[2]
-    if capacity < window.num_keys:
-        batch, heads, _, size = new.shape
-        # Zeros and not whatever memory held: masked columns count 0, and 0 · NaN is NaN.
-        grown = new.new_zeros(batch, heads, max(window.num_keys, 2 * capacity, _MIN_CAPACITY), size)
-        if buffer is not None:
-            grown[:, :, :capacity] = buffer
-        buffer = stored[application] = grown
-    assert buffer is not None
+    batch, heads, _, size = new.shape
+    buffer = _with_room(stored[application], window.num_keys, (batch, heads, size), new)
+    stored[application] = buffer
     if window.offset is not None:
         buffer[:, :, window.offset : window.offset + new.shape[2]] = new
     else:
         rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
         buffer[rows, :, window.positions] = new.transpose(1, 2)
     return buffer[:, :, : window.num_keys]
+
+
+def _with_room(
+    buffer: Tensor | None, num_keys: int, sizes: tuple[int, int, int], like: Tensor
+) -> Tensor:  # (B, H, at least num_keys, d)
+    """Return a buffer for rows, heads and channels of ``sizes``, or a copy if it is too short."""
+    capacity = 0 if buffer is None else buffer.shape[2]
+    if buffer is not None and capacity >= num_keys:
+        return buffer
+    batch, heads, size = sizes
+    # Zeros and not whatever memory held: masked columns count 0, and 0 · NaN is NaN.
+    grown = like.new_zeros(batch, heads, max(num_keys, 2 * capacity, _MIN_CAPACITY), size)
+    if buffer is not None:
+        grown[:, :, :capacity] = buffer
+    return grown
 
 
 def _longest(lengths: Tensor, bound: int) -> int:

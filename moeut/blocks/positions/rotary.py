@@ -72,11 +72,18 @@ def rotary_tables(
     The angle of channel pair i is position · base^(-2i/n) (arXiv 2104.09864).
     """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    width = options.width(head_size)
-    even = torch.arange(0, width, 2, dtype=exact, device=positions.device)
-    frequencies = 1.0 / options.base ** (even / width)
+    frequencies = rotary_frequencies(options, head_size, exact, positions.device)
     angles = positions.to(exact).unsqueeze(-1) * frequencies
     return RotaryTables(angles.cos(), angles.sin(), options.pairs)
+
+
+def rotary_frequencies(
+    options: Rotary, head_size: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:  # (n/2,)
+    """Return by how much the angle of each pair of channels grows from a position to the next."""
+    width = options.width(head_size)
+    even = torch.arange(0, width, 2, dtype=dtype, device=device)
+    return 1.0 / options.base ** (even / width)
 
 
 def rotate(x: Tensor, tables: RotaryTables) -> Tensor:

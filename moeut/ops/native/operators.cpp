@@ -9,6 +9,7 @@
 #include "loss.h"
 #include "mlp.h"
 #include "token.h"
+#include "token_pass.h"
 
 namespace moeut {
 namespace {
@@ -256,6 +257,14 @@ TORCH_LIBRARY(moeut_native, m) {
       "expert_mlp(Tensor x, Tensor up, Tensor down, Tensor order, Tensor offsets, Tensor? gate) "
       "-> Tensor");
   m.def("sort_slots(Tensor index, int experts) -> (Tensor, Tensor, Tensor)");
+  m.class_<moeut::TokenPass>("TokenPass")
+      .def(torch::init<at::Tensor, bool>())
+      .def("dense_attention", &moeut::TokenPass::dense_attention)
+      .def("switch_head", &moeut::TokenPass::switch_head)
+      .def("dense_feed_forward", &moeut::TokenPass::dense_feed_forward)
+      .def("expert_feed_forward", &moeut::TokenPass::expert_feed_forward)
+      .def("head", &moeut::TokenPass::head)
+      .def("run", &moeut::TokenPass::run);
 }
 TORCH_LIBRARY_IMPL(moeut_native, CPU, m) {
   m.impl("linear", moeut::linear_forward);

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from moeut.blocks import routing
 from moeut.blocks.attention.base import Attention, AttentionOptions
+from moeut.blocks.dispatching import Decision, Dispatched, decide
 from moeut.blocks.own import of_repeat
 from moeut.blocks.positions import PositionOptions
 from moeut.blocks.roles import Role, Roles, decision
 from moeut.blocks.routing import RouterRecord, RoutingContext
-from moeut.ops import Dispatch, expert_linear
+from moeut.ops import expert_linear
 from moeut.options import require, require_finite, require_positive, require_probability
 
 
@@ -69,16 +70,6 @@ class SwitchHead(AttentionOptions):
     def balance_weights(self) -> dict[str, float]:
         """Return the weight of the balance loss of both routers; none if it is 0."""
         return dict.fromkeys(("value", "output"), self.balance_loss) if self.balance_loss else {}
-
-
-class Dispatched(NamedTuple):
-    """A routing decision ready for the expert matmuls."""
-
-    dispatch: Dispatch
-    """The B·T·H·k slots, sorted by expert."""
-
-    gates: Tensor
-    """(B, T, H, k)"""
 
 
 class SwitchHeadAttention(Attention[Dispatched]):
@@ -181,27 +172,13 @@ class SwitchHeadAttention(Attention[Dispatched]):
         )
         return outputs.view(*attended.shape[:2], self.d_model)
 
-    def _decide(
-        self, routed: Tensor, weight: Tensor, context: RoutingContext
-    ) -> list[tuple[Dispatched, RouterRecord | None]]:
+    def _decide(self, routed: Tensor, weight: Tensor, context: RoutingContext) -> list[Decision]:
         """Decide for tokens (B, T, D) and each stretch of H·E rows of ``weight``.
 
         Returns the decisions of R routers, one or two, each with its record.
         """
-        heads, experts = self.num_heads, self.num_experts
         logits = routing.router_logits(routed, weight)
-        logits = logits.unflatten(-1, (-1, experts))  # (B, T, R·H, E)
+        logits = logits.unflatten(-1, (-1, self.num_experts))  # (B, T, R·H, E)
+        num_routers = logits.shape[2] // self.num_heads
         drop = self.expert_dropout if self.training else 0.0
-        chosen, record = routing.route(logits, self.top_k, context, drop=drop)
-        # Experts are numbered within their head; head h's are rows h·E … of the weights. Where no
-        # expert is chosen, -1 has to stay -1: adding h·E would make it the head before's last.
-        first = torch.arange(heads, device=routed.device).mul_(experts).unsqueeze(-1)  # (H, 1)
-        decisions = []
-        split = [kept.split(heads, dim=2) for kept in (chosen.selection, chosen.gates)]
-        for part, (selection, gates) in enumerate(zip(*split, strict=True)):
-            rows = torch.where(selection < 0, -1, selection + first)  # (B, T, H, k)
-            dispatch = Dispatch.from_indices(rows, heads * experts)
-            heads_of_part = slice(part * heads, (part + 1) * heads)
-            one = None if record is None else record.select_heads(heads_of_part)
-            decisions.append((Dispatched(dispatch, gates), one))
-        return decisions
+        return decide(logits, self.top_k, context, num_routers=num_routers, drop=drop)

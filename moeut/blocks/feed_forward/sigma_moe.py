@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from moeut.blocks import routing
+from moeut.blocks.dispatching import decide
 from moeut.blocks.feed_forward.base import FeedForward, FeedForwardOptions
 from moeut.blocks.own import of_repeat
 from moeut.blocks.roles import Role, Roles, decision
 from moeut.blocks.routing import RouterRecord, RoutingContext
-from moeut.ops import Dispatch, expert_mlp
+from moeut.ops import expert_mlp
 from moeut.options import require, require_finite, require_positive, require_probability
 
 
@@ -109,15 +110,11 @@ class SigmaMoEMLP(FeedForward):
         logits = routing.router_logits(routed, of_repeat(self.router, context.repeat)).unsqueeze(
             2
         )  # (B, T, 1, E)
-        routes, record = routing.route(
-            logits,
-            self.top_k,
-            context,
-            router=self.router_kind,
-            drop=self.expert_dropout if self.training else 0.0,
+        drop = self.expert_dropout if self.training else 0.0
+        ((chosen, record),) = decide(
+            logits, self.top_k, context, router=self.router_kind, drop=drop
         )
-        dispatch = Dispatch.from_indices(routes.selection, self.num_experts)
         # Slot s is [row, token, choice]: B·T·K of them, gates (B, T, 1, K) in the same order.
         up, down = context.weights[self.up], context.weights[self.down]
-        mapped = expert_mlp(plain.flatten(0, 1), up, down, dispatch, gate=routes.gates)
+        mapped = expert_mlp(plain.flatten(0, 1), up, down, chosen.dispatch, gate=chosen.gates)
         return mapped.view(plain.shape), record

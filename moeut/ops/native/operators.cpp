@@ -8,6 +8,7 @@
 #include "long_backward.h"
 #include "loss.h"
 #include "mlp.h"
+#include "router.h"
 #include "token.h"
 #include "token_pass.h"
 
@@ -256,6 +257,9 @@ TORCH_LIBRARY(moeut_native, m) {
   m.def(
       "expert_mlp(Tensor x, Tensor up, Tensor down, Tensor order, Tensor offsets, Tensor? gate) "
       "-> Tensor");
+  m.def(
+      "route(Tensor logits, Tensor? dropped, Tensor? real, Tensor? share, int top_k, int routers, "
+      "bool balance) -> Tensor[]");
   m.def("sort_slots(Tensor index, int experts) -> (Tensor, Tensor, Tensor)");
   m.class_<moeut::TokenPass>("TokenPass")
       .def(torch::init<at::Tensor, bool>())
@@ -275,6 +279,7 @@ TORCH_LIBRARY_IMPL(moeut_native, CPU, m) {
   m.impl("cross_entropy", moeut::cross_entropy);
   m.impl("expert_linear", moeut::expert_linear_once);
   m.impl("expert_mlp", moeut::expert_mlp_once);
+  m.impl("route", moeut::route_once);
   m.impl("sort_slots", moeut::sort_slots);
 }
 TORCH_LIBRARY_IMPL(moeut_native, Autograd, m) {
@@ -286,4 +291,5 @@ TORCH_LIBRARY_IMPL(moeut_native, Autograd, m) {
   m.impl("cross_entropy", moeut::cross_entropy);
   m.impl("expert_linear", moeut::expert_linear);
   m.impl("expert_mlp", moeut::expert_mlp);
+  m.impl("route", moeut::route);
 }

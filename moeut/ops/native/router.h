@@ -1,0 +1,260 @@
+// From the logits of routers to what the products of experts need, and back: the top_k experts of
+// each token by raw logits, their sigmoids as gates, all slots sorted by expert, and the mean
+// probabilities of a balance loss.
+//
+// B rows, T tokens, R routers that decide at once, H heads each, E experts, k = top_k. Experts of a
+// router are numbered through its heads: expert e of head h is row h E + e of its weights.
+//
+// Softmax, sigmoid and means are PyTorch's, so that every number is that of the plain path, to the
+// bit. Of equal logits the first expert is chosen, where PyTorch's choice is not defined.
+#pragma once
+
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "experts.h"
+#include "softmax.h"
+
+namespace moeut {
+
+constexpr int32_t kTaken = std::numeric_limits<int32_t>::min();  // rank of an expert chosen before
+constexpr int32_t kDropped = kTaken + 1;
+
+// The experts of one token and head by rank, 16 to a vector.
+class Ranks {
+ public:
+  explicit Ranks(int64_t experts)
+      : experts_(experts), ranks_((experts + kLanes - 1) / kLanes) {}
+
+  // Rank as logits order, a NaN above all; dropped experts are below all.
+  void set(const float* logits, const bool* dropped) {
+    const __m512i highest = _mm512_set1_epi32(std::numeric_limits<int32_t>::max());
+    for (size_t v = 0; v < ranks_.size(); ++v) {
+      const __mmask16 mask = mask_of(experts_ - int64_t(v) * kLanes);
+      const __m512 x = _mm512_maskz_loadu_ps(mask, logits + v * kLanes);
+      const __m512i bits = _mm512_castps_si512(x);
+      // Negative numbers grow as their bits fall.
+      __m512i rank = _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi32(bits, 31), highest));
+      rank = _mm512_mask_mov_epi32(rank, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), highest);
+      ranks_[v] = _mm512_mask_mov_epi32(_mm512_set1_epi32(kTaken), mask, rank);
+    }
+    if (dropped == nullptr) return;
+    for (int64_t e = 0; e < experts_; ++e)
+      if (dropped[e]) set_rank(e, kDropped);
+  }
+
+  // Take the first expert of the highest rank; -1 if it is a dropped one.
+  int64_t take_best() {
+    __m512i best = ranks_[0];
+    for (size_t v = 1; v < ranks_.size(); ++v) best = _mm512_max_epi32(best, ranks_[v]);
+    const int32_t highest = _mm512_reduce_max_epi32(best);
+    const __m512i wanted = _mm512_set1_epi32(highest);
+    size_t v = 0;
+    __mmask16 found = _mm512_cmpeq_epi32_mask(ranks_[0], wanted);
+    while (found == 0) found = _mm512_cmpeq_epi32_mask(ranks_[++v], wanted);
+    const int64_t expert = int64_t(v) * kLanes + __builtin_ctz(found);
+    set_rank(expert, kTaken);
+    return highest == kDropped ? -1 : expert;
+  }
+
+ private:
+  // By a whole vector: what is stored by halves cannot be loaded at once.
+  void set_rank(int64_t expert, int32_t rank) {
+    __m512i& vector = ranks_[expert / kLanes];
+    const __mmask16 lane = __mmask16(1u << (expert % kLanes));
+    vector = _mm512_mask_mov_epi32(vector, lane, _mm512_set1_epi32(rank));
+  }
+
+  int64_t experts_;
+  std::vector<__m512i> ranks_;
+};
+
+struct RouterSizes {
+  int64_t batch, length, routers, heads, experts, top_k;
+
+  RouterSizes(at::IntArrayRef logits, int64_t routers_, int64_t top_k_)
+      : batch(logits[0]), length(logits[1]), routers(routers_), heads(logits[2] / routers_),
+        experts(logits[3]), top_k(top_k_) {}
+
+  // Call work(first of k slots, first of E logits, head) for the tokens and heads of one router.
+  template <typename Work>
+  void for_heads(int64_t router, int64_t first_token, int64_t last_token, const Work& work) const {
+    for (int64_t t = first_token; t < last_token; ++t)
+      for (int64_t h = 0; h < heads; ++h)
+        work((t * heads + h) * top_k, ((t * routers + router) * heads + h) * experts, h);
+  }
+
+  int64_t tokens() const { return batch * length; }
+};
+
+// Choose for one router: rows of its weights, and the logits of those that were chosen, (S,) each.
+inline void choose(const RouterSizes& sizes, int64_t router, const float* logits,
+                   const bool* dropped, const bool* real, int64_t* rows, float* chosen) {
+  at::parallel_for(0, sizes.tokens(), 64, [&](int64_t from, int64_t to) {
+    Ranks ranks(sizes.experts);
+    sizes.for_heads(router, from, to, [&](int64_t slot, int64_t first, int64_t head) {
+      const bool is_real = real == nullptr || real[slot / (sizes.heads * sizes.top_k)];
+      ranks.set(logits + first, dropped == nullptr ? nullptr : dropped + first);
+      for (int64_t c = slot; c < slot + sizes.top_k; ++c) {
+        const int64_t expert = ranks.take_best();
+        rows[c] = is_real && expert >= 0 ? head * sizes.experts + expert : -1;
+        chosen[c] =
+            expert >= 0 ? logits[first + expert] : -std::numeric_limits<float>::infinity();
+      }
+    });
+  });
+}
+
+// What `route` makes of logits (B, T, R H, E); R tensors of each kind.
+struct Routed {
+  std::vector<Tensor> gates;           // (B, T, H, k)
+  std::vector<Tensor> probabilities;   // (B, H, E), or (rows, H, E) of packed tokens, for a balance loss
+  std::vector<Tensor> rows;            // (S,) row of the weights of each slot, -1: none
+  std::vector<Tensor> order, counts, offsets;  // as sort_slots makes them
+  Tensor softmax;                      // (B, T, R H, E), for a balance loss
+
+  variable_list outputs() const {
+    variable_list all;
+    for (const auto* part : {&gates, &probabilities, &rows, &order, &counts, &offsets})
+      all.insert(all.end(), part->begin(), part->end());
+    return all;
+  }
+};
+
+// `dropped` (B, T, R H, E) cannot be chosen, tokens that are not `real` (B, T) get no expert.
+// Probabilities are means over tokens, those of padding left out by their `share` (B, 1, T); where
+// tokens of many rows are packed, (1, rows, T), there is a mean for each row.
+inline Routed route_forward(const Tensor& logits, const std::optional<Tensor>& dropped,
+                            const std::optional<Tensor>& real, const std::optional<Tensor>& share,
+                            int64_t top_k, int64_t routers, bool balance) {
+  TORCH_CHECK(logits.dim() == 4 && logits.size(2) % routers == 0 && top_k <= logits.size(3),
+              "logits ", logits.sizes(), ", ", routers, " routers and top_k ", top_k,
+              ": expected (B, T, heads of all routers, experts)");
+  const RouterSizes sizes(logits.sizes(), routers, top_k);
+  Routed routed;
+  const auto flags = [](const std::optional<Tensor>& x) {
+    return x.has_value() ? x->const_data_ptr<bool>() : nullptr;
+  };
+  for (int64_t r = 0; r < routers; ++r) {
+    Tensor rows = at::empty({sizes.tokens() * sizes.heads * top_k}, logits.options().dtype(at::kLong));
+    Tensor gates = at::empty({sizes.batch, sizes.length, sizes.heads, top_k}, logits.options());
+    choose(sizes, r, read(logits), flags(dropped), flags(real), rows.mutable_data_ptr<int64_t>(),
+           write(gates));
+    gates.sigmoid_();
+    auto [order, counts, offsets] = sort_slots(rows, sizes.heads * sizes.experts);
+    routed.gates.push_back(gates), routed.rows.push_back(rows), routed.order.push_back(order);
+    routed.counts.push_back(counts), routed.offsets.push_back(offsets);
+  }
+  if (balance) {
+    routed.softmax = at::_softmax(logits, -1, false);
+    const Tensor mean = share.has_value() ? at::matmul(*share, routed.softmax.flatten(2))
+                                                .view({-1, logits.size(2), sizes.experts})
+                                          : at::mean(routed.softmax, {1});
+    for (int64_t r = 0; r < routers; ++r)
+      routed.probabilities.push_back(
+          routers == 1 ? mean : mean.narrow(1, r * sizes.heads, sizes.heads).contiguous());
+  }
+  return routed;
+}
+
+// The gradient of logits (B, T, R H, E), given those of gates and, with a balance loss, of
+// probabilities; each may be undefined.
+inline Tensor route_backward(const RouterSizes& sizes, const std::vector<Tensor>& d_gates,
+                             const std::vector<Tensor>& d_probabilities,
+                             const std::vector<Tensor>& rows, const std::vector<Tensor>& gates,
+                             const Tensor& softmax, const Tensor& share) {
+  const std::vector<int64_t> shape = {sizes.batch, sizes.length, sizes.routers * sizes.heads,
+                                      sizes.experts};
+  Tensor d_logits;
+  const auto is_there = [](const Tensor& x) { return x.defined(); };
+  if (std::any_of(d_probabilities.begin(), d_probabilities.end(), is_there)) {
+    const int64_t means = share.defined() ? share.size(0) * share.size(1) : sizes.batch;
+    std::vector<Tensor> parts = d_probabilities;
+    for (Tensor& part : parts)
+      if (!part.defined())
+        part = at::zeros({means, sizes.heads, sizes.experts}, softmax.options());
+    const Tensor d_mean = parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+    const Tensor spread =
+        share.defined()
+            ? at::matmul(share.transpose(1, 2), d_mean.reshape({share.size(0), share.size(1), -1}))
+                  .view(shape)
+            : at::div(d_mean, at::Scalar(sizes.length)).unsqueeze(1).expand(shape);
+    d_logits = at::_softmax_backward_data(spread.contiguous(), softmax, -1, at::kFloat);
+  } else {
+    d_logits = at::zeros(shape, gates[0].options());
+  }
+  float* target = write(d_logits);
+  for (int64_t r = 0; r < sizes.routers; ++r) {
+    if (!d_gates[r].defined()) continue;
+    const Tensor through = at::sigmoid_backward(d_gates[r].contiguous(), gates[r]);
+    const float* source = read(through);
+    const int64_t* row = rows[r].const_data_ptr<int64_t>();
+    sizes.for_heads(r, 0, sizes.tokens(), [&](int64_t slot, int64_t first, int64_t head) {
+      float* of_experts = target + first - head * sizes.experts;
+      for (int64_t c = slot; c < slot + sizes.top_k; ++c)
+        if (row[c] >= 0) of_experts[row[c]] += source[c];
+    });
+  }
+  return d_logits;
+}
+
+class Route : public torch::autograd::Function<Route> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& logits,
+                               const std::optional<Tensor>& dropped,
+                               const std::optional<Tensor>& real,
+                               const std::optional<Tensor>& share, int64_t top_k, int64_t routers,
+                               bool balance) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor rows = logits.contiguous();
+    Routed routed = route_forward(rows, dropped, real, share, top_k, routers, balance);
+    variable_list saved = {routed.softmax, share.value_or(Tensor())};
+    saved.insert(saved.end(), routed.rows.begin(), routed.rows.end());
+    saved.insert(saved.end(), routed.gates.begin(), routed.gates.end());
+    context->save_for_backward(saved);
+    context->saved_data["shape"] = logits.sizes().vec();
+    context->saved_data["routers"] = routers;
+    context->saved_data["balance"] = balance;
+    variable_list outputs = routed.outputs();
+    const int64_t differentiable = (balance ? 2 : 1) * routers;
+    context->mark_non_differentiable({outputs.begin() + differentiable, outputs.end()});
+    context->set_materialize_grads(false);
+    return outputs;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "the native router can be differentiated once; MOEUT_NATIVE=0 does without it");
+    const auto saved = context->get_saved_variables();
+    const auto shape = context->saved_data["shape"].toIntVector();
+    const int64_t routers = context->saved_data["routers"].toInt();
+    const std::vector<Tensor> rows(saved.begin() + 2, saved.begin() + 2 + routers);
+    const std::vector<Tensor> gates(saved.begin() + 2 + routers, saved.end());
+    RouterSizes sizes(shape, routers, gates[0].size(3));
+    const std::vector<Tensor> d_gates(gradients.begin(), gradients.begin() + routers);
+    std::vector<Tensor> d_probabilities;
+    if (context->saved_data["balance"].toBool())
+      d_probabilities.assign(gradients.begin() + routers, gradients.begin() + 2 * routers);
+    return {route_backward(sizes, d_gates, d_probabilities, rows, gates, saved[0], saved[1]),
+            {}, {}, {}, {}, {}, {}};
+  }
+};
+
+inline variable_list route_once(const Tensor& logits, const std::optional<Tensor>& dropped,
+                                const std::optional<Tensor>& real,
+                                const std::optional<Tensor>& share, int64_t top_k, int64_t routers,
+                                bool balance) {
+  return route_forward(logits.contiguous(), dropped, real, share, top_k, routers, balance)
+      .outputs();
+}
+
+inline variable_list route(const Tensor& logits, const std::optional<Tensor>& dropped,
+                           const std::optional<Tensor>& real, const std::optional<Tensor>& share,
+                           int64_t top_k, int64_t routers, bool balance) {
+  if (!at::GradMode::is_enabled())
+    return route_once(logits, dropped, real, share, top_k, routers, balance);
+  return Route::apply(logits, dropped, real, share, top_k, routers, balance);
+}
+
+}  // namespace moeut

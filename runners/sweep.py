@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     with importing():
         from runners.reporting.drawer import Drawer
-        from runners.training.experiment import data_hash, notice_of_repeats
+        from runners.training.experiment import data_hash, notices
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     console = make_console()
@@ -203,9 +203,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return FAILED
     chosen = [_filled_in(run, built[run.hash]) for run in chosen]
-    fixed = {run.variant: None for run in chosen if built[run.hash].ignores_repeats(run.config)}
-    notices = [notice_of_repeats(", ".join(fixed))] if fixed else []
-    for notice in (*sweep.notices, *notices):
+    said = notices((run.variant, run.config, built[run.hash]) for run in chosen)
+    for notice in (*sweep.notices, *said):
         print(notice, file=sys.stderr)
     if options.dry_run:
         from runners.sweeping.dry_run import print_plan

@@ -111,15 +111,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace, world: World) -> tuple[RunConfig, RunRecord, RunDirectory]:
     """Check all that can be checked before anything is written."""
-    from runners.training.experiment import build, notice_of_repeats
+    from runners.training.experiment import build, notices
     from runners.training.foreground import check_start
 
     config = read_run(options.config, options.overrides)
     check_start(config, world)
     built = build(config)
     config = built.config
-    if built.ignores_repeats(config) and world.is_first:
-        print(notice_of_repeats("this run"), file=sys.stderr)
+    if world.is_first:
+        for notice in notices([("this run", config, built)]):
+            print(notice, file=sys.stderr)
     directory, record = plan_single(config, name=Path(options.config).stem, root=options.runs_dir)
     files = RunDirectory(options.run_directory or directory)
     return config, _check_directory(files, config, record, world), files

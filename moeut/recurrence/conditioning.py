@@ -49,6 +49,11 @@ class Conditioning(ControllerOptions):
     decides_at_repeats: ClassVar[bool] = True
     """Whether it acts where a repeat begins, and not in each application alike."""
 
+    @property
+    def tells_order(self) -> bool:
+        """Whether it says where a token stands."""
+        return False
+
     def build_for(self, d_model: int, repeats: int) -> Controller | None:
         """Return the module, for states of width ``d_model`` and as many configured ``repeats``."""
         return None
@@ -91,6 +96,11 @@ class Coordinates(Conditioning):
         require(self.size is None or self.steps == "learned", "size", self.size, said)
         said = "nothing is left to add; expected sinusoid or learned"
         require(self.positions or self.steps != "none", "steps", self.steps, said)
+
+    @property
+    def tells_order(self) -> bool:
+        """Whether it says where a token stands."""
+        return self.positions
 
     def build_for(self, d_model: int, repeats: int) -> Controller:
         """Return the controller: its parameters are learned vectors, and the projection."""

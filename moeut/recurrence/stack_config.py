@@ -72,6 +72,13 @@ class StackConfig:
                 return f"{name}.max_length", most
         return None
 
+    @property
+    def tells_order(self) -> bool:
+        """Whether anything tells the order of tokens; a row is a bag of them otherwise."""
+        placed = any(each.kind != "none" for each in (self.position, self.input_position))
+        parts = (self.attention.tells_order, self.conditioning.tells_order)
+        return self.causal or placed or any(parts) or self.feed_forward.reads_neighbours
+
     def of_layer(self, layer: int) -> StackConfig:
         """Return what a layer, numbered from 0, is made of."""
         changes: dict[str, Any] = {}

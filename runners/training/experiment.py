@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +87,23 @@ class Built:
         return splits if chosen is None or chosen in splits else [*splits, chosen]
 
 
-def notice_of_repeats(names: str) -> str:
-    """Return what is said of the runs ``names``, which ignore ``evaluate.repeats``."""
-    why = "a stack shares no layers, so its depth is fixed (depth.repeats=1)"
-    return f"evaluate.repeats has no effect on {names}: {why}"
+def notices(runs: Iterable[tuple[str, RunConfig, Built]]) -> list[str]:
+    """Return what is said before runs begin of those, by name, that do not do what they seem to."""
+    fixed: dict[str, None] = {}
+    blind: dict[str, None] = {}
+    for name, config, built in runs:
+        if built.ignores_repeats(config):
+            fixed[name] = None
+        if not all(stack.tells_order for stack in built.model_config.stacks.values()):
+            blind[name] = None
+    said = []
+    if fixed:
+        why = "a stack shares no layers, so its depth is fixed (depth.repeats=1)"
+        said.append(f"evaluate.repeats has no effect on {', '.join(fixed)}: {why}")
+    if blind:
+        why = "attention looks both ways, and model.position, which could tell it, is none"
+        said.append(f"nothing tells the order of tokens in {', '.join(blind)}: {why}")
+    return said
 
 
 def build(config: RunConfig, *, needs_data: bool = True) -> Built:

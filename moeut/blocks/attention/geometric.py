@@ -44,6 +44,7 @@ class GeometricAttention(DenseAttention):
 
     kind: ClassVar[str] = "geometric"
     counts_columns: ClassVar[bool] = True
+    tells_order: ClassVar[bool] = True
     refused_positions: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("rotary", "relative", "fire", "clipped"),
         "it tells distance and direction by itself where they would act; expected position.kind "

@@ -29,6 +29,8 @@ class AttentionOptions(Options):
     """Kinds of position that it cannot be combined with, and why."""
     counts_columns: ClassVar[bool] = False
     """Whether it looks at how many columns a key is away."""
+    tells_order: ClassVar[bool] = False
+    """Whether it tells the order of tokens by itself, looking both ways and without positions."""
     has_keys: ClassVar[bool] = True
     """Whether tokens look at keys, so that it can be computed for some of them."""
     num_heads: int = 4

@@ -37,6 +37,7 @@ class TokenMixing(AttentionOptions):
     """
 
     kind: ClassVar[str] = "token_mixing"
+    tells_order: ClassVar[bool] = True
     has_keys: ClassVar[bool] = False
     refused_positions: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("rotary", "relative", "fire", "clipped"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import moeut
 from moeut import architectures
 from moeut.config import ModelConfig
 from runners.config.grid import expand, read_sweep
@@ -11,7 +12,7 @@ from runners.config.schema import ConfigError, EvaluateConfig
 from runners.process.run_directory import RunDirectory, RunRecord
 from runners.scoring.splits import split_scorer
 from runners.sweep import check as check_runs
-from runners.training.experiment import build, build_model
+from runners.training.experiment import build, build_model, notices
 from runners.training.lengths import train_columns
 
 
@@ -58,6 +59,35 @@ def test_depths_follow_from_the_models_own(built):
     for none in ("evaluate.repeats=null", "evaluate.repeats=[]"):
         one, config = built(none, architecture="universal")
         assert one.depths(config) == [[2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("options", "form", "is_blind"),
+    [
+        (("model.position=none",), "encoder_classifier", True),
+        (("model.position=none",), "encoder_decoder", True),
+        (("model.position=none",), "decoder_lm", False),
+        (("model.position=relative",), "encoder_classifier", False),
+        (("model.position=none", "model.input_position=learned"), "encoder_classifier", False),
+        (("model.position=none", "model.conditioning=coordinates"), "encoder_classifier", False),
+        (("model.position=none", "model.conditioning=vectors"), "encoder_classifier", True),
+        (("model.position=none", "model.attention=geometric"), "encoder_classifier", False),
+        (("model.position=none", "model.feed_forward=convolutional"), "encoder_classifier", False),
+    ],
+)
+def test_a_model_that_cannot_tell_an_order_is_named(built, options, form, is_blind):
+    """And is one: its result is that of the tokens in another order."""
+    one, config = built(*options, form=form, architecture="universal")
+    said = notices([("this", config, one)])
+    assert [text.partition(":")[0] for text in said] == [
+        "nothing tells the order of tokens in this"
+    ] * is_blind
+    if form == "encoder_classifier":
+        torch.manual_seed(0)
+        model = moeut.build(one.model_config).double().eval()
+        tokens = torch.tensor([[3, 4, 5, 6]])
+        moved = [model(each).logits for each in (tokens, tokens[:, [0, 2, 1, 3]])]
+        assert torch.allclose(*moved, atol=1e-9) == is_blind
 
 
 def test_depth_of_an_unshared_model_is_fixed(built):

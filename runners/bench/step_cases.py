@@ -121,9 +121,12 @@ def _large(preset: str, target: float, against: str, peers: dict[str, Plain]) ->
     return Contest(mine, target, against, peers, repeats=1)
 
 
-def _decoding(preset: str, batch: int, target: float, against: str) -> Contest:
-    mine = {"maker": "ours", "kind": "decode", "preset": preset, "batch": batch, "prompt": 16}
-    return Contest(mine, target, against, repeats=4)
+def _decoding(
+    preset: str, batch: int, target: float, against: str, llama: Plain | None = None
+) -> Contest:
+    about: Plain = {"kind": "decode", "batch": batch, "prompt": 16}
+    peers = {} if llama is None else {"llama": {**about, "sizes": llama["sizes"]}}
+    return Contest({**about, "maker": "ours", "preset": preset}, target, against, peers, repeats=4)
 
 
 SMALL_GPT = {
@@ -156,9 +159,9 @@ CONTESTS: dict[str, Contest] = {
         "transformer-44m", 0.55, "nanoGPT", {"nanoGPT": LARGE_GPT, "llama": LARGE_LLAMA}
     ),
     "44m-moeut": _large("moeut-44m", 1.0, "44m-transformer", {}),
-    "token-1-transformer": _decoding("transformer-44m", 1, 1.0, "base"),
+    "token-1-transformer": _decoding("transformer-44m", 1, 0.5, "llama", LARGE_LLAMA),
     "token-1-moeut": _decoding("moeut-44m", 1, 2.0, "token-1-transformer"),
-    "token-16-transformer": _decoding("transformer-44m", 16, 1.0, "base"),
+    "token-16-transformer": _decoding("transformer-44m", 16, 0.5, "llama", LARGE_LLAMA),
     "token-16-moeut": _decoding("moeut-44m", 16, 1.5, "token-16-transformer"),
     "scan-decoding": _scan_decoding(),
 }

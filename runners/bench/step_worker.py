@@ -203,12 +203,14 @@ def nanogpt(contestant: dict[str, Any]) -> Work:
 
 
 def llama(contestant: dict[str, Any]) -> Work:
-    """Return the training step of Transformers' Llama."""
+    """Return the training step, or the decoding of a token a row, of Transformers' Llama."""
     import torch
     from torch.nn import functional as F
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(LlamaConfig(**contestant["sizes"]))
+    if contestant.get("kind") == "decode":
+        return _llama_decoding(model, contestant)
     tokens = Rows(**contestant["rows"][0]).tokens
 
     def loss() -> Any:
@@ -217,6 +219,24 @@ def llama(contestant: dict[str, Any]) -> Work:
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     return _training(model, loss, optimizer)
+
+
+def _llama_decoding(model: Any, contestant: dict[str, Any]) -> Work:
+    import torch
+
+    model.eval()
+    prompt = torch.randint(3, 1000, (contestant["batch"], contestant["prompt"]))
+    state: dict[str, Any] = {"left": 0}
+
+    def step() -> None:
+        with torch.inference_mode():
+            if not state["left"]:
+                state["cache"] = model(prompt, use_cache=True).past_key_values
+                state["left"] = 32
+            model(prompt[:, :1], use_cache=True, past_key_values=state["cache"])
+            state["left"] -= 1
+
+    return step
 
 
 def transformer_generalization(contestant: dict[str, Any]) -> Work:

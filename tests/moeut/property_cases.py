@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,28 @@ WAYS: dict[str, tuple[Tree, Tree]] = {
 }
 """Options of the model, and of its call, for what is decided in training or evaluation."""
 ROWS = [*MECHANISMS, *WAYS]
+COLUMNS = {
+    "gradient": "gradient",
+    "checkpointing": "checkpointing",
+    "batch": "batch",
+    "cache": "cache",
+    "resuming": "resuming",
+    "ranks": "two ranks",
+    "acts": "acts",
+}
+"""Of the table of outcomes: what a test calls it, and its head."""
+DOCUMENT = Path(__file__).parents[2] / "docs" / "recurrence.md"
+BEGIN = "<!-- properties: written by tests/moeut/test_properties.py -->"
+END = "<!-- end of properties -->"
+
+
+def move(model: torch.nn.Module) -> None:
+    """Move all weights: tokens halt at different repeats, and what starts at zero acts."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for each, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+            weight.add_(noise * (3.0 if "halting" in each else 0.2))
 
 
 class Case:
@@ -56,12 +79,7 @@ class Case:
             self.config = configure("encoder_labeller", options)
         torch.manual_seed(0)
         self.model: Any = build(self.config).double().train()
-        generator = torch.Generator().manual_seed(2)
-        with torch.no_grad():
-            for each, weight in self.model.named_parameters():
-                noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-                # Tokens halt at different repeats; what starts at zero acts.
-                weight.add_(noise * (3.0 if "halting" in each else 0.2))
+        move(self.model)
         if name.startswith("exit: "):
             criterion: Any = name.removeprefix("exit: ")
             self.model.exit_rule = ExitRule(criterion=criterion, threshold=0.3)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from mechanism_cases import assert_document_has
-from property_cases import ROWS, Case, hold_truncated
+from property_cases import BEGIN, COLUMNS, DOCUMENT, END, ROWS, Case, hold_truncated
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.autograd.gradcheck import GradcheckError
@@ -26,9 +26,6 @@ from moeut.recurrence.cache import StackCache
 from moeut.recurrence.controller import Pass
 
 ALL = bool(os.environ.get("MOEUT_MECHANISMS"))
-DOCUMENT = Path(__file__).parents[2] / "docs" / "recurrence.md"
-BEGIN = "<!-- properties: written by tests/moeut/test_properties.py -->"
-END = "<!-- end of properties -->"
 
 
 def has_gradients(case: Case) -> None:
@@ -190,7 +187,6 @@ PROPERTIES: dict[str, Callable[[Case, Path], str | None]] = {
 }
 GRAPHS = ROWS if ALL else ["halting: stick_breaking", "shared_keys: first"]
 """What is compiled: a graph takes four seconds. Others are compiled where they are tested."""
-COLUMNS = {name: name for name in ("gradient", *PROPERTIES)}
 OUTCOMES: dict[tuple[str, str], str | None] = {}
 
 
@@ -223,7 +219,7 @@ def test_a_wrong_gradient_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_compiled_in_one_graph_it_computes_the_same(name: str, tmp_path: Path) -> None:
-    compiles(Case(name), tmp_path)
+    OUTCOMES[name, "graph"] = compiles(Case(name), tmp_path)
 
 
 def test_a_mean_over_padding_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

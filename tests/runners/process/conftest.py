@@ -9,12 +9,15 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 import runners.training.sharding  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "moeut"))  # for mechanism_cases
 
 
 class Ranks:

@@ -41,7 +41,7 @@ def decide(
 
     They are those of ``routing.route``. Experts are numbered within their head; head h's are rows
     h·E … of the weights, and so of the dispatch. Where the C++ operations serve, one of them does
-    all of it, to the bit; of equal logits it takes the first expert.
+    all of it, to the bit, and chooses among equal logits as ``torch.topk`` does.
     """
     heads, experts = logits.shape[2] // num_routers, logits.shape[3]
     if router == "sigmoid" and not context.trace and native.serves(logits, context.share):

@@ -6,11 +6,14 @@
 // router are numbered through its heads: expert e of head h is row h E + e of its weights.
 //
 // Softmax, sigmoid and means are PyTorch's, so that every number is that of the plain path, to the
-// bit. Of equal logits the first expert is chosen, where PyTorch's choice is not defined.
+// bit. So is the choice where equal logits leave it open, once in some hundred thousand tokens.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "experts.h"
@@ -27,12 +30,13 @@ class Ranks {
   explicit Ranks(int64_t experts)
       : experts_(experts), ranks_((experts + kLanes - 1) / kLanes) {}
 
-  // Rank as logits order, a NaN above all; dropped experts are below all.
+  // Rank as logits order, 0 and -0 alike, a NaN above all; dropped experts are below all.
   void set(const float* logits, const bool* dropped) {
     const __m512i highest = _mm512_set1_epi32(std::numeric_limits<int32_t>::max());
     for (size_t v = 0; v < ranks_.size(); ++v) {
       const __mmask16 mask = mask_of(experts_ - int64_t(v) * kLanes);
-      const __m512 x = _mm512_maskz_loadu_ps(mask, logits + v * kLanes);
+      const __m512 loaded = _mm512_maskz_loadu_ps(mask, logits + v * kLanes);
+      const __m512 x = _mm512_add_ps(loaded, _mm512_setzero_ps());  // -0 becomes 0
       const __m512i bits = _mm512_castps_si512(x);
       // Negative numbers grow as their bits fall.
       __m512i rank = _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi32(bits, 31), highest));
@@ -44,18 +48,22 @@ class Ranks {
       if (dropped[e]) set_rank(e, kDropped);
   }
 
-  // Take the first expert of the highest rank; -1 if it is a dropped one.
-  int64_t take_best() {
+  // The highest rank that is left.
+  int32_t highest() const {
     __m512i best = ranks_[0];
     for (size_t v = 1; v < ranks_.size(); ++v) best = _mm512_max_epi32(best, ranks_[v]);
-    const int32_t highest = _mm512_reduce_max_epi32(best);
-    const __m512i wanted = _mm512_set1_epi32(highest);
+    return _mm512_reduce_max_epi32(best);
+  }
+
+  // Take the first expert of this rank, which there is; -1 if it is a dropped one.
+  int64_t take(int32_t rank) {
+    const __m512i wanted = _mm512_set1_epi32(rank);
     size_t v = 0;
     __mmask16 found = _mm512_cmpeq_epi32_mask(ranks_[0], wanted);
     while (found == 0) found = _mm512_cmpeq_epi32_mask(ranks_[++v], wanted);
     const int64_t expert = int64_t(v) * kLanes + __builtin_ctz(found);
     set_rank(expert, kTaken);
-    return highest == kDropped ? -1 : expert;
+    return rank == kDropped ? -1 : expert;
   }
 
  private:
@@ -88,16 +96,44 @@ struct RouterSizes {
   int64_t tokens() const { return batch * length; }
 };
 
+// The top_k of E logits as torch.topk chooses them on a CPU: of equal ones, those that the standard
+// library's selection leaves in front.
+inline void choose_tied(const float* logits, const bool* dropped, int64_t experts, int64_t top_k,
+                        int64_t* chosen) {
+  std::vector<std::pair<float, int64_t>> all;
+  for (int64_t e = 0; e < experts; ++e) {
+    const bool is_out = dropped != nullptr && dropped[e];
+    all.emplace_back(is_out ? -std::numeric_limits<float>::infinity() : logits[e], e);
+  }
+  const auto is_before = [](const auto& a, const auto& b) {
+    return (std::isnan(a.first) && !std::isnan(b.first)) || a.first > b.first;
+  };
+  if (top_k * 64 <= experts)
+    std::partial_sort(all.begin(), all.begin() + top_k, all.end(), is_before);
+  else
+    std::nth_element(all.begin(), all.begin() + top_k - 1, all.end(), is_before);
+  for (int64_t c = 0; c < top_k; ++c) chosen[c] = all[c].second;
+}
+
 // Choose for one router: rows of its weights, and the logits of those that were chosen, (S,) each.
 inline void choose(const RouterSizes& sizes, int64_t router, const float* logits,
                    const bool* dropped, const bool* real, int64_t* rows, float* chosen) {
   at::parallel_for(0, sizes.tokens(), 64, [&](int64_t from, int64_t to) {
     Ranks ranks(sizes.experts);
+    std::vector<int64_t> best(sizes.top_k);
     sizes.for_heads(router, from, to, [&](int64_t slot, int64_t first, int64_t head) {
       const bool is_real = real == nullptr || real[slot / (sizes.heads * sizes.top_k)];
-      ranks.set(logits + first, dropped == nullptr ? nullptr : dropped + first);
+      const bool* out = dropped == nullptr ? nullptr : dropped + first;
+      ranks.set(logits + first, out);
+      int32_t rank = kDropped;
+      for (int64_t c = 0; c < sizes.top_k; ++c) {
+        rank = ranks.highest();
+        best[c] = ranks.take(rank);
+      }
+      if (rank > kDropped && ranks.highest() == rank)
+        choose_tied(logits + first, out, sizes.experts, sizes.top_k, best.data());
       for (int64_t c = slot; c < slot + sizes.top_k; ++c) {
-        const int64_t expert = ranks.take_best();
+        const int64_t expert = best[c - slot];
         rows[c] = is_real && expert >= 0 ? head * sizes.experts + expert : -1;
         chosen[c] =
             expert >= 0 ? logits[first + expert] : -std::numeric_limits<float>::infinity();

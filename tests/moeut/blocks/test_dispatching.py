@@ -56,9 +56,17 @@ def test_one_operation_decides_as_many_to_the_bit(
 
 
 @needs_native
-def test_the_first_of_equal_logits_is_chosen_and_one_that_is_not_a_number_before_all():
-    logits = torch.zeros(1, 2, 1, 20)
-    logits[0, 1, 0, 17] = torch.nan
-    ((chosen, _),) = decide(logits, 2, RoutingContext())
-    assert chosen.dispatch.expert_index.tolist() == [0, 1, 17, 0]
-    assert chosen.gates.flatten()[2].isnan()
+@pytest.mark.parametrize(
+    ("experts", "top_k"), [(5, 1), (11, 4), (13, 13), (20, 2), (52, 8), (130, 2), (155, 12)]
+)
+def test_equal_logits_are_chosen_from_as_topk_does(experts, top_k):
+    logits = (
+        torch.randint(-3, 3, (1, 500, 1, experts))
+        / 2
+        * torch.tensor([1.0, -1.0])[:, None, None, None]
+    )
+    logits[:, 400:] = logits[:, 400:].where(logits[:, 400:] < 1.0, torch.nan)
+    ((chosen, _),) = decide(logits, top_k, RoutingContext())
+    rows = chosen.dispatch.expert_index.view(2, 500, 1, top_k)
+    expected = logits.topk(top_k, dim=-1, sorted=False).indices
+    assert torch.equal(rows.sort(dim=-1).values, expected.sort(dim=-1).values)

@@ -96,14 +96,14 @@ class DecoderLM(Model):
         loss, where the rows are a part of a larger batch.
         ``read_repeats``: repeats, from 0, whose logits are returned too; -1 is the last.
         """
-        unusual = (padding_mask, prefix_length, document_numbers, row_depth, read_repeats)
-        is_usual = not trace and all(one is None for one in unusual)
-        if cache is not None and is_usual and takes_any_rows():
-            from moeut import token_pass  # imports what only written text needs
+        if cache is not None and takes_any_rows():
+            unusual = (padding_mask, prefix_length, document_numbers, row_depth, read_repeats)
+            if not trace and all(one is None for one in unusual):
+                from moeut import token_pass  # imports what only written text needs
 
-            logits = token_pass.read(self, self.decoder, tokens, cache, num_repeats)
-            if logits is not None:
-                return ModelOutput(logits, logits.new_zeros(()), cache, repeats={"decoder": []})
+                logits = token_pass.read(self, self.decoder, tokens, cache, num_repeats)
+                if logits is not None:
+                    return ModelOutput(logits, logits.new_zeros(()), cache, repeats={"decoder": []})
         mask = masks.check_mask(padding_mask, tokens, "padding_mask")
         masks.check_right_padded(mask, "padding_mask")
         masks.check_prefix(prefix_length, mask, tokens)

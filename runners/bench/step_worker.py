@@ -125,27 +125,40 @@ def _training(model: Any, loss: Work, optimizer: Any) -> Work:
 
 
 def _decoding(model: Any, contestant: dict[str, Any]) -> Work:
-    """Return the decoding of one token a row, after a prompt that is read again every 32 tokens.
-
-    Few rows are multiplied as ``moeut.sampling.generate`` does.
-    """
+    """Return the decoding of one token a row; few rows are multiplied as ``generate`` does."""
     import torch
 
     import moeut.ops
 
     fewest_rows = getattr(moeut.ops, "fewest_rows", contextlib.nullcontext)  # older code has none
+
+    def read(tokens: Any, cache: Any) -> Any:
+        with torch.no_grad(), fewest_rows():
+            cache = model.new_cache() if cache is None else cache
+            model(tokens, cache=cache)
+        return cache
+
+    return _token_by_token(model, contestant, read)
+
+
+def _token_by_token(
+    model: Any, contestant: dict[str, Any], read: Callable[[Any, Any], Any]
+) -> Work:
+    """Return the reading of one token a row, after a prompt that is read again every 32 tokens.
+
+    ``read`` takes tokens and a cache, None for a prompt, and returns the cache with them.
+    """
+    import torch
+
     model.eval()
     prompt = torch.randint(3, 1000, (contestant["batch"], contestant["prompt"]))
     state: dict[str, Any] = {"left": 0}
 
     def step() -> None:
-        with torch.no_grad(), fewest_rows():
-            if not state["left"]:
-                state["cache"] = model.new_cache()
-                model(prompt, cache=state["cache"])
-                state["left"] = 32
-            model(prompt[:, :1], cache=state["cache"])
-            state["left"] -= 1
+        if not state["left"]:
+            state["cache"], state["left"] = read(prompt, None), 32
+        read(prompt[:, :1], state["cache"])
+        state["left"] -= 1
 
     return step
 
@@ -224,19 +237,11 @@ def llama(contestant: dict[str, Any]) -> Work:
 def _llama_decoding(model: Any, contestant: dict[str, Any]) -> Work:
     import torch
 
-    model.eval()
-    prompt = torch.randint(3, 1000, (contestant["batch"], contestant["prompt"]))
-    state: dict[str, Any] = {"left": 0}
-
-    def step() -> None:
+    def read(tokens: Any, cache: Any) -> Any:
         with torch.inference_mode():
-            if not state["left"]:
-                state["cache"] = model(prompt, use_cache=True).past_key_values
-                state["left"] = 32
-            model(prompt[:, :1], use_cache=True, past_key_values=state["cache"])
-            state["left"] -= 1
+            return model(tokens, use_cache=True, past_key_values=cache).past_key_values
 
-    return step
+    return _token_by_token(model, contestant, read)
 
 
 def transformer_generalization(contestant: dict[str, Any]) -> Work:

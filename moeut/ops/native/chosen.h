@@ -5,9 +5,10 @@
 // E experts, K of them chosen; a slot is one choice, [row, head, choice], and S is their number.
 #pragma once
 
+#include <cmath>
 #include <cstring>
-#include <limits>
 
+#include "largest.h"
 #include "pass.h"
 
 namespace moeut {
@@ -16,16 +17,22 @@ namespace moeut {
 class Choices {
  public:
   // Choose the `top_k` largest of the `experts` logits of each of `heads` heads from column `first`
-  // of rows of logits; heads have experts of their own. Of equal ones the first; a NaN is largest.
+  // of rows of logits; heads have experts of their own.
   void choose(const Rows& logits, int64_t first, int64_t heads, int64_t experts, int64_t top_k) {
     slots_per_row_ = heads * top_k;
     const int64_t slots = logits.count * slots_per_row_;
     expert_.resize(slots), gates_.resize(slots);
-    keys_.resize(next_multiple(experts, kLanes));
+    Largest largest(experts, top_k);
     for (int64_t i = 0; i < logits.count; ++i)
-      for (int64_t h = 0; h < heads; ++h)
-        choose_one(logits[i] + first + h * experts, experts, top_k, h * experts,
-                   i * slots_per_row_ + h * top_k);
+      for (int64_t h = 0; h < heads; ++h) {
+        const float* of_head = logits[i] + first + h * experts;
+        const int64_t* best = largest.of(of_head);
+        const int64_t slot = i * slots_per_row_ + h * top_k;
+        for (int64_t k = 0; k < top_k; ++k) {
+          expert_[slot + k] = h * experts + best[k];
+          gates_[slot + k] = 1.0f / (1.0f + std::exp(-of_head[best[k]]));
+        }
+      }
     sort(heads * experts);
   }
 
@@ -51,24 +58,6 @@ class Choices {
   }
 
  private:
-  void choose_one(const float* logits, int64_t experts, int64_t top_k, int64_t number,
-                  int64_t slot) {
-    const float infinite = std::numeric_limits<float>::infinity();
-    for (int64_t e = 0; e < experts; ++e)
-      keys_[e] = std::isnan(logits[e]) ? infinite : std::max(logits[e], -kLargest);
-    std::fill(keys_.begin() + experts, keys_.end(), -infinite);
-    for (int64_t k = 0; k < top_k; ++k) {
-      __m512 highest = _mm512_loadu_ps(keys_.data());
-      for (size_t e = kLanes; e < keys_.size(); e += kLanes)
-        highest = _mm512_max_ps(highest, _mm512_loadu_ps(keys_.data() + e));
-      const float top = _mm512_reduce_max_ps(highest);
-      const int64_t e = std::find(keys_.begin(), keys_.end(), top) - keys_.begin();
-      keys_[e] = -infinite;
-      expert_[slot + k] = number + e;
-      gates_[slot + k] = 1.0f / (1.0f + std::exp(-logits[e]));
-    }
-  }
-
   void sort(int64_t experts) {
     first_.assign(experts + 1, 0);
     for (const int64_t e : expert_) ++first_[e + 1];
@@ -82,10 +71,8 @@ class Choices {
     for (size_t s = 0; s < expert_.size(); ++s) order_[next_[expert_[s]]++] = int64_t(s);
   }
 
-  static constexpr float kLargest = std::numeric_limits<float>::max();
-
   int64_t slots_per_row_ = 1;
-  std::vector<float> keys_, gates_;
+  std::vector<float> gates_;
   std::vector<int64_t> expert_, order_, first_, next_, chosen_;
 };
 

@@ -50,13 +50,25 @@ inline void philox(uint64_t seed, uint64_t stream, uint32_t block, __m512i (&out
   out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
+// Numbers times 0 or 1 / (1 - probability), by random ones of 32 bits.
+struct Drop {
+  __m512i bound;
+  __m512 factor;
+
+  explicit Drop(float probability)
+      : bound(_mm512_set1_epi32(int(uint32_t(double(probability) * 4294967296.0)))),
+        factor(_mm512_set1_ps(1.0f / (1.0f - probability))) {}
+
+  __m512 apply(__m512 x, __m512i random) const {
+    return _mm512_maskz_mul_ps(_mm512_cmpge_epu32_mask(random, bound), x, factor);
+  }
+};
+
 // target = source times 0 or 1 / (1 - probability), over `count` floats of one stream; they may be
 // one.
 inline void drop(const float* source, float* target, int64_t count, float probability,
                  uint64_t seed, uint64_t stream) {
-  const __m512i bound = _mm512_set1_epi32(
-      static_cast<int>(static_cast<uint32_t>(static_cast<double>(probability) * 4294967296.0)));
-  const __m512 factor = _mm512_set1_ps(1.0f / (1.0f - probability));
+  const Drop drop(probability);
   __m512i numbers[4];
   for (int64_t i = 0; i < count; i += 4 * kLanes) {
     philox(seed, stream, static_cast<uint32_t>(i / (4 * kLanes)), numbers);
@@ -64,9 +76,8 @@ inline void drop(const float* source, float* target, int64_t count, float probab
       const int64_t at = i + part * kLanes;
       const __mmask16 here =
           count - at >= kLanes ? __mmask16(0xffff) : __mmask16((1u << (count - at)) - 1);
-      const __mmask16 kept = _mm512_cmpge_epu32_mask(numbers[part], bound);
-      const __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(here, source + at), factor);
-      _mm512_mask_storeu_ps(target + at, here, _mm512_maskz_mov_ps(kept, value));
+      const __m512 value = _mm512_maskz_loadu_ps(here, source + at);
+      _mm512_mask_storeu_ps(target + at, here, drop.apply(value, numbers[part]));
     }
   }
 }

@@ -24,8 +24,6 @@ constexpr int64_t kBlockQueries = 16 * kTileRows;  // their weights for a block 
 constexpr int kBlockVectors = kBlockKeys / kLanes;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-
 // Memory of this thread, cut into parts that begin where a cache line does.
 class Arena {
  public:
@@ -106,13 +104,11 @@ struct Reach {
 struct Kept {
   const Dropping& dropping;
   int64_t stream, key_blocks;
-  __m512i bound;
-  __m512 factor;
+  Drop drop;
 
   Kept(const Dropping& dropping_, int64_t stream_, int64_t keys)
       : dropping(dropping_), stream(stream_), key_blocks((keys + kBlockKeys - 1) / kBlockKeys),
-        bound(_mm512_set1_epi32(int(uint32_t(double(dropping_.probability) * 4294967296.0)))),
-        factor(_mm512_set1_ps(1.0f / (1.0f - dropping_.probability))) {}
+        drop(dropping_.probability) {}
 
   // Set x[v] to 0 where it is dropped, and divide the others by the probability that they are not.
   void apply(int64_t query, int64_t first_key, __m512 (&x)[kBlockVectors]) const {
@@ -120,8 +116,7 @@ struct Kept {
     __m512i numbers[kBlockVectors];
     philox(dropping.seed, uint64_t(stream), uint32_t(query * key_blocks + first_key / kBlockKeys),
            numbers);
-    for (int v = 0; v < kBlockVectors; ++v)
-      x[v] = _mm512_maskz_mul_ps(_mm512_cmpge_epu32_mask(numbers[v], bound), x[v], factor);
+    for (int v = 0; v < kBlockVectors; ++v) x[v] = drop.apply(x[v], numbers[v]);
   }
 };
 

@@ -83,6 +83,23 @@ class ExpertMlp : public torch::autograd::Function<ExpertMlp> {
   }
 };
 
+Dropping dropping_of(double probability) {
+  return {float(probability), probability == 0.0 ? 0 : uint64_t(draw_seed())};
+}
+
+// Keep for backward how attention was computed, besides its tensors.
+void keep(AutogradContext* context, const Dropping& dropping, double scale, bool causal) {
+  context->saved_data["dropout"] = double(dropping.probability);
+  context->saved_data["seed"] = static_cast<int64_t>(dropping.seed);
+  context->saved_data["scale"] = scale;
+  context->saved_data["causal"] = causal;
+}
+
+Dropping kept_dropping(AutogradContext* context) {
+  return {float(context->saved_data["dropout"].toDouble()),
+          uint64_t(context->saved_data["seed"].toInt())};
+}
+
 class Attention : public torch::autograd::Function<Attention> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& query, const Tensor& key,
@@ -98,10 +115,7 @@ class Attention : public torch::autograd::Function<Attention> {
     auto [out, kept] =
         attention_forward(q, k, v, contiguous(bias), relative, dropping, scale, causal);
     context->save_for_backward({q, k, v, relative.content, relative.position, relative.table, kept});
-    context->saved_data["dropout"] = dropout;
-    context->saved_data["seed"] = static_cast<int64_t>(dropping.seed);
-    context->saved_data["scale"] = scale;
-    context->saved_data["causal"] = causal;
+    keep(context, dropping, scale, causal);
     return out;
   }
 
@@ -111,15 +125,9 @@ class Attention : public torch::autograd::Function<Attention> {
     const auto found = attention_backward(
         with_channels_last(gradients[0]), saved[0], saved[1], saved[2],
         {saved[3], saved[4], saved[5]},
-        {float(context->saved_data["dropout"].toDouble()),
-         uint64_t(context->saved_data["seed"].toInt())},
-        saved[6],
-        context->saved_data["scale"].toDouble(), context->saved_data["causal"].toBool());
+        kept_dropping(context), saved[6], context->saved_data["scale"].toDouble(),
+        context->saved_data["causal"].toBool());
     return {found[0], found[1], found[2], {}, found[3], found[4], found[5], {}, {}, {}};
-  }
-
-  static Dropping dropping_of(double probability) {
-    return {float(probability), probability == 0.0 ? 0 : uint64_t(draw_seed())};
   }
 
   static Relative relative_of(const std::optional<Tensor>& content,
@@ -137,7 +145,7 @@ Tensor attention_once(const Tensor& query, const Tensor& key, const Tensor& valu
   const Tensor q = with_channels_last(query), k = with_channels_last(key),
                v = with_channels_last(value);
   const Relative relative = Attention::relative_of(content, position, table);
-  const Dropping dropping = Attention::dropping_of(dropout);
+  const Dropping dropping = dropping_of(dropout);
   if (is_token(q, dropping))
     return token_attention(q, k, v, contiguous(bias), relative, scale, causal);
   return std::get<0>(
@@ -165,13 +173,10 @@ class LongAttention : public torch::autograd::Function<LongAttention> {
     const Tensor q = with_channels_last(query), k = with_channels_last(key),
                  v = with_channels_last(value);
     const auto added = contiguous(bias);
-    const Dropping dropping = Attention::dropping_of(dropout);
+    const Dropping dropping = dropping_of(dropout);
     auto [out, logarithms] = long_attention_forward(q, k, v, added, dropping, scale, causal);
     context->save_for_backward({q, k, v, added.value_or(Tensor()), out, logarithms});
-    context->saved_data["dropout"] = dropout;
-    context->saved_data["seed"] = static_cast<int64_t>(dropping.seed);
-    context->saved_data["scale"] = scale;
-    context->saved_data["causal"] = causal;
+    keep(context, dropping, scale, causal);
     return out;
   }
 
@@ -180,10 +185,8 @@ class LongAttention : public torch::autograd::Function<LongAttention> {
     const auto saved = context->get_saved_variables();
     const auto found = long_attention_backward(
         with_channels_last(gradients[0]), saved[0], saved[1], saved[2], optional(saved[3]),
-        saved[4], saved[5],
-        {float(context->saved_data["dropout"].toDouble()),
-         uint64_t(context->saved_data["seed"].toInt())},
-        context->saved_data["scale"].toDouble(), context->saved_data["causal"].toBool());
+        saved[4], saved[5], kept_dropping(context), context->saved_data["scale"].toDouble(),
+        context->saved_data["causal"].toBool());
     return {found[0], found[1], found[2], {}, {}, {}, {}};
   }
 };
@@ -193,7 +196,7 @@ Tensor long_attention_once(const Tensor& query, const Tensor& key, const Tensor&
                            bool causal) {
   return std::get<0>(long_attention_forward(
       with_channels_last(query), with_channels_last(key), with_channels_last(value),
-      contiguous(bias), Attention::dropping_of(dropout), scale, causal));
+      contiguous(bias), dropping_of(dropout), scale, causal));
 }
 
 Tensor long_attention(const Tensor& query, const Tensor& key, const Tensor& value,

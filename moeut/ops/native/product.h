@@ -32,6 +32,9 @@ struct Finish {
 };
 
 constexpr int64_t kLanes = 16;
+
+inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
 constexpr int64_t kTileRows = 6;     // 6 x 4 accumulators, 4 registers of B, 1 of A: 29 of 32
 constexpr int64_t kTileVectors = 4;
 constexpr int64_t kTileColumns = kLanes * kTileVectors;

@@ -24,10 +24,6 @@ constexpr int64_t kMinSkipped = 8;  // one of so many columns of A has to be 0 f
 
 constexpr int64_t kHugePage = 1 << 21;
 
-inline int64_t next_multiple(int64_t count, int64_t unit) {
-  return (count + unit - 1) / unit * unit;
-}
-
 // (count, width) floats, with zeros between the width and the stride.
 struct Rows {
   std::vector<float> data;
@@ -35,7 +31,7 @@ struct Rows {
 
   void shape(int64_t count_, int64_t width_) {
     if (count == count_ && width == width_) return;
-    count = count_, width = width_, stride = next_multiple(width_, kLanes);
+    count = count_, width = width_, stride = round_up(width_, kLanes);
     data.assign(count * stride, 0.0f);
   }
   float* operator[](int64_t i) { return data.data() + i * stride; }
@@ -61,7 +57,7 @@ struct Nonzero {
 
   // `left` without the columns that are 0 in all rows, or as it is if they are few.
   Left of(const Left& left) {
-    const int64_t padded = next_multiple(left.count, kLanes);
+    const int64_t padded = round_up(left.count, kLanes);
     steps.resize(padded + kLanes);
     values.resize(left.rows * padded + kLanes);
     const __m512i lanes =
@@ -202,7 +198,7 @@ inline void add_rows(const Left& left, const float* w, int64_t w_row, int64_t co
 // a page alone, and a product of one row took 1.3 times as long from small ones.
 inline void use_huge_pages(const float* start, int64_t count) {
   constexpr int kCollapse = 25;  // MADV_COLLAPSE, since Linux 6.1: of pages in use, at once
-  const uintptr_t first = next_multiple(reinterpret_cast<uintptr_t>(start), kHugePage);
+  const uintptr_t first = round_up(reinterpret_cast<uintptr_t>(start), kHugePage);
   const uintptr_t end = reinterpret_cast<uintptr_t>(start + count) / kHugePage * kHugePage;
   if (first >= end) return;
   void* const begin = reinterpret_cast<void*>(first);
@@ -211,7 +207,7 @@ inline void use_huge_pages(const float* start, int64_t count) {
 
 // Memory of its own, not yet in use and so put on huge pages as it is written.
 inline std::shared_ptr<float> huge_floats(int64_t count) {
-  const int64_t bytes = next_multiple(std::max<int64_t>(1, count * sizeof(float)), kHugePage);
+  const int64_t bytes = round_up(std::max<int64_t>(1, count * sizeof(float)), kHugePage);
   void* memory = std::aligned_alloc(kHugePage, bytes);
   TORCH_CHECK(memory != nullptr, "no memory for ", bytes, " bytes of packed weights");
   madvise(memory, bytes, MADV_HUGEPAGE);
@@ -229,7 +225,7 @@ class Packed {
     inputs_ = weights.at(0).size(1);
     for (const Tensor& one : weights) outputs_ += one.size(0);
     const Tensor whole = at::cat(weights).contiguous();
-    data_ = huge_floats(next_multiple(outputs_, kLanes) * inputs_);
+    data_ = huge_floats(round_up(outputs_, kLanes) * inputs_);
     const float* source = read(whole);
     for (int64_t n = 0; n < outputs_; n += kLanes) {
       float* target = data_.get() + place_of(n);
@@ -287,7 +283,7 @@ class Packed {
  private:
   // Floats from a row to the next of the strip that has column n.
   int64_t row_of(int64_t n) const {
-    return std::min(kStrip, next_multiple(outputs_, kLanes) - n / kStrip * kStrip);
+    return std::min(kStrip, round_up(outputs_, kLanes) - n / kStrip * kStrip);
   }
   int64_t place_of(int64_t n) const { return n / kStrip * kStrip * inputs_ + n % kStrip; }
 

@@ -165,6 +165,8 @@ def test_kill_during_saves_leaves_every_checkpoint_whole(tmp_path):
         found = load_latest(tmp_path, warn=messages.append)
         assert messages == []
         assert found.step >= first - 1
+        # What a save takes is that of a busy machine: wait longer if none came to its end.
+        one_save *= 1.1 if found.step < first else 0.97
         assert torch.equal(found.weights()["weight"], torch.arange(50_000.0) + found.step)
     assert found.step > 10  # the kills came during saves, not before the first
     save(tmp_path, found.step + 1)

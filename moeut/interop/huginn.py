@@ -14,7 +14,7 @@ from torch import Tensor
 from moeut.blocks.attention import AttentionOptions, DenseAttention
 from moeut.blocks.feed_forward import DenseFeedForward, FeedForwardOptions, GatedFeedForward
 from moeut.blocks.norms import NormPlacement
-from moeut.blocks.positions import Rotary
+from moeut.blocks.positions import NoPosition, PositionOptions, Rotary
 from moeut.config import ModelConfig
 from moeut.interop.mapping import (
     RawOptions,
@@ -41,15 +41,25 @@ BLOCKS: dict[str, NormPlacement] = {
     "TransformerPreNormBlock": "pre",
     "TransformerPostNormBlock": "post",
 }
-NORMS = {"RMSNorm": "rms", "RMSNorm_llama": "rms", "LayerNorm": "layer"}
-ACTIVATIONS = {"GELU": "gelu", "SiLU": "silu", "ReLU": "relu", "ReLU2": "half_squared_relu"}
-INITIALIZATIONS = {
-    "takase": ("sqrt_d_model", False),
-    "scaled": ("none", False),
-    "scaled-zero": ("none", False),
-    "takase-scaled": ("sqrt_d_model", True),
+NORMS = {
+    "RMSNorm": "rms",
+    "RMSNorm_llama": "rms",
+    "TorchRMSNorm": "rms",
+    "GemmalikeRMS": "rms",
+    "FusedRMSNorm": "rms",
+    "LayerNorm": "layer",
 }
-"""By ``init_strategy``: the factor on embeddings, and whether logits have the factor sqrt(2/5D)."""
+ACTIVATIONS = {"GELU": "gelu", "SiLU": "silu", "ReLU": "relu", "ReLU2": "half_squared_relu"}
+_PLAIN = """scaled scaled-zero scaled-stuck scaled-large-embed normal small bert kaiming wang mitchell
+llama llama-by-dim megatron megatron2 illiterate""".split()
+INITIALIZATIONS: dict[str, tuple[str, float]] = {
+    **dict.fromkeys(_PLAIN, ("none", 0.0)),
+    "takase": ("sqrt_d_model", 0.0),
+    "takase-scaled": ("sqrt_d_model", 2.0 / 5.0),
+    "llama-by-dim-ls": ("none", 1.0),
+    "scaled-and-logit-scale": ("none", 1.0),
+}
+"""By ``init_strategy``: the factor on embeddings, and c of the factor sqrt(c/D) on logits, or 0."""
 
 RELEASED: dict[str, Any] = {
     "block_class_name": "SandwichBlock",
@@ -107,8 +117,9 @@ def huginn_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConf
     is_released = options.get("n_heads") is not None
     read = RawOptions((RELEASED if is_released else TRAINED) | options, source="Huginn")
     d_model = read.integer("n_embd")
-    scale, scaled = INITIALIZATIONS[read.word("init_strategy", INITIALIZATIONS)]
+    scale, on_logits = INITIALIZATIONS[read.word("init_strategy", INITIALIZATIONS)]
     kind = NORMS[read.word("norm_class_name", NORMS)]
+    refuse_unsupported(read)
     return ModelConfig(
         form="decoder_lm",
         d_model=d_model,
@@ -123,27 +134,37 @@ def huginn_config(options: dict[str, Any], *, vocabulary_size: int) -> ModelConf
         conditioning=_conditioning(read),
         attention=_attention(read, d_model, "n_heads" if is_released else "num_attention_heads"),
         feed_forward=_feed_forward(read),
-        position=Rotary(pairs=True, base=rope_base(read), fraction=1.0),
+        position=position_of(read),
         norm=BLOCKS[read.word("block_class_name", BLOCKS)],
         norm_kind=kind,  # type: ignore[arg-type]
         norm_epsilon=read.number("norm_eps"),
         final_norm=True,
         head_bias=False,
-        logit_scale=(2.0 / (5.0 * d_model)) ** 0.5 if scaled else 1.0,
+        logit_scale=(on_logits / d_model) ** 0.5 or 1.0,
         tie_embeddings=read.boolean("tie_embeddings"),
         embedding_scale=scale,  # type: ignore[arg-type]
     )
 
 
-def rope_base(read: RawOptions) -> float:
-    """Return the base of the rotations, which the training code has in a section of its own."""
-    section = read.raw("rope_settings", None)
-    if section is None:
-        return read.number("rope_base", 50000.0)
-    own = RawOptions(dict(section), source="Huginn rope_settings")
-    own.require("use_rope", own.boolean("use_rope", True), True, default=True)
+def refuse_unsupported(read: RawOptions) -> None:
+    """Raise for an option that would make another model than can be built."""
+    for name in ("center_attention", "debias_attention"):
+        read.require(name, read.boolean(name, False), False, default=False)
+    for name, plain in (("intermediate_noise_injection", 0), ("mup_model_scaling_factor", 1)):
+        read.require(name, read.number(name, plain), plain, default=plain)
+    for name in ("clip_qkv", "randomize_positions_from"):
+        read.require(name, read.number_or_none(name), None, default=None)
+
+
+def position_of(read: RawOptions) -> PositionOptions:
+    """Return the rotations, whose options the training code has in a section of its own."""
+    own = read
+    if read.raw("rope_settings", None) is not None:
+        own = read.section("rope_settings")
+        if not own.boolean("use_rope", True):
+            return NoPosition()
     own.require("rope_condense_ratio", own.number("rope_condense_ratio", 1), 1, default=1)
-    return own.number("rope_base", 50000.0)
+    return Rotary(pairs=True, base=own.number("rope_base", 50000.0), fraction=1.0)
 
 
 def start_of(read: RawOptions) -> Start:
@@ -167,6 +188,11 @@ def _injection(read: RawOptions) -> Injection:
     return {"add": AddInjection(), "gate": GateInjection()}.get(kind) or LinearInjection(bias=bias)
 
 
+def has_layer_bias(read: RawOptions) -> bool:
+    """Return whether layers have biases: in the released code the adapter alone can have one."""
+    return read.raw("n_heads", None) is None and read.boolean("bias", False)
+
+
 def _conditioning(read: RawOptions) -> Conditioning:
     offset = read.boolean("randomize_embed_step", False)
     read.require("randomize_embed_step", offset, False, default=False)
@@ -177,12 +203,10 @@ def _attention(read: RawOptions, d_model: int, heads: str) -> AttentionOptions:
     num_heads = read.integer(heads)
     num_key_heads = read.integer_or_none("num_key_value_heads") or num_heads
     is_biased = read.boolean("qk_bias")
-    has_bias = read.boolean("bias", False)
+    has_bias = has_layer_bias(read)
     if is_biased and (has_bias or num_key_heads != num_heads):
         said = "is supported with neither bias nor num_key_value_heads"
         raise read.error("qk_bias", True, said)
-    if read.raw("clip_qkv", None) is not None:
-        raise read.error("clip_qkv", read.raw("clip_qkv"), "is not supported")
     return DenseAttention(
         num_heads=num_heads,
         num_key_heads=num_key_heads,
@@ -196,7 +220,7 @@ def _feed_forward(read: RawOptions) -> FeedForwardOptions:
     kind = read.word("mlp_class_name", ("GatedMLP", "BaseMLP"))
     # Left out, or none, the training code takes four times the width.
     hidden_size = read.integer_or_none("intermediate_size") or 4 * read.integer("n_embd")
-    bias = read.boolean("bias", False)
+    bias = has_layer_bias(read)
     activation: Any = ACTIVATIONS[read.word("nonlin_name", ACTIVATIONS)]
     if kind == "GatedMLP":
         return GatedFeedForward(hidden_size=hidden_size, activation=activation, bias=bias)

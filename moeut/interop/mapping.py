@@ -7,7 +7,8 @@ map only moves elements, so it takes a gradient under their names to one under o
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -256,10 +257,23 @@ class RawOptions:
             given = "" if name in self._options else f" (left out: {default!r})"
             raise self.error(name, value, f"only {supported!r} is supported{given}")
 
+    def section(self, name: str) -> RawOptions:
+        """Return the options of a section, which may be left out or empty.
+
+        Raises:
+            ValueError: it is there, and no mapping.
+        """
+        value = self.raw(name, None) or {}
+        if not isinstance(value, Mapping):
+            raise self.error(name, value, "expected a section of options")
+        return RawOptions(dict(value), source=f"{self._source} {name}")
+
     def _number(self, name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise self.error(name, value, "expected a number")
-        try:
-            return float(value)
-        except ValueError:
-            raise self.error(name, value, "expected a number") from None
+        if not isinstance(value, bool) and isinstance(value, int | float | str):
+            try:
+                number = float(value)
+            except (ValueError, OverflowError):
+                number = math.nan
+            if math.isfinite(number):
+                return number
+        raise self.error(name, value, "expected a number")

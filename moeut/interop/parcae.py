@@ -8,7 +8,6 @@ from torch import Tensor
 
 from moeut.blocks.attention import AttentionOptions, DenseAttention
 from moeut.blocks.feed_forward import DenseFeedForward, FeedForwardOptions, GatedFeedForward
-from moeut.blocks.positions import Rotary
 from moeut.blocks.value_embeddings import ValueEmbeddings
 from moeut.config import ModelConfig
 from moeut.interop.huginn import (
@@ -17,7 +16,8 @@ from moeut.interop.huginn import (
     NORMS,
     feed_forward_maps,
     norm_maps,
-    rope_base,
+    position_of,
+    refuse_unsupported,
     start_of,
     two_biases,
 )
@@ -66,7 +66,8 @@ def parcae_config(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Mod
     d_model = read.integer("n_embd")
     core = _core_width(read, d_model)
     read.word("block_class_name", ("TransformerPreNormBlock",), "TransformerPreNormBlock")
-    scale, scaled = INITIALIZATIONS[read.word("init_strategy", INITIALIZATIONS, "scaled")]
+    refuse_unsupported(read)
+    scale, on_logits = INITIALIZATIONS[read.word("init_strategy", INITIALIZATIONS, "scaled")]
     depth = Depth(
         prelude=read.integer("n_layers_in_prelude"),
         group=read.integer("n_layers_in_recurrent_block"),
@@ -93,12 +94,12 @@ def parcae_config(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Mod
         core_width=core,
         outer_width=None if width == inner else width,
         value_embeddings=_value_embeddings(depth, state_dict),
-        position=Rotary(pairs=True, base=rope_base(read), fraction=1.0),
+        position=position_of(read),
         norm="pre",
         norm_kind=kind,  # type: ignore[arg-type]
         norm_epsilon=read.number("norm_eps", 1e-5),
         head_bias=False,
-        logit_scale=(2.0 / (5.0 * d_model)) ** 0.5 if scaled else 1.0,
+        logit_scale=(on_logits / d_model) ** 0.5 or 1.0,
         logit_cap=read.number_or_none("logit_softcap"),
         tie_embeddings=read.boolean("tie_embeddings", False),
         embedding_scale=scale,  # type: ignore[arg-type]
@@ -129,7 +130,6 @@ def _attention(read: RawOptions, d_model: int) -> AttentionOptions:
     # one option for both.
     key_heads = read.integer_or_none("num_key_value_heads") or num_heads
     read.require("num_key_value_heads", key_heads, num_heads, default=num_heads)
-    read.require("clip_qkv", read.raw("clip_qkv", None), None, default=None)
     is_biased, has_bias = read.boolean("qk_bias", False), read.boolean("bias", False)
     if is_biased and has_bias:
         raise read.error("qk_bias", True, "is not supported with bias")

@@ -206,6 +206,11 @@ def test_what_is_not_supported_is_refused(golden) -> None:
     for change, message in (
         ({"injection_type": "none"}, "injection_type=None: supported are add, gate, linear, ffn"),
         ({"block_class_name": "SwinBlock"}, "block_class_name='SwinBlock': supported are"),
+        ({"center_attention": True}, "center_attention=True: only False is supported"),
+        ({"intermediate_noise_injection": 0.1}, "intermediate_noise_injection=0.1: only 0 is"),
+        ({"randomize_positions_from": 32}, "randomize_positions_from=32.0: only None is"),
+        ({"n_embd": "inf"}, "n_embd='inf': expected a number"),
+        ({"rope_settings": 3}, "rope_settings=3: expected a section of options"),
     ):
         with pytest.raises(ValueError, match=message):
             from_huginn(options | change, golden.part("param"))

@@ -99,6 +99,17 @@ POST = "TransformerPostNormBlock"
 VARIANTS = {
     "raven_untied": _raven((1, 3), (1, 3, 2), tie_embeddings=False, norm_eps=1e-4),
     "raven_no_bias": _raven((0, 2), (2, 1, 1), qk_bias=False, n_heads=1, rope_base=1000.0),
+    "raven_adapter_bias": _raven((1, 1), (1, 2, 1), bias=True, tie_embeddings=False),
+    "train_no_rotation": _train(
+        (1, 2),
+        (1, 2, 1),
+        norm_class_name="GemmalikeRMS",
+        intermediate_size=7,
+        bias=True,
+        injection_type="linear",
+        init_strategy="llama-by-dim-ls",
+        rope_settings={"use_rope": False},
+    ),
     "train_defaults": _train((1, 2), (1, 1, 1), intermediate_size=9, qk_norm=False),
     "train_gate": _train(
         (3, 1),
@@ -164,6 +175,8 @@ def _options(config: dict[str, Any]) -> dict[str, Any]:
     options = (RELEASED if is_released else TRAINED) | config["options"]
     options["heads"] = options["n_heads" if is_released else "num_attention_heads"]
     options["key_heads"] = options.get("num_key_value_heads") or options["heads"]
+    # The released layers have no biases; its adapter may have one.
+    options["layer_bias"] = options["bias"] and not is_released
     return options
 
 
@@ -176,7 +189,7 @@ def inputs(config: dict[str, Any]) -> Tensors:
     """Return weights, tokens (B, T + 1) and the state that the first recurrence reads."""
     o, g = _options(config), draws(config)
     width, inner = o["n_embd"], o["intermediate_size"]
-    parts = ("weight", "bias") if o["bias"] else ("weight",)
+    parts = ("weight", "bias") if o["layer_bias"] else ("weight",)
     norm_parts = ("weight", "bias") if o["norm_class_name"] == "LayerNorm" else ("weight",)
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (o["vocab_size"], width)}
 
@@ -190,6 +203,8 @@ def inputs(config: dict[str, Any]) -> Tensors:
     shapes |= {f"ln_f.{p}": (width,) for p in norm_parts}
     if o["injection_type"] == "linear":
         linear("adapter", width, 2 * width)
+        if o["bias"]:
+            shapes["adapter.bias"] = (width,)
     elif o["injection_type"] == "ffn":
         mlp("adapter", 2 * width)
     rows = width + 2 * width // o["heads"] * o["key_heads"]
@@ -251,7 +266,8 @@ class _Model:
                 for one, bias in zip((q, k), self.p[f"{name}.qk_bias"], strict=True)
             )
         base = self.o.get("rope_base", 50000.0)
-        q, k = rotary(q, base=base, pairs=True), rotary(k, base=base, pairs=True)
+        if self.o.get("rope_settings", {}).get("use_rope", True):
+            q, k = rotary(q, base=base, pairs=True), rotary(k, base=base, pairs=True)
         if self.o.get("qk_norm"):
             q, k = (rms(one, 1.0, torch.finfo(one.dtype).eps) for one in (q, k))
         return self.linear(f"{name}.proj", attend(q, k, v, causal=True))
@@ -305,8 +321,9 @@ class _Model:
         latent = self.norm("ln_f", h)
         read = self.norm("ln_f", self.through("coda", latent))
         table = self.p["wte.weight"] if self.o["tie_embeddings"] else self.all["lm_head.weight"]
-        scaled = "scaled" in self.o["init_strategy"] and "takase" in self.o["init_strategy"]
-        scale = (2.0 / (5.0 * h.shape[-1])) ** 0.5 if scaled else 1.0
+        factors = {"takase-scaled": (2.0 / 5.0) ** 0.5, "llama-by-dim-ls": 1.0}
+        factor = factors.get(self.o["init_strategy"])
+        scale = 1.0 if factor is None else factor / h.shape[-1] ** 0.5
         return latent, read, read @ table.T * scale
 
 

@@ -50,8 +50,23 @@ NORMS = {
     "LayerNorm": "layer",
 }
 ACTIVATIONS = {"GELU": "gelu", "SiLU": "silu", "ReLU": "relu", "ReLU2": "half_squared_relu"}
-_PLAIN = """scaled scaled-zero scaled-stuck scaled-large-embed normal small bert kaiming wang mitchell
-llama llama-by-dim megatron megatron2 illiterate""".split()
+_PLAIN = [
+    "scaled",
+    "scaled-zero",
+    "scaled-stuck",
+    "scaled-large-embed",
+    "normal",
+    "small",
+    "bert",
+    "kaiming",
+    "wang",
+    "mitchell",
+    "llama",
+    "llama-by-dim",
+    "megatron",
+    "megatron2",
+    "illiterate",
+]
 INITIALIZATIONS: dict[str, tuple[str, float]] = {
     **dict.fromkeys(_PLAIN, ("none", 0.0)),
     "takase": ("sqrt_d_model", 0.0),

@@ -44,13 +44,21 @@ Turn = Callable[[int], float]
 
 
 @contextmanager
-def started(contestant: dict[str, Any], checkout: Path, threads: int) -> Iterator[Turn]:
+def started(
+    contestant: dict[str, Any], checkout: Path, threads: int, *, wall: bool = False
+) -> Iterator[Turn]:
     """Start a contestant in a process, and give what lets it run; the process ends with it.
+
+    Its seconds are those of its threads together, or of the clock on the ``wall``.
 
     Raises:
         ValueError: it cannot be built; the message is the last line of its errors.
     """
-    words = [sys.executable, str(WORKER), json.dumps({**contestant, "threads": threads})]
+    words = [
+        sys.executable,
+        str(WORKER),
+        json.dumps({**contestant, "threads": threads, "wall": wall}),
+    ]
     wanted = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     # What this process asked for itself would speed up code that does not ask.
     environment = {
@@ -111,7 +119,7 @@ def measure_group(
             repeats = max(1, CONTESTS[name].repeats // (10 if options.quick else 1))
             for label, about, checkout in contestants(name, CONTESTS[name], options):
                 try:
-                    process = started(about, checkout, options.threads)
+                    process = started(about, checkout, options.threads, wall=options.wall)
                     turns[label] = stack.enter_context(process), repeats
                 except ValueError as problem:
                     failures[label] = str(problem)
@@ -144,8 +152,9 @@ def rows_of(names: list[str], samples: dict[str, list[float]]) -> list[dict[str,
     return rows
 
 
-def product_rates(threads: int) -> dict[str, float]:
-    """Return GFLOP/s of a large product by our layer, by oneDNN and by ``torch.mm``, CPU time."""
+def product_rates(threads: int, *, wall: bool) -> dict[str, float]:
+    """Return GFLOP/s of a large product by our layer, by oneDNN and by ``torch.mm``."""
+    clock = time.perf_counter if wall else time.process_time
     torch.set_num_threads(threads)
     x, weight = torch.randn(2048, 512), torch.randn(512, 512)
     ways: dict[str, Callable[[], object]] = {
@@ -159,15 +168,16 @@ def product_rates(threads: int) -> dict[str, float]:
     with torch.no_grad():
         for _ in range(12):
             for name, way in ways.items():
-                began = time.process_time()
+                began = clock()
                 for _ in range(5):
                     way()
-                best[name] = min(best[name], (time.process_time() - began) / 5)
+                best[name] = min(best[name], (clock() - began) / 5)
     return {name: 2e-9 * 2048 * 512 * 512 / seconds for name, seconds in best.items()}
 
 
 def table(result: dict[str, Any]) -> Table:
     """Return the times, a line for every contestant."""
+    clock = "wall" if result["wall"] else "CPU"
     rows = [
         [
             *(row["size"], row["whose"], f"{row['ms']:.2f}"),
@@ -184,10 +194,10 @@ def table(result: dict[str, Any]) -> Table:
         ]
         for row in result["rows"]
     ]
-    columns = ["size", "whose", "CPU ms", "quartiles", "ratio", "lowest to highest", "target"]
+    columns = ["size", "whose", f"{clock} ms", "quartiles", "ratio", "lowest to highest", "target"]
     return Table(
         name="step",
-        title="CPU time of a step or a decoding, medians over rounds",
+        title=f"{clock} time of a step or a decoding, medians over rounds",
         columns=columns,
         rows=rows,
         num_names=2,
@@ -218,8 +228,9 @@ def run(options: argparse.Namespace) -> int:
         command_line(options),
         describe_machine(torch.device("cpu")),
         threads=options.threads,
+        wall=options.wall,
         native=native.why_not() or "loaded",
-        product_gflops=product_rates(options.threads),
+        product_gflops=product_rates(options.threads, wall=options.wall),
     )
     for group in GROUPS:
         names = [name for name in group if name in sizes]
@@ -248,6 +259,11 @@ def add_parser(subparsers: argparse._SubParsersAction, name: str) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant (7)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps of a turn")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a contestant (1)")
+    parser.add_argument(
+        "--wall",
+        action="store_true",
+        help="seconds of the clock, for several threads on a machine that does nothing else",
+    )
     parser.add_argument(
         "--base", type=Path, default=None, metavar="PATH", help="checkout of the code as it was"
     )

@@ -36,8 +36,12 @@ def test_a_contestant_runs_when_told_and_says_why_it_cannot_be_built():
     model = {"name": "transformer", "form": "decoder_lm", "vocabulary_size": 9, "d_model": 16}
     rows = [{"batch": 2, "shortest": 3, "longest": 5, "vocabulary": 9}]
     about = {"maker": "ours", "kind": "language", "architecture": model, "rows": rows}
-    with started(about, ROOT, threads=1) as turn:
+    with (
+        started(about, ROOT, threads=1) as turn,
+        started(about, ROOT, threads=2, wall=True) as turn_of_two,
+    ):
         assert 0 < turn(2) < 5
+        assert 0 < turn_of_two(2) < 60
     with pytest.raises(ValueError, match=r"unknown|colour"):  # noqa: SIM117
         with started({**about, "architecture": {**model, "colour": 1}}, ROOT, threads=1):
             pass

@@ -82,7 +82,9 @@ def arithmetic_config(options: dict[str, Any], state_dict: Mapping[str, Tensor])
     )
     scheme = read.word("norm_scheme", _NORMS, "post")
     head = read.word("head", ("identity", "ffn", "linear"), "ffn")
-    with_skip = read.boolean("forward_only_model_with_skip", False)
+    injection = _injection(read)
+    # Blocks of one layer each: without an injection before each, as good as one block of them.
+    before_each = has_blocks(read) and not isinstance(injection, NoInjection)
     has_norm = embedding.boolean("normalization", True)
     return ModelConfig(
         form="decoder_lm",
@@ -96,8 +98,8 @@ def arithmetic_config(options: dict[str, Any], state_dict: Mapping[str, Tensor])
         ),
         state=State(
             start=_start(read),
-            injection=_injection(read),
-            before="layer" if with_skip else "repeat",
+            injection=injection,
+            before="layer" if before_each else "repeat",
             output={"identity": "none", "ffn": "feed_forward"}.get(head, "linear"),  # type: ignore[arg-type]
             output_bias=head == "linear" and read.boolean("use_bias", False),
         ),
@@ -117,6 +119,11 @@ def arithmetic_config(options: dict[str, Any], state_dict: Mapping[str, Tensor])
         tie_embeddings=read.boolean("tie_weights", False),
         head_bias=read.boolean("decoder_bias", False),
     )
+
+
+def has_blocks(read: RawOptions) -> bool:
+    """Return whether each layer is in a block of its own."""
+    return read.boolean("forward_only_model_with_skip", False)
 
 
 def _start(read: RawOptions) -> Start:
@@ -218,7 +225,7 @@ def _input_position(read: RawOptions) -> PositionOptions:
     kinds: dict[str, PositionOptions] = {
         "none": NoPosition(),
         "learned": Learned(max_length=longest),
-        "sinusoidal": Sinusoidal(),
+        "sinusoidal": Sinusoidal(table="exact"),
     }
     if kind not in kinds:
         raise read.error("pos_embedding", kind, f"supported are abacus, {', '.join(kinds)}")
@@ -250,7 +257,8 @@ def arithmetic_maps(config: ModelConfig, options: dict[str, Any]) -> list[Tensor
     if config.head_bias:
         maps.append(rename("decoder.bias", "head.bias"))
     is_own = options["attention"].get("type", "pytorch") == OWN
-    for index, (block, layer) in enumerate(_places(config)):
+    in_blocks = has_blocks(RawOptions(options, source="arithmetic"))
+    for index, (block, layer) in enumerate(_places(config, in_blocks=in_blocks)):
         maps += _layer_maps(layer, f"decoder.layers.{index}", config, by_head=is_own)
         rule = "decoder.controllers.injection.rule"
         if config.state.before == "layer":
@@ -260,10 +268,10 @@ def arithmetic_maps(config: ModelConfig, options: dict[str, Any]) -> list[Tensor
     return maps
 
 
-def _places(config: ModelConfig) -> list[tuple[str, str]]:
+def _places(config: ModelConfig, *, in_blocks: bool) -> list[tuple[str, str]]:
     """Return what the code calls the block of each layer, and the layer."""
     count = range(config.depth.group)
-    if config.state.before == "layer":
+    if in_blocks:
         blocks = [f"encoder.recurrent_blocks.{index}" for index in count]
         return [(block, f"{block}.layers.0") for block in blocks]
     block = "encoder.recurrent_block"

@@ -124,14 +124,18 @@ def to_ours(
         raise ValueError("state_dict does not fit the options: " + "; ".join(problems))
     ours: dict[str, Tensor] = {}
     for tensor_map in maps:
+        given = theirs[tensor_map.theirs]
+        if not isinstance(given, Tensor):
+            kind = type(given).__name__
+            raise ValueError(f"state_dict[{tensor_map.theirs!r}]: expected a tensor, found {kind}")
         try:
-            parts = tensor_map.split(theirs[tensor_map.theirs])
-        except (RuntimeError, IndexError) as error:
-            shape = tuple(theirs[tensor_map.theirs].shape)
+            parts = tensor_map.split(given)
+            ours.update(zip(tensor_map.ours, parts, strict=True))
+        except (RuntimeError, IndexError, ValueError) as error:
             raise ValueError(
-                f"state_dict[{tensor_map.theirs!r}]: shape {shape} does not fit the options"
+                f"state_dict[{tensor_map.theirs!r}]: shape {tuple(given.shape)} does not fit the "
+                "options"
             ) from error
-        ours.update(zip(tensor_map.ours, parts, strict=True))
     return ours
 
 
@@ -161,11 +165,8 @@ def load(
                 f"{tensor.dtype}"
             )
     dtype = next(tensor.dtype for tensor in ours.values())
-    # Building draws initial weights; the caller's random state is none of their business.
-    with torch.random.fork_rng(devices=[]):
-        model = make(config).to(dtype)
-    assert isinstance(model, form)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):  # sizes that are wrong may be too large to build
+        expected = {name: tuple(tensor.shape) for name, tensor in make(config).state_dict().items()}
     for tensor_map in maps:
         for name in tensor_map.ours:
             shape = tuple(ours[name].shape)
@@ -174,6 +175,10 @@ def load(
                     f"state_dict[{tensor_map.theirs!r}]: gives {name} the shape {shape}, "
                     f"the options call for {expected.get(name)}"
                 )
+    # Building draws initial weights; the caller's random state is none of their business.
+    with torch.random.fork_rng(devices=[]):
+        model = make(config).to(dtype)
+    assert isinstance(model, form)
     model.load_state_dict(ours, strict=True)
     return model
 

@@ -67,7 +67,9 @@ def run(golden, model, name: str) -> Any:
         out.repeats[:0] = before
         return model._read_out(out.states), out
     # A model of one repeat has no other depth, and nothing to cut off.
-    deep = {"num_repeats": n + k, "backprop_repeats": k} if model.config.depth.is_shared else {}
+    deep: dict[str, Any] = {"num_repeats": n + k} if model.config.depth.is_shared else {}
+    if n and deep:
+        deep["backprop_repeats"] = k
     out = model.decoder(embedded, Inputs(initial_state=state, **deep, **given))
     return model._read_out(out.states), out
 

@@ -30,7 +30,7 @@ def imported(golden, **halting: Any):
     model = from_ouro(options(golden), golden.part("param"))
     if not halting:
         return model.eval()
-    changed = dataclasses.replace(model.config.halting, **halting)
+    changed = dataclasses.replace(model.config.halting, **({"exit_at": None} | halting))
     other = moeut.build(dataclasses.replace(model.config, halting=changed)).double()
     other.load_state_dict(model.state_dict())
     return other.eval()
@@ -138,7 +138,7 @@ def test_every_element_is_imported_once(golden, assert_imported_once) -> None:
 
 def test_another_place_of_the_norm_is_seen(golden) -> None:
     """Once at the end, instead of at the end of every loop."""
-    model = imported(golden)
+    model = imported(golden, threshold=1.0)
     moved = dataclasses.replace(model.config, repeat_norm=False, final_norm=True)
     other = moeut.build(moved).double().eval()
     state = {n.replace("repeat_norm", "final_norm"): p for n, p in model.state_dict().items()}

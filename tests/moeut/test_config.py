@@ -247,5 +247,6 @@ def test_blocks_can_be_made_by_hand() -> None:
     assert Sinusoidal(scale="inverse_sqrt").to_dict() == {
         "kind": "sinusoidal",
         "scale": "inverse_sqrt",
+        "table": "float32",
     }
     assert (Learned().max_length, Relative().learned_scale) == (1024, False)

@@ -16,16 +16,19 @@ from moeut.options import require_positive
 
 @dataclass(frozen=True, kw_only=True)
 class Sinusoidal(PositionOptions):
-    """Fixed sinusoids added to the embedding, computed in float32."""
+    """Fixed sinusoids added to the embedding."""
 
     kind: ClassVar[str] = "sinusoidal"
     scale: Literal["none", "inverse_sqrt"] = "none"
     """``inverse_sqrt`` divides the sinusoids by sqrt(d_model) (embedding downscaling, PED)."""
+    table: Literal["float32", "exact"] = "float32"
+    """``float32``: computed so in every precision, as most published models do. ``exact``: in the
+    model's own precision; only a model in float64 shows the difference."""
 
     def build_absolute(self, d_model: int) -> SinusoidalPositions:
         """Return the sinusoids, which have no parameters."""
         scale = d_model**-0.5 if self.scale == "inverse_sqrt" else 1.0
-        return SinusoidalPositions(d_model, scale)
+        return SinusoidalPositions(d_model, scale, exact=self.table == "exact")
 
 
 ROOT_HALF = 0.707106781
@@ -60,13 +63,14 @@ class Learned(PositionOptions):
 class SinusoidalPositions(AbsolutePositions):
     """Sinusoids times a factor."""
 
-    def __init__(self, d_model: int, scale: float) -> None:
+    def __init__(self, d_model: int, scale: float, *, exact: bool = False) -> None:
         super().__init__()
-        self.d_model, self.scale = d_model, scale
+        self.d_model, self.scale, self.exact = d_model, scale, exact
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:  # (*positions.shape, D)
         """Return the sinusoids of ``positions`` (T,) or (B, T)."""
-        return sinusoids(positions, self.d_model, dtype, scale=self.scale)
+        table = torch.float64 if self.exact and dtype == torch.float64 else torch.float32
+        return sinusoids(positions, self.d_model, dtype, scale=self.scale, table=table)
 
 
 class LearnedPositions(AbsolutePositions):
@@ -105,14 +109,22 @@ class LearnedPositions(AbsolutePositions):
             )
 
 
-def sinusoids(positions: Tensor, width: int, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:
+def sinusoids(
+    positions: Tensor,
+    width: int,
+    dtype: torch.dtype,
+    *,
+    scale: float = 1.0,
+    table: torch.dtype = torch.float32,
+) -> Tensor:
     """Return (*positions.shape, width) sinusoids: sin in the even channels, cos in the odd ones.
 
     The angle of channels 2i and 2i+1 is position · exp(-2i · ln(10000) / width). It is computed in
-    float32 whatever ``dtype`` is, as published models do, and only the result times ``scale`` is
-    cast: in float64 it would differ from theirs by up to 6e-7. Positions may be negative.
+    ``table``, float32 as published models do whatever ``dtype`` is, and only the result times
+    ``scale`` is cast: in float64 it would differ from theirs by up to 6e-7. Positions may be
+    negative.
     """
-    even = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device)
-    angles = positions.float().unsqueeze(-1) * torch.exp(even * (-math.log(10000.0) / width))
-    table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
-    return (table[..., :width] * scale).to(dtype)
+    even = torch.arange(0, width, 2, dtype=table, device=positions.device)
+    angles = positions.to(table).unsqueeze(-1) * torch.exp(even * (-math.log(10000.0) / width))
+    pairs = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+    return (pairs[..., :width] * scale).to(dtype)

@@ -142,6 +142,13 @@ VARIANTS = {
         embedding={"pos_embedding": "abacus"},
         alpha=1.0,
     ),
+    "skip_none_sinusoidal": _config(
+        forward_only_model_with_skip=True,
+        input_injection_type="none",
+        initial_hidden_randomized=False,
+        layers_in_recurrent_block=2,
+        embedding={"embedding_dim": 14, "pos_embedding": "sinusoidal"},
+    ),
     "skip_ffn": _config(
         forward_only_model_with_skip=True,
         input_injection_type="ffn",
@@ -364,6 +371,10 @@ class _Model:
             e = e + table[digit_numbers(tokens, offset)]
         elif table is not None:
             e = e + table[: tokens.shape[1]]
+        elif self.arch["embedding"]["pos_embedding"] == "sinusoidal":
+            width = torch.arange(0, e.shape[-1], 2)
+            angles = torch.arange(tokens.shape[1]).outer(10000.0 ** (-width.double() / e.shape[-1]))
+            e = e + torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
         if self.arch["embedding"]["normalization"]:
             e = self.norm("encoder.embedding.norm", e)
         return e @ self.p["encoder.adapter.weight"].T if "encoder.adapter.weight" in self.p else e

@@ -75,7 +75,7 @@ def arithmetic_config(options: dict[str, Any], state_dict: Mapping[str, Tensor])
         ValueError: what an option asks for is not supported.
     """
     read = RawOptions(options, source="arithmetic")
-    embedding = RawOptions(options.get("embedding", {}), source="arithmetic embedding")
+    embedding = read.section("embedding")
     read.word("objective_layout", ("TBPTT", "deepthinking"), "TBPTT")
     read.require(
         "sub_normalization", read.boolean("sub_normalization", False), False, default=False
@@ -103,9 +103,9 @@ def arithmetic_config(options: dict[str, Any], state_dict: Mapping[str, Tensor])
             output={"identity": "none", "ffn": "feed_forward"}.get(head, "linear"),  # type: ignore[arg-type]
             output_bias=head == "linear" and read.boolean("use_bias", False),
         ),
-        attention=_attention(options, read.integer("hidden_size")),
+        attention=_attention(read.section("attention"), read.integer("hidden_size")),
         feed_forward=_feed_forward(read),
-        position=_position(options, state_dict),
+        position=_position(read.section("attention"), state_dict),
         input_position=_input_position(embedding),
         norm=_NORMS[scheme],
         norm_kind={"LayerNorm": "layer", "RMSNorm": "rms"}[  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def _injection(read: RawOptions) -> Injection:
             bias=read.boolean("use_bias", False),
         ),
     }
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise read.error("input_injection_type", kind, f"supported are {', '.join(kinds)}")
     return kinds[kind]
 
@@ -170,8 +170,7 @@ def _feed_forward(read: RawOptions) -> FeedForwardOptions:
     return DenseFeedForward(hidden_size=width, activation=chosen, bias=bias)
 
 
-def _attention(options: dict[str, Any], d_model: int) -> AttentionOptions:
-    read = RawOptions(options.get("attention", {}), source="arithmetic attention")
+def _attention(read: RawOptions, d_model: int) -> AttentionOptions:
     is_own = read.word("type", (OWN, "pytorch", "pytorch-seqfirst"), "pytorch") == OWN
     read.word("sequence_op", ("torch-softmax",), "torch-softmax")
     for name in ("sub_normalization", "skip_output_projection"):
@@ -181,7 +180,7 @@ def _attention(options: dict[str, Any], d_model: int) -> AttentionOptions:
     if not is_own:
         read.require("qkv_bias", read.boolean("qkv_bias", False), False, default=False)
     bias = {(True, True): "all", (True, False): "input", (False, True): "output"}
-    num_heads = read.integer("num_attention_heads")
+    num_heads = read.integer("num_attention_heads", least=1)
     return DenseAttention(
         num_heads=num_heads,
         head_size=d_model // num_heads,
@@ -189,8 +188,7 @@ def _attention(options: dict[str, Any], d_model: int) -> AttentionOptions:
     )
 
 
-def _position(options: dict[str, Any], state_dict: Mapping[str, Tensor]) -> PositionOptions:
-    read = RawOptions(options.get("attention", {}), source="arithmetic attention")
+def _position(read: RawOptions, state_dict: Mapping[str, Tensor]) -> PositionOptions:
     kind = read.raw("rotary_embedding", False)
     if read.raw("type", "pytorch") != OWN:
         return NoPosition()
@@ -227,7 +225,7 @@ def _input_position(read: RawOptions) -> PositionOptions:
         "learned": Learned(max_length=longest),
         "sinusoidal": Sinusoidal(table="exact"),
     }
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise read.error("pos_embedding", kind, f"supported are abacus, {', '.join(kinds)}")
     return kinds[kind]
 
@@ -256,9 +254,9 @@ def arithmetic_maps(config: ModelConfig, options: dict[str, Any]) -> list[Tensor
         maps.append(rename("adapter.weight", "head.projection"))
     if config.head_bias:
         maps.append(rename("decoder.bias", "head.bias"))
-    is_own = options["attention"].get("type", "pytorch") == OWN
-    in_blocks = has_blocks(RawOptions(options, source="arithmetic"))
-    for index, (block, layer) in enumerate(_places(config, in_blocks=in_blocks)):
+    read = RawOptions(options, source="arithmetic")
+    is_own = read.section("attention").raw("type", "pytorch") == OWN
+    for index, (block, layer) in enumerate(_places(config, in_blocks=has_blocks(read))):
         maps += _layer_maps(layer, f"decoder.layers.{index}", config, by_head=is_own)
         rule = "decoder.controllers.injection.rule"
         if config.state.before == "layer":

@@ -20,6 +20,7 @@ from moeut.interop.mapping import (
     RawOptions,
     TensorMap,
     load,
+    matrix_shape,
     rename,
 )
 from moeut.models import DecoderLM
@@ -114,9 +115,8 @@ def from_huginn(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Decod
         ValueError: what an option asks for is not supported, or tensors are missing, left over or
             of another shape.
     """
-    if "transformer.wte.weight" not in state_dict:
-        raise ValueError("state_dict does not fit the options: missing: transformer.wte.weight")
-    config = huginn_config(options, vocabulary_size=len(state_dict["transformer.wte.weight"]))
+    vocabulary_size, _ = matrix_shape(state_dict, "transformer.wte.weight")
+    config = huginn_config(options, vocabulary_size=vocabulary_size)
     tied = ("lm_head.weight",) if config.tie_embeddings else ()
     unread = ("*.res_scale", "*.skip_scale")  # buffers of blocks that do not read them
     ignore = ("freqs_cis", *unread, *tied)
@@ -215,7 +215,7 @@ def _conditioning(read: RawOptions) -> Conditioning:
 
 
 def _attention(read: RawOptions, d_model: int, heads: str) -> AttentionOptions:
-    num_heads = read.integer(heads)
+    num_heads = read.integer(heads, least=1)
     num_key_heads = read.integer_or_none("num_key_value_heads") or num_heads
     is_biased = read.boolean("qk_bias")
     has_bias = has_layer_bias(read)

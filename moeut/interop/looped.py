@@ -9,6 +9,7 @@ context, whose positions are added in every loop. In both the backbone's last no
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import torch
@@ -18,7 +19,14 @@ from moeut.blocks.attention.dense import DenseAttention
 from moeut.blocks.feed_forward.dense import DenseFeedForward
 from moeut.blocks.positions import Learned, NoPosition, PositionOptions
 from moeut.config import ModelConfig
-from moeut.interop.mapping import RawOptions, TensorMap, load, rename, rename_layer, to_ours
+from moeut.interop.mapping import (
+    RawOptions,
+    TensorMap,
+    load,
+    matrix_shape,
+    rename,
+    rename_layer,
+)
 from moeut.models import DecoderLM
 from moeut.recurrence.injection import AddInjection, NoInjection
 from moeut.recurrence.schedule import Depth
@@ -52,10 +60,13 @@ def from_looped_length(options: dict[str, Any], state_dict: TENSORS) -> DecoderL
 def with_embedding(state_dict: TENSORS) -> TENSORS:
     """Return the tensors with the read-in as ``embedding`` (V, D), whichever of the two it is."""
     tensors = dict(state_dict)
-    if "_read_in.weight" not in tensors:
-        raise ValueError("state_dict does not fit the options: missing: _read_in.weight")
+    rows, _ = matrix_shape(tensors, "_read_in.weight")
     weight, bias = tensors.pop("_read_in.weight"), tensors.pop("_read_in.bias", None)
-    return tensors | {"embedding": weight if bias is None else weight.T + bias}
+    if bias is None:
+        return tensors | {"embedding": weight}
+    if not isinstance(bias, Tensor) or bias.shape != (rows,):
+        raise ValueError(f"state_dict['_read_in.bias']: expected a vector of {rows} numbers")
+    return tensors | {"embedding": weight.T + bias}
 
 
 def looped_length_config(options: dict[str, Any], *, num_tokens: int) -> ModelConfig:
@@ -141,10 +152,8 @@ def from_looped_window(options: dict[str, Any], state_dict: TENSORS) -> LoopedRe
     """
     read = RawOptions(options, source="looped_transformer")
     loop = read.word("loop_func", ("z=f(x+z)", "z=f(x*z)"))
-    for name in ("_backbone.transformer.wpe.weight", "_read_in.weight"):
-        if name not in state_dict:
-            raise ValueError(f"state_dict does not fit the options: missing: {name}")
-    length = state_dict["_backbone.transformer.wpe.weight"].shape[0]
+    length, _ = matrix_shape(state_dict, "_backbone.transformer.wpe.weight")
+    _, inputs = matrix_shape(state_dict, "_read_in.weight")
     config = _config(
         read,
         form="decoder_lm",
@@ -152,14 +161,9 @@ def from_looped_window(options: dict[str, Any], state_dict: TENSORS) -> LoopedRe
         position=Learned(max_length=length),
         repeats=1,
     )
-    inputs, dtype = state_dict["_read_in.weight"].shape[1], state_dict["_read_in.weight"].dtype
-    model = LoopedRegressor(config, num_inputs=inputs, multiplies=loop == "z=f(x*z)").to(dtype)
-    ours = to_ours(looped_window_maps(config), state_dict, ignore=_IGNORE_WINDOW)
-    try:
-        model.load_state_dict(ours, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"state_dict does not fit the options: {error}") from error
-    return model
+    make = functools.partial(LoopedRegressor, num_inputs=inputs, multiplies=loop == "z=f(x*z)")
+    maps = looped_window_maps(config)
+    return load(LoopedRegressor, config, maps, state_dict, ignore=_IGNORE_WINDOW, make=make)
 
 
 def looped_window_maps(config: ModelConfig) -> list[TensorMap]:
@@ -185,7 +189,7 @@ def _config(
     return ModelConfig(
         d_model=d_model,
         depth=Depth(group=read.integer("layers"), repeats=repeats),
-        attention=DenseAttention(num_heads=read.integer("heads"), bias="all"),
+        attention=DenseAttention(num_heads=read.integer("heads", least=1), bias="all"),
         feed_forward=DenseFeedForward(hidden_size=4 * d_model, activation="gelu_tanh"),
         position=position,
         **others,
@@ -218,6 +222,6 @@ def _joint(theirs: str, ours: tuple[str, ...], *, turns: bool) -> TensorMap:
     """Map a projection whose outputs are those of the parts, one after the other."""
 
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
-        return tuple((tensor.T if turns else tensor).chunk(len(ours), dim=0))
+        return tuple((tensor.mT if turns and tensor.dim() > 1 else tensor).chunk(len(ours), dim=0))
 
     return TensorMap(theirs, ours, split)

@@ -37,6 +37,14 @@ def _same(tensor: Tensor) -> tuple[Tensor, ...]:
     return (tensor,)
 
 
+_LISTED = 8
+"""Names of tensors in an error."""
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+
+
 @dataclass(frozen=True)
 class TensorMap:
     """One tensor of theirs and the tensors of ours that it becomes."""
@@ -96,6 +104,21 @@ def key_value_by_head(
     return TensorMap(theirs, (key, value), split)
 
 
+def matrix_shape(state_dict: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    """Return the rows and columns of a tensor that says the size of a model.
+
+    Raises:
+        ValueError: it is missing, or no matrix.
+    """
+    if name not in state_dict:
+        raise ValueError(f"state_dict does not fit the options: missing: {name}")
+    tensor = state_dict[name]
+    if not isinstance(tensor, Tensor) or tensor.dim() != 2:
+        found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"state_dict[{name!r}]: expected a matrix, found {found}")
+    return tensor.shape[0], tensor.shape[1]
+
+
 def to_ours(
     maps: Iterable[TensorMap], theirs: dict[str, Tensor], *, ignore: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
@@ -104,8 +127,8 @@ def to_ours(
     ``ignore`` are shell patterns of names that carry no weight (counters, tables).
 
     Raises:
-        ValueError: tensors are missing, or no map takes them (all are listed); or one has a shape
-            that cannot be mapped.
+        ValueError: tensors are missing, or no map takes them (the first are listed); or one has a
+            shape that cannot be mapped, or is no tensor.
     """
     maps = list(maps)
     wanted = {tensor_map.theirs for tensor_map in maps}
@@ -117,7 +140,7 @@ def to_ours(
     )
     if missing or left_over:
         problems = [
-            f"{what}: {', '.join(names)}"
+            f"{what}: {', '.join(names[:_LISTED])}{_and_more(names)}"
             for what, names in (("missing", missing), ("not known", left_over))
             if names
         ]
@@ -213,12 +236,13 @@ class RawOptions:
             return None
         return value
 
-    def integer(self, name: str, default: Any = ...) -> int:
-        """Return a whole number; raise ``ValueError`` for anything else."""
+    def integer(self, name: str, default: Any = ..., *, least: int | None = None) -> int:
+        """Return a whole number, of ``least`` or more; raise ``ValueError`` for anything else."""
         value = self.raw(name, default)
         number = self._number(name, value)
-        if number != int(number):
-            raise self.error(name, value, "expected a whole number")
+        if number != int(number) or (least is not None and number < least):
+            limit = "" if least is None else f" of at least {least}"
+            raise self.error(name, value, f"expected a whole number{limit}")
         return int(number)
 
     def integer_or_none(self, name: str, default: Any = None) -> int | None:

@@ -73,7 +73,7 @@ def llama_config(
 ) -> ModelConfig:
     """Return the config of the code's Llama layers at a depth."""
     read = RawOptions(dict(options), source=SOURCE)
-    d_model, num_heads = read.integer("hidden"), read.integer("heads")
+    d_model, num_heads = read.integer("hidden"), read.integer("heads", least=1)
     if own is None:
         shares_norms = section(options, "recursive").boolean("ln_share", True)
         own = Own(norms=not shares_norms and depth.is_shared)
@@ -99,11 +99,15 @@ def llama_config(
 
 
 def section(options: Mapping[str, Any], name: str, *rest: str) -> RawOptions:
-    """Return the options of a section, or of one in it; of one that is not there, none."""
-    data: Any = options
+    """Return the options of a section, or of one in it; of one that is not there, none.
+
+    Raises:
+        ValueError: what should be a section is something else.
+    """
+    read = RawOptions(dict(options), source=SOURCE)
     for key in (name, *rest):
-        data = data.get(key) or {}
-    return RawOptions(dict(data), source=SOURCE)
+        read = read.section(key)
+    return read
 
 
 def depth_of(options: Mapping[str, Any]) -> Depth:
@@ -172,15 +176,21 @@ def _halting(read: RawOptions, options: Mapping[str, Any]) -> ControllerOptions:
 def _translated(read: RawOptions, name: str, words: Mapping[str | None, str]) -> str:
     """Return our word for an option of theirs, which may be none."""
     value = read.raw(name, None)
-    if value not in words:
+    if value not in list(words):
         raise read.error(name, value, f"supported are {', '.join(map(str, words))}")
     return words[value]
 
 
 def _capacity(read: RawOptions) -> tuple[float, ...] | None:
     """Return the parts that recursions take, which the code has as one text."""
-    parts = listed(read.raw("capacity", None))
-    return None if parts is None else tuple(float(part) for part in parts)
+    given = read.raw("capacity", None)
+    parts = listed(given)
+    if parts is None:
+        return None
+    try:
+        return tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise read.error("capacity", given, "expected numbers with commas between them") from None
 
 
 def listed(given: Any) -> list[Any] | None:

@@ -16,7 +16,15 @@ from moeut.blocks.feed_forward import DenseFeedForward
 from moeut.blocks.positions import NoPosition, PositionOptions, Relative, Sinusoidal
 from moeut.blocks.updates import CopyGate, Residual, UpdateOptions
 from moeut.config import ModelConfig
-from moeut.interop.mapping import RawOptions, TensorMap, load, rename, rename_layer, reshape
+from moeut.interop.mapping import (
+    RawOptions,
+    TensorMap,
+    load,
+    matrix_shape,
+    rename,
+    rename_layer,
+    reshape,
+)
 from moeut.interop.transformer_generalization import (
     attention_maps,
     dense_attention_maps,
@@ -79,13 +87,10 @@ def from_ndr(options: dict[str, Any], state_dict: dict[str, Tensor]) -> EncoderC
         ValueError: what an option asks for is not supported, or tensors are missing, left over or
             of another shape.
     """
-    for name in ("embedding.weight", "output_map.weight"):
-        if name not in state_dict:
-            raise ValueError(f"state_dict does not fit the options: missing: {name}")
     config = ndr_config(
         options,
-        vocabulary_size=state_dict["embedding.weight"].shape[0],
-        num_classes=state_dict["output_map.weight"].shape[0],
+        vocabulary_size=matrix_shape(state_dict, "embedding.weight")[0],
+        num_classes=matrix_shape(state_dict, "output_map.weight")[0],
     )
     maps = ndr_maps(config, variant=options["transformer.variant"])
     unused = _UNUSED[_VARIANTS[options["transformer.variant"]].position]
@@ -139,7 +144,7 @@ def ndr_config(options: dict[str, Any], *, vocabulary_size: int, num_classes: in
 
 
 def _attention(read: RawOptions, variant: _Variant, d_model: int) -> AttentionOptions:
-    num_heads = read.integer("transformer.n_heads", 4)
+    num_heads = read.integer("transformer.n_heads", 4, least=1)
     head_size = d_model // num_heads
     dropout = read.number("transformer.attention_dropout", 0.0)
     if variant.position != "geometric":

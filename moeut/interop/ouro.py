@@ -60,7 +60,7 @@ def ouro_config(options: dict[str, Any]) -> ModelConfig:
     for name in ("use_sliding_window", "attention_bias"):
         read.require(name, read.boolean(name, False), False, default=False)
     read.require("rope_scaling", read.raw("rope_scaling", None), None, default=None)
-    num_heads = read.integer("num_attention_heads")
+    num_heads = read.integer("num_attention_heads", least=1)
     d_model = read.integer("hidden_size")
     return ModelConfig(
         form="decoder_lm",

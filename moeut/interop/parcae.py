@@ -21,7 +21,7 @@ from moeut.interop.huginn import (
     start_of,
     two_biases,
 )
-from moeut.interop.mapping import RawOptions, TensorMap, load, rename
+from moeut.interop.mapping import RawOptions, TensorMap, load, matrix_shape, rename
 from moeut.models import DecoderLM
 from moeut.recurrence.injection import (
     AddInjection,
@@ -46,8 +46,6 @@ def from_parcae(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Decod
         ValueError: what an option asks for is not supported, or tensors are missing, left over or
             of another shape.
     """
-    if "transformer.wte.weight" not in state_dict:
-        raise ValueError("state_dict does not fit the options: missing: transformer.wte.weight")
     config = parcae_config(options, state_dict)
     ignore = ["freqs_cis", *(("lm_head.weight",) if config.tie_embeddings else ())]
     for layer, name in enumerate(layer_names(config)):
@@ -80,7 +78,7 @@ def parcae_config(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Mod
     return ModelConfig(
         form="decoder_lm",
         d_model=d_model,
-        vocabulary_size=len(state_dict["transformer.wte.weight"]),
+        vocabulary_size=matrix_shape(state_dict, "transformer.wte.weight")[0],
         depth=depth,
         state=State(
             start=start_of(read),
@@ -108,7 +106,7 @@ def parcae_config(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Mod
 
 def _core_width(read: RawOptions, d_model: int) -> int:
     """Return the width of the repeated layers."""
-    num_heads = read.integer("num_attention_heads")
+    num_heads = read.integer("num_attention_heads", least=1)
     core = read.integer_or_none("recurrent_embedding_dimension") or d_model
     heads = read.integer_or_none("recurrent_num_attention_heads") or num_heads
     if core * num_heads != heads * d_model:
@@ -125,7 +123,7 @@ def _injection(read: RawOptions) -> Injection:
 
 
 def _attention(read: RawOptions, d_model: int) -> AttentionOptions:
-    num_heads = read.integer("num_attention_heads")
+    num_heads = read.integer("num_attention_heads", least=1)
     # The repeated layers always have as many key heads as heads; so do the others, or there is no
     # one option for both.
     key_heads = read.integer_or_none("num_key_value_heads") or num_heads
@@ -159,7 +157,7 @@ def _value_embeddings(depth: Depth, state_dict: dict[str, Tensor]) -> ValueEmbed
     )
     if not layers:
         return ValueEmbeddings()
-    channels = state_dict[f"{names[layers[0]]}.attn.ve_gate.weight"].shape[1]
+    _, channels = matrix_shape(state_dict, f"{names[layers[0]]}.attn.ve_gate.weight")
     return ValueEmbeddings(layers="listed", list=layers, channels=channels)
 
 

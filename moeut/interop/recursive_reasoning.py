@@ -18,7 +18,7 @@ from moeut.blocks.feed_forward.gated import GatedFeedForward
 from moeut.blocks.positions import Learned, NoPosition, PositionOptions, Rotary
 from moeut.config import ModelConfig
 from moeut.encoders import EncoderLabeller
-from moeut.interop.mapping import RawOptions, TensorMap, load, rename
+from moeut.interop.mapping import RawOptions, TensorMap, load, matrix_shape, rename
 from moeut.recurrence.carry import Carry
 from moeut.recurrence.recursion import Recursion, SingleLevel, TwoLevel
 from moeut.recurrence.schedule import Depth
@@ -44,10 +44,9 @@ def from_recursive_reasoning(options: dict[str, Any], state_dict: TENSORS) -> En
 
 def unwrapped(state_dict: TENSORS) -> TENSORS:
     """Return tensors without the names of what wraps the model: compiler, loss and carry."""
-    for wrapper in ("_orig_mod.", "model.", "inner."):
-        if all(name.startswith(wrapper) for name in state_dict):
-            state_dict = {name.removeprefix(wrapper): t for name, t in state_dict.items()}
-    return state_dict
+    inside = "embed_tokens.embedding_weight"
+    wrappers = [name.removesuffix(inside) for name in state_dict if name.endswith(inside)]
+    return {name.removeprefix("".join(wrappers[:1])): t for name, t in state_dict.items()}
 
 
 def recursive_config(options: dict[str, Any], tensors: TENSORS) -> ModelConfig:
@@ -57,17 +56,13 @@ def recursive_config(options: dict[str, Any], tensors: TENSORS) -> ModelConfig:
         ValueError: what an option asks for is not supported, or a tensor is missing.
     """
     read = RawOptions(options, source="trm, hrm or urm")
-    if "embed_tokens.embedding_weight" not in tensors:
-        raise ValueError("state_dict: has no embed_tokens.embedding_weight: no TRM, HRM or URM")
-    vocabulary, d_model = tensors["embed_tokens.embedding_weight"].shape
+    vocabulary, d_model = matrix_shape(tensors, "embed_tokens.embedding_weight")
     layer = "layers.0" if is_urm(tensors) else "L_level.layers.0"
-    up = f"{layer}.mlp.gate_up_proj.weight"
-    if up not in tensors:
-        raise ValueError(f"state_dict does not fit the options: missing: {up}")
+    up_rows, _ = matrix_shape(tensors, f"{layer}.mlp.gate_up_proj.weight")
     return ModelConfig(
         form="encoder_labeller",
         vocabulary_size=vocabulary,
-        num_classes=tensors["lm_head.weight"].shape[0],
+        num_classes=matrix_shape(tensors, "lm_head.weight")[0],
         d_model=d_model,
         depth=Depth(
             group=read.integer("num_layers" if is_urm(tensors) else "L_layers"),
@@ -77,7 +72,7 @@ def recursive_config(options: dict[str, Any], tensors: TENSORS) -> ModelConfig:
         carry=_carry(read, tensors),
         prefix=_prefix(read, tensors, d_model),
         attention=_attention(read, tensors, layer),
-        feed_forward=_feed_forward(tensors, tensors[up].shape[0] // 2),
+        feed_forward=_feed_forward(tensors, up_rows // 2),
         position=_position(read, tensors),
         norm="post",
         norm_kind="rms",
@@ -131,7 +126,7 @@ def _prefix(read: RawOptions, tensors: TENSORS, d_model: int) -> Prefix:
     # Only TRM has the option; 0 stands for as many rows as the numbers fill.
     rows = read.integer("puzzle_emb_len", 16) if is_trm else 0
     rows = rows or -(-size // d_model)
-    return Prefix(rows=rows, size=size, count=tensors["puzzle_emb.weights"].shape[0])
+    return Prefix(rows=rows, size=size, count=matrix_shape(tensors, "puzzle_emb.weights")[0])
 
 
 def _feed_forward(tensors: TENSORS, hidden_size: int) -> GatedFeedForward:
@@ -145,14 +140,14 @@ def _attention(read: RawOptions, tensors: TENSORS, layer: str) -> AttentionOptio
     if mixing in tensors:
         from moeut.blocks.attention.token_mixing import TokenMixing
 
-        hidden, length = tensors[mixing].shape
+        hidden, length = matrix_shape(tensors, mixing)
         return TokenMixing(max_length=length, hidden_size=hidden // 2, norm_over="positions")
-    return DenseAttention(num_heads=read.integer("num_heads"))
+    return DenseAttention(num_heads=read.integer("num_heads", least=1))
 
 
 def _position(read: RawOptions, tensors: TENSORS) -> PositionOptions:
     if "embed_pos.embedding_weight" in tensors:
-        length = tensors["embed_pos.embedding_weight"].shape[0]
+        length, _ = matrix_shape(tensors, "embed_pos.embedding_weight")
         return Learned.from_dict({"max_length": length, "keep_variance": True})
     word = "rope"
     if not is_urm(tensors):  # "none" may be written as a word or as nothing

@@ -58,7 +58,7 @@ def relaxed_config(options: Mapping[str, Any], *, is_tied: bool = False) -> Mode
     Raises:
         ValueError: what an option asks for is not supported.
     """
-    read = section({"": options}, "")
+    read = RawOptions(dict(options), source=SOURCE)
     method = read.word("method", ("lora", "recursion_encoding"))
     norms = not section(options, "recursive").boolean("ln_share", True)
     own = Own(norms=norms, encoding=True)
@@ -90,13 +90,19 @@ def _factor(read: RawOptions, options: Mapping[str, Any]) -> dict[str, Any]:
     scaling = read.raw("scaling", None)
     if scaling is None:
         return {"alpha": read.number("alpha")}
-    factors = scaling if isinstance(scaling, Mapping) else {"": scaling}
-    values = {name: float(value) for name, value in factors.items()}
+    by_module = read.section("scaling") if isinstance(scaling, Mapping) else None
+    values = (
+        {name: by_module.number(name) for name in scaling}
+        if by_module
+        else {"": read.number("scaling")}
+    )
     if len(set(values.values())) == 1:
         return {"scaling": next(iter(values.values()))}
     alphas = {round(v * _rank(name, read, options), 9) for name, v in values.items()}
     if len(alphas) != 1:
-        raise read.error("scaling", scaling, "expected one factor, or one alpha, for all modules")
+        odd = next(name for name in values if values[name] != next(iter(values.values())))
+        said = "expected one factor, or one alpha, for all modules"
+        raise read.error(f"scaling.{odd}", values[odd], said)
     return {"alpha": alphas.pop()}
 
 

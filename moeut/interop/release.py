@@ -69,7 +69,7 @@ def release_config(config: dict[str, Any]) -> ModelConfig:
     options = RawOptions(config, source="the MoEUT release")
     # The release drops after the attention alone, which no dropout of ours does.
     options.require("dropout", options.number("dropout", 0.0), 0.0, default=0.0)
-    d_model, num_heads = options.integer("d_model"), options.integer("n_heads")
+    d_model, num_heads = options.integer("d_model"), options.integer("n_heads", least=1)
     group_size = options.integer("group_size", 2)
     num_repeats = options.integer("n_layers") // max(group_size, 1)
     if num_repeats < 1:

@@ -17,6 +17,7 @@ from moeut.interop.mapping import (
     head_blocks,
     key_value_halves,
     load,
+    matrix_shape,
     rename,
     rename_layer,
 )
@@ -45,10 +46,8 @@ def from_training_code(options: dict[str, Any], state_dict: dict[str, Tensor]) -
         ValueError: what an option asks for is not supported, or tensors are missing, left over or
             of another shape.
     """
-    embedding = state_dict.get("embedding.weight")
-    if embedding is None:
-        raise ValueError("state_dict does not fit the options: missing: embedding.weight")
-    config = training_code_config(options, vocabulary_size=embedding.shape[0])
+    vocabulary_size, _ = matrix_shape(state_dict, "embedding.weight")
+    config = training_code_config(options, vocabulary_size=vocabulary_size)
     return load(DecoderLM, config, training_code_maps(config), state_dict, ignore=_IGNORE)
 
 
@@ -82,7 +81,7 @@ def training_code_config(options: dict[str, Any], *, vocabulary_size: int) -> Mo
         norm = "peri"
 
     head_size = read.integer_or_none("transformer.head_projection_size")
-    num_heads = read.integer("transformer.n_heads", 4)
+    num_heads = read.integer("transformer.n_heads", 4, least=1)
     head_size = head_size or d_model // num_heads
     fraction = read.number("rope.rotate_fraction", 0.5)
     position: PositionOptions = NoPosition()

@@ -18,6 +18,7 @@ from moeut.interop.mapping import (
     TensorMap,
     key_value_by_head,
     load,
+    matrix_shape,
     rename,
     rename_layer,
 )
@@ -58,13 +59,10 @@ def from_transformer_generalization(
         ValueError: what an option asks for is not supported, or tensors are missing, left over or
             of another shape.
     """
-    for name in ("input_embedding.weight", "output_embedding.weight"):
-        if name not in state_dict:
-            raise ValueError(f"state_dict does not fit the options: missing: {name}")
     config = transformer_generalization_config(
         options,
-        source_vocabulary_size=state_dict["input_embedding.weight"].shape[0],
-        vocabulary_size=state_dict["output_embedding.weight"].shape[0],
+        source_vocabulary_size=matrix_shape(state_dict, "input_embedding.weight")[0],
+        vocabulary_size=matrix_shape(state_dict, "output_embedding.weight")[0],
     )
     maps = transformer_generalization_maps(
         config, universal="universal" in options["transformer.variant"]
@@ -86,7 +84,8 @@ def transformer_generalization_config(
     read = RawOptions(options, source="transformer_generalization")
     variant = read.word("transformer.variant", _VARIANTS)
     initialization, embedding_scale, position = _VARIANTS[variant]
-    d_model, num_heads = read.integer("state_size", 128), read.integer("transformer.n_heads", 4)
+    d_model = read.integer("state_size", 128)
+    num_heads = read.integer("transformer.n_heads", 4, least=1)
     encoder_layers = read.integer("transformer.encoder_n_layers", 3)
     decoder_layers = read.integer_or_none("transformer.decoder_n_layers", 0) or encoder_layers
     hidden_size = int(read.number("transformer.ff_multiplier", 2.0) * d_model)

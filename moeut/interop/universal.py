@@ -18,7 +18,7 @@ from moeut.blocks.attention import DenseAttention
 from moeut.blocks.feed_forward import ConvolutionalFeedForward
 from moeut.blocks.positions import NoPosition
 from moeut.config import ModelConfig
-from moeut.interop.mapping import RawOptions, TensorMap, load, rename, rename_layer
+from moeut.interop.mapping import RawOptions, TensorMap, load, matrix_shape, rename, rename_layer
 from moeut.ops import linear
 from moeut.output import ModelOutput, output_of
 from moeut.recurrence.conditioning import Coordinates
@@ -74,11 +74,9 @@ def from_universal(options: dict[str, Any], state_dict: dict[str, Tensor]) -> Ba
         ValueError: what an option asks for is not supported, or tensors are missing, left over or
             of another shape.
     """
-    mask = state_dict.get("mask")
-    if mask is None:
-        raise ValueError("state_dict does not fit the options: missing: mask")
+    longest, _ = matrix_shape(state_dict, "mask")
     config = universal_config(options)
-    make = functools.partial(BabiTransformer, longest_sentence=mask.shape[0])
+    make = functools.partial(BabiTransformer, longest_sentence=longest)
     return load(
         BabiTransformer, config, universal_maps(config), state_dict, ignore=_UNUSED, make=make
     )
@@ -91,7 +89,7 @@ def universal_config(options: dict[str, Any]) -> ModelConfig:
         ValueError: what an option asks for is not supported.
     """
     read = RawOptions(options, source="Universal-Transformer-Pytorch")
-    d_model, num_heads = read.integer("hidden_size"), read.integer("heads")
+    d_model, num_heads = read.integer("hidden_size"), read.integer("heads", least=1)
     key_depth = read.integer("key_depth", d_model)
     # Of unequal widths the code makes no projection, and fails.
     read.require("embedding_size", read.integer("embedding_size"), d_model, default=d_model)

@@ -135,11 +135,13 @@ def test_tensors_that_are_wrong(golden) -> None:
     theirs = golden.part("param") | (buffers if folder_of(golden) in ("trm", "hrm", "urm") else {})
     read = MODELS[folder_of(golden)]
     extra = {"extra.weight": torch.zeros(2)}
-    last = list(theirs)[-1]
-    for tensors in ({}, {n: t for n, t in theirs.items() if n != last}):
-        said = complaint(lambda tensors=tensors: read(options, tensors))
-        assert said is not None
-        assert_clear(said, "missing")
+    missing = [{}] + [{n: t for n, t in theirs.items() if n != left_out} for left_out in theirs]
+    refusals = [complaint(lambda tensors=tensors: read(options, tensors)) for tensors in missing]
+    for said in refusals:
+        if said is not None:
+            assert_clear(said, "missing")
+    # Value embeddings may be left out, a head for a tied one, and what no layer uses.
+    assert sum(said is None for said in refusals) <= 4
     said = complaint(lambda: read(options, theirs | extra))
     assert said is not None
     assert "not known: extra.weight" in said

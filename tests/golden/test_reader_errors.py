@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_spellings import FOLDERS as READ_HERE
 from test_spellings import READERS
 
 from moeut import interop
@@ -19,7 +18,24 @@ from moeut.interop.transformer_generalization import transformer_generalization_
 
 pytestmark = pytest.mark.golden
 
-FOLDERS = (*READ_HERE, "devil", "moeut_release", "training_code")
+FOLDERS = (
+    "huginn",
+    "parcae",
+    "arithmetic",
+    "looped_length",
+    "looped_window",
+    "mor",
+    "relaxed",
+    "ouro",
+    "trm",
+    "hrm",
+    "urm",
+    "universal",
+    "ndr",
+    "devil",
+    "moeut_release",
+    "training_code",
+)
 CONFIGS: dict[str, Callable[[Any, dict[str, Any]], Any]] = READERS | {
     "devil": lambda golden, options: transformer_generalization_config(
         options, source_vocabulary_size=9, vocabulary_size=9

@@ -7,8 +7,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from moeut.options import OptionError
 from moeut.recurrence.exit_rules import THRESHOLDS, ExitRule
 from moeut.recurrence.inputs import StackOutput
@@ -34,8 +32,12 @@ class RepeatsUsed:
 
     def share(self, world: World) -> None:
         """Add up the counts of all ranks, each of which has to call it."""
-        for counts in self._counts.values():
-            counts[:] = world.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
+        total: dict[str, list[float]] = {}
+        for counts in world.gather(self._counts):  # empty of a rank that read nothing
+            for stack, (tokens, repeats) in counts.items():
+                before = total.get(stack, [0, 0])
+                total[stack] = [before[0] + tokens, before[1] + repeats]
+        self._counts = total
 
     def means(self) -> dict[str, float]:
         """Return the mean repeats of a token by stack; a token counts each time that it is read."""

@@ -100,7 +100,7 @@ def test_padding_tokens_matter_to_nothing(make_model, form, position):
     (first, wanted), (second, gradients) = results
     assert first == pytest.approx(second, abs=1e-12)
     for name, gradient in wanted.items():
-        assert torch.allclose(gradients[name], gradient, atol=1e-12), name
+        assert torch.allclose(gradients[name], gradient, rtol=0, atol=1e-12), name
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -181,9 +181,9 @@ def test_classifier_reads_one_column(make_model, pooling):
     states = model.encoder.final_norm(output.hidden["encoder"][-1])
     column = [0, 0, 0] if pooling == "first" else [6, 3, 1]
     wanted = states[range(3), column] @ model.head.weight.T + model.head.bias
-    assert torch.allclose(output.logits, wanted, atol=1e-13)
+    assert torch.allclose(output.logits, wanted, rtol=0, atol=1e-13)
     unpadded = model(source[:1]).logits
-    assert torch.allclose(output.logits[:1], unpadded, atol=1e-13)
+    assert torch.allclose(output.logits[:1], unpadded, rtol=0, atol=1e-13)
 
 
 def test_tied_embeddings_are_the_output_weight_unscaled(make_model):
@@ -193,10 +193,10 @@ def test_tied_embeddings_are_the_output_weight_unscaled(make_model):
     tokens = _batch()[0]
     output = model(tokens, trace=True)
     first = output.hidden["decoder"][0]
-    assert torch.allclose(first, model.embedding.weight[tokens] * math.sqrt(16), atol=1e-14)
+    assert torch.allclose(first, model.embedding.weight[tokens] * math.sqrt(16), rtol=0, atol=1e-14)
     states = model.decoder.final_norm(output.hidden["decoder"][-1])
     wanted = states @ model.embedding.weight.T + model.head.bias
-    assert torch.allclose(output.logits, wanted, atol=1e-12)
+    assert torch.allclose(output.logits, wanted, rtol=0, atol=1e-12)
     unbiased = make_model(**options, head_bias=False)
     assert not list(unbiased.head.parameters())
 

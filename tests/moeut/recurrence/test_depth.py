@@ -44,7 +44,7 @@ def test_gradients_flow_through_the_last_repeats_alone(make_recurrent, controlle
     assert (last.states - full.states).abs().max() < 1e-12
     wanted = _gradients(stack, (last.states * weight).sum())
     for name, gradient in wanted.items():
-        assert torch.allclose(truncated[name], gradient, atol=1e-11), name
+        assert torch.allclose(truncated[name], gradient, rtol=0, atol=1e-11), name
 
 
 def test_as_many_as_there_are_is_all_of_them(make_recurrent):
@@ -198,11 +198,11 @@ def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_repeats(name):
     for name_of, gradient in found.items():
         rest = name_of.removeprefix("decoder.layers.")
         if rest == name_of:
-            assert torch.allclose(gradient, parts[name_of], atol=1e-11), name_of
+            assert torch.allclose(gradient, parts[name_of], rtol=0, atol=1e-11), name_of
             continue
         layer, _, rest = rest.partition(".")
         places = [place for place, index in enumerate(layers) if index == int(layer)]
         assert len(places) == (3 if int(layer) in (1, 2) else 1)
         total = sum(parts[f"decoder.layers.{place}.{rest}"] for place in places)
-        assert torch.allclose(gradient, total, atol=1e-10), name_of
+        assert torch.allclose(gradient, total, rtol=0, atol=1e-10), name_of
         assert gradient.abs().sum() > 0, name_of

@@ -81,7 +81,7 @@ def test_repeats_are_an_unrolled_loop_with_its_gradients(make_config, schedule, 
     ours = _gradients(stack, (states * weight).sum())
     theirs = _gradients(stack, (wanted * weight).sum())
     for name, gradient in theirs.items():
-        assert torch.allclose(ours[name], gradient, atol=1e-10), name
+        assert torch.allclose(ours[name], gradient, rtol=0, atol=1e-10), name
         assert gradient.abs().sum() > 0, name
     assert (unrolled([1, 0, 1, 0]) - wanted).abs().max() > 0.01
     if repeats != 1:  # AABB is not ABAB
@@ -174,7 +174,7 @@ def test_padding_changes_neither_states_nor_loss_nor_gradients(make_config, caus
     )
     gradients = _gradients(stack, total)
     for name, gradient in wanted.items():
-        assert torch.allclose(gradients[name], gradient, atol=1e-10), name
+        assert torch.allclose(gradients[name], gradient, rtol=0, atol=1e-10), name
 
     unmasked = stack(padded)
     assert abs(unmasked.auxiliary_loss - out.auxiliary_loss) > 1e-4
@@ -312,7 +312,7 @@ def test_norm_input_norms_the_embedded_input(make_config):
     first = stack(x, Inputs(trace=True)).hidden[0]
     assert first.mean(-1).abs().max() < 1e-12
     wanted = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-    assert torch.allclose(first, wanted, atol=1e-12)
+    assert torch.allclose(first, wanted, rtol=0, atol=1e-12)
 
 
 def test_positions_are_added_to_the_embedded_input(make_config):
@@ -320,9 +320,13 @@ def test_positions_are_added_to_the_embedded_input(make_config):
 
     table = sinusoids(torch.arange(6), 16, torch.float64)
     plain = _stack(make_config, position="sinusoidal").eval()
-    assert torch.allclose(plain(_x(), Inputs(trace=True)).hidden[0], _x() + table, atol=1e-14)
+    assert torch.allclose(
+        plain(_x(), Inputs(trace=True)).hidden[0], _x() + table, rtol=0, atol=1e-14
+    )
     scaled = _stack(make_config, position="scaled_sinusoidal").eval()
-    assert torch.allclose(scaled(_x(), Inputs(trace=True)).hidden[0], _x() + table / 4, atol=1e-14)
+    assert torch.allclose(
+        scaled(_x(), Inputs(trace=True)).hidden[0], _x() + table / 4, rtol=0, atol=1e-14
+    )
     learned = _stack(make_config, position="learned").eval()
     wanted = _x() + learned.position.weight[:6]
     assert torch.equal(learned(_x(), Inputs(trace=True)).hidden[0], wanted)

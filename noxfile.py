@@ -97,6 +97,22 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def mechanisms(session: nox.Session) -> None:
+    """Try all that holds of every mechanism of recurrence: each entry of gradients, each graph.
+
+    With WRITE_TABLE=1 the outcomes are written to docs/recurrence.md.
+    """
+    session.install("-e", ".[test]")
+    wanted = {**ONE_THREAD, "MOEUT_MECHANISMS": "1"}
+    files = (
+        "tests/moeut/test_properties.py",
+        "tests/runners/process/test_mechanism_ranks.py",
+        "tests/runners/process/test_scoring_ranks.py",
+    )
+    session.run("pytest", *files, *session.posargs, env=wanted)
+
+
+@nox.session
 @nox.parametrize(
     ("python", "name"), [(python, name) for name, (python, _) in VERSIONS.items()], ids=[*VERSIONS]
 )

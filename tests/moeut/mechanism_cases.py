@@ -113,8 +113,7 @@ def configure(form: str, options: Tree) -> ModelConfig:
 Outcomes = Mapping[tuple[str, str], str | None]
 """By row and column of a table: None where it holds, or why not."""
 
-
-UNKNOWN = "its test has not run"
+UNKNOWN, FAILED = "its test has not run", "its test fails"
 
 
 def outcome_table(rows: Collection[str], columns: Mapping[str, str], outcomes: Outcomes) -> str:
@@ -177,3 +176,4 @@ def assert_document_has(
     else:
         assert block == written, "write it anew: WRITE_TABLE=1"
         assert UNKNOWN not in written, "run what has not run with WRITE_TABLE=1"
+        assert FAILED not in written, "a check that failed has no mark"

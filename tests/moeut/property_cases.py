@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mechanism_cases import MECHANISMS, Tree, attention, configure, feed_forward
 from torch import Tensor
 from torch.nn import functional as F
 
+from moeut.config import ModelConfig
 from moeut.models import build
 from moeut.options import OptionError
 from moeut.recurrence.controller import Step
@@ -40,6 +42,7 @@ COLUMNS = {
     "batch": "batch",
     "cache": "cache",
     "resuming": "resuming",
+    "graph": "compiled",
     "ranks": "two ranks",
     "acts": "acts",
 }
@@ -47,6 +50,81 @@ COLUMNS = {
 DOCUMENT = Path(__file__).parents[2] / "docs" / "recurrence.md"
 BEGIN = "<!-- properties: written by tests/moeut/test_properties.py -->"
 END = "<!-- end of properties -->"
+
+
+def assert_near(found: Iterable[Tensor], wanted: Iterable[Tensor], bound: float) -> None:
+    """Compare tensors pair by pair: nowhere are two apart by more than ``bound``."""
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        apart = float((one - other).detach().abs().max())
+        assert apart <= bound, f"{apart:.1e} apart"
+
+
+def merge(one: Tree, other: Tree) -> Tree:
+    """Return the options of two trees.
+
+    Raises:
+        ValueError: they give an option different values.
+    """
+    merged = dict(one)
+    for key, value in other.items():
+        old = merged.setdefault(key, value)
+        are_trees = isinstance(old, dict) and isinstance(value, dict)
+        if are_trees and old.get("kind") == value.get("kind"):
+            merged[key] = merge(old, value)
+        elif old != value:
+            raise ValueError(f"{key}: {old} and {value}")
+    return merged
+
+
+def combine(names: Sequence[str]) -> tuple[Tree, Tree]:
+    """Return the options of a model with some mechanisms, and those of its call.
+
+    Raises:
+        ValueError: they exclude one another.
+    """
+    options: Tree = {}
+    call: Tree = {}
+    for name in names:
+        more, of_call = WAYS.get(name, (MECHANISMS.get(name, {}), {}))
+        options = merge(options, more)
+        if call.keys() & of_call.keys():
+            raise ValueError(f"{name}: its call has other options")
+        call |= of_call
+    deciding = [name for name in names if name.startswith(("exit: ", "halting: ", "train.repeats"))]
+    if len(deciding) > 1:
+        raise ValueError(f"{deciding}: one decides how deep a token goes")
+    return options, call
+
+
+def describe(options: Tree, *, form: str | None = None, small: bool = False) -> ModelConfig:
+    """Return the config of a model of experts with these options."""
+    heads = attention("switch_head")["attention"] | {"head_size": 4}  # the least that rotates
+    options = BLOCKS | ({"d_model": 4, "attention": heads} if small else {}) | options
+    repeats = 2 if small else 3
+    options["depth"] = {"group": 1, "repeats": repeats, **options.get("depth", {})}
+    try:
+        return configure(form or "decoder_lm", options)
+    except OptionError:  # a whole answer is revised
+        return configure("encoder_labeller", options)
+
+
+def share_out(names: Sequence[str]) -> list[list[str]]:
+    """Return groups of mechanisms that fit in one model, each mechanism in one of few groups."""
+    groups: list[list[str]] = []
+    # More layers cost most, so that they come together; what decides comes late in the table.
+    several = [name for name in names if name.startswith("depth.")]
+    for name in [*several, *(name for name in reversed(names) if name not in several)]:
+        for group in sorted(groups, key=len):
+            try:
+                describe(combine([*group, name])[0])
+            except ValueError:
+                continue
+            group.append(name)
+            break
+        else:
+            groups.append([name])
+    return groups
 
 
 def move(model: torch.nn.Module) -> None:
@@ -59,31 +137,25 @@ def move(model: torch.nn.Module) -> None:
 
 
 class Case:
-    """A float64 model with one mechanism, and how it is called: in training, with padding.
+    """A float64 model with its mechanisms, and how it is called: in training, with padding.
 
     A ``small`` one, for what calls it hundreds of times, has width 4, two repeats, and two rows.
     """
 
-    def __init__(self, name: str = "", *, form: str | None = None, small: bool = False) -> None:
-        options, self.call = WAYS.get(name, (MECHANISMS.get(name, {}), {}))
-        heads = attention("switch_head")["attention"] | {"head_size": 4}  # the least that rotates
-        options = BLOCKS | ({"d_model": 4, "attention": heads} if small else {}) | options
-        repeats = 2 if small else 3
-        options["depth"] = {"group": 1, "repeats": repeats, **options.get("depth", {})}
+    def __init__(self, *names: str, form: str | None = None, small: bool = False) -> None:
+        options, self.call = combine(names)
+        self.config = describe(options, form=form, small=small)
         self.tokens, self.lengths = TOKENS, LENGTHS
         if small:
             self.tokens, self.lengths = TOKENS[1:, :3], LENGTHS[1:] - 1
-        try:
-            self.config = configure(form or "decoder_lm", options)
-        except OptionError:  # a whole answer is revised
-            self.config = configure("encoder_labeller", options)
         torch.manual_seed(0)
         self.model: Any = build(self.config).double().train()
         move(self.model)
-        if name.startswith("exit: "):
-            criterion: Any = name.removeprefix("exit: ")
-            self.model.exit_rule = ExitRule(criterion=criterion, threshold=0.3)
-            self.model.eval()
+        for name in names:
+            if name.startswith("exit: "):
+                criterion: Any = name.removeprefix("exit: ")
+                self.model.exit_rule = ExitRule(criterion=criterion, threshold=0.3)
+                self.model.eval()
 
     def own(self) -> list[str]:
         """Return the names of the parameters that a model without the mechanism does not have."""

@@ -68,7 +68,8 @@ class Dispatch:
             raise ValueError(
                 f"expert_index.dtype={expert_index.dtype}: expected torch.int64 (or int32, int16)"
             )
-        flat = expert_index.detach().reshape(-1).to(torch.int64)
+        # Every second index of a row is still a view when it is flat: the sort reads no strides.
+        flat = expert_index.detach().reshape(-1).to(torch.int64).contiguous()
         with_triton = backends.resolve_backend(backend, flat.device) == "triton"
         if not with_triton and native.sorts(flat):
             order, counts, offsets = torch.ops.moeut_native.sort_slots(flat, num_experts)

@@ -27,6 +27,13 @@ def test_sorting_is_stable_at_every_size(num_slots, num_experts):
     assert dispatch.offsets[-1] == (index >= 0).sum()
 
 
+def test_a_view_of_every_second_index_is_sorted_as_its_copy():
+    both = torch.tensor([2, 0, 1, 0, 0, 2, 1, 1]).view(4, 2)
+    first, second = both.split(1, dim=1)
+    assert Dispatch.from_indices(first, 3).order.tolist() == [2, 1, 3, 0]
+    assert Dispatch.from_indices(second, 3).order.tolist() == [0, 1, 3, 2]
+
+
 def test_int32_indices_equal_int64_indices():
     index = torch.tensor([3, -1, 0, 3])
     wide, narrow = (Dispatch.from_indices(index.to(t), 4) for t in (torch.int64, torch.int32))

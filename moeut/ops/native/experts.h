@@ -15,7 +15,7 @@
 
 namespace moeut {
 
-constexpr int64_t kBlockRows = 192;  // rows of one expert from gather to scatter: they stay in L2
+constexpr int64_t kBlockRows = 192;  // rows of one expert that are multiplied at a time
 
 struct Sorted {
   const int64_t* order;
@@ -71,20 +71,11 @@ void share_experts(const Sorted& sorted, int64_t work_per_slot, const Work& work
   });
 }
 
-// Copy the rows of `source` that sorted rows r .. r + count read.
-inline const float* gather(const Sorted& sorted, int64_t r, int64_t count, const float* source,
-                           int64_t width, int64_t slots, float* buffer) {
-  if (count == 1) return source + sorted.order[r] / slots * width;
-  for (int64_t i = 0; i < count; ++i)
-    std::memcpy(buffer + i * width, source + sorted.order[r + i] / slots * width,
-                width * sizeof(float));
+// Where in (S / slots, width) floats the rows of sorted rows r .. r + count begin.
+inline const int64_t* places_of(const Sorted& sorted, int64_t r, int64_t count, int64_t width,
+                                int64_t slots, int64_t* buffer) {
+  for (int64_t i = 0; i < count; ++i) buffer[i] = sorted.order[r + i] / slots * width;
   return buffer;
-}
-
-inline void scatter(const Sorted& sorted, int64_t r, int64_t count, const float* rows,
-                    int64_t width, int64_t slots, float* target) {
-  for (int64_t i = 0; i < count; ++i)
-    add_row(target + sorted.order[r + i] / slots * width, rows + i * width, width);
 }
 
 // The gates of sorted rows r .. r + count, in their order; null without gates.
@@ -92,6 +83,12 @@ inline const float* gates_of(const Sorted& sorted, int64_t r, int64_t count, flo
   if (sorted.gate == nullptr) return nullptr;
   for (int64_t i = 0; i < count; ++i) buffer[i] = sorted.gate[sorted.order[r + i]];
   return buffer;
+}
+
+// Add rows (count, width), one after the other, to those that begin at the places in `target`.
+inline void add_to(float* target, const int64_t* places, int64_t count, const float* rows,
+                   int64_t width) {
+  for (int64_t i = 0; i < count; ++i) add_row(target + places[i], rows + i * width, width);
 }
 
 // --- one product ---------------------------------------------------------------------------------
@@ -106,18 +103,68 @@ inline Tensor expert_linear_forward(const Tensor& x, const Tensor& weight, const
   const float *source = read(x), *w = read(weight);
   float* target = write(result);
   share_rows(rows, slots_out, in * out, [&](int64_t from, int64_t to) {
-    float *inputs = scratch(0, kBlockRows * in), *products = scratch(1, kBlockRows * out);
+    float* products = scratch(0, kBlockRows * out);
     float gates[kBlockRows];
+    int64_t inputs[kBlockRows], results[kBlockRows];
     for_blocks(sorted, from, to, [&](int64_t e, int64_t r, int64_t count) {
-      const float* a = gather(sorted, r, count, source, in, slots_in, inputs);
+      const Matrix a{source, in, 1, places_of(sorted, r, count, in, slots_in, inputs)};
+      places_of(sorted, r, count, out, slots_out, results);
       Finish finish;
       finish.scale = gates_of(sorted, r, count, gates);
-      multiply(count, out, in, {a, in, 1}, {w + e * in * out, out, 1}, products, out,
-               finish);
-      scatter(sorted, r, count, products, out, slots_out, target);
+      multiply_rows(count, out, in, a, {w + e * in * out, out, 1}, products, out, false, finish,
+                    [&](int64_t i, int64_t some, const float* rows) {
+                      add_to(target, results + i, some, rows, out);
+                    });
     });
   });
   return result;
+}
+
+// The rows of floats that a gradient of weights reads for each slot.
+struct SlotRows {
+  const float* data;
+  int64_t width, slots;
+};
+
+// Copy what sorted rows r .. r + count read, times their gates.
+inline void copy_gated(const Sorted& sorted, int64_t r, int64_t count, const SlotRows& rows,
+                       float* buffer) {
+  for (int64_t i = r; i < r + count; ++i, buffer += rows.width) {
+    const int64_t slot = sorted.order[i];
+    const float factor = sorted.gate == nullptr ? 1.0f : sorted.gate[slot];
+    const float* row = rows.data + slot / rows.slots * rows.width;
+    for (int64_t j = 0; j < rows.width; ++j) buffer[j] = factor * row[j];
+  }
+}
+
+// The gradient of the weights of an expert: Σ over its rows of narrow (N) times wide (M), which is
+// (N, M), or `transposed`. narrow(r, count) are those of sorted rows r .. r + count, one after the
+// other; rows of `wide` are read where they lie. N is best the smaller.
+template <typename Narrow>
+inline void weight_gradient(const Sorted& sorted, int64_t e, int64_t width, const SlotRows& wide,
+                            bool transposed, float* target, const Narrow& narrow) {
+  float* const sum = transposed ? scratch(1, width * wide.width) : target;
+  int64_t places[kBlockRows];
+  Finish finish;
+  const int64_t last = sorted.offsets[e + 1];
+  int64_t r = sorted.offsets[e];
+  do {  // once without rows, for zeros
+    const int64_t count = std::min(kBlockRows, last - r);
+    const Matrix b{wide.data, wide.width, 1,
+                   places_of(sorted, r, count, wide.width, wide.slots, places)};
+    multiply(width, wide.width, count, {narrow(r, count), 1, width}, b, sum, wide.width, finish);
+    finish.accumulate = true;
+    r += kBlockRows;
+  } while (r < last);
+  if (!transposed) return;
+  for (int64_t i = 0; i < width; i += kLanes)
+    for (int64_t j = 0; j < wide.width; j += kLanes) {
+      __m512 column[kLanes];
+      columns_of(sum + i * wide.width + j, wide.width, std::min(kLanes, width - i),
+                 mask_of(wide.width - j), column);
+      for (int64_t t = 0; t < std::min(kLanes, wide.width - j); ++t)
+        _mm512_mask_storeu_ps(target + (j + t) * width + i, mask_of(width - i), column[t]);
+    }
 }
 
 // The gradients of x, weight and gate, undefined where not needed.
@@ -136,47 +183,37 @@ inline variable_list expert_linear_backward(const Tensor& gradient, const Tensor
   float* to_x = needs[0] ? write(d_x) : nullptr;
   if (needs[0] || needs[2]) {
     share_rows(x.size(0), slots_in, in * out, [&](int64_t from, int64_t to) {
-      float *grads = scratch(0, kBlockRows * out), *products = scratch(1, kBlockRows * in);
+      float* products = scratch(0, kBlockRows * in);
+      int64_t grads[kBlockRows], inputs[kBlockRows];
       for_blocks(sorted, from, to, [&](int64_t e, int64_t r, int64_t count) {
-        const float* a = gather(sorted, r, count, g, out, slots_out, grads);
-        multiply(count, in, out, {a, out, 1}, {w + e * in * out, 1, out}, products, in);
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t slot = sorted.order[r + i], row = slot / slots_in;
-          const float* d = products + i * in;
-          if (to_gate != nullptr) to_gate[slot] = dot(d, source + row * in, in);
-          if (to_x != nullptr)
-            add_row(to_x + row * in, d, in, sorted.gate == nullptr ? 1.0f : sorted.gate[slot]);
-        }
+        const Matrix a{g, out, 1, places_of(sorted, r, count, out, slots_out, grads)};
+        places_of(sorted, r, count, in, slots_in, inputs);
+        multiply_rows(count, in, out, a, {w + e * in * out, 1, out}, products, in, false, {},
+                      [&](int64_t first, int64_t some, const float* one) {
+                        for (int64_t i = first; i < first + some; ++i, one += in) {
+                          const int64_t slot = sorted.order[r + i];
+                          if (to_gate != nullptr) to_gate[slot] = dot(one, source + inputs[i], in);
+                          if (to_x != nullptr)
+                            add_row(to_x + inputs[i], one, in,
+                                    sorted.gate == nullptr ? 1.0f : sorted.gate[slot]);
+                        }
+                      });
       });
     });
   }
   if (needs[1]) {
     d_weight = at::empty_like(weight);
     float* to_weight = write(d_weight);
+    const bool first = in < out;  // the gate is multiplied with the narrower side
+    const SlotRows inputs{source, in, slots_in}, grads{g, out, slots_out};
+    const SlotRows &narrow = first ? inputs : grads, &wide = first ? grads : inputs;
     share_experts(sorted, in * out, [&](int64_t e) {
-      float *inputs = scratch(0, kBlockRows * in), *grads = scratch(1, kBlockRows * out);
-      Finish finish;
-      const int64_t last = sorted.offsets[e + 1];
-      int64_t r = sorted.offsets[e];
-      do {
-        const int64_t count = std::min(kBlockRows, last - r);
-        const float* a = gather(sorted, r, count, source, in, slots_in, inputs);
-        const float* b = gather(sorted, r, count, g, out, slots_out, grads);
-        if (sorted.gate != nullptr) {  // of the narrower side
-          const bool left = in < out;
-          const int64_t width = left ? in : out;
-          float* buffer = left ? inputs : grads;
-          for (int64_t i = 0; i < count; ++i) {
-            const float factor = sorted.gate[sorted.order[r + i]];
-            const float* row = (left ? a : b) + i * width;
-            for (int64_t j = 0; j < width; ++j) buffer[i * width + j] = factor * row[j];
-          }
-          (left ? a : b) = buffer;
-        }
-        multiply(in, out, count, {a, 1, in}, {b, out, 1}, to_weight + e * in * out, out, finish);
-        finish.accumulate = true;
-        r += kBlockRows;
-      } while (r < last);
+      float* buffer = scratch(0, kBlockRows * narrow.width);
+      weight_gradient(sorted, e, narrow.width, wide, !first, to_weight + e * in * out,
+                      [&](int64_t r, int64_t count) {
+                        copy_gated(sorted, r, count, narrow, buffer);
+                        return buffer;
+                      });
     });
   }
   return {d_x, d_weight, d_gate};
@@ -197,19 +234,21 @@ inline std::tuple<Tensor, Tensor> expert_mlp_forward(const Tensor& x, const Tens
   const float *source = read(x), *w_up = read(up), *w_down = read(down);
   float *target = write(result), *to_kept = write(kept);
   share_rows(tokens, top_k, width * hidden, [&](int64_t from, int64_t to) {
-    float *inputs = scratch(0, kBlockRows * width), *hiddens = scratch(1, kBlockRows * hidden);
+    float *products = scratch(0, kBlockRows * width), *hiddens = scratch(1, kBlockRows * hidden);
     float gates[kBlockRows];
+    int64_t places[kBlockRows];
     for_blocks(sorted, from, to, [&](int64_t e, int64_t r, int64_t count) {
-      const float* a = gather(sorted, r, count, source, width, top_k, inputs);
+      const Matrix a{source, width, 1, places_of(sorted, r, count, width, top_k, places)};
       float* h = keep ? to_kept + r * hidden : hiddens;
       Finish first, second;
       first.relu = true;
-      multiply(count, hidden, width, {a, width, 1}, {w_up + e * width * hidden, hidden, 1}, h,
-               hidden, first);
+      multiply(count, hidden, width, a, {w_up + e * width * hidden, hidden, 1}, h, hidden, first);
       second.scale = gates_of(sorted, r, count, gates);
-      multiply(count, width, hidden, {h, hidden, 1}, {w_down + e * width * hidden, width, 1},
-               inputs, width, second);
-      scatter(sorted, r, count, inputs, width, top_k, target);
+      multiply_rows(count, width, hidden, {h, hidden, 1}, {w_down + e * width * hidden, width, 1},
+                    products, width, false, second,
+                    [&](int64_t i, int64_t some, const float* rows) {
+                      add_to(target, places + i, some, rows, width);
+                    });
     });
   });
   return {result, kept};
@@ -231,15 +270,16 @@ inline variable_list expert_mlp_backward(const Tensor& gradient, const Tensor& x
   float *z = write(d_hidden), *to_gate = needs[3] ? write(d_gate) : nullptr;
   float* to_x = needs[0] ? write(d_x) : nullptr;
   share_rows(tokens, top_k, size, [&](int64_t from, int64_t to) {
-    float* rows = scratch(0, kBlockRows * width);
+    float* products = scratch(0, kBlockRows * width);
     float gates[kBlockRows];
+    int64_t places[kBlockRows];
     for_blocks(sorted, from, to, [&](int64_t e, int64_t r, int64_t count) {
-      const float* a = gather(sorted, r, count, g, width, top_k, rows);
+      const Matrix a{g, width, 1, places_of(sorted, r, count, width, top_k, places)};
       const float* factors = gates_of(sorted, r, count, gates);
       Finish finish;
       finish.positive = h + r * hidden;  // what the ReLU passed, and where h is not 0
-      multiply(count, hidden, width, {a, width, 1}, {w_down + e * size, 1, width}, z + r * hidden,
-               hidden, finish);
+      multiply(count, hidden, width, a, {w_down + e * size, 1, width}, z + r * hidden, hidden,
+               finish);
       for (int64_t i = 0; i < count; ++i) {
         float* row = z + (r + i) * hidden;
         if (to_gate != nullptr)
@@ -247,41 +287,32 @@ inline variable_list expert_mlp_backward(const Tensor& gradient, const Tensor& x
         if (factors != nullptr)
           for (int64_t j = 0; j < hidden; ++j) row[j] *= factors[i];
       }
-      if (to_x != nullptr) {
-        multiply(count, width, hidden, {z + r * hidden, hidden, 1}, {w_up + e * size, 1, hidden},
-                 rows, width);
-        scatter(sorted, r, count, rows, width, top_k, to_x);
-      }
+      if (to_x == nullptr) return;
+      multiply_rows(count, width, hidden, {z + r * hidden, hidden, 1}, {w_up + e * size, 1, hidden},
+                    products, width, false, {}, [&](int64_t i, int64_t some, const float* rows) {
+                      add_to(to_x, places + i, some, rows, width);
+                    });
     });
   });
   if (needs[1]) d_up = at::empty_like(up);
   if (needs[2]) d_down = at::empty_like(down);
   float *to_up = needs[1] ? write(d_up) : nullptr, *to_down = needs[2] ? write(d_down) : nullptr;
   share_experts(sorted, size, [&](int64_t e) {
-    float *rows = scratch(0, kBlockRows * width), *gated = scratch(1, kBlockRows * hidden);
-    Finish finish;
-    const int64_t last = sorted.offsets[e + 1];
-    int64_t r = sorted.offsets[e];
-    do {
-      const int64_t count = std::min(kBlockRows, last - r);
-      if (to_up != nullptr) {
-        const float* a = gather(sorted, r, count, source, width, top_k, rows);
-        multiply(width, hidden, count, {a, 1, width}, {z + r * hidden, hidden, 1}, to_up + e * size,
-                 hidden, finish);
-      }
-      if (to_down != nullptr) {
-        const float* b = gather(sorted, r, count, g, width, top_k, rows);
-        for (int64_t i = 0; i < count; ++i) {
-          const float factor = sorted.gate == nullptr ? 1.0f : sorted.gate[sorted.order[r + i]];
-          for (int64_t j = 0; j < hidden; ++j)
-            gated[i * hidden + j] = factor * h[(r + i) * hidden + j];
-        }
-        multiply(hidden, width, count, {gated, 1, hidden}, {b, width, 1},
-                 to_down + e * size, width, finish);
-      }
-      finish.accumulate = true;
-      r += kBlockRows;
-    } while (r < last);
+    if (to_up != nullptr)
+      weight_gradient(sorted, e, hidden, {source, width, top_k}, true, to_up + e * size,
+                      [&](int64_t r, int64_t) { return z + r * hidden; });
+    if (to_down == nullptr) return;
+    float* gated = scratch(0, kBlockRows * hidden);
+    weight_gradient(sorted, e, hidden, {g, width, top_k}, false, to_down + e * size,
+                    [&](int64_t r, int64_t count) {
+                      for (int64_t i = 0; i < count; ++i) {
+                        const float factor =
+                            sorted.gate == nullptr ? 1.0f : sorted.gate[sorted.order[r + i]];
+                        for (int64_t j = 0; j < hidden; ++j)
+                          gated[i * hidden + j] = factor * h[(r + i) * hidden + j];
+                      }
+                      return gated;
+                    });
   });
   return {d_x, d_up, d_down, d_gate};
 }

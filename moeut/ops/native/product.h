@@ -13,13 +13,22 @@
 
 namespace moeut {
 
-// A matrix by its strides: element (i, j) is at data[i * row + j * column].
+// A matrix by its strides: element (i, j) is at data[i * row + j * column], or at
+// data[at[i] + j * column] where its rows lie anywhere.
 struct Matrix {
   const float* data;
   int64_t row;
   int64_t column;
+  const int64_t* at = nullptr;
 
-  Matrix transposed() const { return {data, column, row}; }
+  Matrix transposed() const { return {data, column, row}; }  // of strides alone
+
+  // From element (i, j) on.
+  Matrix from(int64_t i, int64_t j) const {
+    if (at != nullptr) return {data + j * column, row, column, at + i};
+    return {data + i * row + j * column, row, column};
+  }
+  const float* operator[](int64_t i) const { return data + (at == nullptr ? i * row : at[i]); }
 };
 
 // What happens to C besides the product.
@@ -34,6 +43,10 @@ struct Finish {
 constexpr int64_t kLanes = 16;
 
 inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+inline __mmask16 mask_of(int64_t count) {
+  return count >= kLanes ? __mmask16(0xffff) : __mmask16((1u << count) - 1);
+}
 
 constexpr int64_t kTileRows = 6;     // 6 x 4 accumulators, 4 registers of B, 1 of A: 29 of 32
 constexpr int64_t kTileVectors = 4;
@@ -68,7 +81,7 @@ inline void tile(
     for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_setzero_ps();
   const float* row[kRows];
 #pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) row[i] = a.data + i * a.row;
+  for (int i = 0; i < kRows; ++i) row[i] = a[i];
   int64_t offset = 0;
   for (int64_t k = 0; k < depth; ++k, offset += a.column, b += b_row) {
     __m512 right[kVectors];
@@ -208,9 +221,8 @@ inline void pack(const Matrix& b, int64_t depth, int64_t columns, float* panel) 
     const __mmask16 mask = __mmask16((1u << width) - 1);
     float* target = panel + v * kLanes;
     if (b.column == 1) {
-      const float* source = b.data + v * kLanes;
       for (int64_t k = 0; k < depth; ++k)
-        _mm512_storeu_ps(target + k * kTileColumns, _mm512_maskz_loadu_ps(mask, source + k * b.row));
+        _mm512_storeu_ps(target + k * kTileColumns, _mm512_maskz_loadu_ps(mask, b[k] + v * kLanes));
     } else if (b.row == 1) {
       const float* source = b.data + v * kLanes * b.column;
       for (int64_t k = 0; k < depth; k += kLanes) {
@@ -236,38 +248,93 @@ inline Ahead ahead_of(int64_t i, const Matrix& b, const float* part, const float
   return {next + i * kLanes, by_row ? b.row : b.column};
 }
 
+// What a product's finish does to the part of C that begins at row i, column j.
+inline Finish finish_of(const Finish& finish, int64_t i, int64_t j, int64_t c_row) {
+  Finish here = finish;
+  if (here.bias != nullptr) here.bias += j;
+  if (here.positive != nullptr) here.positive += i * c_row + j;
+  if (here.scale != nullptr) here.scale += i;
+  return here;
+}
+
+// Memory of this thread for a packed part of B.
+inline float* panel_of_thread() {
+  alignas(64) static thread_local float panel[kDepth * kTileColumns];
+  return panel;
+}
+
+inline bool is_packed(int64_t M, const Matrix& b) {
+  return b.column != 1 || b.at != nullptr || M >= kMinPackedRows;
+}
+
+// Ask for what a tile reads of rows that lie anywhere, which no processor foresees.
+inline void ask_for_rows(const Matrix& a, int64_t rows, int64_t depth) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t k = 0; k < depth; k += kLanes) ask_for(a[i] + k);
+}
+
 // C (M, N), whose rows are `c_row` floats apart, = A (M, K) B (K, N); one thread.
 inline void multiply(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float* c, int64_t c_row,
                      const Finish& finish = {}) {
-  alignas(64) static thread_local float panel[kDepth * kTileColumns];
-  const bool packs = b.column != 1 || M >= kMinPackedRows;
+  float* const panel = panel_of_thread();
+  const bool packs = is_packed(M, b);
   const int64_t stride = packs || M > kWideRows ? kTileColumns : kWideColumns;
   for (int64_t j = 0; j < N; j += stride) {
     const int64_t columns = std::min(stride, N - j);
     const int64_t vectors = (columns + kLanes - 1) / kLanes;
-    const __mmask16 last = __mmask16((1u << (columns - (vectors - 1) * kLanes)) - 1);
+    const __mmask16 last = mask_of(columns - (vectors - 1) * kLanes);
     int64_t k = 0;
     do {  // once even if K is 0
       const int64_t depth = std::min(kDepth, K - k);
-      const Matrix part{b.data + k * b.row + j * b.column, b.row, b.column};
+      const Matrix part = b.from(k, j);
       if (packs) pack(part, depth, columns, panel);
-      const float* next = k + kDepth < K   ? part.data + kDepth * b.row
+      const float* next = b.at != nullptr  ? nullptr
+                          : k + kDepth < K ? part.data + kDepth * b.row
                           : j + stride < N ? b.data + (j + stride) * b.column
                                            : nullptr;
       const float* right = packs ? panel : part.data;
       const int64_t right_row = packs ? kTileColumns : b.row;
       for (int64_t i = 0; i < M; i += kTileRows) {
-        const Matrix left{a.data + i * a.row + k * a.column, a.row, a.column};
-        Finish here = finish;
-        if (here.bias != nullptr) here.bias += j;
-        if (here.positive != nullptr) here.positive += i * c_row + j;
-        if (here.scale != nullptr) here.scale += i;
+        if (a.at != nullptr && j == 0 && i + kTileRows < M)
+          ask_for_rows(a.from(i + kTileRows, k), std::min(kTileRows, M - i - kTileRows), depth);
         choose_tile(M - i, vectors, !packs && i == 0)(
-            depth, left, right, right_row, c + i * c_row + j, c_row, last, k == 0, k + depth == K,
-            ahead_of(i / kTileRows, b, part.data, next), here);
+            depth, a.from(i, k), right, right_row, c + i * c_row + j, c_row, last, k == 0,
+            k + depth == K, ahead_of(i / kTileRows, b, part.data, next),
+            finish_of(finish, i, j, c_row));
       }
       k += kDepth;
     } while (k < K);
+  }
+}
+
+// The same, which calls done(first row, rows, C from there on) for a few rows at a time, as soon as
+// they are whole. C has M rows; those that are done are not kept unless `keeps`.
+template <typename Done>
+inline void multiply_rows(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float* c,
+                          int64_t c_row, bool keeps, const Finish& finish, const Done& done) {
+  const int64_t strips = (N + kTileColumns - 1) / kTileColumns;
+  if (!is_packed(M, b) || K * strips > kDepth) {  // B is more than what is packed at a time
+    multiply(M, N, K, a, b, c, c_row, finish);
+    for (int64_t i = 0; i < M; i += kTileRows)
+      done(i, std::min(kTileRows, M - i), c + i * c_row);
+    return;
+  }
+  float* const panel = panel_of_thread();
+  for (int64_t j = 0; j < N; j += kTileColumns)
+    pack(b.from(0, j), K, std::min(kTileColumns, N - j), panel + j * K);
+  for (int64_t i = 0; i < M; i += kTileRows) {
+    const Matrix left = a.from(i, 0);
+    if (a.at != nullptr && i + kTileRows < M)
+      ask_for_rows(a.from(i + kTileRows, 0), std::min(kTileRows, M - i - kTileRows), K);
+    float* const rows = keeps ? c + i * c_row : c;
+    for (int64_t j = 0; j < N; j += kTileColumns) {
+      const int64_t columns = std::min(kTileColumns, N - j);
+      const int64_t vectors = (columns + kLanes - 1) / kLanes;
+      choose_tile(M - i, vectors, false)(
+          K, left, panel + j * K, kTileColumns, rows + j, c_row, mask_of(columns - (vectors - 1) * kLanes), true,
+          true, Ahead{panel, 0}, finish_of(finish, i, j, c_row));
+    }
+    done(i, std::min(kTileRows, M - i), rows);
   }
 }
 

@@ -27,10 +27,6 @@ inline __m512 exp16(__m512 x) {
   return _mm512_mask_mov_ps(p, zero, _mm512_setzero_ps());
 }
 
-inline __mmask16 mask_of(int64_t count) {
-  return count >= kLanes ? __mmask16(0xffff) : __mmask16((1u << count) - 1);
-}
-
 // target = softmax of source, over `width` floats; they may be one.
 inline void softmax_row(const float* source, float* target, int64_t width) {
   const __m512 lowest = _mm512_set1_ps(-__builtin_inff());

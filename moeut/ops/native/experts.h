@@ -71,12 +71,27 @@ void share_experts(const Sorted& sorted, int64_t work_per_slot, const Work& work
   });
 }
 
-// Where in (S / slots, width) floats the rows of sorted rows r .. r + count begin.
-inline const int64_t* places_of(const Sorted& sorted, int64_t r, int64_t count, int64_t width,
-                                int64_t slots, int64_t* buffer) {
-  for (int64_t i = 0; i < count; ++i) buffer[i] = sorted.order[r + i] / slots * width;
-  return buffer;
-}
+// Rows of floats, each of which so many slots read, one row after the other.
+struct SlotRows {
+  const float* data;
+  int64_t width, slots;
+  int shift;  // of slots, if they are a power of two: a division takes as long as adding up a row
+
+  SlotRows(const float* data_, int64_t width_, int64_t slots_)
+      : data(data_), width(width_), slots(slots_),
+        shift((slots & (slots - 1)) == 0 ? __builtin_ctzll(std::max<int64_t>(1, slots)) : -1) {}
+
+  // Where the row of a slot begins.
+  int64_t place_of(int64_t slot) const {
+    return (shift >= 0 ? slot >> shift : slot / slots) * width;
+  }
+
+  // Sorted rows r .. r + count, whose places are put into the buffer.
+  Matrix of(const Sorted& sorted, int64_t r, int64_t count, int64_t* places) const {
+    for (int64_t i = 0; i < count; ++i) places[i] = place_of(sorted.order[r + i]);
+    return {data, width, 1, places};
+  }
+};
 
 // The gates of sorted rows r .. r + count, in their order; null without gates.
 inline const float* gates_of(const Sorted& sorted, int64_t r, int64_t count, float* buffer) {
@@ -100,31 +115,26 @@ inline Tensor expert_linear_forward(const Tensor& x, const Tensor& weight, const
   const int64_t in = weight.size(1), out = weight.size(2), rows = order.size(0) / slots_out;
   const Sorted sorted(order, offsets, gate);
   Tensor result = at::zeros({rows, out}, x.options());
-  const float *source = read(x), *w = read(weight);
+  const float* w = read(weight);
   float* target = write(result);
+  const SlotRows inputs(read(x), in, slots_in), results(target, out, slots_out);
   share_rows(rows, slots_out, in * out, [&](int64_t from, int64_t to) {
     float* products = scratch(0, kBlockRows * out);
     float gates[kBlockRows];
-    int64_t inputs[kBlockRows], results[kBlockRows];
+    int64_t places[kBlockRows], targets[kBlockRows];
     for_blocks(sorted, from, to, [&](int64_t e, int64_t r, int64_t count) {
-      const Matrix a{source, in, 1, places_of(sorted, r, count, in, slots_in, inputs)};
-      places_of(sorted, r, count, out, slots_out, results);
+      const Matrix a = inputs.of(sorted, r, count, places);
+      results.of(sorted, r, count, targets);
       Finish finish;
       finish.scale = gates_of(sorted, r, count, gates);
-      multiply_rows(count, out, in, a, {w + e * in * out, out, 1}, products, out, false, finish,
+      multiply_rows(count, out, in, a, {w + e * in * out, out, 1}, products, out, finish,
                     [&](int64_t i, int64_t some, const float* rows) {
-                      add_to(target, results + i, some, rows, out);
+                      add_to(target, targets + i, some, rows, out);
                     });
     });
   });
   return result;
 }
-
-// The rows of floats that a gradient of weights reads for each slot.
-struct SlotRows {
-  const float* data;
-  int64_t width, slots;
-};
 
 // Copy what sorted rows r .. r + count read, times their gates.
 inline void copy_gated(const Sorted& sorted, int64_t r, int64_t count, const SlotRows& rows,
@@ -132,7 +142,7 @@ inline void copy_gated(const Sorted& sorted, int64_t r, int64_t count, const Slo
   for (int64_t i = r; i < r + count; ++i, buffer += rows.width) {
     const int64_t slot = sorted.order[i];
     const float factor = sorted.gate == nullptr ? 1.0f : sorted.gate[slot];
-    const float* row = rows.data + slot / rows.slots * rows.width;
+    const float* row = rows.data + rows.place_of(slot);
     for (int64_t j = 0; j < rows.width; ++j) buffer[j] = factor * row[j];
   }
 }
@@ -150,9 +160,8 @@ inline void weight_gradient(const Sorted& sorted, int64_t e, int64_t width, cons
   int64_t r = sorted.offsets[e];
   do {  // once without rows, for zeros
     const int64_t count = std::min(kBlockRows, last - r);
-    const Matrix b{wide.data, wide.width, 1,
-                   places_of(sorted, r, count, wide.width, wide.slots, places)};
-    multiply(width, wide.width, count, {narrow(r, count), 1, width}, b, sum, wide.width, finish);
+    multiply(width, wide.width, count, {narrow(r, count), 1, width},
+             wide.of(sorted, r, count, places), sum, wide.width, finish);
     finish.accumulate = true;
     r += kBlockRows;
   } while (r < last);
@@ -175,7 +184,8 @@ inline variable_list expert_linear_backward(const Tensor& gradient, const Tensor
                                             int64_t slots_out, std::array<bool, 3> needs) {
   const int64_t in = weight.size(1), out = weight.size(2);
   const Sorted sorted(order, offsets, gate);
-  const float *g = read(gradient), *source = read(x), *w = read(weight);
+  const float* w = read(weight);
+  const SlotRows inputs(read(x), in, slots_in), grads(read(gradient), out, slots_out);
   Tensor d_x, d_weight, d_gate;
   if (needs[2]) d_gate = at::zeros({order.size(0)}, x.options());
   if (needs[0]) d_x = at::zeros_like(x);
@@ -184,17 +194,17 @@ inline variable_list expert_linear_backward(const Tensor& gradient, const Tensor
   if (needs[0] || needs[2]) {
     share_rows(x.size(0), slots_in, in * out, [&](int64_t from, int64_t to) {
       float* products = scratch(0, kBlockRows * in);
-      int64_t grads[kBlockRows], inputs[kBlockRows];
+      int64_t places[kBlockRows], targets[kBlockRows];
       for_blocks(sorted, from, to, [&](int64_t e, int64_t r, int64_t count) {
-        const Matrix a{g, out, 1, places_of(sorted, r, count, out, slots_out, grads)};
-        places_of(sorted, r, count, in, slots_in, inputs);
-        multiply_rows(count, in, out, a, {w + e * in * out, 1, out}, products, in, false, {},
+        const Matrix a = grads.of(sorted, r, count, places);
+        inputs.of(sorted, r, count, targets);
+        multiply_rows(count, in, out, a, {w + e * in * out, 1, out}, products, in, {},
                       [&](int64_t first, int64_t some, const float* one) {
                         for (int64_t i = first; i < first + some; ++i, one += in) {
                           const int64_t slot = sorted.order[r + i];
-                          if (to_gate != nullptr) to_gate[slot] = dot(one, source + inputs[i], in);
+                          if (to_gate != nullptr) to_gate[slot] = dot(one, inputs.data + targets[i], in);
                           if (to_x != nullptr)
-                            add_row(to_x + inputs[i], one, in,
+                            add_row(to_x + targets[i], one, in,
                                     sorted.gate == nullptr ? 1.0f : sorted.gate[slot]);
                         }
                       });
@@ -205,7 +215,6 @@ inline variable_list expert_linear_backward(const Tensor& gradient, const Tensor
     d_weight = at::empty_like(weight);
     float* to_weight = write(d_weight);
     const bool first = in < out;  // the gate is multiplied with the narrower side
-    const SlotRows inputs{source, in, slots_in}, grads{g, out, slots_out};
     const SlotRows &narrow = first ? inputs : grads, &wide = first ? grads : inputs;
     share_experts(sorted, in * out, [&](int64_t e) {
       float* buffer = scratch(0, kBlockRows * narrow.width);
@@ -231,21 +240,22 @@ inline std::tuple<Tensor, Tensor> expert_mlp_forward(const Tensor& x, const Tens
   const Sorted sorted(order, offsets, gate);
   Tensor result = at::zeros({tokens, width}, x.options());
   Tensor kept = at::empty({keep ? order.size(0) : 0, hidden}, x.options());
-  const float *source = read(x), *w_up = read(up), *w_down = read(down);
+  const SlotRows inputs(read(x), width, top_k);
+  const float *w_up = read(up), *w_down = read(down);
   float *target = write(result), *to_kept = write(kept);
   share_rows(tokens, top_k, width * hidden, [&](int64_t from, int64_t to) {
     float *products = scratch(0, kBlockRows * width), *hiddens = scratch(1, kBlockRows * hidden);
     float gates[kBlockRows];
     int64_t places[kBlockRows];
     for_blocks(sorted, from, to, [&](int64_t e, int64_t r, int64_t count) {
-      const Matrix a{source, width, 1, places_of(sorted, r, count, width, top_k, places)};
+      const Matrix a = inputs.of(sorted, r, count, places);
       float* h = keep ? to_kept + r * hidden : hiddens;
       Finish first, second;
       first.relu = true;
       multiply(count, hidden, width, a, {w_up + e * width * hidden, hidden, 1}, h, hidden, first);
       second.scale = gates_of(sorted, r, count, gates);
       multiply_rows(count, width, hidden, {h, hidden, 1}, {w_down + e * width * hidden, width, 1},
-                    products, width, false, second,
+                    products, width, second,
                     [&](int64_t i, int64_t some, const float* rows) {
                       add_to(target, places + i, some, rows, width);
                     });
@@ -262,8 +272,8 @@ inline variable_list expert_mlp_backward(const Tensor& gradient, const Tensor& x
   const int64_t tokens = x.size(0), width = up.size(1), hidden = up.size(2);
   const int64_t top_k = order.size(0) / std::max<int64_t>(1, tokens), size = width * hidden;
   const Sorted sorted(order, offsets, gate);
-  const float *g = read(gradient), *source = read(x), *w_up = read(up), *w_down = read(down);
-  const float* h = read(kept);
+  const SlotRows inputs(read(x), width, top_k), grads(read(gradient), width, top_k);
+  const float *w_up = read(up), *w_down = read(down), *h = read(kept);
   Tensor d_x, d_up, d_down, d_gate, d_hidden = at::empty({sorted.routed(), hidden}, x.options());
   if (needs[3]) d_gate = at::zeros({order.size(0)}, x.options());
   if (needs[0]) d_x = at::zeros_like(x);
@@ -274,7 +284,7 @@ inline variable_list expert_mlp_backward(const Tensor& gradient, const Tensor& x
     float gates[kBlockRows];
     int64_t places[kBlockRows];
     for_blocks(sorted, from, to, [&](int64_t e, int64_t r, int64_t count) {
-      const Matrix a{g, width, 1, places_of(sorted, r, count, width, top_k, places)};
+      const Matrix a = grads.of(sorted, r, count, places);
       const float* factors = gates_of(sorted, r, count, gates);
       Finish finish;
       finish.positive = h + r * hidden;  // what the ReLU passed, and where h is not 0
@@ -289,7 +299,7 @@ inline variable_list expert_mlp_backward(const Tensor& gradient, const Tensor& x
       }
       if (to_x == nullptr) return;
       multiply_rows(count, width, hidden, {z + r * hidden, hidden, 1}, {w_up + e * size, 1, hidden},
-                    products, width, false, {}, [&](int64_t i, int64_t some, const float* rows) {
+                    products, width, {}, [&](int64_t i, int64_t some, const float* rows) {
                       add_to(to_x, places + i, some, rows, width);
                     });
     });
@@ -299,11 +309,11 @@ inline variable_list expert_mlp_backward(const Tensor& gradient, const Tensor& x
   float *to_up = needs[1] ? write(d_up) : nullptr, *to_down = needs[2] ? write(d_down) : nullptr;
   share_experts(sorted, size, [&](int64_t e) {
     if (to_up != nullptr)
-      weight_gradient(sorted, e, hidden, {source, width, top_k}, true, to_up + e * size,
+      weight_gradient(sorted, e, hidden, inputs, true, to_up + e * size,
                       [&](int64_t r, int64_t) { return z + r * hidden; });
     if (to_down == nullptr) return;
     float* gated = scratch(0, kBlockRows * hidden);
-    weight_gradient(sorted, e, hidden, {g, width, top_k}, false, to_down + e * size,
+    weight_gradient(sorted, e, hidden, grads, false, to_down + e * size,
                     [&](int64_t r, int64_t count) {
                       for (int64_t i = 0; i < count; ++i) {
                         const float factor =

@@ -307,11 +307,11 @@ inline void multiply(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float*
   }
 }
 
-// The same, which calls done(first row, rows, C from there on) for a few rows at a time, as soon as
-// they are whole. C has M rows; those that are done are not kept unless `keeps`.
+// The same, which calls done(first row, rows, those rows) for a few rows at a time, as soon as they
+// are whole. C is memory for M rows, of which those that are done may be overwritten.
 template <typename Done>
 inline void multiply_rows(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, float* c,
-                          int64_t c_row, bool keeps, const Finish& finish, const Done& done) {
+                          int64_t c_row, const Finish& finish, const Done& done) {
   const int64_t strips = (N + kTileColumns - 1) / kTileColumns;
   if (!is_packed(M, b) || K * strips > kDepth) {  // B is more than what is packed at a time
     multiply(M, N, K, a, b, c, c_row, finish);
@@ -326,15 +326,14 @@ inline void multiply_rows(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, f
     const Matrix left = a.from(i, 0);
     if (a.at != nullptr && i + kTileRows < M)
       ask_for_rows(a.from(i + kTileRows, 0), std::min(kTileRows, M - i - kTileRows), K);
-    float* const rows = keeps ? c + i * c_row : c;
     for (int64_t j = 0; j < N; j += kTileColumns) {
       const int64_t columns = std::min(kTileColumns, N - j);
       const int64_t vectors = (columns + kLanes - 1) / kLanes;
       choose_tile(M - i, vectors, false)(
-          K, left, panel + j * K, kTileColumns, rows + j, c_row, mask_of(columns - (vectors - 1) * kLanes), true,
+          K, left, panel + j * K, kTileColumns, c + j, c_row, mask_of(columns - (vectors - 1) * kLanes), true,
           true, Ahead{panel, 0}, finish_of(finish, i, j, c_row));
     }
-    done(i, std::min(kTileRows, M - i), rows);
+    done(i, std::min(kTileRows, M - i), c);
   }
 }
 

@@ -44,7 +44,7 @@ COLUMNS = {
     "resuming": "resuming",
     "graph": "compiled",
     "ranks": "two ranks",
-    "acts": "acts",
+    "mutation": "mutation fails",
 }
 """Of the table of outcomes: what a test calls it, and its head."""
 DOCUMENT = Path(__file__).parents[2] / "docs" / "recurrence.md"

@@ -180,31 +180,11 @@ def compiles(case: Case, _: Path, backend: Any = "aot_eager") -> str | None:
     return None
 
 
-def acts(case: Case, _: Path) -> str | None:
-    """Compare with the model without it, of the same weights: to leave it out would show."""
-    plain = Case(form=case.config.form)
-    if plain.config == case.config and not case.call and case.model.exit_rule is None:
-        return "is the default"
-    if case.config.shared_keys == "update":
-        return "acts on tokens that sit out, here there are none"
-    own = {n: w for n, w in case.model.state_dict().items() if n in plain.model.state_dict()}
-    own = {n: w for n, w in own.items() if w.shape == plain.model.state_dict()[n].shape}
-    plain.model.load_state_dict(own, strict=False)
-    plain.model.train(case.model.training)
-    output, others = case.gradients()
-    without, found = plain.gradients()
-    pairs = [(case.real(output.logits), plain.real(without.logits))]
-    pairs += [(gradient, others[name]) for name, gradient in found.items() if name in others]
-    assert not all(torch.allclose(*pair, atol=1e-6) for pair in pairs)
-    return None
-
-
 PROPERTIES: dict[str, Callable[[Case, Path], str | None]] = {
     "checkpointing": recomputes,
     "batch": is_by_row,
     "cache": decodes,
     "resuming": resumes,
-    "acts": acts,
 }
 TOGETHER = share_out(ROWS)
 OUTCOMES: dict[tuple[str, str], str | None] = {}
@@ -224,9 +204,8 @@ def test_what_holds_of_a_mechanism(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", TOGETHER, ids=" + ".join)
 def test_it_holds_of_several_mechanisms_together(names: list[str], tmp_path: Path) -> None:
-    for each, check in PROPERTIES.items():
-        if each != "acts":
-            check(Case(*names), tmp_path)
+    for check in PROPERTIES.values():
+        check(Case(*names), tmp_path)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -173,8 +173,9 @@ def test_abacus_adds_one_offset_to_all_digits_in_training(make_model):
         numbers = numbers + offset * (numbers > 0)
         assert (added - weight[numbers]).abs().max() < 1e-14
     assert seen == {0, 1, 2, 3}
-    entered = model.eval()(tokens, trace=True).hidden["decoder"][0]
-    assert torch.allclose(entered[0, 0], model.embedding.weight[5] + weight[1])
+    for _ in range(8):  # a draw might be 0
+        entered = model.eval()(tokens, trace=True).hidden["decoder"][0]
+        assert torch.allclose(entered[0, 0], model.embedding.weight[5] + weight[1])
 
 
 def test_abacus_refuses_what_it_cannot_tell(make_model):

@@ -11,6 +11,47 @@ from moeut.recurrence.exit_rules import THRESHOLDS, ExitRule, Seen, measure
 PUBLISHED = {name.replace("min_p", "minp").replace("_", "-"): name for name in THRESHOLDS}
 
 
+def test_measures_are_their_formulas():
+    """Of one token: its states and logits after two repeats."""
+    torch.manual_seed(0)
+    begun, one, two = torch.randn(3, 5).double()
+    logits = [torch.tensor([2.0, 0.0, 1.5, -9.0]), torch.tensor([1.0, 2.0, 0.5, -9.0])]
+    p, q = (each.double().softmax(-1) for each in logits)
+    level_p, level_q = p.clone(), q.clone()
+    level_p[3] = level_q[3] = 0.25  # below a tenth of the largest
+    level_p, level_q = level_p / level_p.sum(), level_q / level_q.sum()
+    uniform = torch.full((4,), 0.25).double()
+
+    def entropy(p):
+        return -(p * (p + 1e-10).log()).sum()
+
+    def divergence(p, q):
+        return (p * (p / q).log()).sum()
+
+    def angle(x, y):
+        return 1 - (x @ y) / (x.norm() * y.norm())
+
+    wanted = {
+        "entropy_diff": (100 - entropy(p), (entropy(q) - entropy(p)).abs()),
+        "latent_diff": ((one - begun).norm() / one.norm(), (two - one).norm() / two.norm()),
+        "cosine": (angle(begun, one), angle(one, two)),
+        "kl": (divergence(uniform, p), divergence(p, q)),
+        "min_p_kl": (divergence(uniform, level_p), divergence(level_p, level_q)),
+        "argmax_stability": (0, 0),
+    }
+    assert wanted.keys() == THRESHOLDS.keys()
+    for criterion, measures in wanted.items():
+        seen = Seen(begun)
+        for state, given, value in zip((one, two), logits, measures, strict=True):
+            now = Seen(state, given.double())
+            found = measure(criterion, now, seen)
+            assert abs(found - value) < 1e-12, criterion
+            seen = now._replace(stable=found)
+    counts = [measure("argmax_stability", now._replace(stable=None), now._replace(stable=n))
+              for n in (torch.tensor(0.0), torch.tensor(4.0))]  # fmt: skip
+    assert counts == [1, 5]
+
+
 @pytest.mark.golden
 def test_measures_are_those_of_published_code(golden_dir):
     """That code takes the last position, and the mean over positions of what reads states."""

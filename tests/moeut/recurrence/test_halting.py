@@ -2,11 +2,12 @@ import itertools
 
 import pytest
 import torch
-from recurrent_cases import ACT, REPEATS, batch
+from recurrent_cases import ACT, REPEATS, batch, state
 from torch.nn import functional as F
 
 from moeut.ops import Dispatch
 from moeut.options import OptionError
+from moeut.recurrence.conditioning import Coordinates, timing_signal
 from moeut.recurrence.halting import AdaptiveComputationTime
 
 
@@ -77,6 +78,23 @@ def test_halting_is_the_formula_token_by_token(make_recurrent):
     taken = output.decisions["decoder"]["halting.repeats"].flatten().tolist()
     assert taken == repeats
     assert len(set(repeats)) > 1
+
+
+@torch.no_grad()
+def test_the_unit_reads_the_state_with_its_signals_and_without_the_input(make_recurrent):
+    options = {"conditioning": Coordinates(), "state": state("input", "add"), "position": "none"}
+    model = make_recurrent("decoder_lm", "act", "dense", prelude=0, **options).eval()
+    tokens = batch(model)[0][0]
+    output = model(tokens, num_repeats=2)
+    unit = model.decoder.controllers["halting"]
+    signals = timing_signal(torch.arange(6), 16, torch.float64)
+    signals = signals + timing_signal(torch.tensor(0), 16, torch.float64)
+    p = (model.embedding(tokens) + signals) @ unit.weight[0] + unit.bias
+    p = p.sigmoid()
+    wanted = torch.where(p > ACT.threshold, torch.ones_like(p), 1 - p)
+    found = output.decisions["decoder"]["halting.remainder"]
+    assert (found - wanted).abs().max() < 1e-12
+    assert (wanted < 1).any()
 
 
 @pytest.mark.parametrize("form", ["decoder_lm", "encoder_classifier", "encoder_decoder"])

@@ -97,20 +97,30 @@ def test_a_channel_of_the_diagonal_recurrence_decays_whatever_is_learned(make_re
     assert (rule(x, nothing) < 1).all()
 
 
+def _output(decoder, controller, x):
+    """Return what a last state x goes through, as its formula."""
+    if controller == "noise_diagonal":
+        return x @ decoder.output.weight.T
+    if controller == "noise_linear_out":
+        up, down = decoder.output.feed_forward.up, decoder.output.feed_forward.down
+        return down(up(x).relu())
+    return decoder.final_norm(x)
+
+
+@pytest.mark.parametrize("controller", ["noise_diagonal", "noise_linear_out", "input_feed_forward"])
 @torch.no_grad()
-def test_the_last_state_passes_its_output_before_the_coda(make_recurrent):
-    """The final norm stands before the coda and before the head, and is one norm."""
-    for controller, wanted in (("noise_diagonal", "output"), ("input_feed_forward", "final_norm")):
-        model = make_recurrent("decoder_lm", controller, "dense", position="none").eval()
-        decoder = model.decoder
-        for parameter in getattr(decoder, wanted).parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        output = model(batch(model)[0][0], read_repeats=[])
-        last = output.repeats["decoder"][-1]
-        arguments = (last, RoutingContext()) if wanted == "output" else (last,)
-        x = getattr(decoder, wanted)(*arguments)
-        x = decoder.final_norm(decoder.layers[-1](x, CAUSAL).x)
-        assert (model.head(x, model.embedding.weight) - output.logits).abs().max() < 1e-12
+def test_the_last_state_passes_its_output_before_the_coda(make_recurrent, controller):
+    """A projection, a feed-forward, or the final norm, which is one norm here and at the head."""
+    model = make_recurrent("decoder_lm", controller, "dense", position="none").eval()
+    decoder = model.decoder
+    for parameter in (
+        decoder.final_norm if decoder.output is None else decoder.output
+    ).parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    output = model(batch(model)[0][0], read_repeats=[])
+    x = _output(decoder, controller, output.repeats["decoder"][-1])
+    x = decoder.final_norm(decoder.layers[-1](x, CAUSAL).x)
+    assert (model.head(x, model.embedding.weight) - output.logits).abs().max() < 1e-12
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from recurrent_cases import BLOCKS, FORMS, batch, loss_of, real_logits
 
 import moeut
 from moeut.blocks.own import Adapters, Own, of_one_repeat
+from moeut.blocks.updates import CopyGate
 from moeut.options import OptionError
 from moeut.recurrence.schedule import Depth
 from moeut.sizing import count_parameters, macs_per_token
@@ -23,6 +24,7 @@ CASES = {
     "everything": (EVERYTHING, {}),
     "adapters": (Own(adapters=LOW_RANK), {}),
     "gates": (Own(routers=True), {"attention": "gates"}),
+    "update": (Own(update=True), {"update": CopyGate(), "norm": "pre"}),
     "dense": (
         Own(norms=True, adapters=Adapters(rank=2, value=True, output=True, feed_forward=True)),
         BLOCKS["dense"] | {"norm": "pre"},
@@ -113,6 +115,28 @@ def test_they_are_distinct_layers_that_share_the_rest(make_model, case, order):
             wanted[adapter[1]] += own.adapters.scaling * gradient @ down.T
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, wanted[name], rtol=0, atol=1e-10), name
+
+
+@pytest.mark.parametrize("own", [Own(attention=True), EVERYTHING])
+def test_experts_are_those_of_all_repeats(make_model, own):
+    model = _model(make_model, own, prelude=0, coda=0, group=1)
+    experts = [n for n, p in model.named_parameters() if p.dim() == 3]
+    assert len(experts) == 2 + 2  # of values and outputs, and both halves of the feed-forward
+    attentions = model.decoder.layers[0].attention
+    for one in attentions:
+        pairs = zip(one.expert_weights(), attentions[0].expert_weights(), strict=True)
+        assert all(weight is shared for weight, shared in pairs)
+    assert attentions[1].value_router is not attentions[0].value_router
+
+
+def test_alpha_is_divided_by_the_rank(make_model):
+    adapters = Adapters(rank=2, alpha=3.0)
+    plain, scaled = (
+        _model(make_model, Own(adapters=one)).eval()
+        for one in (adapters, Adapters(rank=2, scaling=1.5))
+    )
+    tokens = batch(plain)[0][0]
+    assert torch.equal(plain(tokens).logits, scaled(tokens).logits)
 
 
 def _routers_are_distinct(model, own, block):

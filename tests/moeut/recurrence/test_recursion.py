@@ -91,6 +91,8 @@ def test_states_and_gradients_are_those_of_the_papers(make_model, kind):
     initial = [getattr(model.encoder, name) for name in model.encoder.names]
     states = [given.state(number, first) for number, first in enumerate(initial)]
     ended = unrolled(model, kind, x, states)
+    read = model.head(ended[-1][:, 2:], model.embedding.weight)  # without the two prefix rows
+    assert (output.logits - read).abs().max() < 1e-10
     wanted = sum((state * weight).sum() for state, weight in zip(ended, weights, strict=True))
     assert (loss - wanted).abs() < 1e-10
     expected = torch.autograd.grad(wanted, list(model.parameters()), allow_unused=True)

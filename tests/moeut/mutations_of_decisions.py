@@ -1,0 +1,295 @@
+"""Mistakes in what decides: halting, conditioning, rules of exits."""
+
+from mutating import Mutation
+
+STACK = "moeut.recurrence.stack:DepthStack"
+ACT = "moeut.recurrence.halting:ActRun"
+HALTS = "moeut/recurrence/test_halting.py::test_halting_is_the_formula_token_by_token"
+SIGNALS = (
+    "moeut/recurrence/test_halting.py"
+    "::test_the_unit_reads_the_state_with_its_signals_and_without_the_input"
+)
+ACT_VARIANT = "moeut/recurrence/test_act_variants.py::test_a_variant_is_its_recursion"
+EXITS = "moeut/recurrence/test_exit_gate.py"
+STICK = "moeut.recurrence.stick_breaking:StickBreakingRun"
+STICKS = "moeut/recurrence/test_stick_breaking.py::test_halting_is_the_recursion[0.8-2-cycle]"
+MIXTURE = "moeut.recurrence.mixture"
+EXPERT = "moeut/recurrence/test_mixture.py::test_expert_choice_is_its_formula"
+TOKEN = "moeut/recurrence/test_mixture.py::test_token_choice_is_its_formula"
+CONDITIONED = "moeut/recurrence/test_conditioning.py::test_each_kind_is_its_formula"
+CONDITIONING = "moeut.recurrence.conditioning"
+RULES = "moeut/recurrence/test_exit_rules.py"
+
+MUTATIONS: dict[str, list[Mutation]] = {
+    "halting: act": [
+        Mutation(
+            "p is read after the layer",
+            f"{ACT}.before",
+            "self._decide(step.x, running, place)",
+            "self.running = running",
+            HALTS,
+            (
+                (
+                    f"{ACT}.after",
+                    "self._add(x)",
+                    "self._decide(x, self.running, place); self._add(x)",
+                ),
+            ),
+        ),
+        Mutation(
+            "the state before the repeat is weighed",
+            f"{ACT}.after",
+            "self._add(x)",
+            "self._add(step.x)",
+            HALTS,
+        ),
+        Mutation(
+            "the last state weighs p, and not what is left",
+            f"{ACT}._decide",
+            "halts * self.remainder\n    self.repeats",
+            "halts * p\n    self.repeats",
+            HALTS,
+        ),
+        Mutation(
+            "nobody has to halt at the last repeat",
+            f"{ACT}._decide",
+            "if is_final and ",
+            "if False and ",
+            ACT_VARIANT,
+        ),
+        Mutation(
+            "brackets are left out, as in Tensor2Tensor",
+            f"{ACT}._add",
+            "result = result * (1 - weight)",
+            "result = result * 1 - weight",
+            ACT_VARIANT,
+        ),
+        Mutation(
+            "p is read before what is added to the state",
+            f"{STACK}.__init__",
+            "for k, v in built.items() if v is not None",
+            "for k in ('halting', *built) if (v := built[k]) is not None",
+            SIGNALS,
+        ),
+        Mutation(
+            "p is read after the input has entered",
+            f"{STACK}.__init__",
+            "for k, v in built.items() if v is not None",
+            "for k in ('coordinates', 'injection', *built) if (v := built[k]) is not None",
+            SIGNALS,
+        ),
+    ],
+    "halting: exit_gate": [
+        Mutation(
+            "the last gate has a say",
+            "moeut.recurrence.exits:log_probabilities",
+            "F.pad(leaves, (0, 1))",
+            "F.logsigmoid(logits)",
+            f"{EXITS}::test_probabilities_are_the_definition",
+        ),
+        Mutation(
+            "entropy is punished",
+            "moeut.recurrence.exit_gate:ExitGate.penalty",
+            "-self.entropy_weight",
+            "self.entropy_weight",
+            f"{EXITS}::test_penalties_are_the_definition",
+        ),
+    ],
+    "halting: ponder": [
+        Mutation(
+            "the divergence is that from the prior",
+            "moeut.recurrence.exit_gate:Ponder.penalty",
+            "(log_p, prior) if",
+            "(prior, log_p) if",
+            f"{EXITS}::test_penalties_are_the_definition",
+        ),
+        Mutation(
+            "the prior is cut and not normalised again",
+            "moeut.recurrence.exits:geometric",
+            "if normalised",
+            "if not normalised",
+            f"{EXITS}::test_penalties_are_the_definition",
+        ),
+    ],
+    "halting: stick_breaking": [
+        Mutation(
+            "others read the newest state",
+            f"{STICK}.before",
+            "source = self.output",
+            "source = self.state",
+            STICKS,
+        ),
+        Mutation(
+            "the newest state weighs 1 in what is read",
+            f"{STICK}.after",
+            "self.left.unsqueeze(-1) * x",
+            "x",
+            STICKS,
+        ),
+        Mutation(
+            "depth is counted from 1",
+            f"{STICK}._break_off",
+            "self.decisions * part",
+            "(self.decisions + 1) * part",
+            STICKS,
+        ),
+        Mutation(
+            "the first logit is for halting",
+            "moeut.recurrence.stick_breaking:Gate.forward",
+            "goes_on, halts = ",
+            "halts, goes_on = ",
+            STICKS,
+        ),
+    ],
+    "halting: expert_choice": [
+        Mutation(
+            "what the group makes is weighed without its own input",
+            f"{MIXTURE}:MixtureOptions.gated",
+            "x = x * gate",
+            "x = (x - begun) * gate",
+            EXPERT,
+        ),
+        Mutation(
+            "a repeat takes tokens that the one before left out",
+            f"{MIXTURE}:ExpertChoiceRun._choose",
+            "candidates = self.active",
+            "candidates = torch.ones_like(self.active)",
+            EXPERT,
+        ),
+        Mutation(
+            "a repeat takes its part of those that the one before took",
+            f"{MIXTURE}:ExpertChoiceRun._take_largest",
+            "int(part * length)",
+            "int(part * int(candidates.sum(1)[0]))",
+            EXPERT,
+        ),
+        Mutation(
+            "tokens that take part see the others",
+            f"{MIXTURE}:ExpertChoiceRun.before",
+            "is_alone=True",
+            "is_alone=False",
+            EXPERT,
+        ),
+    ],
+    "halting: token_choice": [
+        Mutation(
+            "what the group makes is weighed without its own input",
+            f"{MIXTURE}:MixtureOptions.gated",
+            "x = x * gate",
+            "x = (x - begun) * gate",
+            TOKEN,
+        ),
+        Mutation(
+            "a token is added to the state that it began its last repeat with",
+            f"{MIXTURE}:TokenChoiceRun.after",
+            "gated(self.begun, ",
+            "gated(step.x, ",
+            TOKEN,
+        ),
+        Mutation(
+            "a token leaves one repeat early",
+            f"{MIXTURE}:TokenChoiceRun.before",
+            "self.depth >= place.repeat",
+            "self.depth > place.repeat",
+            TOKEN,
+        ),
+    ],
+    "conditioning: coordinates": [
+        Mutation(
+            "frequencies end before 1/10000",
+            f"{CONDITIONING}:timing_signal",
+            "max(count - 1, 1)",
+            "count",
+            f"{CONDITIONED}[coordinates]",
+        ),
+        Mutation(
+            "signals are added to the first repeat alone",
+            f"{CONDITIONING}:DepthRun.before",
+            "if place.is_first",
+            "if place.is_first and place.repeat == 0",
+            f"{CONDITIONED}[coordinates]",
+        ),
+        Mutation(
+            "learned steps are not multiplied by the root of the width",
+            f"{CONDITIONING}:CoordinatesController.before",
+            " * math.sqrt(width)",
+            "",
+            f"{CONDITIONED}[learned_steps]",
+        ),
+    ],
+    "conditioning: vectors": [
+        Mutation(
+            "repeats are counted from 1",
+            f"{CONDITIONING}:TableController.entry",
+            "min(place.repeat, last)",
+            "min(place.repeat + 1, last)",
+            f"{CONDITIONED}[vectors]",
+        ),
+    ],
+    "conditioning: network": [
+        Mutation(
+            "sines come first",
+            f"{CONDITIONING}:NetworkController.before",
+            "(angles.cos(), angles.sin())",
+            "(angles.sin(), angles.cos())",
+            f"{CONDITIONED}[network]",
+        ),
+        Mutation(
+            "frequencies end at 1/10000",
+            f"{CONDITIONING}:NetworkController.before",
+            "rates / self.frequencies",
+            "rates / (self.frequencies - 1)",
+            f"{CONDITIONED}[network]",
+        ),
+    ],
+    "conditioning: film": [
+        Mutation(
+            "the scale is the whole factor",
+            f"{CONDITIONING}:FilmController.before",
+            "(1.0 + scale)",
+            "scale",
+            f"{CONDITIONED}[film]",
+        ),
+    ],
+    "conditioning: adaptive_norm": [
+        Mutation(
+            "values and feed-forwards read what is not scaled",
+            "moeut.blocks.norms:modulated",
+            "changed if plain is routed else plain",
+            "plain",
+            f"{CONDITIONED}[adaptive_norm]",
+        ),
+        Mutation(
+            "the scale is that of the first repeat in each",
+            f"{CONDITIONING}:AdaptiveNormController.modulation",
+            "self.entry(step, place)",
+            "self.table[0]",
+            f"{CONDITIONED}[adaptive_norm]",
+        ),
+    ],
+    "exit: latent_diff": [
+        Mutation(
+            "the change is relative to the state before",
+            "moeut.recurrence.exit_rules:measure",
+            "/ now.state.norm(dim=-1)",
+            "/ before.state.norm(dim=-1)",
+            f"{RULES}::test_measures_are_their_formulas",
+        ),
+    ],
+    "exit: kl": [
+        Mutation(
+            "there is no change in the first repeat",
+            "moeut.recurrence.exit_rules:measure",
+            "torch.zeros_like(now.logits) if before.logits is None",
+            "now.logits if before.logits is None",
+            f"{RULES}::test_measures_are_their_formulas",
+        ),
+        Mutation(
+            "the divergence is that of the current repeat from the one before",
+            "moeut.recurrence.exit_rules:measure",
+            "(old.exp() * (old - new))",
+            "(new.exp() * (new - old))",
+            f"{RULES}::test_measures_are_their_formulas",
+        ),
+    ],
+}

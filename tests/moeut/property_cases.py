@@ -35,6 +35,8 @@ WAYS: dict[str, tuple[Tree, Tree]] = {
     "exit: kl": (INJECTS, {}),
 }
 """Options of the model, and of its call, for what is decided in training or evaluation."""
+THRESHOLDS = {"latent_diff": 0.7, "kl": 0.3}
+"""Of the rules of exits: some tokens leave, others go on."""
 ROWS = [*MECHANISMS, *WAYS]
 COLUMNS = {
     "gradient": "gradient",
@@ -133,7 +135,7 @@ def move(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for each, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-            weight.add_(noise * (3.0 if "halting" in each else 0.2))
+            weight.add_(noise * (5.0 if "halting" in each else 0.2))
 
 
 class Case:
@@ -154,7 +156,9 @@ class Case:
         for name in names:
             if name.startswith("exit: "):
                 criterion: Any = name.removeprefix("exit: ")
-                self.model.exit_rule = ExitRule(criterion=criterion, threshold=0.3)
+                self.model.exit_rule = ExitRule(
+                    criterion=criterion, threshold=THRESHOLDS[criterion]
+                )
                 self.model.eval()
 
     def own(self) -> list[str]:

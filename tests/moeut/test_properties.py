@@ -196,6 +196,15 @@ def attempt(name: str, column: str, check: Callable[[], str | None]) -> None:
     OUTCOMES[name, column] = check()
 
 
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("name", [n for n in ROWS if n.startswith(("halting: ", "exit: "))])
+def test_tokens_leave_at_different_repeats(name: str, small: bool) -> None:
+    """Else what holds of a mechanism would hold because nobody leaves, or everybody does."""
+    (decisions,) = Case(name, small=small).run().decisions.values()
+    (used,) = (taken for each, taken in decisions.items() if each.endswith(".repeats"))
+    assert len(used[used > 0].unique()) > 1  # padding took none
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_what_holds_of_a_mechanism(name: str, tmp_path: Path) -> None:
     for each, check in PROPERTIES.items():

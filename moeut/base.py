@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from moeut.blocks.embeddings import Embedding, Head
 from moeut.config import ModelConfig
+from moeut.recurrence.stack import DepthStack
+from moeut.recurrence.stack_config import StackConfig
 
 if TYPE_CHECKING:
     from moeut.recurrence.exit_rules import ExitRule
@@ -61,3 +63,16 @@ class Model(nn.Module):
         stack: Any = getattr(self, "decoder", None) or self.encoder
         norm = stack.final_norm
         return self._read_out(states if norm is None else norm(states), mask)
+
+
+def build_stack(
+    options: StackConfig, d_model: int, *, causal: bool, cross_attention: bool = False
+) -> DepthStack:
+    """Return the stack that ``options`` describe."""
+    kind: type[DepthStack] = DepthStack
+    if options.is_recursive:
+        # Only a model with a recursion loads its module.
+        from moeut.recurrence.recursive_stack import RecursiveStack
+
+        kind = RecursiveStack
+    return kind(options, d_model, causal=causal, cross_attention=cross_attention)

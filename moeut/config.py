@@ -16,7 +16,7 @@ from typing import Literal
 from moeut.blocks.updates import DeepNorm, deepnorm_of_pair
 from moeut.design import Blueprint
 from moeut.options import OptionError, Options, require, require_positive
-from moeut.recurrence.schedule import Depth, NoRecursion
+from moeut.recurrence.schedule import Depth
 from moeut.recurrence.stack_config import StackConfig
 
 Form = Literal["decoder_lm", "encoder_decoder", "encoder_classifier", "encoder_labeller"]
@@ -79,9 +79,8 @@ class ModelConfig(Blueprint):
         _ = self.stacks  # which refuses what a causal stack cannot have
 
     def _refuse_states(self) -> None:
-        """Refuse states that are passed on in forms that write token by token."""
+        """Refuse what revises a whole answer in forms that write token by token."""
         for name, is_on in {
-            "recursion": not isinstance(self.recursion, NoRecursion),
             "carry": self.carry.is_supervised,
             "prefix": self.prefix.rows > 0,
         }.items():

@@ -274,6 +274,10 @@ class Blueprint(Options):
             "depth.prelude": self.depth.prelude == 0,
             "depth.coda": self.depth.coda == 0,
         }
+        if self.encoder_depth is not None:
+            outer = self.encoder_depth.prelude + self.encoder_depth.coda
+            plain["encoder_depth.order"] = self.encoder_depth.has_whole_repeats
+            plain["encoder_depth with a prelude or coda"] = outer == 0
         kind = self.recursion.kind
         if not isinstance(self.recursion, NoRecursion):
             for option, is_plain in plain.items():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moeut.base import Model
+from moeut.base import Model, build_stack
 from moeut.blocks import masks
 from moeut.blocks.embeddings import Head, PrefixRows
 from moeut.config import ModelConfig
@@ -18,8 +18,6 @@ from moeut.output import ModelOutput, output_of
 from moeut.recurrence.carry import Carried, HaltHead
 from moeut.recurrence.inputs import Inputs
 from moeut.recurrence.row_depth import RowDepth
-from moeut.recurrence.stack import DepthStack
-from moeut.recurrence.stack_config import StackConfig
 
 
 class EncoderClassifier(Model):
@@ -28,7 +26,7 @@ class EncoderClassifier(Model):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         assert config.num_classes is not None
-        self.encoder = _build_stack(config.stacks["encoder"], config.d_model, causal=False)
+        self.encoder = build_stack(config.stacks["encoder"], config.d_model, causal=False)
         self.head = Head(config.d_model, config.num_classes, tied=False, bias=config.head_bias)
         self.prefix = PrefixRows(config.prefix, config.d_model) if config.prefix.rows else None
         self.halt_head = None if config.carry.halting == "none" else HaltHead(config.d_model)
@@ -140,12 +138,3 @@ class EncoderLabeller(EncoderClassifier):
 
     def _pool(self, states: Tensor, mask: Tensor | None) -> Tensor:
         return states[:, self.config.prefix.rows :]
-
-
-def _build_stack(options: StackConfig, d_model: int, *, causal: bool) -> DepthStack:
-    """Return the stack that ``options`` describe, without cross-attention."""
-    if not options.is_recursive:
-        return DepthStack(options, d_model, causal=causal)
-    from moeut.recurrence.recursive_stack import RecursiveStack
-
-    return RecursiveStack(options, d_model, causal=causal)

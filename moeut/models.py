@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moeut.base import Model
+from moeut.base import Model, build_stack
 from moeut.blocks import masks
 from moeut.blocks.embeddings import Embedding, Head
 from moeut.config import Form, ModelConfig
@@ -19,7 +19,6 @@ from moeut.output import ModelOutput, output_of
 from moeut.recurrence.cache import SharedSlots, StackCache
 from moeut.recurrence.inputs import Inputs, Memory, StackOutput
 from moeut.recurrence.row_depth import RowDepth
-from moeut.recurrence.stack import DepthStack
 
 Repeats = int | tuple[int | None, int | None] | None
 """Passes through the group: of every stack, or of encoder and decoder; None: as configured."""
@@ -47,7 +46,7 @@ class DecoderLM(Model):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.decoder = DepthStack(config.stacks["decoder"], config.d_model, causal=True)
+        self.decoder = build_stack(config.stacks["decoder"], config.d_model, causal=True)
         self.head = Head(
             config.d_model,
             config.vocabulary_size,
@@ -140,8 +139,8 @@ class EncoderDecoder(Model):
         assert config.source_vocabulary_size is not None
         self.source_embedding = Embedding(config.source_vocabulary_size, config.embedding_size)
         encoder, decoder = config.stacks["encoder"], config.stacks["decoder"]
-        self.encoder = DepthStack(encoder, config.d_model, causal=False)
-        self.decoder = DepthStack(decoder, config.d_model, causal=True, cross_attention=True)
+        self.encoder = build_stack(encoder, config.d_model, causal=False)
+        self.decoder = build_stack(decoder, config.d_model, causal=True, cross_attention=True)
         self.head = Head(
             config.d_model,
             config.vocabulary_size,

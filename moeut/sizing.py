@@ -136,21 +136,32 @@ def macs_per_token(
     return round(total / sum(lengths[name] for name in stacks))
 
 
-def cut_macs_per_token(config: ModelConfig, *, sequence_length: int) -> int:
+def cut_macs_per_token(
+    config: ModelConfig, *, sequence_length: int, target_length: int | None = None
+) -> int:
     """Return the multiply-accumulates of a training pass that gradients do not flow through.
 
     That is of the updates of a recursion before its last ones, per token that is read; 0 without a
-    recursion.
+    recursion. Lengths are as in ``macs_per_token``.
     """
-    stack = list(config.stacks.values())[-1]
-    if not stack.is_recursive:
-        return 0
-    cycle = stack.recursion.cycle()
-    sizes = [len(stack.recursion.group_of(update.network, stack.depth)) for update in cycle]
-    updates = sizes * stack.depth.repeats
-    cut = sum(updates[: max(len(updates) - stack.recursion.num_with_gradient(), 0)])
-    rows = config.prefix.rows + sequence_length
-    return round(cut * _layer_macs(stack, rows) * rows / sequence_length)
+    stacks = config.stacks
+    lengths = dict.fromkeys(stacks, sequence_length)
+    if len(stacks) > 1 and target_length is not None:
+        lengths["decoder"] = target_length
+    total = 0
+    for name, stack in stacks.items():
+        if not stack.is_recursive:
+            continue
+        cycle = stack.recursion.cycle()
+        sizes = [len(stack.recursion.group_of(update.network, stack.depth)) for update in cycle]
+        updates = sizes * stack.depth.repeats
+        cut = sum(updates[: max(len(updates) - stack.recursion.num_with_gradient(), 0)])
+        rows = config.prefix.rows + lengths[name]
+        layer = _layer_macs(stack, rows)
+        if stack.cross_attention:
+            layer += _reading_macs(stack, sequence_length)
+        total += cut * layer * rows
+    return round(total / sum(lengths.values()))
 
 
 def _head_macs(config: ModelConfig) -> int:
@@ -234,17 +245,24 @@ def _memory_macs(stack: StackConfig, source_length: int, target_length: int) -> 
     if not stack.cross_attention:
         return 0
     attention = stack.attention.across()
-    source_side, query_side = attention.projection_macs(stack.d_model)
+    source_side, _ = attention.projection_macs(stack.d_model)
     # Where repeats have keys and values of their own, the source is projected for each of them.
     layer = _layer(stack)
     depth = stack.depth
-    of_group = depth.group * (1 + layer.memory_index(depth.repeats))
-    once = source_length * source_side * (depth.prelude + of_group + depth.coda)
-    query = target_length * (query_side + attention.attending_macs(source_length))
+    own = layer.memory_index(depth.repeats)
+    once = source_length * source_side * (stack.num_layers + depth.group * own)
+    query = target_length * _reading_macs(stack, source_length)
     adapters = _adapter_macs(stack, across=True)
     of_source = source_length * (adapters.pop("key", 0) + adapters.pop("value", 0))
     adapted = of_source + target_length * sum(adapters.values())
-    return once + query * depth.num_applications + adapted * depth.group * depth.repeats
+    return once + query * stack.num_applications + adapted * depth.group * depth.repeats
+
+
+def _reading_macs(stack: StackConfig, source_length: int) -> int:
+    """Return the work of a token of the target that reads a source, in one application."""
+    attention = stack.attention.across()
+    _, query_side = attention.projection_macs(stack.d_model)
+    return query_side + attention.attending_macs(source_length)
 
 
 def _layer(stack: StackConfig) -> Layer:

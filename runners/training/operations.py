@@ -106,9 +106,9 @@ def training_flops_per_token(train: TrainConfig, config: ModelConfig, objective:
     that carries states trains one pass at a time, and one more where it learns what that is worth.
     """
     if any(stack.is_recursive for stack in config.stacks.values()):
-        length = lengths_of(objective)["sequence_length"]
-        each = sizing.macs_per_token(config, sequence_length=length, passes=1)
-        with_gradient = each - sizing.cut_macs_per_token(config, sequence_length=length)
+        lengths = lengths_of(objective)
+        each = sizing.macs_per_token(config, **lengths, passes=1)
+        with_gradient = each - sizing.cut_macs_per_token(config, **lengths)
         carry = config.carry
         further = each if carry.halting == "value" and carry.steps > 1 else 0
         return 2 * (each + further) + 4 * with_gradient

@@ -206,6 +206,33 @@ def test_a_recursion_learns_by_its_last_updates_alone(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("recursion", ["two_level", "single"])
+@pytest.mark.parametrize("form", ["decoder_lm", "encoder_decoder"])
+def test_a_recursion_that_writes_token_by_token_costs_its_cycles(recursion: str, form: str) -> None:
+    config = architecture(
+        "universal",
+        form=form,
+        vocabulary_size=11,
+        source_vocabulary_size=11 if form == "encoder_decoder" else None,
+        d_model=32,
+        recursion={"kind": recursion, "low_cycles": 3},
+        depth={"group": 2, "repeats": 3},
+        position="none",
+    )
+    model = build(config).double().train()
+    lengths = {"sequence_length": 9}
+    inputs = [torch.randint(0, 11, (2, 9))]
+    if form == "encoder_decoder":
+        lengths["target_length"] = 5
+        inputs.append(torch.randint(0, 11, (2, 5)))
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs, trace=True).logits.sum().backward()
+    forward = macs_per_token(config, **lengths)
+    backward = 2 * (forward - cut_macs_per_token(config, **lengths))
+    counted = counter.get_total_flops() / 2 / (2 * sum(lengths.values()))
+    assert forward + backward == pytest.approx(counted, rel=0.01)
+
+
 def test_expert_macs_by_hand() -> None:
     config = architecture(
         "moeut",

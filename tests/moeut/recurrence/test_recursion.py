@@ -10,6 +10,7 @@ from moeut.recurrence.carry import Carried, Carry
 from moeut.recurrence.injection import AddInjection
 from moeut.recurrence.inputs import Inputs
 from moeut.recurrence.recursion import SingleLevel, TwoLevel
+from moeut.recurrence.schedule import Depth
 from moeut.recurrence.start import ZeroStart
 from moeut.recurrence.state import State
 
@@ -103,6 +104,29 @@ def test_states_and_gradients_are_those_of_the_papers(make_model, kind):
             assert (one - other).abs().max() < 1e-10, name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["decoder_lm", "encoder_decoder"])
+@torch.no_grad()
+def test_without_a_carried_state_it_writes_token_by_token(make_model, kind, form):
+    """The cache holds the keys of every update, and depth may be another than trained."""
+    blocks = {"attention": "switch_head", "feed_forward": "sigma_moe"}
+    model = make(make_model, kind, form, carry=Carry(), prefix=Prefix(), **blocks).eval()
+    tokens, _ = batch()
+    read = model.decode if form == "encoder_decoder" else model
+    about = (model.encode(tokens.flip(1)),) if form == "encoder_decoder" else ()
+    found = []
+    for repeats in (1, 3):
+        cache = model.new_cache(num_repeats=repeats)
+        steps = [
+            read(tokens[:, i : i + 1], *about, cache=cache, num_repeats=repeats).logits
+            for i in range(6)
+        ]
+        whole = read(tokens, *about, num_repeats=repeats).logits
+        assert (torch.cat(steps, dim=1) - whole).abs().max() < 1e-12
+        found.append(whole)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["trm", "hrm"])
 @torch.no_grad()
 def test_padding_and_other_rows_change_nothing(make_model, kind):
@@ -162,10 +186,19 @@ def test_a_carried_loop_is_a_longer_loop(make_model):
 @pytest.mark.parametrize(
     ("form", "options", "said"),
     [
-        ("decoder_lm", {}, r"recursion=.*form='decoder_lm' writes token by token"),
+        ("decoder_lm", {}, r"carry=.*form='decoder_lm' writes token by token"),
         ("encoder_labeller", {"order": "sequence"}, "it takes no depth.order"),
         ("encoder_labeller", {"coda": 1}, "it takes no depth.coda"),
         ("encoder_labeller", {"repeat_norm": True}, "it takes no repeat_norm"),
+        (
+            "encoder_decoder",
+            {
+                "encoder_depth": Depth(group=2, repeats=2, coda=1),
+                "carry": Carry(),
+                "prefix": Prefix(),
+            },
+            "it takes no encoder_depth with a prelude or coda",
+        ),
     ],
 )
 def test_what_cannot_be_combined_is_refused(make_model, form, options, said):

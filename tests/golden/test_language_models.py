@@ -206,7 +206,9 @@ def test_swapping_two_experts_is_seen(golden) -> None:
     assert isinstance(config.attention, SwitchHead) == ("attention.value" in routers)
     for name, router in routers.items():
         # Of the first head, the two experts that are chosen most: others may not be used at all.
-        first, second = router.selection[:, :, 0].flatten().bincount().topk(2).indices.tolist()
+        chosen = router.selection[:, :, 0].flatten()
+        counts = chosen.bincount(minlength=router.logits.shape[-1])
+        first, second = counts.topk(2).indices.tolist()
         competing = is_sparse_universal(golden)
         for part in (COMPETING_WEIGHTS if competing else EXPERT_WEIGHTS)[name]:
             key = f"decoder.layers.0.{name.split('.')[0]}.{part}"

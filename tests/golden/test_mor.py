@@ -125,8 +125,7 @@ def test_states_between(golden) -> None:
     elif isinstance(model.config.halting, ExpertChoice):
         ends = [p.application for p in places if p.repeat is None or p.is_last]
     else:  # the module of all recursions returns what is not the state of the last
-        ends = [p.application if p.repeat is None else None for p in places]
-        ends = [ends[0], None, ends[-1]]
+        ends = [places[0].application, None, len(hidden) - 2]  # the last, if none went deepest
     for module, state in golden.part("layer_out").items():
         place = ends[int(module)]
         if place is not None:

@@ -43,7 +43,7 @@ SOURCE = "operators.cpp"
 HEADERS = (
     *("tensors.h", "product.h", "few.h", "linear.h", "mlp.h", "softmax.h", "dropout.h"),
     *("attention.h", "token.h", "long_attention.h", "long_backward.h", "loss.h", "experts.h"),
-    *("largest.h", "router.h", "rows.h", "pass.h", "chosen.h", "token_pass.h"),
+    *("largest.h", "router_softmax.h", "router.h", "rows.h", "pass.h", "chosen.h", "token_pass.h"),
 )
 FLAGS = (
     *("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp"),

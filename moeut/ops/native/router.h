@@ -5,8 +5,9 @@
 // B rows, T tokens, R routers that decide at once, H heads each, E experts, k = top_k. Experts of a
 // router are numbered through its heads: expert e of head h is row h E + e of its weights.
 //
-// Softmax, sigmoid and means are PyTorch's, so that every number is that of the plain path, to the
-// bit. So is the choice where equal logits leave it open (largest.h).
+// Softmax, sigmoid and means are PyTorch's, or sum in its order (router_softmax.h), so that every
+// number is that of the plain path, to the bit. So is the choice where equal logits leave it open
+// (largest.h).
 #pragma once
 
 #include <algorithm>
@@ -16,7 +17,7 @@
 
 #include "experts.h"
 #include "largest.h"
-#include "softmax.h"
+#include "router_softmax.h"
 
 namespace moeut {
 
@@ -55,6 +56,37 @@ inline void choose(const RouterSizes& sizes, int64_t router, const float* logits
       }
     });
   });
+}
+
+inline Tensor softmax_of(const Tensor& logits, const RouterSizes& sizes) {
+  if (!is_narrow(sizes.experts)) return at::_softmax(logits, -1, false);
+  Tensor p = at::empty_like(logits);
+  const int64_t rows = sizes.routers * sizes.heads;
+  const float* source = read(logits);
+  float* target = write(p);
+  at::parallel_for(0, sizes.tokens(), 256, [&](int64_t from, int64_t to) {
+    const int64_t first = from * rows * sizes.experts;
+    softmax_of_narrow(source + first, target + first, (to - from) * rows, sizes.experts);
+  });
+  return p;
+}
+
+// The gradient of logits, given that of their softmax: (B, T, R H, E), or (B, 1, R H, E) for all
+// tokens of a row.
+inline Tensor through_softmax(const Tensor& gradient, const Tensor& p, const RouterSizes& sizes) {
+  if (!is_narrow(sizes.experts))
+    return at::_softmax_backward_data(gradient.expand(p.sizes()).contiguous(), p, -1, at::kFloat);
+  Tensor d_logits = at::empty_like(p);
+  const int64_t rows = sizes.routers * sizes.heads, width = rows * sizes.experts;
+  const int64_t shared = gradient.size(1) == 1 ? sizes.length : 1;  // tokens with one gradient
+  const float *source = read(gradient), *of_p = read(p);
+  float* target = write(d_logits);
+  at::parallel_for(0, sizes.tokens(), 256, [&](int64_t from, int64_t to) {
+    for (int64_t t = from; t < to; ++t)
+      through_softmax_of_narrow(source + t / shared * width, of_p + t * width, target + t * width,
+                                rows, sizes.experts);
+  });
+  return d_logits;
 }
 
 // What `route` makes of logits (B, T, R H, E); R tensors of each kind.
@@ -98,7 +130,7 @@ inline Routed route_forward(const Tensor& logits, const std::optional<Tensor>& d
     routed.counts.push_back(counts), routed.offsets.push_back(offsets);
   }
   if (balance) {
-    routed.softmax = at::_softmax(logits, -1, false);
+    routed.softmax = softmax_of(logits, sizes);
     const Tensor mean = share.has_value() ? at::matmul(*share, routed.softmax.flatten(2))
                                                 .view({-1, logits.size(2), sizes.experts})
                                           : at::mean(routed.softmax, {1});
@@ -130,8 +162,8 @@ inline Tensor route_backward(const RouterSizes& sizes, const std::vector<Tensor>
         share.defined()
             ? at::matmul(share.transpose(1, 2), d_mean.reshape({share.size(0), share.size(1), -1}))
                   .view(shape)
-            : at::div(d_mean, at::Scalar(sizes.length)).unsqueeze(1).expand(shape);
-    d_logits = at::_softmax_backward_data(spread.contiguous(), softmax, -1, at::kFloat);
+            : at::div(d_mean, at::Scalar(sizes.length)).unsqueeze(1);
+    d_logits = through_softmax(spread.contiguous(), softmax, sizes);
   } else {
     d_logits = at::zeros(shape, gates[0].options());
   }

@@ -32,7 +32,9 @@ def _decided(
 
 
 @needs_native
-@pytest.mark.parametrize(("heads", "experts", "top_k"), [(1, 52, 8), (3, 4, 2), (2, 16, 16)])
+@pytest.mark.parametrize(
+    ("heads", "experts", "top_k"), [(1, 52, 8), (3, 4, 2), (2, 16, 16), (1, 2, 1)]
+)
 @pytest.mark.parametrize("num_routers", [1, 2])
 @pytest.mark.parametrize(
     ("tokens", "drop"), [("all", 0.0), ("padded", 0.0), ("padded", 0.7), ("packed", 0.0)]

@@ -43,18 +43,26 @@ struct RouterSizes {
 inline void choose(const RouterSizes& sizes, int64_t router, const float* logits,
                    const bool* dropped, const bool* real, int64_t* rows, float* chosen) {
   at::parallel_for(0, sizes.tokens(), 64, [&](int64_t from, int64_t to) {
-    Largest largest(sizes.experts, sizes.top_k);
+    LargestOfRows largest(sizes.experts, sizes.top_k);
+    const float* of_logits[kLanes];
+    const bool* of_dropped[kLanes];
+    int64_t slots[kLanes], heads[kLanes], count = 0;
+    const auto decide = [&] {
+      const int64_t* best = largest.of(of_logits, dropped == nullptr ? nullptr : of_dropped, count);
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t c = slots[i]; c < slots[i] + sizes.top_k; ++c, ++best) {
+          const bool is_real = real == nullptr || real[c / (sizes.heads * sizes.top_k)];
+          rows[c] = is_real && *best >= 0 ? heads[i] * sizes.experts + *best : -1;
+          chosen[c] = *best >= 0 ? of_logits[i][*best] : -std::numeric_limits<float>::infinity();
+        }
+      count = 0;
+    };
     sizes.for_heads(router, from, to, [&](int64_t slot, int64_t first, int64_t head) {
-      const bool is_real = real == nullptr || real[slot / (sizes.heads * sizes.top_k)];
-      const bool* out = dropped == nullptr ? nullptr : dropped + first;
-      const int64_t* best = largest.of(logits + first, out);
-      for (int64_t c = slot; c < slot + sizes.top_k; ++c) {
-        const int64_t expert = best[c - slot];
-        rows[c] = is_real && expert >= 0 ? head * sizes.experts + expert : -1;
-        chosen[c] =
-            expert >= 0 ? logits[first + expert] : -std::numeric_limits<float>::infinity();
-      }
+      of_logits[count] = logits + first, slots[count] = slot, heads[count] = head;
+      if (dropped != nullptr) of_dropped[count] = dropped + first;
+      if (++count == kLanes) decide();
     });
+    if (count > 0) decide();
   });
 }
 

@@ -11,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "gradient_sum.h"
 #include "tensors.h"
 
 namespace moeut {
@@ -149,15 +150,19 @@ inline void copy_gated(const Sorted& sorted, int64_t r, int64_t count, const Slo
 
 // The gradient of the weights of an expert: Σ over its rows of narrow (N) times wide (M), which is
 // (N, M), or `transposed`. narrow(r, count) are those of sorted rows r .. r + count, one after the
-// other; rows of `wide` are read where they lie. N is best the smaller.
+// other; rows of `wide` are read where they lie. N is best the smaller. It `adds` to the target as a
+// whole, so that the bits are those of gradients that were added.
 template <typename Narrow>
 inline void weight_gradient(const Sorted& sorted, int64_t e, int64_t width, const SlotRows& wide,
-                            bool transposed, float* target, const Narrow& narrow) {
-  float* const sum = transposed ? scratch(1, width * wide.width) : target;
+                            bool transposed, float* target, bool adds, const Narrow& narrow) {
+  const int64_t last = sorted.offsets[e + 1], size = width * wide.width;
+  int64_t r = sorted.offsets[e];
+  if (adds && r == last) return;
+  const bool apart = transposed || (adds && last - r > kDepth);  // a longer product adds in parts
+  float* const sum = apart ? scratch(1, size) : target;
   int64_t places[kBlockRows];
   Finish finish;
-  const int64_t last = sorted.offsets[e + 1];
-  int64_t r = sorted.offsets[e];
+  finish.accumulate = adds && !apart;
   do {  // once without rows, for zeros
     const int64_t count = std::min(kBlockRows, last - r);
     multiply(width, wide.width, count, {narrow(r, count), 1, width},
@@ -165,14 +170,20 @@ inline void weight_gradient(const Sorted& sorted, int64_t e, int64_t width, cons
     finish.accumulate = true;
     r += kBlockRows;
   } while (r < last);
-  if (!transposed) return;
+  if (!apart) return;
+  if (!transposed) return add_row(target, sum, size);
   for (int64_t i = 0; i < width; i += kLanes)
     for (int64_t j = 0; j < wide.width; j += kLanes) {
       __m512 column[kLanes];
       columns_of(sum + i * wide.width + j, wide.width, std::min(kLanes, width - i),
                  mask_of(wide.width - j), column);
-      for (int64_t t = 0; t < std::min(kLanes, wide.width - j); ++t)
-        _mm512_mask_storeu_ps(target + (j + t) * width + i, mask_of(width - i), column[t]);
+      const __mmask16 mask = mask_of(width - i);
+      for (int64_t t = 0; t < std::min(kLanes, wide.width - j); ++t) {
+        float* const out = target + (j + t) * width + i;
+        _mm512_mask_storeu_ps(
+            out, mask,
+            adds ? _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), column[t]) : column[t]);
+      }
     }
 }
 
@@ -212,18 +223,19 @@ inline variable_list expert_linear_backward(const Tensor& gradient, const Tensor
     });
   }
   if (needs[1]) {
-    d_weight = at::empty_like(weight);
-    float* to_weight = write(d_weight);
+    GradientSum sum(weight);
+    float* to_weight = sum.data();
     const bool first = in < out;  // the gate is multiplied with the narrower side
     const SlotRows &narrow = first ? inputs : grads, &wide = first ? grads : inputs;
     share_experts(sorted, in * out, [&](int64_t e) {
       float* buffer = scratch(0, kBlockRows * narrow.width);
-      weight_gradient(sorted, e, narrow.width, wide, !first, to_weight + e * in * out,
+      weight_gradient(sorted, e, narrow.width, wide, !first, to_weight + e * in * out, sum.adds(),
                       [&](int64_t r, int64_t count) {
                         copy_gated(sorted, r, count, narrow, buffer);
                         return buffer;
                       });
     });
+    d_weight = sum.handed_on();
   }
   return {d_x, d_weight, d_gate};
 }
@@ -304,26 +316,33 @@ inline variable_list expert_mlp_backward(const Tensor& gradient, const Tensor& x
                     });
     });
   });
-  if (needs[1]) d_up = at::empty_like(up);
-  if (needs[2]) d_down = at::empty_like(down);
-  float *to_up = needs[1] ? write(d_up) : nullptr, *to_down = needs[2] ? write(d_down) : nullptr;
-  share_experts(sorted, size, [&](int64_t e) {
-    if (to_up != nullptr)
-      weight_gradient(sorted, e, hidden, inputs, true, to_up + e * size,
+  if (needs[1]) {
+    GradientSum sum(up);
+    float* to_up = sum.data();
+    share_experts(sorted, size, [&](int64_t e) {
+      weight_gradient(sorted, e, hidden, inputs, true, to_up + e * size, sum.adds(),
                       [&](int64_t r, int64_t) { return z + r * hidden; });
-    if (to_down == nullptr) return;
-    float* gated = scratch(0, kBlockRows * hidden);
-    weight_gradient(sorted, e, hidden, grads, false, to_down + e * size,
-                    [&](int64_t r, int64_t count) {
-                      for (int64_t i = 0; i < count; ++i) {
-                        const float factor =
-                            sorted.gate == nullptr ? 1.0f : sorted.gate[sorted.order[r + i]];
-                        for (int64_t j = 0; j < hidden; ++j)
-                          gated[i * hidden + j] = factor * h[(r + i) * hidden + j];
-                      }
-                      return gated;
-                    });
-  });
+    });
+    d_up = sum.handed_on();
+  }
+  if (needs[2]) {
+    GradientSum sum(down);
+    float* to_down = sum.data();
+    share_experts(sorted, size, [&](int64_t e) {
+      float* gated = scratch(0, kBlockRows * hidden);
+      weight_gradient(sorted, e, hidden, grads, false, to_down + e * size, sum.adds(),
+                      [&](int64_t r, int64_t count) {
+                        for (int64_t i = 0; i < count; ++i) {
+                          const float factor =
+                              sorted.gate == nullptr ? 1.0f : sorted.gate[sorted.order[r + i]];
+                          for (int64_t j = 0; j < hidden; ++j)
+                            gated[i * hidden + j] = factor * h[(r + i) * hidden + j];
+                        }
+                        return gated;
+                      });
+    });
+    d_down = sum.handed_on();
+  }
   return {d_x, d_up, d_down, d_gate};
 }
 

@@ -109,6 +109,7 @@ def mutant_of(at: str, old: str, new: str) -> CodeType:
     flags, names = future.annotations.compiler_flag, dict(function.__globals__)
     exec(compile(module, f"<mutant of {at}>", "exec", flags), names)
     code: CodeType = names["around"](*free).__code__
+    assert code.co_freevars == free, f"{at}: the mutant takes other names from around it"
     return code
 
 

@@ -19,6 +19,7 @@ TOKEN = "moeut/recurrence/test_mixture.py::test_token_choice_is_its_formula"
 CONDITIONED = "moeut/recurrence/test_conditioning.py::test_each_kind_is_its_formula"
 CONDITIONING = "moeut.recurrence.conditioning"
 RULES = "moeut/recurrence/test_exit_rules.py"
+MOR = "golden/test_mor.py::test_logits_losses_and_gradients"
 
 MUTATIONS: dict[str, list[Mutation]] = {
     "halting: act": [
@@ -78,6 +79,27 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "for k in ('coordinates', 'injection', *built) if (v := built[k]) is not None",
             SIGNALS,
         ),
+        Mutation(
+            "padding counts in the mean of the loss",
+            f"{ACT}.finish",
+            'self.options.loss_over == "all"',
+            "True",
+            "moeut/recurrence/test_halting.py::test_padding_has_no_say_unless_asked",
+        ),
+        Mutation(
+            "padding runs",
+            f"{ACT}.__init__",
+            "(~about.real).to(self.dtype)",
+            "zeros",
+            "moeut/recurrence/test_halting.py::test_padding_has_no_say_unless_asked",
+        ),
+        Mutation(
+            "who has halted is not updated where it should be",
+            f"{ACT}.before",
+            'if self.options.halted == "update"',
+            "if False",
+            "moeut/recurrence/test_halting.py::test_halted_states_stay_and_updated_ones_go_on",
+        ),
     ],
     "halting: exit_gate": [
         Mutation(
@@ -94,6 +116,27 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "self.entropy_weight",
             f"{EXITS}::test_penalties_are_the_definition",
         ),
+        Mutation(
+            "the last p is compared with the threshold, and not the sum",
+            "moeut.recurrence.exit_gate:LeavingRun.leaves",
+            "self.spent + p",
+            "p",
+            f"{EXITS}::test_a_token_leaves_with_its_state_at_the_exit",
+        ),
+        Mutation(
+            "the result in training is the last state",
+            "moeut.recurrence.exit_gate:ExpectedRun.finish",
+            "self.result.to(x.dtype)",
+            "x",
+            f"{EXITS}::test_training_gives_the_expected_state_and_the_mean_penalty",
+        ),
+        Mutation(
+            "repeats to leave after are counted from 1",
+            "moeut.recurrence.exit_gate:LeavingRun.leaves",
+            "place.repeat >= self.options.exit_at",
+            "place.repeat + 1 >= self.options.exit_at",
+            f"{EXITS}::test_a_token_leaves_with_its_state_at_the_exit",
+        ),
     ],
     "halting: ponder": [
         Mutation(
@@ -109,6 +152,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "if normalised",
             "if not normalised",
             f"{EXITS}::test_penalties_are_the_definition",
+        ),
+        Mutation(
+            "the last repeat keeps its own part of who is left",
+            "moeut.recurrence.exit_gate:ExpectedRun._weigh",
+            "if place.repeat != place.num_repeats - 1",
+            "if True",
+            f"{EXITS}::test_training_gives_the_expected_state_and_the_mean_penalty",
         ),
     ],
     "halting: stick_breaking": [
@@ -138,6 +188,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "moeut.recurrence.stick_breaking:Gate.forward",
             "goes_on, halts = ",
             "halts, goes_on = ",
+            STICKS,
+        ),
+        Mutation(
+            "what others read of a halted token goes on moving",
+            f"{STICK}.after",
+            "torch.where(self.active.unsqueeze(-1), mixed, self.output)",
+            "mixed",
             STICKS,
         ),
     ],
@@ -170,6 +227,27 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "is_alone=False",
             EXPERT,
         ),
+        Mutation(
+            "chosen tokens are given positions anew",
+            "moeut.blocks.packing:Packing.table",
+            "(0, self.tokens % self.shape[1])",
+            "(0, torch.arange(len(self.tokens)))",
+            EXPERT,
+        ),
+        Mutation(
+            "the loss that samples is over all tokens",
+            f"{MIXTURE}:ExpertChoiceRun._learn",
+            "about.mean(missed, among=candidates)",
+            "about.mean(missed)",
+            f"{MOR}[restated/expert_tanh_auxloss]",
+        ),
+        Mutation(
+            "another router teaches the state",
+            f"{MIXTURE}:ExpertChoiceRun._choose",
+            "x.detach()",
+            "x",
+            f"{MOR}[restated/expert_own_norms]",
+        ),
     ],
     "halting: token_choice": [
         Mutation(
@@ -193,6 +271,27 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "self.depth > place.repeat",
             TOKEN,
         ),
+        Mutation(
+            "the gate has the bias that balances",
+            f"{MIXTURE}:TokenChoiceRun._choose",
+            "self.gate = p.gather",
+            "self.gate = biased.gather",
+            f"{MOR}[restated/token_loss_free]",
+        ),
+        Mutation(
+            "the bias follows the wrong way",
+            f"{MIXTURE}:TokenChoiceController.after_update",
+            "(shares.mean() - shares)",
+            "(shares - shares.mean())",
+            "moeut/recurrence/test_mixture.py::test_the_bias_follows_the_shares",
+        ),
+        Mutation(
+            "logits are not squared",
+            f"{MIXTURE}:TokenChoiceRun._penalty",
+            "logits.logsumexp(dim=-1).square()",
+            "logits.logsumexp(dim=-1)",
+            f"{MOR}[restated/token_additive_keys]",
+        ),
     ],
     "conditioning: coordinates": [
         Mutation(
@@ -215,6 +314,20 @@ MUTATIONS: dict[str, list[Mutation]] = {
             " * math.sqrt(width)",
             "",
             f"{CONDITIONED}[learned_steps]",
+        ),
+        Mutation(
+            "signals stand before the state",
+            f"{CONDITIONING}:CoordinatesController.before",
+            "(x, *beside)",
+            "(*beside, x)",
+            f"{CONDITIONED}[beside]",
+        ),
+        Mutation(
+            "positions are shifted in evaluation",
+            f"{CONDITIONING}:CoordinatesController.begin",
+            "if self.training and",
+            "if",
+            "moeut/recurrence/test_conditioning.py::test_positions_of_a_row_are_shifted_in_training_alone",
         ),
     ],
     "conditioning: vectors": [
@@ -240,6 +353,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "rates / self.frequencies",
             "rates / (self.frequencies - 1)",
             f"{CONDITIONED}[network]",
+        ),
+        Mutation(
+            "frequencies are as exact as the model",
+            f"{CONDITIONING}:NetworkController.before",
+            "dtype=torch.float32, device=number.device",
+            "dtype=self.up.dtype, device=number.device",
+            "golden/test_huginn.py::test_states_logits_and_loss[restated/train_ffn_gated]",
         ),
     ],
     "conditioning: film": [

@@ -54,9 +54,16 @@ MUTATIONS: dict[str, list[Mutation]] = {
         ),
         Mutation(
             "distinct layers are counted, and not applied ones",
-            "moeut.blocks.updates:DeepNorm.in_stack",
-            "(2.0 * num_applications)",
-            "(0.5 * num_applications)",
+            "moeut.config:ModelConfig._stack",
+            "num_applications=depth.num_applications",
+            "num_applications=depth.num_distinct",
+            DEEPNORM,
+        ),
+        Mutation(
+            "the norm stands inside",
+            "moeut.blocks.updates:DeepNormUpdate.between",
+            "super().between(self.alpha * x, change, norm)",
+            "super().between(self.alpha * x, change if norm is None else norm(change), None)",
             DEEPNORM,
         ),
     ],
@@ -243,6 +250,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "self.alpha / rank",
             "self.alpha",
             "moeut/recurrence/test_own.py::test_alpha_is_divided_by_the_rank",
+        ),
+        Mutation(
+            "what begins as distinct layers is not divided by the factor",
+            "moeut.relaxing:_adapter",
+            'if adapters == "scaled" else 1.0',
+            "if False else 1.0",
+            "moeut/test_relaxing.py::test_full_rank_is_the_model_itself",
         ),
     ],
     "shared_keys: first": [

@@ -85,6 +85,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "else self.low_cycles + 1",
             f"{RECURSION}[hrm]",
         ),
+        Mutation(
+            "rows that begin anew go on, and others begin",
+            "moeut.recurrence.carry:Carried.state",
+            "first, given.to(first.dtype)",
+            "given.to(first.dtype), first",
+            f"{RECURSION}[trm]",
+        ),
     ],
     "recursion: single": [
         Mutation(
@@ -99,6 +106,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "moeut.recurrence.recursion:SingleLevel.num_with_gradient",
             "self.low_cycles + self.closes",
             "1",
+            f"{RECURSION}[urm]",
+        ),
+        Mutation(
+            "the input is not read again",
+            "moeut.recurrence.recursion:SingleLevel.cycle",
+            "injects=True",
+            "injects=False",
             f"{RECURSION}[urm]",
         ),
     ],
@@ -140,6 +154,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "moeut.recurrence.start:NoiseStart.state",
             'cut=self.shape == "like_init"',
             "cut=False",
+            "moeut/recurrence/test_injection.py::test_the_shapes_of_noise",
+        ),
+        Mutation(
+            "unit noise is not brought to mean 0",
+            "moeut.recurrence.start:NoiseStart.state",
+            "(noise - mean) / deviation",
+            "noise / deviation",
             "moeut/recurrence/test_injection.py::test_the_shapes_of_noise",
         ),
     ],
@@ -200,6 +221,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "(-step * self.rate.exp())",
             "(-self.rate.exp())",
             f"{INJECTED}[input-diagonal]",
+        ),
+        Mutation(
+            "the input is not normed behind the prelude",
+            "moeut.recurrence.stack:DepthStack.forward",
+            "x = self.state_norm(x)",
+            "x = x + 0",
+            "moeut/recurrence/test_injection.py::test_what_enters_may_be_normed_behind_the_prelude",
         ),
     ],
     "state.output: final_norm": [
@@ -310,6 +338,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "min(repeats, backprop_repeats)",
             "moeut/recurrence/test_depth.py::test_gradients_flow_through_the_last_repeats_alone",
         ),
+        Mutation(
+            "the input that enters has no gradient",
+            "moeut.recurrence.state:InjectionRun.before",
+            "self.about.embedded",
+            "self.about.embedded.detach()",
+            "moeut/recurrence/test_depth.py::test_gradients_flow_through_the_last_repeats_alone",
+        ),
     ],
     "train.objective: every repeat": [
         Mutation(
@@ -318,6 +353,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "self._read_out(state, places[end:], passing, record=False)",
             "self._read_out(state, [], passing, record=False)",
             "moeut/recurrence/test_reading.py::test_a_repeat_is_read_out_as_if_it_were_the_last",
+        ),
+        Mutation(
+            "the first repeats count, and not the last",
+            "runners.training.criterion:EveryRepeat.loss",
+            "range(-count, 0)",
+            "range(count)",
+            "runners/training/test_criterion.py::test_every_repeat_counts_for_its_weight[linear-3-encoder_classifier]",
         ),
     ],
 }

@@ -44,6 +44,7 @@ def test_gradients_flow_through_the_last_repeats_alone(make_recurrent, controlle
     assert (last.states - full.states).abs().max() < 1e-12
     wanted = _gradients(stack, (last.states * weight).sum())
     for name, gradient in wanted.items():
+        assert truncated[name] is not None, name
         assert torch.allclose(truncated[name], gradient, rtol=0, atol=1e-11), name
 
 

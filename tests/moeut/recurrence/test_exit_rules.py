@@ -47,9 +47,10 @@ def test_measures_are_their_formulas():
             found = measure(criterion, now, seen)
             assert abs(found - value) < 1e-12, criterion
             seen = now._replace(stable=found)
-    counts = [measure("argmax_stability", now._replace(stable=None), now._replace(stable=n))
-              for n in (torch.tensor(0.0), torch.tensor(4.0))]  # fmt: skip
-    assert counts == [1, 5]
+    stable = now._replace(stable=torch.tensor(4.0))
+    other = now._replace(logits=logits[0].double())
+    assert measure("argmax_stability", now, stable) == 5
+    assert measure("argmax_stability", other, stable) == 0
 
 
 @pytest.mark.golden

@@ -86,6 +86,22 @@ def test_repeats_read_state_and_input(make_recurrent, start, injection):
 
 
 @torch.no_grad()
+def test_what_enters_may_be_normed_behind_the_prelude(make_recurrent):
+    chosen = state("input", "linear")
+    chosen = replace(chosen, norm_input=True)
+    model = make_recurrent("decoder_lm", "zero_add", "dense", state=chosen, position="none").eval()
+    stack, tokens = model.decoder, batch(model)[0][0]
+    first, *group, last = stack.layers
+    x = embedded = stack.state_norm(first(model.embedding(tokens), CAUSAL).x)
+    for _ in range(3):
+        x = INJECTIONS["linear"](model)(x, embedded)
+        for layer in group:
+            x = layer(x, CAUSAL).x
+    wanted = model.head(stack.final_norm(last(x, CAUSAL).x), model.embedding.weight)
+    assert (model(tokens, num_repeats=3).logits - wanted).abs().max() < 1e-12
+
+
+@torch.no_grad()
 def test_a_channel_of_the_diagonal_recurrence_decays_whatever_is_learned(make_recurrent):
     model = make_recurrent("decoder_lm", "noise_diagonal", "dense")
     rule = _rule(model)

@@ -90,7 +90,10 @@ def test_states_and_gradients_are_those_of_the_papers(make_model, kind):
     rows = model.prefix(torch.tensor([0, 2, 1]))
     x = torch.cat((rows, model.embedding(source)), dim=1)
     initial = [getattr(model.encoder, name) for name in model.encoder.names]
-    states = [given.state(number, first) for number, first in enumerate(initial)]
+    states = [
+        torch.stack([state[0], first.expand_as(state[1]), state[2]])  # the second row begins anew
+        for first, state in zip(initial, given.states, strict=True)
+    ]
     ended = unrolled(model, kind, x, states)
     read = model.head(ended[-1][:, 2:], model.embedding.weight)  # without the two prefix rows
     assert (output.logits - read).abs().max() < 1e-10

@@ -11,11 +11,17 @@ from runners.config.objective import ObjectiveConfig
 from runners.config.run_file import read_run
 from runners.config.schema import ConfigError
 from runners.process.ranks import World
-from runners.training.criterion import Where
+from runners.training.batches import IGNORE
+from runners.training.criterion import Where, progressive_weight
 from runners.training.depth import depth_of_step
 from runners.training.experiment import build
 from runners.training.loop import build_criterion
-from runners.training.supervision import stablemax_cross_entropy
+from runners.training.supervision import (
+    Rules,
+    row_losses,
+    stablemax_cross_entropy,
+    value_of_going_on,
+)
 
 CPU = torch.device("cpu")
 LOOP = ("model.state={start: zero, injection: add}", "model.depth.repeats=4")
@@ -77,6 +83,28 @@ def test_progressive_mixes_a_full_and_a_random_depth(alpha, make_loop):
     assert {n for n, _ in draws} == {0, 1, 2, 3}
     assert {k for _, k in draws} == {1, 2}
     assert max(n + k for n, k in draws) == 4
+
+
+def test_the_full_pass_of_progressive_has_gradients_in_half_of_it(make_loop):
+    loop = make_loop(*LOOP, objective=ObjectiveConfig(kind="progressive", alpha=0.0))
+    part, where = first_part(loop)
+    call = functools.partial(loop.model, num_repeats=4, backprop_repeats=2)
+    losses = [
+        loop.criterion.loss(loop.objective, loop.model, part, where),
+        loop.objective.loss(call, part),
+    ]
+    parameters = list(loop.model.parameters())
+    found, wanted = (
+        torch.autograd.grad(loss.cross_entropy_sum, parameters, allow_unused=True)
+        for loss in losses
+    )
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_a_progressive_gradient_counts_for():
+    assert progressive_weight(8, 2) == (1 + 1) / 2  # half of those with gradient
+    assert progressive_weight(4, 4) == (1 + 1) / 4  # a fourth of all
 
 
 DRAWN = "train.repeats={kind: poisson_lognormal, mean: 5, longest: 8}"
@@ -219,6 +247,32 @@ def test_carried_states_reach_the_next_step(make_loop):
             loop.criterion.states = zeros
         losses.append(loop.advance()["loss"])
     assert abs(losses[0] - losses[1]) > 1e-6
+
+
+def test_losses_of_a_row_are_their_formulas():
+    """Of two rows, of which one has a target less, and is right."""
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+    best = logits.argmax(-1)
+    targets = torch.stack((best[0].where(torch.tensor([True, False, True]), IGNORE), 3 - best[1]))
+    halting = torch.tensor([[0.3, -0.2], [0.7, 1.1]]).double()
+    value = torch.tensor([0.25, 0.5]).double()
+    rules = Rules(most=3, loss="softmax", halting="value")
+    found = row_losses(logits, halting, targets, rules=rules, next_value=value)
+    p = logits.softmax(-1)
+    first = -(p[0, 0, best[0, 0]].log() + p[0, 2, best[0, 2]].log()) / 2
+    second = -sum(p[1, t, 3 - best[1, t]].log() for t in range(3)) / 3
+    assert (found.answer - torch.stack((first, second))).abs().max() < 1e-12
+    assert found.is_right.tolist() == [True, False]
+    sure, on = halting.sigmoid().unbind(1)
+    right = torch.tensor([1.0, 0.0]).double()
+    wanted = -right * sure.log() - (1 - right) * (1 - sure).log()
+    wanted = wanted - value * on.log() - (1 - value) * (1 - on).log()
+    assert (found.halting - wanted / 2).abs().max() < 1e-12
+    # After the last pass but one nothing is left but to halt.
+    worth = value_of_going_on(halting, torch.tensor([2, 3]), rules=rules)
+    assert (worth - torch.stack((sure[0], sure[1]))).abs().max() < 1e-12
+    worth = value_of_going_on(halting, torch.tensor([2, 2]), rules=rules)
+    assert (worth - torch.stack((sure[0], on[1]))).abs().max() < 1e-12
 
 
 def test_stablemax_is_that_of_the_paper_and_has_finite_gradients():

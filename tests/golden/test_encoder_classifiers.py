@@ -79,13 +79,23 @@ def test_logits_losses_and_gradients(golden) -> None:
     assert not expected
 
 
-def test_logits_at_the_first_column(golden) -> None:
-    if "logits_column_first" not in golden.tensors:
-        assert golden.options["transformer_classifier.result_column"] == "first"
+def test_logits_at_the_other_column(golden) -> None:
+    read = golden.options["transformer_classifier.result_column"]
+    other = {"first": "last", "last": "first"}[read]
+    wanted = golden.tensors.get(f"logits_column_{other}")
+    if wanted is None:
         return
     model = imported(golden)
-    reader = rebuilt(dataclasses.replace(model.config, pooling="first"), model.state_dict())
-    assert distance(run(golden, reader).logits, golden.tensors["logits_column_first"]) <= LOGITS
+    reader = rebuilt(dataclasses.replace(model.config, pooling=other), model.state_dict())
+    assert distance(run(golden, reader).logits, wanted) <= LOGITS
+
+
+def test_steps_until_a_row_has_halted(golden) -> None:
+    wanted = golden.tensors.get("act.max_updates_per_sample")
+    if wanted is None:
+        return
+    decisions = run(golden, imported(golden)).decisions["encoder"]
+    assert torch.equal(decisions["halting.repeats"].amax(1), wanted.flatten().double())
 
 
 def test_logits_at_a_greater_depth(golden) -> None:

@@ -98,10 +98,10 @@ def put(options: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str
     return changed
 
 
-def complaint(read: Callable[[], Any]) -> str | None:
+def complaint(read: Callable[..., Any], *given: Any) -> str | None:
     """Return what a reader says, or None: it has read; any other error is the test's."""
     try:
-        read()
+        read(*given)
     except ValueError as error:
         return str(error)
     return None
@@ -124,7 +124,7 @@ def test_options_that_are_wrong(golden) -> None:
     for place in places(options):
         for value in VALUES:
             changed = put(options, place, value)
-            said = complaint(lambda changed=changed: CONFIGS[folder_of(golden)](golden, changed))
+            said = complaint(CONFIGS[folder_of(golden)], golden, changed)
             if said is not None:
                 assert_clear(said, (place, value))
                 refused += 1
@@ -152,18 +152,18 @@ def test_tensors_that_are_wrong(golden) -> None:
     read = MODELS[folder_of(golden)]
     extra = {"extra.weight": torch.zeros(2)}
     missing = [{}] + [{n: t for n, t in theirs.items() if n != left_out} for left_out in theirs]
-    refusals = [complaint(lambda tensors=tensors: read(options, tensors)) for tensors in missing]
+    refusals = [complaint(read, options, tensors) for tensors in missing]
     for said in refusals:
         if said is not None:
             assert_clear(said, "missing")
     # Value embeddings may be left out, a head for a tied one, and what no layer uses.
     assert sum(said is None for said in refusals) <= 4
-    said = complaint(lambda: read(options, theirs | extra))
+    said = complaint(read, options, theirs | extra)
     assert said is not None
     assert "not known: extra.weight" in said
     for name in list(theirs)[:: max(len(theirs) // 4, 1)]:
         for how, changed in changes(theirs[name]).items():
-            said = complaint(lambda new=theirs | {name: changed}: read(options, new))
+            said = complaint(read, options, theirs | {name: changed})
             if said is not None:
                 assert_clear(said, (name, how))
 

@@ -248,6 +248,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "x",
             f"{MOR}[restated/expert_own_norms]",
         ),
+        Mutation(
+            "gates are not multiplied by alpha",
+            f"{MIXTURE}:ExpertChoiceRun._gate",
+            " * self.options.alpha",
+            "",
+            EXPERT,
+        ),
     ],
     "halting: token_choice": [
         Mutation(

@@ -67,6 +67,20 @@ def test_poisson_is_a_poisson_number_and_at_least_1():
     assert draws(RepeatsConfig(kind="poisson", mean=9.0, longest=7), 200).max() == 7
 
 
+@pytest.mark.parametrize("kind", ["poisson_lognormal", "poisson"])
+def test_published_draws_are_their_formula(kind):
+    """In float32, by PyTorch's generator, seeded with the step and a number."""
+    config = RepeatsConfig(kind=kind, mean=9.0, draws="published")
+    for step in (0, 7):
+        generator = torch.Generator().manual_seed(514229 + step)
+        rate = torch.full((1,), 12.0)  # no mean is below the repeats with gradient
+        if kind == "poisson_lognormal":
+            rate = torch.zeros(1).log_normal_(math.log(12.0) - 0.5**2 / 2, 0.5, generator=generator)
+        wanted = torch.poisson(rate, generator=generator).item()
+        wanted = max(wanted, 1) if kind == "poisson" else 1 + wanted
+        assert draw_repeats(config, seed=1, step=step, backprop_repeats=12) == wanted
+
+
 def test_depth_grows_to_what_is_given():
     config = RepeatsConfig(kind="fixed", number=8, grow_steps=16)
     assert [draw_repeats(config, seed=0, step=step) for step in (0, 1, 2, 7, 15, 99)] == [

@@ -163,12 +163,6 @@ class Blueprint(Options):
         )
         said = f"position.kind={self.position.kind!r} is added to the embedded tokens already"
         require(not both, "input_position.kind", self.input_position.kind, said)
-        said = f"gives keys and values, of which attention.kind={attention.kind!r} has none"
-        has_keys = attention.has_keys or not self.halting.gives_keys
-        require(has_keys, "halting.kind", self.halting.kind, said)
-        said = f"joins values, of which attention.kind={attention.kind!r} has none; expected none"
-        layers = self.value_embeddings.layers
-        require(attention.has_keys or layers == "none", "value_embeddings.layers", layers, said)
         if self.initialization == "deepnorm" and self.update.kind != "deepnorm":
             said = f"is what update.kind=deepnorm needs, not {self.update.kind}"
             raise OptionError("initialization", "deepnorm", said)
@@ -203,9 +197,6 @@ class Blueprint(Options):
             core_width=self._check_core(attention),
             encoder_depth=None if self.encoder_depth == self.depth else self.encoder_depth,
         )
-        said = "takes a feed-forward that reads no neighbours, which a cache would have to keep"
-        ok = self.state.output != "feed_forward" or not feed_forward.reads_neighbours
-        require(ok, "state.output", self.state.output, said)
         if self.state.output == "final_norm":
             said = "needs final_norm, which it uses a second time"
             require(self.final_norm, "state.output", "final_norm", said)
@@ -241,10 +232,11 @@ class Blueprint(Options):
     def _check_own(self, attention: AttentionOptions, feed_forward: FeedForwardOptions) -> None:
         """Refuse what no block of these kinds can have, or share, for each repeat."""
         shared, halting = self.shared_keys, self.halting
-        said = f"has no effect with attention.kind={attention.kind!r}, which has no keys"
-        require(shared == "none" or attention.has_keys, "shared_keys", shared, said)
-        hides = halting.hides_others() and not attention.has_keys
-        require(not hides, "halting.kind", halting.kind, said)
+        said = (
+            f"attention.kind={attention.kind!r} has no queries that could ask shared keys for "
+            "something else: each repeat would add once more what the first one mixed"
+        )
+        require(shared != "first" or attention.has_keys, "shared_keys", shared, said)
         said = f"halting.kind={halting.kind!r} chooses the states that keys are made of"
         require(shared == "none" or not halting.chooses_keys, "shared_keys", shared, said)
         if self.own.is_nothing:

@@ -95,7 +95,7 @@ def _adapter(
     layer, block, _, projection, half, repeat = rest.split(".")
     own = config.own.adapters
     every = [
-        originals[f"{prefix}.{a}.{block}.{projection}.weight"]
+        originals[f"{prefix}.{a}.{block}.{projection}.weight"].flatten(1)
         for a in _applications(int(layer), None, depth)
     ]
     change = every[int(repeat)] - torch.stack(every).mean(dim=0)

@@ -58,7 +58,10 @@ def cache_bytes_per_token(config: ModelConfig, *, bytes_per_number: int = 4) -> 
     stack = config.stacks["decoder"]
     core = stack.of_layer(stack.depth.prelude)
     numbers = 2 * core.attention.key_width + core.feed_forward.cache_width(stack.core_width)
-    return stack.num_applications * numbers * bytes_per_number
+    numbers *= stack.num_applications
+    if stack.state.output == "feed_forward":
+        numbers += stack.feed_forward.cache_width(stack.d_model)
+    return numbers * bytes_per_number
 
 
 def training_flops_per_token(macs: int) -> int:

@@ -249,7 +249,8 @@ class Relaxable(nn.Module):
     def adapt(self, options: Adapters, names: tuple[str, ...], count: int) -> None:
         """Give each of ``count`` repeats an adapter of each of the dense layers ``names``."""
         self.adapters = nn.ModuleDict(
-            {name: Adapter(options, getattr(self, name).weight, count) for name in names}
+            # A convolution is a dense layer of the tokens that it reads, side by side.
+            {n: Adapter(options, getattr(self, n).weight.flatten(1), count) for n in names}
         )
 
     def project(self, name: str, x: Tensor, repeat: int | None) -> Tensor:

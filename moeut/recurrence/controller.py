@@ -229,9 +229,6 @@ class ControllerOptions(Options):
         """Return whether a rule may say in evaluation who leaves, in its place."""
         return False
 
-    gives_keys: ClassVar[bool] = False
-    """Whether keys and values come from another state than queries: there have to be some."""
-
     def looks_ahead(self) -> str | None:
         """Return why a stack that looks back alone cannot have it; None: it can."""
         return None

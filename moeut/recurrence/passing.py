@@ -125,7 +125,8 @@ class Passing:
         if keep or (shares != "none" and place.repeat is not None):
             renewed = step.active if step.source_active is None else step.source_active
             stored = self._first.get(place.layer) if shares == "first" else None
-            participation = Participation(renewed, self._held.get(place.layer), stored)
+            held = self._held.get(place.layer)
+            participation = Participation(renewed, held, stored, is_shared=shares != "none")
         layer = functools.partial(
             self._layers[place.layer],
             context=context,
@@ -199,6 +200,8 @@ class Passing:
                 of_source = routed.among(anew, step.x.dtype)
                 if source is not None:
                     of_source = routed.packed(anew, source.tokens, step.x.dtype)
+                added = self._added_values(place.layer, source)
+                of_source = replace(of_source, added_values=added)
             keep = step.keep
             if keep is not None:
                 keep = packing.take(keep.unsqueeze(-1)).squeeze(-1)
@@ -288,11 +291,9 @@ class Passing:
             return []
         if not depth.has_whole_repeats:
             raise ValueError("read_repeats: depth.order=sequence has no whole repeats to read out")
-        if depth.coda and self.inputs.cache is not None:
-            raise ValueError(
-                f"read_repeats: a cache has keys of the last repeat alone in the coda "
-                f"(depth.coda={depth.coda})"
-            )
+        reason = self.options.refuses_reading()
+        if reason is not None and self.inputs.cache is not None:
+            raise ValueError(f"read_repeats: {reason}")
         for number in wanted:
             if not -len(ended) <= number < len(ended):
                 raise ValueError(f"read_repeats={number}: expected one of 0 to {len(ended) - 1}")

@@ -245,11 +245,9 @@ class DepthStack(nn.Module):
         rule = inputs.exit_rule
         assert rule is not None
         reason = self.options.refuses_exits()
-        if reason is None and rule.reads_logits and coda and inputs.cache is not None:
-            reason = (
-                f"{rule.criterion} reads states out, and a cache has keys of the result alone in "
-                f"the coda (depth.coda={len(coda)})"
-            )
+        if reason is None and rule.reads_logits and inputs.cache is not None:
+            reason = self.options.refuses_reading()
+            reason = reason and f"{rule.criterion} reads states out, and {reason}"
         if reason is not None:
             raise ValueError(f"exit_rule: {reason}")
 

@@ -97,9 +97,8 @@ class StackConfig:
         channels = min(self.value_embeddings.channels, self.d_model, self.core_width)
         built = {}
         for layer in self.value_embeddings.of(self.num_layers):
-            heads = self.of_layer(layer).attention.num_key_heads
-            width = heads * self.attention.head_size
-            built[str(layer)] = ValueEmbedding(self.vocabulary_size, width, heads, channels)
+            heads, size = self.of_layer(layer).attention.value_heads
+            built[str(layer)] = ValueEmbedding(self.vocabulary_size, heads * size, heads, channels)
         return nn.ModuleDict(built)
 
     @property
@@ -111,6 +110,16 @@ class StackConfig:
     def embedding_factor(self) -> float:
         """What token embeddings are multiplied by."""
         return math.sqrt(self.d_model) if self.embedding_scale == "sqrt_d_model" else 1.0
+
+    def refuses_reading(self) -> str | None:
+        """Return why a cache serves the result alone, and no other state; None: it serves all."""
+        if self.depth.coda:
+            return (
+                f"a cache has keys of the result alone in the coda (depth.coda={self.depth.coda})"
+            )
+        if self.state.output == "feed_forward" and self.feed_forward.reads_neighbours:
+            return "a cache has neighbours of the result alone in state.output=feed_forward"
+        return None
 
     def refuses_exits(self) -> str | None:
         """Return why tokens cannot leave by a rule in evaluation; None: they can."""

@@ -34,8 +34,9 @@ class State(Options):
     layer's own (mcleish7/arithmetic)."""
     output: Literal["none", "final_norm", "linear", "feed_forward"] = "none"
     """What the last state goes through before the coda: nothing; the final norm, which then stands
-    in two places (arXiv 2502.05171); a projection of its own (sandyresearch/parcae); or a
-    feed-forward like that of a layer, alone (arXiv 2405.17399)."""
+    in two places (arXiv 2502.05171), or without a coda twice in one, where it changes little; a
+    projection of its own (sandyresearch/parcae); or a feed-forward like that of a layer, alone
+    (arXiv 2405.17399)."""
     output_bias: bool = False
     """Whether ``output: linear`` has a bias."""
 

@@ -35,7 +35,6 @@ class StickBreaking(ControllerOptions):
     kind: ClassVar[str] = "stick_breaking"
     chooses_keys: ClassVar[bool] = True
     decides_each_application: ClassVar[bool] = True
-    gives_keys: ClassVar[bool] = True
     threshold: float = 0.999
     """Sum of the parts at which a token halts."""
     loss_weight: float = 0.01

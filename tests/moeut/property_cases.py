@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from moeut.config import ModelConfig
 from moeut.models import build
-from moeut.options import OptionError
 from moeut.recurrence.controller import Step
 from moeut.recurrence.exit_rules import ExitRule
 from moeut.recurrence.passing import Passing
@@ -105,10 +104,7 @@ def describe(options: Tree, *, form: str | None = None, small: bool = False) -> 
     options = BLOCKS | ({"d_model": 4, "attention": heads} if small else {}) | options
     repeats = 2 if small else 3
     options["depth"] = {"group": 1, "repeats": repeats, **options.get("depth", {})}
-    try:
-        return configure(form or "decoder_lm", options)
-    except OptionError:  # a whole answer is revised
-        return configure("encoder_labeller", options)
+    return configure(form or "decoder_lm", options)
 
 
 def share_out(names: Sequence[str]) -> list[list[str]]:

@@ -113,8 +113,6 @@ def is_by_row(case: Case, _: Path) -> str | None:
 @torch.no_grad()
 def decodes(case: Case, _: Path) -> str | None:
     """Compare token by token with the whole pass."""
-    if not case.has_cache:
-        return "revises a whole answer"
     if "row_depth" in case.call or "backprop_repeats" in case.call:
         return "acts in training alone"
     case.model.eval()

@@ -11,7 +11,7 @@ the norm placement is ``peri``.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class Attention(Relaxable, Generic[Decision]):
     ``decide``, ``decide_values`` and ``decide_outputs`` take from the routed view.
     """
 
-    has_dense_query: ClassVar[bool] = True
+    has_dense_query: bool = True
     """Whether ``query`` is one dense layer."""
 
     def __init__(
@@ -135,7 +135,10 @@ class Attention(Relaxable, Generic[Decision]):
         decision, record = self.decide_values(routed, context)
         key = self.project("key", routed, context.repeat)
         key = self._split_heads(key, self.num_key_heads)
-        return Source(key, self.values(plain, decision, context), record)
+        value = self.values(plain, decision, context)
+        if context.added_values is not None:
+            value = value + context.added_values(routed).to(value.dtype)
+        return Source(key, value, record)
 
     def forward(
         self,

@@ -43,6 +43,10 @@ class AttentionContext:
     routing_of_source: RoutingContext | None = None
     """The routing context of keys and values, where they are computed for other tokens."""
 
+    visible: Tensor | None = None
+    """(B, K) True at the keys that queries see, where tokens that take part see one another alone;
+    ``bias`` says so too."""
+
     packing: Packing | None = None
     """How the tokens that are read are packed into one row (1, M, D); None: they are in rows."""
 
@@ -119,7 +123,7 @@ class AttentionContext:
         if self.bias is None and self.is_causal:
             bias = _sum(bias, masks.causal(self.columns, visible.shape[1]), like)
         bias = bias.masked_fill(oneself if oneself.dim() == 2 else oneself.unsqueeze(1), 0.0)
-        return replace(self, bias=bias, is_causal=False)
+        return replace(self, bias=bias, is_causal=False, visible=visible)
 
 
 class Source(NamedTuple):
@@ -166,6 +170,9 @@ class Participation(NamedTuple):
 
     stored: int | None = None
     """Application whose keys and values are read in place of new ones, those that are ``held``."""
+
+    is_shared: bool = False
+    """Whether what is held is of the first repeat, which later ones share."""
 
     def merge(
         self, key: Tensor, value: Tensor, packing: Packing | None = None, *, in_place: bool = False

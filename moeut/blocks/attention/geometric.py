@@ -11,6 +11,10 @@ keys at equal distance the right one counts as nearer. The weights of a query su
 less where nothing matches, to 0 where there is nothing to see, as for a causal row's first token.
 ``normalise`` makes them sum to 1.
 
+A position acts on the content q·k besides: rotary positions rotate q_i + u and k_j; what others
+compute of q_i + u and k_j for a softmax, a sum of q·k / sqrt(d) and what they know of i and j, is
+taken sqrt(d) · scale times.
+
 Source: arXiv 2110.07732, section 3.2, and its code (RobertCsordas/ndr at da20530), whose sweeps do
 not normalise.
 """
@@ -18,9 +22,8 @@ not normalise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +31,9 @@ from torch.nn import functional as F
 
 from moeut.blocks.attention.base import AttentionContext
 from moeut.blocks.attention.dense import DenseAttention, DenseMultiHeadAttention
-from moeut.blocks.positions import PositionOptions
+from moeut.blocks.positions import PositionOptions, Rotary
 from moeut.blocks.roles import Role, Roles, constant, decision, linear
+from moeut.blocks.routing import RoutingContext
 from moeut.ops import Linear, dropout
 
 
@@ -45,11 +49,6 @@ class GeometricAttention(DenseAttention):
     kind: ClassVar[str] = "geometric"
     counts_columns: ClassVar[bool] = True
     tells_order: ClassVar[bool] = True
-    refused_positions: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("rotary", "relative", "fire", "clipped"),
-        "it tells distance and direction by itself where they would act; expected position.kind "
-        "none, or what is added to the embedding: sinusoidal, learned, abacus",
-    )
     normalise: bool = False
     """Make the weights of a query sum to 1, as the published baseline without a gate does."""
     content_bias: bool = True
@@ -70,8 +69,8 @@ class GeometricAttention(DenseAttention):
     def build(
         self, d_model: int, position: PositionOptions | None = None
     ) -> GeometricMultiHeadAttention:
-        """Return the module; no position has parameters in it."""
-        return GeometricMultiHeadAttention(self, d_model)
+        """Return the module; ``position`` adds its own parameters."""
+        return GeometricMultiHeadAttention(self, d_model, position)
 
     def projection_macs(self, d_model: int) -> tuple[int, int]:
         """Return the work of keys and values, and of queries and output, for one token each."""
@@ -85,13 +84,18 @@ class GeometricMultiHeadAttention(DenseMultiHeadAttention):
     ``direction`` (2·H, D) has the rows [head, (back, front)].
     """
 
-    def __init__(self, options: GeometricAttention, d_model: int) -> None:
-        super().__init__(options, d_model)
+    def __init__(
+        self, options: GeometricAttention, d_model: int, position: PositionOptions | None = None
+    ) -> None:
+        super().__init__(options, d_model, position)
         self.normalise = options.normalise
         self.direction = Linear(d_model, 2 * self.num_heads)
         self.content_bias = None
         if options.content_bias:
             self.content_bias = nn.Parameter(torch.empty(self.num_heads, self.head_size))
+        # A vector that is not rotated would tell where a key is, not how far: so it is rotated too.
+        self.biases_first = options.content_bias and isinstance(position, Rotary)
+        self.has_dense_query = not self.biases_first
         self.scale = nn.Parameter(torch.empty(()))
         self.direction_scale = nn.Parameter(torch.empty(()))
         self.bias = nn.Parameter(torch.empty(()))
@@ -129,22 +133,36 @@ class GeometricMultiHeadAttention(DenseMultiHeadAttention):
             allowed = allowed & (context.bias == 0)
         elif context.is_causal:
             allowed = allowed & (offset < 0)
-        logits = self._logits(query, key, offset, routed)
+        logits = self._logits(query, key, offset, routed, context.distances)
         weights = geometric_weights(logits, allowed, offset, normalise=self.normalise)
         attended = weights.to(value.dtype) @ value
         return attended, weights if context.routing.trace else None
 
-    def _logits(self, query: Tensor, key: Tensor, offset: Tensor, routed: Tensor) -> Tensor:
+    def queries(self, routed: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
+        """Project the routed view (B, T, D) to queries (B, T, H·d), with u where they rotate."""
+        query = super().queries(routed, decision, context)
+        if not self.biases_first:
+            return query
+        assert self.content_bias is not None
+        return query + self.content_bias.to(query.dtype).flatten()
+
+    def _logits(
+        self, query: Tensor, key: Tensor, offset: Tensor, routed: Tensor, distances: Any
+    ) -> Tensor:
         """Return logits (B, H, T, K), in float32 or, of float64 queries, in float64.
 
         Products of many 1 - σ magnify what rounding does to a logit.
         """
         exact = torch.float64 if query.dtype == torch.float64 else torch.float32
-        if self.content_bias is not None:
+        if self.content_bias is not None and not self.biases_first:
             query = query + self.content_bias.to(query.dtype)[:, None]
         if self.dropout and self.training:
             key = dropout(key, self.dropout)
-        content = (query @ key.transpose(-1, -2)).to(exact) * self.scale
+        if self.relative is None:
+            content = query @ key.transpose(-1, -2)
+        else:
+            content = self.relative(query, key, distances, routed) * math.sqrt(self.head_size)
+        content = content.to(exact) * self.scale
         direction = self.direction(routed).unflatten(-1, (self.num_heads, 2))  # (B, T, H, 2)
         direction = direction.to(exact).transpose(1, 2) * self.direction_scale
         back, front = direction.split(1, dim=-1)  # (B, H, T, 1) each

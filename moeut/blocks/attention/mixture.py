@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
@@ -28,11 +27,6 @@ class MixtureOfAttention(AttentionOptions):
     """
 
     kind: ClassVar[str] = "mixture_of_attention"
-    refused_positions: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("fire",),
-        "the same heads are other experts' for each token, and share what is learned of positions; "
-        "expected clipped, relative, rotary, none, or what is added to the embedding",
-    )
     num_experts: int = 8
     """Experts (E)."""
     top_k: int = 2
@@ -96,6 +90,7 @@ class MixtureOfAttentionHeads(Attention[Any]):
     """
 
     routers = ("router",)
+    projections = ("key", "value")
     has_dense_query = False
 
     def __init__(

@@ -70,6 +70,11 @@ class AttentionOptions(Options):
         return self.num_key_heads * self.head_size
 
     @property
+    def value_heads(self) -> tuple[int, int]:
+        """Heads of values, and the channels of each."""
+        return self.num_key_heads, self.head_size
+
+    @property
     def biased(self) -> frozenset[str]:
         """The projections that have a bias, by the names of their modules."""
         return _BIASED[self.bias]

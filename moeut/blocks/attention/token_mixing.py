@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NoReturn, Self
+from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -106,6 +106,11 @@ class TokenMixing(AttentionOptions):
         """Return nothing of keys, and what one token of a row costs in all channels."""
         return 0, 3 * d_model * self.hidden_size
 
+    @property
+    def value_heads(self) -> tuple[int, int]:
+        """What is mixed is the whole state: one head."""
+        return 1, self.head_size
+
     def attending_macs(self, length: int) -> int:
         """Return 0: there are no logits."""
         return 0
@@ -115,7 +120,7 @@ class TokenMixingMLP(Attention[None]):
     """down(silu(gate(xᵀ)) · up(xᵀ))ᵀ over the positions of each channel (``mlp_t`` of TRM).
 
     ``gate`` and ``up`` are (F, L), ``down`` (L, F) of L positions; a row of T tokens uses the first
-    T. Padding counts as 0.
+    T. Padding counts as 0, and so do tokens that are not seen.
     """
 
     projections = ()
@@ -146,37 +151,44 @@ class TokenMixingMLP(Attention[None]):
         application: int = 0,
         participation: Participation | None = None,
     ) -> AttentionOutput:
-        """Mix the tokens of each row, the plain view (B, T, D).
+        """Mix the tokens of each row, the plain view (B, T, D), or those of ``source``.
 
         Raises:
-            ValueError: a row is longer than there are weights.
+            ValueError: a row is longer than there are weights, or there is a cache.
         """
-        if source is not None or cache is not None:
-            self._refuse_source()
+        if cache is not None:
+            raise ValueError("attention.kind=token_mixing: has no keys that a cache could hold")
+        if source is None:
+            source = self.project_source(routed, plain, context.routing)
+        kept = None
+        if participation is not None and participation.is_shared:
+            source = kept = participation.merge(source.key, source.value)
+        mixed = source.value.squeeze(1)  # (B, T, D)
         length, most = plain.shape[1], self.up.in_features
         if length > most:
             raise ValueError(f"sequence length {length}: token mixing ends at max_length={most}")
         real = _real(context)
-        x = plain if real is None else plain * real
+        x = mixed if real is None else mixed * real
         x = x.mT  # (B, D, T)
         hidden = F.silu(linear(x, self.gate.weight[:, :length]))
         hidden = hidden * linear(x, self.up.weight[:, :length])  # (B, D, F)
         if self.dropout and self.training:
             hidden = dropout(hidden, self.dropout)
-        return AttentionOutput(linear(hidden, self.down.weight[:length]).mT, {}, None)
+        return AttentionOutput(linear(hidden, self.down.weight[:length]).mT, {}, None, kept)
 
     def project_source(self, routed: Tensor, plain: Tensor, context: RoutingContext) -> Source:
-        """Raise ``ValueError``: there are no keys and values."""
-        self._refuse_source()
-
-    @staticmethod
-    def _refuse_source() -> NoReturn:
-        raise ValueError(
-            "attention.kind=token_mixing: has no keys and values, which a cache, an encoder's "
-            "output or another state could give"
-        )
+        """Return what is mixed of tokens, both views (B, T, D): one head of all channels."""
+        value = plain.unsqueeze(1)
+        if context.added_values is not None:
+            value = value + context.added_values(routed).to(value.dtype)
+        return Source(value, value)
 
 
 def _real(context: AttentionContext) -> Tensor | None:  # (B, T, 1)
-    row = context.routing.row
-    return None if row is None or row.real is None else row.real.unsqueeze(-1)
+    row, visible = context.routing.row, context.visible
+    real = None if row is None else row.real
+    if real is None or visible is None:
+        seen = visible if real is None else real
+    else:
+        seen = real & visible
+    return None if seen is None else seen.unsqueeze(-1)

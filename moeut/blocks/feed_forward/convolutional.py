@@ -89,6 +89,8 @@ class ConvolutionalMLP(FeedForward):
     ``up.weight`` is (F, D, k), ``down.weight`` (D, F, k), their last dimension from left to right.
     """
 
+    projections = ("up", "down")
+
     def __init__(self, options: ConvolutionalFeedForward, d_model: int) -> None:
         super().__init__()
         self.reads_neighbours = options.reads_neighbours
@@ -114,11 +116,20 @@ class ConvolutionalMLP(FeedForward):
         self, routed: Tensor, plain: Tensor, context: RoutingContext
     ) -> tuple[Tensor, RouterRecord | None]:
         """Map the plain view (B, T, D) to (B, T, D); there is no router and no record."""
-        hidden = self.activation(self.up(plain, context, "feed_forward.up"))  # (B, T, F)
+        hidden = self.activation(self._convolve("up", plain, context))  # (B, T, F)
         if self.dropout and self.training:
             hidden = dropout(hidden, self.dropout)
-        output = self.down(hidden, context, "feed_forward.down")
+        output = self._convolve("down", hidden, context)
         return self.activation(output) if self.activate_output else output, None
+
+    def _convolve(self, name: str, x: Tensor, context: RoutingContext) -> Tensor:
+        """Apply a convolution to x (B, T, fan_in), with what the repeat changes in it."""
+        layer: Convolution = getattr(self, name)
+        found = layer.read(x, context, f"feed_forward.{name}")
+        result = layer(found)
+        if self.adapters is not None and name in self.adapters:
+            result = result + self.adapters[name](found, context.repeat)
+        return result
 
 
 class Convolution(nn.Module):
@@ -130,7 +141,13 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(fan_out, fan_in, len(offsets)))
         self.bias = nn.Parameter(torch.empty(fan_out)) if bias else None
 
-    def forward(self, x: Tensor, context: RoutingContext, name: str) -> Tensor:
-        """Map x (B, T, fan_in) to (B, T, fan_out); ``name`` is that of x in a cache."""
-        found = taps(x, self.offsets, context.row, context.own_name(name))
-        return linear(found.flatten(-2), self.weight.flatten(1), self.bias)
+    def read(self, x: Tensor, context: RoutingContext, name: str) -> Tensor:
+        """Return what each token of x (B, T, fan_in) reads, (B, T, fan_in · k).
+
+        ``name`` is that of x in a cache.
+        """
+        return taps(x, self.offsets, context.row, context.own_name(name)).flatten(-2)
+
+    def forward(self, found: Tensor) -> Tensor:
+        """Map what tokens read (B, T, fan_in · k) to (B, T, fan_out)."""
+        return linear(found, self.weight.flatten(1), self.bias)

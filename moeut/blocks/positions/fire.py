@@ -129,7 +129,10 @@ class FirePosition(LogitPosition):
     def forward(self, query: Tensor, key: Tensor, distances: FirePlaces, routed: Tensor) -> Tensor:
         """Return logits (B, H, T, K): q_i·k_j / sqrt(d) and the bias of their places."""
         content = query @ key.transpose(-1, -2) * self.head_size**-0.5
-        return content + self.bias(distances, content.dtype)
+        bias = self.bias(distances, content.dtype)
+        times = query.shape[1] // bias.shape[1]
+        # Queries of several heads of one key head share its bias.
+        return content + (bias if times == 1 else bias.repeat_interleave(times, dim=1))
 
     def bias(self, places: FirePlaces, dtype: torch.dtype) -> Tensor:  # (1 or B, H, T, K)
         """Return what each head adds to the logits."""

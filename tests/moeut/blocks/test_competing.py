@@ -8,7 +8,7 @@ import torch
 
 from moeut.blocks.attention import AttentionContext, MixtureOfAttention
 from moeut.blocks.feed_forward import SoftmaxMoE
-from moeut.blocks.positions import Clipped, Relative
+from moeut.blocks.positions import Clipped, Fire, Relative
 from moeut.blocks.routing import RoutingContext, mutual_information_loss
 from moeut.options import OptionError
 
@@ -63,10 +63,10 @@ def test_feed_forward_is_its_formula():
     assert torch.autograd.gradcheck(lambda x: module(x, x, PLAIN)[0], few)
 
 
-@pytest.mark.parametrize("clipped", [False, True])
-def test_attention_is_its_formula(clipped):
+@pytest.mark.parametrize("kind", ["none", "clipped", "fire"])
+def test_attention_is_its_formula(kind):
     options = MixtureOfAttention(num_heads=H, head_size=SIZE, num_experts=EXPERTS, top_k=K)
-    position = Clipped(max_distance=2) if clipped else None
+    position = {"clipped": Clipped(max_distance=2), "fire": Fire(threshold=2.0)}.get(kind)
     module = fill(options.within(d_model=D, dropout=0.0).build(D, position))
     z, plain = states(1), states(2)
     g = gates(module.router, z)
@@ -75,26 +75,28 @@ def test_attention_is_its_formula(clipped):
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     index = (torch.arange(T) - torch.arange(T)[:, None]).clamp(-1, 1) + 2
     wanted = 0
+    tables = (position or Clipped()).tables(
+        torch.arange(T), 0, T, head_size=SIZE, d_model=D, like=z
+    )
     for e in range(EXPERTS):
         query = (z @ module.query[e]).unflatten(-1, (H, SIZE)) / SIZE**0.25
         logits = torch.einsum("bthd,bshd->bhts", query, key)
-        if clipped:
+        if kind == "fire":  # one bias for the heads of all experts
+            logits = logits + module.relative.bias(tables.distances, z.dtype)
+        if kind == "clipped":
             vectors = module.relative.weight[:, :, index]  # (H, d, T, K)
             logits = logits + torch.einsum("bthd,hdts->bhts", query, vectors)
         weights = logits.masked_fill(future, -math.inf).softmax(-1)
         heads = torch.einsum("bhts,bshd->bthd", weights, value).flatten(2)
         wanted = wanted + g[..., e, None] * (heads @ module.output[e])
-    tables = (position or Clipped()).tables(
-        torch.arange(T), 0, T, head_size=SIZE, d_model=D, like=z
-    )
     context = AttentionContext(is_causal=True)
-    context = replace(context, distances=tables.distances if clipped else None)
+    context = replace(context, distances=tables.distances if position else None)
     assert (module(z, plain, context).output - wanted).abs().max() < 1e-12
     source = module.project_source(z, plain, PLAIN)
     assert (module(z, plain, context, source=source).output - wanted).abs().max() < 1e-12
     few = states()[:1, :2].requires_grad_()
     plainly = AttentionContext(is_causal=True)
-    if not clipped:
+    if position is None:
         assert torch.autograd.gradcheck(lambda x: module(x, x, plainly).output, few)
 
 

@@ -23,7 +23,9 @@ from moeut.blocks import masks
 from moeut.blocks.attention import AttentionContext, DenseAttention, GeometricAttention
 from moeut.blocks.attention.dense import DenseMultiHeadAttention
 from moeut.blocks.attention.geometric import geometric_weights
+from moeut.blocks.positions import Clipped, Fire, Relative, Rotary, rotate
 from moeut.blocks.routing import RoutingContext
+from moeut.recurrence.mixture import TokenChoice
 
 COLUMNS = torch.arange(T)
 PADDED = torch.arange(T) < torch.tensor([5, 3, 1])[:, None]
@@ -91,6 +93,64 @@ def test_geometric_attention_is_its_formula(mask, normalise, content_bias):
     assert output.weights.sum(-1).max() < 1 + 1e-12
     if mask == "all":
         assert output.weights.sum(-1).min() > (1 - 1e-12 if normalise else 0)
+
+
+POSITIONS = {
+    "rotary": Rotary(),
+    "pairs": Rotary(pairs=True),
+    "relative": Relative(learned_scale=True, absolute_gate=True),
+    "clipped": Clipped(max_distance=3),
+    "fire": Fire(hidden_size=4, threshold=2.0),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_a_position_acts_on_the_content(name):
+    """Rotary positions rotate the bias with its query; what others add is scaled like the rest."""
+    module = make_attention(options(), POSITIONS[name])
+    routed, plain = make_views()
+    tables = POSITIONS[name].tables(
+        COLUMNS, 0, T, head_size=SIZE, d_model=D, like=routed, key_positions=None
+    )
+    about = context(rotary=tables.rotary, distances=tables.distances)
+    query, key = queries_and_keys(module, routed)
+    query = query + module.content_bias[:, None]
+    if tables.rotary is not None:
+        content = rotate(query, tables.rotary) @ rotate(key, tables.rotary).mT
+    else:
+        content = module.relative(query, key, tables.distances, routed) * SIZE**0.5
+    direction = (module.direction(routed) * module.direction_scale).unflatten(-1, (H, 2))
+    offset = (COLUMNS - COLUMNS[:, None])[None, None]
+    back, front = direction.transpose(1, 2).split(1, dim=-1)
+    logits = content * module.scale + torch.where(offset > 0, front, back) + module.bias
+    wanted = geometric_weights(logits, offset != 0, offset, normalise=False)
+    output = module(routed, plain, about)
+    assert (output.weights - wanted).abs().max() < 1e-13
+    assert (output.weights - make_attention(options())(routed, plain, context()).weights).any()
+    source = module.project_source(routed, plain, RoutingContext())
+    assert (module(routed, plain, about, source=source).weights - wanted).abs().max() < 1e-13
+    few = routed[:1].requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: module(x, x, about).output, few, fast_mode=True, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+@torch.no_grad()
+def test_a_position_decodes_and_packs(make_model, name):
+    """A cache holds the whole pass; in training tokens that go on are packed, in a trace not."""
+    model = make_model(
+        "decoder_lm", attention=options(), position=POSITIONS[name], halting=TokenChoice()
+    )
+    model.decoder.controllers["halting"].weight.normal_(generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(0, 11, (3, 6), generator=torch.Generator().manual_seed(2))
+    real = torch.arange(6) < torch.tensor([6, 3, 5])[:, None]
+    traced = model(tokens, padding_mask=real, trace=True)
+    assert (model(tokens, padding_mask=real).logits - traced.logits)[real].abs().max() < 1e-12
+    model.eval()
+    cache = model.new_cache()
+    steps = [model(tokens[:, i : i + 1], cache=cache).logits for i in range(6)]
+    assert (torch.cat(steps, dim=1) - model(tokens).logits).abs().max() < 1e-12
 
 
 def test_the_comparison_sees_the_order_and_the_diagonal():
@@ -205,15 +265,6 @@ def test_an_encoder_is_read_by_dense_attention_with_the_same_heads():
     heads = DenseAttention(num_heads=H, head_size=SIZE, dropout=0.0, gates="output")
     assert across == dataclasses.replace(heads, num_key_heads=H)
     assert (layer.cross_attention.output_gate is None) == (layer.attention.output_gate is None)
-
-
-@pytest.mark.parametrize("position", ["rotary", "relative"])
-def test_positions_that_act_in_the_logits_are_refused_by_name(position):
-    with pytest.raises(moeut.OptionError) as caught:
-        make(attention="geometric", position=position)
-    assert (caught.value.option, caught.value.value) == ("position.kind", position)
-    assert "attention.kind='geometric'" in caught.value.expected
-    assert "expected position.kind none" in caught.value.expected
 
 
 def test_it_starts_as_published():

@@ -1,13 +1,19 @@
 """Feed-forwards that read neighbours are their formulas, and see no padding or other document."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from moeut.blocks.feed_forward import ConvolutionalFeedForward, GatedFeedForward
 from moeut.blocks.neighbours import TokenRow
+from moeut.blocks.own import Adapters
 from moeut.blocks.routing import RoutingContext
 from moeut.options import OptionError
+from moeut.recurrence.schedule import Place
+from moeut.recurrence.state import State
+from moeut.sizing import cache_bytes_per_token
 
 D, HIDDEN, T = 4, 5, 6
 PLAIN = RoutingContext()
@@ -82,3 +88,41 @@ def test_sides_follow_from_the_stack(make_config):
     assert caught.value.option == "feed_forward.sides"
     with pytest.raises(OptionError, match="must be odd"):
         ConvolutionalFeedForward(width=2, sides="both")
+
+
+@torch.no_grad()
+def test_a_cache_keeps_what_the_last_state_is_mapped_from(make_model):
+    """The result has neighbours there, states that are read out besides have none."""
+    state = State(output="feed_forward")
+    model = make_model("decoder_lm", feed_forward="convolutional", state=state).eval()
+    tokens = torch.randint(0, 11, (3, 6), generator=torch.Generator().manual_seed(2))
+    cache = model.new_cache()
+    steps = [model(tokens[:, i : i + 2], cache=cache).logits for i in (0, 2, 4)]
+    assert (torch.cat(steps, dim=1) - model(tokens).logits).abs().max() < 1e-12
+    assert len(model(tokens, read_repeats=[0]).repeat_logits) == 1
+    with pytest.raises(ValueError, match="neighbours of the result alone"):
+        model(tokens, cache=model.new_cache(), read_repeats=[0])
+    plain = make_model("decoder_lm", feed_forward="convolutional").config
+    more = cache_bytes_per_token(model.config) - cache_bytes_per_token(plain)
+    assert more == 4 * (model.config.d_model + model.config.feed_forward.hidden_size)
+
+
+def test_an_adapter_changes_a_convolution_of_its_repeat():
+    """It is a low-rank change of the weights of all tokens that are read."""
+    module, x = (
+        make_module(ConvolutionalFeedForward(hidden_size=HIDDEN, sides="both")),
+        make_states(),
+    )
+    plain = copy.deepcopy(module)
+    module.adapt(Adapters(rank=2, scaling=0.5), ("up", "down"), 2)
+    module.double()
+    for parameter in module.adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    place = Place(0, 0, 1, 2, is_first=True, is_last=True)
+    found = module(x, x, RoutingContext(place=place))[0]
+    assert (found - plain(x, x, PLAIN)[0]).abs().max() > 0.1
+    with torch.no_grad():
+        for name, adapter in module.adapters.items():
+            weight = getattr(plain, name).weight
+            weight += 0.5 * (adapter.up[1] @ adapter.down[1]).view_as(weight)
+    assert (found - plain(x, x, PLAIN)[0]).abs().max() < 1e-12

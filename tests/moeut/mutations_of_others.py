@@ -5,7 +5,7 @@ from mutating import Mutation
 GEOMETRIC = "moeut/blocks/attention/test_geometric.py::test_geometric_attention_is_its_formula"
 SWITCH_HEAD = "moeut/blocks/attention/test_switch_head.py::test_switch_head_is_its_formula"
 COMPETING = "moeut.blocks.competing:CompetingRouter"
-MIXED_ATTENTION = "moeut/blocks/test_competing.py::test_attention_is_its_formula[False]"
+MIXED_ATTENTION = "moeut/blocks/test_competing.py::test_attention_is_its_formula[none]"
 GROUPED = (
     "moeut/blocks/attention/test_dense.py"
     "::test_grouped_keys_biases_norms_and_rotation_are_their_formula[False-all-none]"

@@ -10,7 +10,7 @@ ABACUS = "moeut.blocks.positions.abacus"
 DIGITS = f"{POSITIONS}::test_digits_of_each_number_are_counted"
 OFFSETS = f"{POSITIONS}::test_abacus_adds_one_offset_to_all_digits_in_training"
 CLIPPED = "moeut.blocks.positions.clipped"
-CLIPPED_FORMULA = "moeut/blocks/test_competing.py::test_attention_is_its_formula[True]"
+CLIPPED_FORMULA = "moeut/blocks/test_competing.py::test_attention_is_its_formula[clipped]"
 FIRE = "moeut.blocks.positions.fire:FirePosition.bias"
 FIRE_FORMULA = f"{POSITIONS}::test_fire_is_its_formula"
 

@@ -49,7 +49,7 @@ def test_what_cannot_be_read_is_refused(make_recurrent, make_model):
     tokens = batch(model)[0][0]
     with pytest.raises(ValueError, match=r"read_repeats=4: expected one of 0 to 3"):
         model(tokens, read_repeats=[4])
-    with pytest.raises(ValueError, match="keys of the last repeat alone in the coda"):
+    with pytest.raises(ValueError, match="keys of the result alone in the coda"):
         model(tokens, read_repeats=[0], cache=model.new_cache())
     model = make_model("decoder_lm", repeats=2, order="sequence")
     with pytest.raises(ValueError, match=r"depth\.order=sequence has no whole repeats"):

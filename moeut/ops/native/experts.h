@@ -101,10 +101,12 @@ inline const float* gates_of(const Sorted& sorted, int64_t r, int64_t count, flo
   return buffer;
 }
 
-// Add rows (count, width), one after the other, to those that begin at the places in `target`.
-inline void add_to(float* target, const int64_t* places, int64_t count, const float* rows,
-                   int64_t width) {
-  for (int64_t i = 0; i < count; ++i) add_row(target + places[i], rows + i * width, width);
+// Add `some` rows of floats, one after the other, to those that begin at places i .. i + some in
+// `target`; of `count` places, what follows is asked for.
+inline void add_to(float* target, const int64_t* places, int64_t i, int64_t some, int64_t count,
+                   const float* rows, int64_t width) {
+  ask_for_rows({target, width, 1, places + i + some}, std::min(some, count - i - some), width);
+  for (int64_t n = 0; n < some; ++n) add_row(target + places[i + n], rows + n * width, width);
 }
 
 // --- one product ---------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ inline Tensor expert_linear_forward(const Tensor& x, const Tensor& weight, const
       finish.scale = gates_of(sorted, r, count, gates);
       multiply_rows(count, out, in, a, {w + e * in * out, out, 1}, products, out, finish,
                     [&](int64_t i, int64_t some, const float* rows) {
-                      add_to(target, targets + i, some, rows, out);
+                      add_to(target, targets, i, some, count, rows, out);
                     });
     });
   });
@@ -148,30 +150,43 @@ inline void copy_gated(const Sorted& sorted, int64_t r, int64_t count, const Slo
   }
 }
 
+constexpr int64_t kTurnedFloats = 1 << 14;  // of a gradient that is turned as a whole: stays in L2
+
 // The gradient of the weights of an expert: Σ over its rows of narrow (N) times wide (M), which is
-// (N, M), or `transposed`. narrow(r, count) are those of sorted rows r .. r + count, one after the
-// other; rows of `wide` are read where they lie. N is best the smaller. It `adds` to the target as a
-// whole, so that the bits are those of gradients that were added.
+// (N, M), or (M, N) if it is `turned`. narrow(r, count) are those of sorted rows r .. r + count, one
+// after the other; rows of `wide` are read where they lie, unless that asks to turn a large gradient.
+// It `adds` to the target as a whole, so that the bits are those of gradients that were added.
 template <typename Narrow>
 inline void weight_gradient(const Sorted& sorted, int64_t e, int64_t width, const SlotRows& wide,
-                            bool transposed, float* target, bool adds, const Narrow& narrow) {
+                            bool turned, float* target, bool adds, const Narrow& narrow) {
   const int64_t last = sorted.offsets[e + 1], size = width * wide.width;
   int64_t r = sorted.offsets[e];
   if (adds && r == last) return;
-  const bool apart = transposed || (adds && last - r > kDepth);  // a longer product adds in parts
-  float* const sum = apart ? scratch(1, size) : target;
+  const bool copies = turned && size > kTurnedFloats, turns = turned && !copies;
+  const bool apart = turns || (adds && last - r > kDepth);  // a longer product adds in parts
+  const int64_t copied = copies ? kBlockRows * wide.width : 0;
+  float* const rows = scratch(1, copied + (apart ? size : 0));
+  float* const sum = apart ? rows + copied : target;
   int64_t places[kBlockRows];
   Finish finish;
   finish.accumulate = adds && !apart;
   do {  // once without rows, for zeros
     const int64_t count = std::min(kBlockRows, last - r);
-    multiply(width, wide.width, count, {narrow(r, count), 1, width},
-             wide.of(sorted, r, count, places), sum, wide.width, finish);
+    const float* left = narrow(r, count);
+    const Matrix right = wide.of(sorted, r, count, places);
+    if (copies) {
+      for (int64_t i = 0; i < count; ++i)
+        std::memcpy(rows + i * wide.width, right[i], wide.width * sizeof(float));
+      multiply(wide.width, width, count, {rows, 1, wide.width}, {left, width, 1}, sum, width,
+               finish);
+    } else {
+      multiply(width, wide.width, count, {left, 1, width}, right, sum, wide.width, finish);
+    }
     finish.accumulate = true;
     r += kBlockRows;
   } while (r < last);
   if (!apart) return;
-  if (!transposed) return add_row(target, sum, size);
+  if (!turns) return add_row(target, sum, size);
   for (int64_t i = 0; i < width; i += kLanes)
     for (int64_t j = 0; j < wide.width; j += kLanes) {
       __m512 column[kLanes];
@@ -211,7 +226,11 @@ inline variable_list expert_linear_backward(const Tensor& gradient, const Tensor
         inputs.of(sorted, r, count, targets);
         multiply_rows(count, in, out, a, {w + e * in * out, 1, out}, products, in, {},
                       [&](int64_t first, int64_t some, const float* one) {
-                        for (int64_t i = first; i < first + some; ++i, one += in) {
+                        const int64_t next = first + some, coming = std::min(some, count - next);
+                        ask_for_rows({inputs.data, in, 1, targets + next}, coming, in);
+                        if (to_x != nullptr)
+                          ask_for_rows({to_x, in, 1, targets + next}, coming, in);
+                        for (int64_t i = first; i < next; ++i, one += in) {
                           const int64_t slot = sorted.order[r + i];
                           if (to_gate != nullptr) to_gate[slot] = dot(one, inputs.data + targets[i], in);
                           if (to_x != nullptr)
@@ -269,7 +288,7 @@ inline std::tuple<Tensor, Tensor> expert_mlp_forward(const Tensor& x, const Tens
       multiply_rows(count, width, hidden, {h, hidden, 1}, {w_down + e * width * hidden, width, 1},
                     products, width, second,
                     [&](int64_t i, int64_t some, const float* rows) {
-                      add_to(target, places + i, some, rows, width);
+                      add_to(target, places, i, some, count, rows, width);
                     });
     });
   });
@@ -312,7 +331,7 @@ inline variable_list expert_mlp_backward(const Tensor& gradient, const Tensor& x
       if (to_x == nullptr) return;
       multiply_rows(count, width, hidden, {z + r * hidden, hidden, 1}, {w_up + e * size, 1, hidden},
                     products, width, {}, [&](int64_t i, int64_t some, const float* rows) {
-                      add_to(to_x, places + i, some, rows, width);
+                      add_to(to_x, places, i, some, count, rows, width);
                     });
     });
   });

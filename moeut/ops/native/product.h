@@ -56,6 +56,7 @@ constexpr int64_t kWideColumns = 8 * kLanes;
 constexpr int64_t kDepth = 128;      // rows of B that are packed at a time: 32 KiB stay in L1
 constexpr int64_t kFewRows = 24;  // of A, below which packing Bᵀ costs more than its use (few.h)
 constexpr int64_t kAskedRows = 16;     // of a B that is not packed, asked for ahead
+constexpr int64_t kRowsAhead = 8;      // from a row that lies anywhere to the one asked for
 constexpr int64_t kMinPackedRows = 48;  // below, packing a B whose rows are contiguous does not pay
 
 // Memory that a tile asks for while it computes, a cache line a step of k.
@@ -213,16 +214,32 @@ inline void transpose(const float* source, int64_t stride, int64_t count, __mmas
   for (int64_t i = 0; i < rows; ++i) _mm512_storeu_ps(target + i * target_row, column[i]);
 }
 
+// Ask for so many floats of rows that lie anywhere, which no processor foresees.
+inline void ask_for_rows(const Matrix& a, int64_t rows, int64_t width) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t k = 0; k < width; k += kLanes) ask_for(a[i] + k);
+}
+
 // Copy (depth, columns) of B to a panel with rows of kTileColumns floats, padded with zeros.
 inline void pack(const Matrix& b, int64_t depth, int64_t columns, float* panel) {
   const int64_t vectors = (columns + kLanes - 1) / kLanes;
+  if (b.at != nullptr) {
+    for (int64_t k = 0; k < depth; ++k) {
+      ask_for_rows(b.from(std::min(k + kRowsAhead, depth - 1), 0), 1, columns);
+      for (int64_t v = 0; v < vectors; ++v)
+        _mm512_storeu_ps(panel + k * kTileColumns + v * kLanes,
+                         _mm512_maskz_loadu_ps(mask_of(columns - v * kLanes), b[k] + v * kLanes));
+    }
+    return;
+  }
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t width = std::min(kLanes, columns - v * kLanes);
     const __mmask16 mask = __mmask16((1u << width) - 1);
     float* target = panel + v * kLanes;
     if (b.column == 1) {
       for (int64_t k = 0; k < depth; ++k)
-        _mm512_storeu_ps(target + k * kTileColumns, _mm512_maskz_loadu_ps(mask, b[k] + v * kLanes));
+        _mm512_storeu_ps(target + k * kTileColumns,
+                         _mm512_maskz_loadu_ps(mask, b.data + k * b.row + v * kLanes));
     } else if (b.row == 1) {
       const float* source = b.data + v * kLanes * b.column;
       for (int64_t k = 0; k < depth; k += kLanes) {
@@ -265,12 +282,6 @@ inline float* panel_of_thread() {
 
 inline bool is_packed(int64_t M, const Matrix& b) {
   return b.column != 1 || b.at != nullptr || M >= kMinPackedRows;
-}
-
-// Ask for what a tile reads of rows that lie anywhere, which no processor foresees.
-inline void ask_for_rows(const Matrix& a, int64_t rows, int64_t depth) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t k = 0; k < depth; k += kLanes) ask_for(a[i] + k);
 }
 
 // C (M, N), whose rows are `c_row` floats apart, = A (M, K) B (K, N); one thread.

@@ -45,7 +45,15 @@ inline float* scratch(int number, int64_t size) {
 
 // y += factor * x, over `width` floats.
 inline void add_row(float* y, const float* x, int64_t width, float factor = 1.0f) {
-  for (int64_t j = 0; j < width; ++j) y[j] += factor * x[j];
+  const __m512 scale = _mm512_set1_ps(factor);
+  const auto add = [&](int64_t j, __mmask16 mask) {
+    const __m512 sum = _mm512_fmadd_ps(scale, _mm512_maskz_loadu_ps(mask, x + j),
+                                       _mm512_maskz_loadu_ps(mask, y + j));
+    _mm512_mask_storeu_ps(y + j, mask, sum);
+  };
+  int64_t j = 0;
+  for (; j + kLanes <= width; j += kLanes) add(j, __mmask16(0xffff));
+  if (j < width) add(j, mask_of(width - j));
 }
 
 inline float dot(const float* x, const float* y, int64_t width) {

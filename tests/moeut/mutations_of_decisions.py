@@ -1,4 +1,4 @@
-"""Mistakes in what decides: halting, conditioning, rules of exits."""
+"""Mistakes in what decides who goes on: halting, and rules of exits."""
 
 from mutating import Mutation
 
@@ -16,8 +16,6 @@ STICKS = "moeut/recurrence/test_stick_breaking.py::test_halting_is_the_recursion
 MIXTURE = "moeut.recurrence.mixture"
 EXPERT = "moeut/recurrence/test_mixture.py::test_expert_choice_is_its_formula"
 TOKEN = "moeut/recurrence/test_mixture.py::test_token_choice_is_its_formula"
-CONDITIONED = "moeut/recurrence/test_conditioning.py::test_each_kind_is_its_formula"
-CONDITIONING = "moeut.recurrence.conditioning"
 RULES = "moeut/recurrence/test_exit_rules.py"
 MOR = "golden/test_mor.py::test_logits_losses_and_gradients"
 
@@ -99,6 +97,20 @@ MUTATIONS: dict[str, list[Mutation]] = {
             'if self.options.halted == "update"',
             "if False",
             "moeut/recurrence/test_halting.py::test_halted_states_stay_and_updated_ones_go_on",
+        ),
+        Mutation(
+            "the ponder cost of a port trains",
+            f"{ACT}.finish",
+            'if self.options.cost == "ponder_without_gradient"',
+            "if False",
+            "moeut/recurrence/test_act_variants.py::test_the_published_ponder_cost_trains_nothing",
+        ),
+        Mutation(
+            "padding has a say in the p of its row",
+            "moeut.recurrence.halting:ActController.probability",
+            "(p * real).sum(dim=1, keepdim=True) / count",
+            "p.mean(dim=1, keepdim=True)",
+            f"{ACT_VARIANT}[global]",
         ),
     ],
     "halting: exit_gate": [
@@ -255,6 +267,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "",
             EXPERT,
         ),
+        Mutation(
+            "logits are not squared",
+            f"{MIXTURE}:ExpertChoiceRun._learn",
+            "logits.square()",
+            "logits",
+            f"{MOR}[restated/expert_additive]",
+        ),
     ],
     "halting: token_choice": [
         Mutation(
@@ -298,100 +317,6 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "logits.logsumexp(dim=-1).square()",
             "logits.logsumexp(dim=-1)",
             f"{MOR}[restated/token_additive_keys]",
-        ),
-    ],
-    "conditioning: coordinates": [
-        Mutation(
-            "frequencies end before 1/10000",
-            f"{CONDITIONING}:timing_signal",
-            "max(count - 1, 1)",
-            "count",
-            f"{CONDITIONED}[coordinates]",
-        ),
-        Mutation(
-            "signals are added to the first repeat alone",
-            f"{CONDITIONING}:DepthRun.before",
-            "if place.is_first",
-            "if place.is_first and place.repeat == 0",
-            f"{CONDITIONED}[coordinates]",
-        ),
-        Mutation(
-            "learned steps are not multiplied by the root of the width",
-            f"{CONDITIONING}:CoordinatesController.before",
-            " * math.sqrt(width)",
-            "",
-            f"{CONDITIONED}[learned_steps]",
-        ),
-        Mutation(
-            "signals stand before the state",
-            f"{CONDITIONING}:CoordinatesController.before",
-            "(x, *beside)",
-            "(*beside, x)",
-            f"{CONDITIONED}[beside]",
-        ),
-        Mutation(
-            "positions are shifted in evaluation",
-            f"{CONDITIONING}:CoordinatesController.begin",
-            "if self.training and",
-            "if",
-            "moeut/recurrence/test_conditioning.py::test_positions_of_a_row_are_shifted_in_training_alone",
-        ),
-    ],
-    "conditioning: vectors": [
-        Mutation(
-            "repeats are counted from 1",
-            f"{CONDITIONING}:TableController.entry",
-            "min(place.repeat, last)",
-            "min(place.repeat + 1, last)",
-            f"{CONDITIONED}[vectors]",
-        ),
-    ],
-    "conditioning: network": [
-        Mutation(
-            "sines come first",
-            f"{CONDITIONING}:NetworkController.before",
-            "(angles.cos(), angles.sin())",
-            "(angles.sin(), angles.cos())",
-            f"{CONDITIONED}[network]",
-        ),
-        Mutation(
-            "frequencies end at 1/10000",
-            f"{CONDITIONING}:NetworkController.before",
-            "rates / self.frequencies",
-            "rates / (self.frequencies - 1)",
-            f"{CONDITIONED}[network]",
-        ),
-        Mutation(
-            "frequencies are as exact as the model",
-            f"{CONDITIONING}:NetworkController.before",
-            "dtype=torch.float32, device=number.device",
-            "dtype=self.up.dtype, device=number.device",
-            "golden/test_huginn.py::test_states_logits_and_loss[restated/train_ffn_gated]",
-        ),
-    ],
-    "conditioning: film": [
-        Mutation(
-            "the scale is the whole factor",
-            f"{CONDITIONING}:FilmController.before",
-            "(1.0 + scale)",
-            "scale",
-            f"{CONDITIONED}[film]",
-        ),
-    ],
-    "conditioning: adaptive_norm": [
-        Mutation(
-            "values and feed-forwards read what is not scaled",
-            "moeut.blocks.norms:modulated",
-            "changed if plain is routed else plain",
-            "plain",
-            f"{CONDITIONED}[adaptive_norm]",
-        ),
-        Mutation(
-            "the scale is that of the first repeat in each",
-            f"{CONDITIONING}:AdaptiveNormController.modulation",
-            "self.entry(step, place)",
-            "self.table[0]",
-            f"{CONDITIONED}[adaptive_norm]",
         ),
     ],
     "exit: latent_diff": [

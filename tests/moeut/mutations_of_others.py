@@ -279,4 +279,20 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "golden/test_parcae.py::test_states_logits_loss_and_gradients[restated/parcae_token-0]",
         ),
     ],
+    "head": [
+        Mutation(
+            "a tied head is multiplied as embeddings are",
+            "moeut.blocks.embeddings:Head.forward",
+            "embedding if self.weight is None",
+            "embedding * embedding.shape[1] ** 0.5 if self.weight is None",
+            "moeut/test_models.py::test_tied_embeddings_are_the_output_weight_unscaled",
+        ),
+        Mutation(
+            "the adapter of the read-out is not transposed",
+            "moeut.blocks.embeddings:Head.forward",
+            "projection.T",
+            "projection",
+            "golden/test_arithmetic.py::test_passes_progressive_loss_and_gradients[restated/linear_sandwich]",
+        ),
+    ],
 }

@@ -45,6 +45,13 @@ MUTATIONS: dict[str, list[Mutation]] = {
             "moeut/blocks/attention/test_base.py"
             "::test_rotation_applies_to_queries_and_keys_and_not_to_values",
         ),
+        Mutation(
+            "an odd number of channels turns",
+            "moeut.blocks.positions.rotary:Rotary.width",
+            " // 2 * 2",
+            "",
+            f"{POSITIONS}::test_rotary_width_is_rounded_down_to_even",
+        ),
     ],
     "position: relative": [
         Mutation(

@@ -6,6 +6,7 @@ what is an error of numbers. That this test passes without the mistake, the suit
 
 from __future__ import annotations
 
+import mutations_of_conditioning
 import mutations_of_decisions
 import mutations_of_layers
 import mutations_of_others
@@ -21,6 +22,7 @@ from property_cases import BEGIN, COLUMNS, DOCUMENT, END, ROWS
 TABLES = (
     mutations_of_states.MUTATIONS,
     mutations_of_decisions.MUTATIONS,
+    mutations_of_conditioning.MUTATIONS,
     mutations_of_positions.MUTATIONS,
     mutations_of_layers.MUTATIONS,
     mutations_of_others.MUTATIONS,

@@ -192,9 +192,9 @@ class Attention(Relaxable, Generic[Decision]):
         value_record = kept.record
         if participation is not None and not is_held:
             packing = (context.of_source or context).packing
-            # Nothing else reads what is held, but a cache and the backward pass.
-            in_place = cache is None and not torch.is_grad_enabled()
-            kept = participation.merge(kept.key, kept.value, packing, in_place=in_place)
+            # Who else reads what is held: a cache, the backward pass, later repeats that share it.
+            is_read = cache is not None or torch.is_grad_enabled() or participation.is_shared
+            kept = participation.merge(kept.key, kept.value, packing, in_place=not is_read)
         key, value = kept.key, kept.value
         if cache is not None:  # keys are stored rotated: their positions never change
             if participation is not None and participation.stored is not None:

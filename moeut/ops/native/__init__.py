@@ -6,12 +6,12 @@ are not Intel's and without the cost of a call for small ones; ``few.h`` multipl
 ``attention.h`` the attention of short sequences, ``token.h`` that of one query a row,
 ``long_attention.h`` and ``long_backward.h`` that of long ones, ``dropout.h`` and ``loss.h`` what a
 step spends time on besides, ``experts.h`` sorts slots and multiplies routed rows by the weights of
-their experts, which ``router.h`` chooses by ``largest.h``; ``gradient_sum.h`` adds up gradients of
-experts that many applications share. ``token_pass.h`` is a whole pass of one token a row, through
-the layers of ``pass.h`` and ``chosen.h``, which multiply by ``rows.h``. They serve where
-``why_not`` returns None; everything has a plain path beside them that computes the same within
-rounding. What serves depends on the machine alone, never on a timing, so that a resumed run repeats
-the bits of the first.
+their experts, which ``router.h`` chooses by ``largest.h`` and ``router_softmax.h``;
+``gradient_sum.h`` adds up gradients of experts that many applications share. ``token_pass.h`` is a
+whole pass of one token a row, through the layers of ``pass.h`` and ``chosen.h``, which multiply by
+``rows.h``. They serve where ``why_not`` returns None; everything has a plain path beside them that
+computes the same within rounding. What serves depends on the machine alone, never on a timing, so
+that a resumed run repeats the bits of the first.
 
 The library lies in ``$MOEUT_CACHE`` (``~/.cache/moeut`` if that is not set), named by a hash of
 the sources, the compiler (``CXX``, which may have arguments) and PyTorch. ``MOEUT_NATIVE=0`` does

@@ -153,8 +153,8 @@ inline void copy_gated(const Sorted& sorted, int64_t r, int64_t count, const Slo
 constexpr int64_t kTurnedFloats = 1 << 14;  // of a gradient that is turned as a whole: stays in L2
 
 // The gradient of the weights of an expert: Σ over its rows of narrow (N) times wide (M), which is
-// (N, M), or (M, N) if it is `turned`. narrow(r, count) are those of sorted rows r .. r + count, one
-// after the other; rows of `wide` are read where they lie, unless that asks to turn a large gradient.
+// (N, M), or (M, N) if it is `turned`. narrow(r, count) are those of sorted rows r .. r + count,
+// one after the other; rows of `wide` are read where they lie, unless a large gradient is turned.
 // It `adds` to the target as a whole, so that the bits are those of gradients that were added.
 template <typename Narrow>
 inline void weight_gradient(const Sorted& sorted, int64_t e, int64_t width, const SlotRows& wide,

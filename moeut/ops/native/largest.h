@@ -153,8 +153,8 @@ inline HighestOf highest_of(int64_t kept, std::integer_sequence<int, kKept...>) 
 class LargestOfRows {
  public:
   LargestOfRows(int64_t experts, int64_t top_k)
-      : experts_(experts), top_k_(top_k), vectors_((experts + kLanes - 1) / kLanes), one_(experts, top_k),
-        columns_(vectors_ * kLanes), chosen_(kLanes * top_k) {}
+      : experts_(experts), top_k_(top_k), vectors_((experts + kLanes - 1) / kLanes),
+        one_(experts, top_k), columns_(vectors_ * kLanes), chosen_(kLanes * top_k) {}
 
   // (count, top_k), the rows of logits and, unless that is null, of what is dropped given.
   const int64_t* of(const float* const* logits, const bool* const* dropped, int64_t count) {

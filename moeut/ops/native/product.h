@@ -341,8 +341,9 @@ inline void multiply_rows(int64_t M, int64_t N, int64_t K, Matrix a, Matrix b, f
       const int64_t columns = std::min(kTileColumns, N - j);
       const int64_t vectors = (columns + kLanes - 1) / kLanes;
       choose_tile(M - i, vectors, false)(
-          K, left, panel + j * K, kTileColumns, c + j, c_row, mask_of(columns - (vectors - 1) * kLanes), true,
-          true, Ahead{panel, 0}, finish_of(finish, i, j, c_row));
+          K, left, panel + j * K, kTileColumns, c + j, c_row,
+          mask_of(columns - (vectors - 1) * kLanes), true, true, Ahead{panel, 0},
+          finish_of(finish, i, j, c_row));
     }
     done(i, std::min(kTileRows, M - i), c);
   }

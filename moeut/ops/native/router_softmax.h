@@ -1,7 +1,7 @@
 // The softmax of a router's logits over few experts, of all rows at once, and its gradient.
 //
-// Every number is PyTorch's, to the bit: its softmax handles a row of fewer than 16 a vector at a time
-// and sums it from left to right.
+// Every number is PyTorch's, to the bit, which handles a row of fewer than 16 a vector at a time, and
+// sums it from left to right.
 #pragma once
 
 #include <cmath>
@@ -28,8 +28,7 @@ inline __m512 exp_of_router(__m512 x) {
   return _mm512_mask_mov_ps(_mm512_scalef_ps(p, n), zero, _mm512_setzero_ps());
 }
 
-// Rows of fewer than kLanes experts, which PyTorch's softmax handles a vector at a time, are handled
-// all together. They are summed from left to right.
+// Whether rows of so many experts are handled all together.
 inline bool is_narrow(int64_t experts) { return experts < kLanes; }
 
 // target = softmax of each of `rows` narrow rows.

@@ -15,13 +15,13 @@ USES, EXPERTS = 3, 4
 class Shared:
     """Experts that every use applies to other rows; of an expert none, some 40, 280 or 480."""
 
-    def __init__(self):
+    def __init__(self, width=24, hidden=20):
         torch.manual_seed(0)
         shares = torch.tensor([0.0, 0.05, 0.35, 0.6])
-        self.up = (torch.randn(EXPERTS, 24, 20) / 5).requires_grad_()
-        self.down = (torch.randn(EXPERTS, 20, 24) / 5).requires_grad_()
+        self.up = (torch.randn(EXPERTS, width, hidden) / 5).requires_grad_()
+        self.down = (torch.randn(EXPERTS, hidden, width) / 5).requires_grad_()
         self.weights = [self.up, self.down]
-        self.rows = torch.randn(USES, 400, 24)
+        self.rows = torch.randn(USES, 400, width)
         self.gates = torch.rand(USES, 400, 2)
         index = torch.multinomial(shares, USES * 800, replacement=True).view(USES, 400, 2)
         self.dispatches = [Dispatch.from_indices(one, EXPERTS) for one in index]
@@ -56,7 +56,10 @@ def assert_equal(found, wanted):
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
-def test_the_sum_has_the_bits_of_gradients_that_were_added(shared):
+# A gradient that is turned as a whole, one too large for that, and one that is not turned.
+@pytest.mark.parametrize(("width", "hidden"), [(24, 20), (200, 96), (20, 24)])
+def test_the_sum_has_the_bits_of_gradients_that_were_added(width, hidden):
+    shared = Shared(width, hidden)
     assert_equal(torch.autograd.grad(shared.total(), shared.weights), shared.one_by_one())
     single = shared.one_by_one()
     shared.total().backward()

@@ -189,8 +189,9 @@ def _with_cache(config: ModelConfig, budget: int) -> ModelConfig:
         owner = f"form={config.form!r}" if config.form in ENCODERS else "attention without keys"
         raise OptionError("cache_bytes_per_token", budget, f"has no effect with {owner}")
     held = sizing.cache_bytes_per_token(config)
-    core = config.stacks["decoder"].of_layer(config.depth.prelude).attention
-    per_channel = 4 * 2 * core.key_width // core.head_size * config.depth.num_applications
+    stack = config.stacks["decoder"]
+    core = stack.of_layer(config.depth.prelude).attention
+    per_channel = 4 * 2 * core.key_width // core.head_size * stack.num_applications
     rest = held - per_channel * core.head_size  # what convolutions keep
     ideal = (budget - rest) / per_channel
     if ideal < 0.5:  # half a channel is still nearest to one

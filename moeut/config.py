@@ -121,7 +121,7 @@ class ModelConfig(Blueprint):
             shared["vocabulary_size"] = self.source_vocabulary_size
             for name in ("position", "input_position"):
                 shared[name] = shared[name].of_source()
-        shared["update"] = self.update.in_stack(num_applications=depth.num_applications)
+        shared["update"] = self.update.in_stack(num_applications=self._num_applied(depth))
         if self.form == "encoder_decoder" and self.initialization == "deepnorm":
             assert isinstance(self.update, DeepNorm)
             encoder, decoder = self.applied_layers
@@ -138,7 +138,10 @@ class ModelConfig(Blueprint):
     def applied_layers(self) -> tuple[int, int]:
         """Applications of layers in encoder and decoder."""
         encoder = self.encoder_depth or self.depth
-        return encoder.num_applications, self.depth.num_applications
+        return self._num_applied(encoder), self._num_applied(self.depth)
+
+    def _num_applied(self, depth: Depth) -> int:
+        return len(self.recursion.places(depth))
 
     @property
     def embedding_factor(self) -> float:

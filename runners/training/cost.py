@@ -34,7 +34,7 @@ def describe_model(built: Built) -> ModelSummary:
         ),
         cache_bytes_per_token=sizing.cache_bytes_per_token(config),
         activation_bytes=activation_bytes(built),
-        num_layers=stack.depth.num_applications,
+        num_layers=stack.num_applications,
         group_size=stack.depth.group,
         d_model=config.d_model,
     )

@@ -5,6 +5,8 @@ import torch
 
 from moeut.blocks.attention import AttentionContext
 from moeut.blocks.embeddings import Prefix
+from moeut.blocks.updates import DeepNorm
+from moeut.budget import Budget, sized_to
 from moeut.options import OptionError
 from moeut.recurrence.carry import Carried, Carry
 from moeut.recurrence.injection import AddInjection
@@ -13,6 +15,7 @@ from moeut.recurrence.recursion import SingleLevel, TwoLevel
 from moeut.recurrence.schedule import Depth
 from moeut.recurrence.start import ZeroStart
 from moeut.recurrence.state import State
+from moeut.sizing import cache_bytes_per_token
 
 KINDS = {
     "trm": TwoLevel(low_cycles=2),
@@ -214,3 +217,18 @@ def test_a_carried_state_needs_the_input_again(make_model):
         OptionError, match=r"carry\.steps=3: needs a recursion, or state\.injection"
     ):
         make_model("encoder_classifier", repeats=2, carry=Carry(steps=3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_depth_counts_every_update(make_model, kind):
+    """DeepNorm's factor, its initial weights and a budget of a cache know how deep a pass is."""
+    plain = {"prefix": Prefix(), "attention": "dense", "feed_forward": "dense"}
+    deep = {"update": DeepNorm(), "initialization": "deepnorm"}
+    model = make(make_model, kind, "decoder_lm", carry=Carry(), **plain, **deep)
+    stack = model.config.stacks["decoder"]
+    applied = len(model.decoder.schedule())
+    assert applied == {"trm": 12, "hrm": 10, "urm": 8, "singlez": 12}[kind]
+    assert stack.update.alpha == pytest.approx((2 * applied) ** 0.25)
+    held = cache_bytes_per_token(model.config)
+    wider = sized_to(model.config, Budget(cache_bytes_per_token=2 * held))
+    assert wider.attention.head_size == 2 * model.config.attention.head_size

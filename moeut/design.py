@@ -77,7 +77,7 @@ class Blueprint(Options):
     position: PositionOptions = one_of(POSITION, Rotary)
     """What tells positions apart."""
     input_position: PositionOptions = one_of(INPUT_POSITION, NoPosition)
-    """What is added to the embedded tokens besides, where ``position`` acts in the attention."""
+    """What is added to the embedded tokens besides ``position``: another kind than that."""
     norm: NormPlacement = "pre"
     """Where the norms stand: before the sublayers, after, or (``peri``) only before what precedes a
     softmax or a sigmoid; ``sandwich``: before them and on their sum with what they read;
@@ -158,10 +158,8 @@ class Blueprint(Options):
             self.position.check(attention.head_size)
         except OptionError as error:
             raise error.under("position") from None
-        both = not isinstance(self.input_position, NoPosition) and (
-            self.position.kind in INPUT_POSITION and self.position.kind != "none"
-        )
-        said = f"position.kind={self.position.kind!r} is added to the embedded tokens already"
+        both = self.input_position.kind == self.position.kind != "none"
+        said = f"position.kind={self.position.kind!r} adds the same to the embedded tokens already"
         require(not both, "input_position.kind", self.input_position.kind, said)
         if self.initialization == "deepnorm" and self.update.kind != "deepnorm":
             said = f"is what update.kind=deepnorm needs, not {self.update.kind}"

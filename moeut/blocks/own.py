@@ -139,7 +139,8 @@ class Own(Options):
         require(not self.routers or heads.decides or mapping.decides, "routers", True, said)
         for name in adapters.of_attention() if adapters.rank else ():
             said = (
-                f"{named['attention']} has no dense projection there that an adapter could change"
+                f"{named['attention']} has no dense projection there that an adapter could change; "
+                f"expected {', '.join(heads.projections) or 'none in attention'}"
             )
             require(name in heads.projections, f"adapters.{name}", True, said)
         said = f"{named['feed_forward']} has no dense layer to adapt"

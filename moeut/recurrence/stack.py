@@ -38,10 +38,12 @@ class DepthStack(nn.Module):
         self.options = options
         self.d_model = d_model
         self.causal = causal
-        added = (options.input_position, options.position)  # at most one of them adds something
+        added = (options.input_position, options.position)
         width = options.embedding_size
         built_positions = [position.build_absolute(width) for position in added]
-        self.position = next((p for p in built_positions if p is not None), None)
+        adding = [position for position in built_positions if position is not None]
+        self.position = adding[0] if adding else None
+        self.second_position = adding[1] if len(adding) > 1 else None
         self.layers = nn.ModuleList(
             Layer(
                 options.of_layer(layer),
@@ -357,9 +359,10 @@ class DepthStack(nn.Module):
 
         ``length``: the number of tokens of a row up to now, which learned positions must reach.
         """
-        if self.position is not None:
-            self.position.check_length(length)
-            x = self.position.enter(x, entry)
+        for position in (self.position, self.second_position):
+            if position is not None:
+                position.check_length(length)
+                x = position.enter(x, entry)
         if self.input_norm is not None:
             x = self.input_norm(x)
         if self.adapter is not None:

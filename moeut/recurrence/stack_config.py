@@ -66,11 +66,10 @@ class StackConfig:
     @property
     def position_limit(self) -> tuple[str, int] | None:
         """The option that bounds the length of a row, and the most tokens; None: nothing does."""
-        for name in ("position", "input_position", "attention"):
-            most = getattr(self, name).max_tokens
-            if most is not None:
-                return f"{name}.max_length", most
-        return None
+        names = ("position", "input_position", "attention")
+        bounds = [(f"{n}.max_length", getattr(self, n).max_tokens) for n in names]
+        bounded = [(name, most) for name, most in bounds if most is not None]
+        return min(bounded, key=lambda bound: bound[1], default=None)
 
     @property
     def tells_order(self) -> bool:

@@ -196,9 +196,22 @@ def test_abacus_refuses_what_it_cannot_tell(make_model):
     assert Abacus(digits=[4]).told(["7"], ["a", "8"]) == Abacus(digits=[4], source_digits=[1])
 
 
-def test_two_positions_that_add_to_the_embedding_are_refused(make_model):
-    with pytest.raises(OptionError, match="added to the embedded tokens already"):
-        make_model(position="learned", input_position=Learned())
+@torch.no_grad()
+def test_two_kinds_of_positions_may_add_to_the_embedding(make_model):
+    learned = Learned(max_length=9)
+    with pytest.raises(OptionError, match="adds the same to the embedded tokens already"):
+        make_model(position="learned", input_position=learned)
+    model = make_model(position="abacus", input_position=learned).eval()
+    tokens = torch.tensor([[5, 2, 1, 9], [2, 2, 9, 9]])
+    stack = model.decoder
+    numbers = torch.tensor([[1, 0, 1, 2], [0, 0, 1, 2]])
+    wanted = stack.position.weight[:4] + stack.second_position.weight[numbers]
+    entered = model(tokens, trace=True).hidden["decoder"][0]
+    assert (entered - model.embedding.weight[tokens] - wanted).abs().max() < 1e-14
+    assert stack.options.position_limit == ("input_position.max_length", 9)
+    cache = model.new_cache()
+    steps = [model(tokens[:, i : i + 1], cache=cache).logits for i in range(4)]
+    assert (torch.cat(steps, dim=1) - model(tokens).logits).abs().max() < 1e-12
 
 
 # --- FIRE -------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
         Mutation(
             "distinct layers are counted, and not applied ones",
             "moeut.config:ModelConfig._stack",
-            "num_applications=depth.num_applications",
+            "num_applications=self._num_applied(depth)",
             "num_applications=depth.num_distinct",
             DEEPNORM,
         ),

@@ -42,7 +42,8 @@ def test_logits_after_every_loop(golden) -> None:
     weights = counted.sum(dim=1).double() / counted.sum()
     found = torch.stack([(uncertainty(one, counted) * weights).sum() for one in logits])
     assert distance(found, t["confidence"]) <= VALUE
-    assert int(found.argmin()) + 1 == t["confidence.step"].item()
+    chosen = found[t["confidence.step"].item() - 1]  # loops that say the same may tie
+    assert (chosen - found.min()).abs() <= VALUE
 
 
 def test_each_row_is_read_at_the_step_of_its_length(golden) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_spellings import FOLDERS as SPELLED
 from test_spellings import READERS
 
 from moeut import interop
@@ -18,24 +19,7 @@ from moeut.interop.transformer_generalization import transformer_generalization_
 
 pytestmark = pytest.mark.golden
 
-FOLDERS = (
-    "huginn",
-    "parcae",
-    "arithmetic",
-    "looped_length",
-    "looped_window",
-    "mor",
-    "relaxed",
-    "ouro",
-    "trm",
-    "hrm",
-    "urm",
-    "universal",
-    "ndr",
-    "devil",
-    "moeut_release",
-    "training_code",
-)
+FOLDERS = (*SPELLED, "devil", "moeut_release", "training_code")
 CONFIGS: dict[str, Callable[[Any, dict[str, Any]], Any]] = READERS | {
     "devil": lambda golden, options: transformer_generalization_config(
         options, source_vocabulary_size=9, vocabulary_size=9

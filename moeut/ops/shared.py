@@ -45,7 +45,7 @@ class SharedWeights:
 
     def __init__(self, weights: Iterable[SharedWeight] = ()) -> None:
         self._shared = {id(weight.parameter): weight for weight in weights}
-        self._stacked: dict[tuple[int, ...], Tensor] = {}
+        self._stacked: dict[tuple[int, ...], tuple[tuple[Tensor, ...], Tensor]] = {}
 
     def __getitem__(self, parameter: Tensor) -> Tensor | SharedWeight:
         return self._shared.get(id(parameter), parameter)
@@ -56,8 +56,9 @@ class SharedWeights:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return torch.cat(parameters)
         if key not in self._stacked:
-            self._stacked[key] = torch.cat(parameters)
-        return self._stacked[key]
+            # With them kept, no other tensor can come to have the identity of one that is gone.
+            self._stacked[key] = parameters, torch.cat(parameters)
+        return self._stacked[key][1]
 
     @classmethod
     def for_pass(cls, parameters: Iterable[nn.Parameter], like: Tensor) -> SharedWeights:

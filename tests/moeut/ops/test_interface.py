@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from moeut.ops import Dispatch, expert_linear, expert_mlp
+from moeut.ops import Dispatch, SharedWeights, expert_linear, expert_mlp
 
 DISPATCH = Dispatch.from_indices(torch.zeros(4, 3, dtype=torch.int64), 5)
 
@@ -94,3 +94,14 @@ def test_experts_with_biases_are_built_of_linear_maps():
     wanted = torch.autograd.grad(expected.sum(), inputs)
     for one, other in zip(torch.autograd.grad(got.sum(), inputs), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_weights_of_a_pass_are_told_apart_though_others_are_gone():
+    """CPython gives a new tensor the identity of one that was freed."""
+    shared = SharedWeights()
+    for n in range(20):
+        one, other = torch.full((1, 2), float(n)), torch.full((2, 2), -float(n))
+        assert torch.equal(shared.stacked(one, other), torch.cat([one, other]))
+        assert shared.stacked(one, other) is shared.stacked(one, other)
+        del one, other

@@ -74,8 +74,7 @@ inline void drop(const float* source, float* target, int64_t count, float probab
     philox(seed, stream, static_cast<uint32_t>(i / (4 * kLanes)), numbers);
     for (int part = 0; part < 4 && i + part * kLanes < count; ++part) {
       const int64_t at = i + part * kLanes;
-      const __mmask16 here =
-          count - at >= kLanes ? __mmask16(0xffff) : __mmask16((1u << (count - at)) - 1);
+      const __mmask16 here = mask_of(count - at);
       const __m512 value = _mm512_maskz_loadu_ps(here, source + at);
       _mm512_mask_storeu_ps(target + at, here, drop.apply(value, numbers[part]));
     }

@@ -64,7 +64,7 @@ inline __m512 sums_of(int64_t K, const float* const (&left)[kSide],
   } else {
     for (; k + kLanes <= K; k += kLanes) add(k, __mmask16(0xffff));
   }
-  if (k < K) add(k, __mmask16((1u << (K - k)) - 1));
+  if (k < K) add(k, mask_of(K - k));
   return sum_lanes(sum);
 }
 

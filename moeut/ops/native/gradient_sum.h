@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "tensors.h"
@@ -24,7 +25,7 @@ class GradientSum {
     const auto edge = task < 0 ? torch::autograd::Edge() : gradient_edge_of(weight);
     static thread_local std::vector<Known> all;
     all.erase(std::remove_if(all.begin(), all.end(),
-                             [&](const Known& one) { return one.task != task || one.is_gone(); }),
+                             [&](const Known& one) { return one.task != task || one.sum.expired(); }),
               all.end());
     for (const Known& one : all)
       if (edge.is_valid() && one.node == edge.function.get() && one.input == edge.input_nr) {
@@ -51,8 +52,6 @@ class GradientSum {
     uint32_t input;
     int task;
     Weak sum;
-
-    bool is_gone() const { return sum.expired(); }
   };
 
   static torch::autograd::Edge gradient_edge_of(const Tensor& weight) {

@@ -234,7 +234,7 @@ inline void pack(const Matrix& b, int64_t depth, int64_t columns, float* panel) 
   }
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t width = std::min(kLanes, columns - v * kLanes);
-    const __mmask16 mask = __mmask16((1u << width) - 1);
+    const __mmask16 mask = mask_of(width);
     float* target = panel + v * kLanes;
     if (b.column == 1) {
       for (int64_t k = 0; k < depth; ++k)
@@ -244,7 +244,7 @@ inline void pack(const Matrix& b, int64_t depth, int64_t columns, float* panel) 
       const float* source = b.data + v * kLanes * b.column;
       for (int64_t k = 0; k < depth; k += kLanes) {
         const int64_t steps = std::min(kLanes, depth - k);
-        transpose(source + k, b.column, width, __mmask16((1u << steps) - 1),
+        transpose(source + k, b.column, width, mask_of(steps),
                   target + k * kTileColumns, kTileColumns, steps);
       }
     } else {

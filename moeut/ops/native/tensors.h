@@ -62,7 +62,7 @@ inline float dot(const float* x, const float* y, int64_t width) {
   for (; j + kLanes <= width; j += kLanes)
     sum = _mm512_fmadd_ps(_mm512_loadu_ps(x + j), _mm512_loadu_ps(y + j), sum);
   if (j < width) {
-    const __mmask16 mask = __mmask16((1u << (width - j)) - 1);
+    const __mmask16 mask = mask_of(width - j);
     sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, x + j), _mm512_maskz_loadu_ps(mask, y + j),
                           sum);
   }

@@ -223,6 +223,14 @@ def test_default_workers_of_gpu_runs_are_one_a_visible_gpu(monkeypatch):
     assert LocalExecutor.for_jobs([gpu], 4).num_workers == 1
 
 
+def environment_of(pid: int) -> bytes:
+    """Return a process's variables, which are empty for a moment while it starts."""
+    deadline = time.monotonic() + 10
+    while not (found := Path(f"/proc/{pid}/environ").read_bytes()):
+        assert time.monotonic() < deadline
+    return found
+
+
 def test_workers_that_share_a_gpu_see_it_and_what_mps_needs(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/mps/pipe")
@@ -233,7 +241,7 @@ def test_workers_that_share_a_gpu_see_it_and_what_mps_needs(tmp_path, monkeypatc
     def look(directory, message):
         if isinstance(message, Started):
             pid = executor._workers[-1].process.pid
-            seen.append(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+            seen.append(environment_of(pid).split(b"\0"))
             if len(seen) == 2:
                 stop.request()  # before they have imported anything, let alone a GPU
 

@@ -101,6 +101,7 @@ def test_published_scales_have_small_siblings():
         ("recall/multi_hop_small", "recall_multi_hop_small"),
         ("state_tracking/word_problem_small", "state_tracking_word_problem_small"),
         ("strings/functions_small", "strings_functions_small"),
+        ("table_lookup/ndr_deep_small", "table_lookup_ndr_deep_small"),
         ("table_lookup/ndr_small", "table_lookup_ndr_small"),
         ("trees/modular_expression_small", "trees_modular_expression_small"),
     ],

@@ -98,7 +98,11 @@ WAYS = (
 @pytest.mark.parametrize("how", WAYS, ids=str)
 @pytest.mark.parametrize("operation", ["mlp", "value", "output"])
 def test_other_ways_to_walk_and_load_give_the_same_bits(operation, how, monkeypatch):
-    """Descriptors, persistent programs and spans, at widths that end within a block."""
+    """Descriptors, persistent programs and spans, at widths that end within a block.
+
+    The interpreter multiplies with NumPy, whose order of sums follows the layout of the blocks in
+    memory on some processors, so there the results may differ by a rounding.
+    """
     if DEVICE == "cuda" and "descriptor" in how and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("the GPU has no tensor-memory accelerator")
     case = make_case(operation, 9, "dropped", width=40, inner=20, num_experts=3, top_k=2)
@@ -119,8 +123,10 @@ def test_other_ways_to_walk_and_load_give_the_same_bits(operation, how, monkeypa
         results.append(run(case))
     assert any(getattr(blocks, name) for blocks in chosen for name in how)
     expected, got = results
+    rounding = 0.0 if DEVICE == "cuda" else 1e-5
     for name, tensor in expected.items():
-        assert torch.equal(got[name], tensor), name
+        error = float((got[name] - tensor).abs().max())
+        assert error <= rounding * float(tensor.abs().max()), name
 
 
 @pytest.mark.parametrize("operation", ["mlp", "down", "output"])

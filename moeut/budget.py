@@ -191,6 +191,9 @@ def _with_cache(config: ModelConfig, budget: int) -> ModelConfig:
     held = sizing.cache_bytes_per_token(config)
     stack = config.stacks["decoder"]
     core = stack.of_layer(config.depth.prelude).attention
+    if core.value_heads[1] != core.head_size:
+        said = "cannot be combined with attention.value_head_size, since it sizes both"
+        raise OptionError("cache_bytes_per_token", budget, said)
     per_channel = 4 * 2 * core.key_width // core.head_size * stack.num_applications
     rest = held - per_channel * core.head_size  # what convolutions keep
     ideal = (budget - rest) / per_channel
@@ -200,7 +203,7 @@ def _with_cache(config: ModelConfig, budget: int) -> ModelConfig:
     nearest = max(1, round(ideal))
     sizes = range(max(1, nearest - HEAD_SIZES), nearest + HEAD_SIZES + 1)
     for size in sorted(sizes, key=lambda size: abs(size - ideal)):
-        sized = dataclasses.replace(config.attention, head_size=size)
+        sized = config.attention.with_head_size(size)
         with contextlib.suppress(OptionError):  # as one that rotary positions cannot rotate
             return dataclasses.replace(config, attention=sized)
     said = f"the model takes no head size near {nearest}, which that would be"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
@@ -57,7 +58,9 @@ def cache_bytes_per_token(config: ModelConfig, *, bytes_per_number: int = 4) -> 
         return 0
     stack = config.stacks["decoder"]
     core = stack.of_layer(stack.depth.prelude)
-    numbers = 2 * core.attention.key_width + core.feed_forward.cache_width(stack.core_width)
+    attention = core.attention
+    numbers = attention.key_width + math.prod(attention.value_heads)
+    numbers += core.feed_forward.cache_width(stack.core_width)
     numbers *= stack.num_applications
     if stack.state.output == "feed_forward":
         numbers += stack.feed_forward.cache_width(stack.d_model)

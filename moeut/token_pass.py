@@ -163,6 +163,8 @@ def _is_plain(layer: nn.Module) -> bool:
     if type(attention) is DenseMultiHeadAttention:
         if attention.value_gate is not None or attention.output_gate is not None:
             return False
+        if attention.value_head_size != attention.head_size:
+            return False
     elif type(attention) is not SwitchHeadAttention or attention._owner:
         return False
     if type(block) is SigmaMoEMLP:

@@ -93,7 +93,7 @@ def universal_config(options: dict[str, Any]) -> ModelConfig:
     key_depth = read.integer("key_depth", d_model)
     # Of unequal widths the code makes no projection, and fails.
     read.require("embedding_size", read.integer("embedding_size"), d_model, default=d_model)
-    read.require("value_depth", read.integer("value_depth", key_depth), key_depth, default="")
+    value_depth = read.integer("value_depth", key_depth)
     halting = NoHalting() if not read.boolean("act", False) else _halting(read)
     return ModelConfig(
         form="encoder_classifier",
@@ -103,7 +103,11 @@ def universal_config(options: dict[str, Any]) -> ModelConfig:
         depth=Depth(group=1, repeats=read.integer("steps")),
         conditioning=Coordinates(),
         halting=halting,
-        attention=DenseAttention(num_heads=num_heads, head_size=key_depth // num_heads),
+        attention=DenseAttention(
+            num_heads=num_heads,
+            head_size=key_depth // num_heads,
+            value_head_size=value_depth // num_heads,
+        ),
         feed_forward=ConvolutionalFeedForward(
             hidden_size=read.integer("filter_size"), activate_output=True
         ),

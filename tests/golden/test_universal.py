@@ -99,6 +99,26 @@ def test_every_element_is_imported_once(golden, assert_imported_once) -> None:
         from_universal(golden.config | {"embedding_size": 3}, golden.part("param"))
 
 
+def test_values_may_be_narrower_than_keys(golden) -> None:
+    """Values of two channels a head are values of more whose others are zero."""
+    narrow, wide = dict(golden.part("param")), dict(golden.part("param"))
+    attention = "transformer_enc.enc.multi_head_attention"
+    heads, size = golden.config["heads"], golden.config["value_depth"] // golden.config["heads"]
+    for name, axis in (
+        (f"{attention}.value_linear.weight", 0),
+        (f"{attention}.output_linear.weight", 1),
+    ):
+        rows = wide[name].movedim(axis, 0).unflatten(0, (heads, size))
+        kept = torch.arange(size) < 2
+        narrow[name] = rows[:, :2].flatten(0, 1).movedim(0, axis).contiguous()
+        wide[name] = (rows * kept[:, None]).flatten(0, 1).movedim(0, axis).contiguous()
+    options = golden.config | {"value_depth": 2 * heads}
+    model = from_universal(options, narrow)
+    wanted = run(golden, from_universal(golden.config, wide)).logits
+    assert distance(run(golden, model).logits, wanted) <= VALUE
+    assert distance(wanted, golden.tensors["logits"]) > 1e-4
+
+
 def test_misplaced_parts_are_seen(golden) -> None:
     model = imported(golden)
     feed_forward = model.config.feed_forward

@@ -30,13 +30,18 @@ sys.path.insert(0, str(Path(__file__).parent))  # for mechanism_cases
 ATTENTION = {
     "dense": DenseAttention(num_heads=2, head_size=8),
     "output_gate": DenseAttention(num_heads=2, head_size=8, gates="output"),
-    "gates": DenseAttention(num_heads=2, head_size=8, gates="value_and_output"),
+    "gates": DenseAttention(num_heads=2, head_size=8, value_head_size=5, gates="value_and_output"),
     "geometric": GeometricAttention(num_heads=2, head_size=8),
     "grouped": DenseAttention(
         num_heads=4, head_size=4, num_key_heads=2, qk_norm="after", bias="all", gates="value"
     ),
     "grouped_geometric": GeometricAttention(
-        num_heads=4, head_size=4, num_key_heads=2, qk_norm="before", bias="all"
+        num_heads=4,
+        head_size=4,
+        value_head_size=3,
+        num_key_heads=2,
+        qk_norm="before",
+        bias="all",
     ),
     "mixture": MixtureOfAttention(
         num_heads=2, head_size=4, num_experts=3, top_k=2, balance_loss=0.3

@@ -39,6 +39,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 HEADS: dict[str, Any] = {"head_size": 32, "num_key_heads": 4, "dropout": 0.0}
 """What is filled in of an attention with four heads at d_model=128."""
+DENSE_HEADS = {**HEADS, "value_head_size": 32}
 
 
 def language_model(name: str, **options: Any) -> ModelConfig:
@@ -84,16 +85,16 @@ def test_what_the_first_architectures_are() -> None:
         "ndr_gate": ("post", "normal"),
     }
     assert made["moeut"].attention == SwitchHead(**HEADS)
-    gated = DenseAttention(gates="value_and_output", **HEADS)
+    gated = DenseAttention(gates="value_and_output", **DENSE_HEADS)
     assert made["sigma_moe"].attention == gated
-    assert made["transformer"].attention == DenseAttention(**HEADS)
+    assert made["transformer"].attention == DenseAttention(**DENSE_HEADS)
     assert made["universal"].feed_forward == DenseFeedForward(dropout=0.0)
     assert made["sigma_moe"].feed_forward == made["moeut"].feed_forward == SigmaMoE()
     assert made["moeut"].position == Rotary()
-    assert made["ndr"].attention == GeometricAttention(**HEADS)
+    assert made["ndr"].attention == GeometricAttention(**DENSE_HEADS)
     assert made["ndr"].position == NoPosition()
     assert made["ndr"].update == CopyGate(proposal="norm", initial_bias=-3.0, dropout=0.0)
-    assert made["ndr_gate"].attention == DenseAttention(**HEADS)
+    assert made["ndr_gate"].attention == DenseAttention(**DENSE_HEADS)
     assert made["ndr_gate"].position == Relative(learned_scale=True, absolute_gate=True)
     assert made["ndr_gate"].update == CopyGate(proposal="tanh", dropout=0.0)
     # Two and four times d_model.

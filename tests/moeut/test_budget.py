@@ -93,6 +93,12 @@ def test_what_has_no_free_option_is_said() -> None:
     assert misses(found, Budget(flops_per_token=10**7), sequence_length=LENGTH) != []
 
 
+def test_heads_whose_values_have_another_size_are_not_sized() -> None:
+    config = made("transformer", attention={"value_head_size": 5})
+    with pytest.raises(OptionError, match=r"cannot be combined with attention\.value_head_size"):
+        fitted(config, cache_bytes_per_token=1024)
+
+
 @pytest.mark.parametrize(
     ("form", "budget", "said"),
     [

@@ -106,6 +106,7 @@ def test_matching_refuses_what_no_width_reaches() -> None:
     [
         ("transformer", {"position": "sinusoidal"}),
         ("transformer", {"position": "rotary", "attention": {"num_heads": 3, "head_size": 7}}),
+        ("transformer", {"attention": {"head_size": 7, "value_head_size": 4, "num_key_heads": 2}}),
         ("universal", {"position": "learned", "norm": "post"}),
         ("universal", {"position": "none", "attention": {"kind": "geometric", "gates": "output"}}),
         ("universal", {"feed_forward": {"kind": "gated", "short_convolution": 2}}),
@@ -308,7 +309,7 @@ def test_sharing_saves_parameters_and_not_compute() -> None:
     [
         ("transformer", {"depth": {"group": 3}}),
         ("universal", {"depth": {"group": 1, "repeats": 4, "prelude": 1}}),
-        ("universal", {"attention": {"num_key_heads": 2}}),
+        ("universal", {"attention": {"num_key_heads": 2, "value_head_size": 5}}),
         ("universal", {"feed_forward": {"kind": "convolutional", "hidden_size": 20}}),
         ("universal", {"feed_forward": {"kind": "gated", "short_convolution": 2}}),
         ("universal", {"attention": {"kind": "geometric"}, "position": "none"}),

@@ -182,6 +182,7 @@ def test_what_is_not_a_number_stays_so_behind_relu_and_choice():
         ({"position": "sinusoidal"}, "something stands around its layers"),
         ({"attention": {"gates": "output"}}, "its layers are no plain ones"),
         ({"attention": {"qk_norm": "after"}}, "its layers are no plain ones"),
+        ({"attention": {"value_head_size": 3}}, "its layers are no plain ones"),
         ({"feed_forward": {"activation": "gelu"}}, "its layers are no plain ones"),
         ({"embedding_size": 8}, "something stands around its layers"),
         ({"name": "universal", "halting": {"kind": "act"}}, "something else takes part"),

@@ -213,7 +213,7 @@ class Attention(Relaxable, Generic[Decision]):
         """Attend as ``attend`` does, with key heads that are shared and queries that are packed."""
         packing = context.packing
         if packing is not None and packing.is_empty:
-            return query, None
+            return value.new_empty(*query.shape[:-1], value.shape[-1]), None
         if self.num_key_heads < self.num_heads:
             group = self.num_heads // self.num_key_heads
             key, value = (heads.repeat_interleave(group, dim=1) for heads in (key, value))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from moeut.blocks.positions import PositionOptions
 from moeut.blocks.roles import Roles, constant, decision, linear
 from moeut.blocks.routing import RoutingContext
 from moeut.ops import Linear
+from moeut.options import derived, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,29 @@ class DenseAttention(AttentionOptions):
     gates: Literal["none", "value", "output", "value_and_output"] = "none"
     """Sigmoid gate per head: on values, on the output (one-expert case of the MoEUT release), or on
     both (one-expert case of its training code)."""
+    value_head_size: int = derived()
+    """Channels of a head's values; left out: head_size."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "value_head_size")
+
+    @property
+    def value_heads(self) -> tuple[int, int]:
+        """Heads of values, and the channels of each."""
+        return self.num_key_heads, self.value_head_size
+
+    def within(self, *, d_model: int, dropout: float) -> Self:
+        """Return these options with what is left out filled in, as other kinds do."""
+        found, size = super().within(d_model=d_model, dropout=dropout), self.value_head_size
+        given: int | None = size
+        return dataclasses.replace(
+            found, value_head_size=found.head_size if given is None else size
+        )
+
+    def with_head_size(self, head_size: int) -> Self:
+        """Return these options with heads of another size, values included."""
+        return dataclasses.replace(self, head_size=head_size, value_head_size=head_size)
 
     def build(
         self, d_model: int, position: PositionOptions | None = None
@@ -35,10 +60,15 @@ class DenseAttention(AttentionOptions):
     def projection_macs(self, d_model: int) -> tuple[int, int]:
         """Return the work of keys and values, and of queries and output, for one token each."""
         on_value, on_output = self.gated
+        channels = self.head_size + self.value_head_size
         return (
-            d_model * (2 * self.key_width + self.num_key_heads * on_value),
-            d_model * (2 * self.width + self.num_heads * on_output),
+            d_model * self.num_key_heads * (channels + on_value),
+            d_model * self.num_heads * (channels + on_output),
         )
+
+    def attending_macs(self, length: int) -> int:
+        """Return the work of one query with ``length`` keys: logits, and the sum of values."""
+        return self.num_heads * (self.head_size + self.value_head_size) * length
 
     @property
     def gated(self) -> tuple[bool, bool]:
@@ -49,7 +79,8 @@ class DenseAttention(AttentionOptions):
 class DenseMultiHeadAttention(Attention[Tensor | None]):
     """Dense value and output projections, optionally with a sigmoid gate per head on either.
 
-    ``value_gate`` is (G, D), ``output_gate`` (H, D). They are SwitchHead's routers in the case of
+    Values have v channels a head, d unless ``value_head_size`` says otherwise. ``value_gate`` is
+    (G, D), ``output_gate`` (H, D). They are SwitchHead's routers in the case of
     one expert per head: the MoEUT release keeps the one on the output, its training code both.
     """
 
@@ -60,8 +91,12 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
         self, options: DenseAttention, d_model: int, position: PositionOptions | None = None
     ) -> None:
         super().__init__(options, d_model, position)
-        self.value = Linear(d_model, self.key_width, bias="value" in options.biased)
-        self.output = Linear(self.width, d_model, bias="output" in options.biased)
+        self.value_head_size = options.value_head_size
+        into, out_of = (
+            heads * self.value_head_size for heads in (self.num_key_heads, self.num_heads)
+        )
+        self.value = Linear(d_model, into, bias="value" in options.biased)
+        self.output = Linear(out_of, d_model, bias="output" in options.biased)
         self.value_gate = self.output_gate = None
         on_value, on_output = options.gated
         if on_value:
@@ -72,8 +107,8 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
     def roles(self) -> Roles:
         """Return the role of each parameter."""
         roles = super().roles()
-        roles["value.weight"] = linear(self.d_model, self.key_width)
-        roles["output.weight"] = linear(self.width, self.d_model)
+        roles["value.weight"] = linear(*reversed(self.value.weight.shape))
+        roles["output.weight"] = linear(*reversed(self.output.weight.shape))
         for name in ("value", "output"):
             if getattr(self, name).bias is not None:
                 roles[f"{name}.bias"] = constant(0.0)
@@ -91,12 +126,12 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
         return self._gates(routed, self.output_gate, context), None
 
     def values(self, plain: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
-        """Project the plain view (B, K, D) and gate each head: (B, G, K, d)."""
+        """Project the plain view (B, K, D) and gate each head: (B, G, K, v)."""
         value = self.project("value", plain, context.repeat).unflatten(-1, (self.num_key_heads, -1))
         return self._gated(value, decision).transpose(1, 2)
 
     def outputs(self, attended: Tensor, decision: Tensor | None, context: RoutingContext) -> Tensor:
-        """Gate each head of (B, T, H, d), and merge them: (B, T, D)."""
+        """Gate each head of (B, T, H, v), and merge them: (B, T, D)."""
         return self.project("output", self._gated(attended, decision).flatten(-2), context.repeat)
 
     @staticmethod
@@ -108,5 +143,5 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
 
     @staticmethod
     def _gated(x: Tensor, gates: Tensor | None) -> Tensor:
-        """Multiply heads (B, T, H, d) by their gates (B, T, H), which are float32 or more."""
+        """Multiply heads (B, T, H, v) by their gates (B, T, H), which are float32 or more."""
         return x if gates is None else x * gates.unsqueeze(-1).to(x.dtype)

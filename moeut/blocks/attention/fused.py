@@ -68,7 +68,7 @@ def serves_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | N
 
     ``query`` (B, H, T, d), ``key`` and ``value`` (B, G, K, d), ``bias`` as in ``short_attention``.
     """
-    if not query.numel() or not key.numel():
+    if not query.numel() or not key.numel() or value.shape[-1] != key.shape[-1]:
         return False
     if bias is not None and (bias.requires_grad or bias.dim() != 4 or bias.shape[1] != 1):
         return False

@@ -59,6 +59,7 @@ class GeometricAttention(DenseAttention):
         return DenseAttention(
             num_heads=self.num_heads,
             head_size=self.head_size,
+            value_head_size=self.value_head_size,
             dropout=self.dropout,
             num_key_heads=self.num_key_heads,
             qk_norm=self.qk_norm,
@@ -104,9 +105,10 @@ class GeometricMultiHeadAttention(DenseMultiHeadAttention):
         """Return the role of each parameter; a head is drawn by itself, as published."""
         roles = super().roles()
         into_head = linear(self.d_model, self.head_size)
-        roles |= dict.fromkeys(("query.weight", "key.weight", "value.weight"), into_head)
+        roles |= dict.fromkeys(("query.weight", "key.weight"), into_head)
         roles |= {
-            "output.weight": linear(self.head_size, self.d_model),
+            "value.weight": linear(self.d_model, self.value_head_size),
+            "output.weight": linear(self.value_head_size, self.d_model),
             "direction.weight": decision(self.d_model, 2),
             "direction.bias": Role("bias", self.d_model, 2),
             "scale": constant(1.0 / math.sqrt(self.head_size)),
@@ -120,9 +122,10 @@ class GeometricMultiHeadAttention(DenseMultiHeadAttention):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext, routed: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Weigh values by the nearest match: (B, H, T, d), and traced weights (B, H, T, K).
+        """Weigh values by the nearest match: (B, H, T, v), and traced weights (B, H, T, K).
 
-        ``query`` is (B, H, T, d), ``key`` and ``value`` (B, H, K, d), ``routed`` (B, T, D).
+        ``query`` is (B, H, T, d), ``key`` (B, H, K, d), ``value`` (B, H, K, v), ``routed`` (B, T,
+        D).
         """
         assert context.columns is not None, "geometric attention is one of self-attention"
         # (1 or B, 1, T, K): how far to the right of its query a key is.

@@ -112,6 +112,10 @@ class AttentionOptions(Options):
         heads = d_model // self.head_size
         return dataclasses.replace(self, num_heads=heads, num_key_heads=heads)
 
+    def with_head_size(self, head_size: int) -> Self:
+        """Return these options with heads of another size."""
+        return dataclasses.replace(self, head_size=head_size)
+
     def across(self) -> AttentionOptions:
         """Return the options of the attention to an encoder's output; here the same."""
         return self

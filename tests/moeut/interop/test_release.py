@@ -41,7 +41,7 @@ def test_defaults_are_those_of_the_constructor() -> None:
 
 def test_one_attention_expert_is_dense_with_an_output_gate() -> None:
     attention = release_config(ARGUMENTS | {"att_n_experts": 1}).attention
-    sizes = {"num_heads": 2, "num_key_heads": 2, "head_size": 8}
+    sizes = {"num_heads": 2, "num_key_heads": 2, "head_size": 8, "value_head_size": 8}
     assert attention == DenseAttention(gates="output", dropout=0.0, **sizes)
 
 

@@ -63,6 +63,7 @@ def test_a_run_is_read_with_its_defaults_filled_in(toy, write):
         "qk_norm": "none",
         "bias": "none",
         "gates": "none",
+        "value_head_size": 8,
     }
 
 

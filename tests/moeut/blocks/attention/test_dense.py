@@ -45,9 +45,14 @@ def test_dense_attention_is_its_formula(gates):
 @pytest.mark.parametrize("qk_norm", ["none", "before", "after"])
 @pytest.mark.parametrize("bias", ["none", "query_key", "input", "output", "all"])
 @pytest.mark.parametrize("rotary", [None, False, True])
-def test_grouped_keys_biases_norms_and_rotation_are_their_formula(qk_norm, bias, rotary):
+@pytest.mark.parametrize("value_size", [SIZE, 5])
+def test_grouped_keys_biases_norms_and_rotation_are_their_formula(
+    qk_norm, bias, rotary, value_size
+):
     """Four heads of queries and two of keys: query head h reads key head h // 2."""
     options = {"num_heads": 4, "num_key_heads": 2, "qk_norm": qk_norm, "bias": bias}
+    if value_size != SIZE:
+        options["value_head_size"] = value_size
     module = make_attention(DenseAttention(head_size=SIZE, gates="value", **options))
     routed, plain = make_views()
     rotation = None
@@ -85,6 +90,7 @@ def test_grouped_keys_biases_norms_and_rotation_are_their_formula(qk_norm, bias,
 
     query, key = place(project("query", routed, 4)), place(project("key", routed, 2))
     value = project("value", plain, 2)
+    assert value.shape[-1] == value_size
     value = value * (routed @ module.value_gate.T).sigmoid().transpose(1, 2)[..., None]
     heads = [
         attend(query[:, h] @ key[:, h // 2].mT / math.sqrt(SIZE), value[:, h // 2], CAUSAL)

@@ -130,6 +130,7 @@ def test_what_it_does_not_know_is_left_to_others():
     assert not serves_attention(query, key, value, torch.zeros(3, 4, 4, 4))  # a bias of each head
     assert not serves_attention(query, key, value, torch.zeros(3, 1, 4, 4, requires_grad=True))
     assert not serves_attention(query.double(), key, value, None)
+    assert not serves_attention(query, key, value[..., 1:], None)
 
 
 # --- long rows -----------------------------------------------------------------------------------

@@ -257,12 +257,14 @@ def make(form: str = "decoder_lm", **others: Any) -> moeut.ModelConfig:
 
 
 def test_an_encoder_is_read_by_dense_attention_with_the_same_heads():
-    heads = {"kind": "geometric", "num_heads": H, "gates": "output"}
+    heads = {"kind": "geometric", "num_heads": H, "value_head_size": 5, "gates": "output"}
     config = make("encoder_decoder", attention=heads, position="none")
     layer = moeut.build(config).decoder.layers[0]
     assert type(layer.cross_attention) is DenseMultiHeadAttention
     across = config.attention.across()
-    heads = DenseAttention(num_heads=H, head_size=SIZE, dropout=0.0, gates="output")
+    heads = DenseAttention(
+        num_heads=H, head_size=SIZE, value_head_size=5, dropout=0.0, gates="output"
+    )
     assert across == dataclasses.replace(heads, num_key_heads=H)
     assert (layer.cross_attention.output_gate is None) == (layer.attention.output_gate is None)
 

@@ -8,7 +8,7 @@ COMPETING = "moeut.blocks.competing:CompetingRouter"
 MIXED_ATTENTION = "moeut/blocks/test_competing.py::test_attention_is_its_formula[none]"
 GROUPED = (
     "moeut/blocks/attention/test_dense.py"
-    "::test_grouped_keys_biases_norms_and_rotation_are_their_formula[False-all-none]"
+    "::test_grouped_keys_biases_norms_and_rotation_are_their_formula[5-False-all-none]"
 )
 MUTUAL = "moeut/blocks/test_competing.py::test_loss_is_the_mutual_information_of_all_applications"
 NEIGHBOURS = "moeut/blocks/feed_forward/test_neighbours.py"

@@ -41,11 +41,10 @@ class DenseAttention(AttentionOptions):
 
     def within(self, *, d_model: int, dropout: float) -> Self:
         """Return these options with what is left out filled in, as other kinds do."""
-        found, size = super().within(d_model=d_model, dropout=dropout), self.value_head_size
-        given: int | None = size
-        return dataclasses.replace(
-            found, value_head_size=found.head_size if given is None else size
-        )
+        found = super().within(d_model=d_model, dropout=dropout)
+        given: int | None = self.value_head_size
+        size = found.head_size if given is None else given
+        return dataclasses.replace(found, value_head_size=size)
 
     def with_head_size(self, head_size: int) -> Self:
         """Return these options with heads of another size, values included."""
@@ -66,10 +65,6 @@ class DenseAttention(AttentionOptions):
             d_model * self.num_heads * (channels + on_output),
         )
 
-    def attending_macs(self, length: int) -> int:
-        """Return the work of one query with ``length`` keys: logits, and the sum of values."""
-        return self.num_heads * (self.head_size + self.value_head_size) * length
-
     @property
     def gated(self) -> tuple[bool, bool]:
         """Whether values and whether the output have gates."""
@@ -80,8 +75,8 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
     """Dense value and output projections, optionally with a sigmoid gate per head on either.
 
     Values have v channels a head, d unless ``value_head_size`` says otherwise. ``value_gate`` is
-    (G, D), ``output_gate`` (H, D). They are SwitchHead's routers in the case of
-    one expert per head: the MoEUT release keeps the one on the output, its training code both.
+    (G, D), ``output_gate`` (H, D). They are SwitchHead's routers in the case of one expert per
+    head: the MoEUT release keeps the one on the output, its training code both.
     """
 
     routers = ("value_gate", "output_gate")
@@ -91,12 +86,9 @@ class DenseMultiHeadAttention(Attention[Tensor | None]):
         self, options: DenseAttention, d_model: int, position: PositionOptions | None = None
     ) -> None:
         super().__init__(options, d_model, position)
-        self.value_head_size = options.value_head_size
-        into, out_of = (
-            heads * self.value_head_size for heads in (self.num_key_heads, self.num_heads)
-        )
-        self.value = Linear(d_model, into, bias="value" in options.biased)
-        self.output = Linear(out_of, d_model, bias="output" in options.biased)
+        self.value_head_size = size = options.value_head_size
+        self.value = Linear(d_model, self.num_key_heads * size, bias="value" in options.biased)
+        self.output = Linear(self.num_heads * size, d_model, bias="output" in options.biased)
         self.value_gate = self.output_gate = None
         on_value, on_output = options.gated
         if on_value:

@@ -21,6 +21,7 @@ not normalise.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -56,16 +57,8 @@ class GeometricAttention(DenseAttention):
 
     def across(self) -> DenseAttention:
         """Return dense attention with the same heads and gates."""
-        return DenseAttention(
-            num_heads=self.num_heads,
-            head_size=self.head_size,
-            value_head_size=self.value_head_size,
-            dropout=self.dropout,
-            num_key_heads=self.num_key_heads,
-            qk_norm=self.qk_norm,
-            bias=self.bias,
-            gates=self.gates,
-        )
+        shared = (field.name for field in dataclasses.fields(DenseAttention))
+        return DenseAttention(**{name: getattr(self, name) for name in shared})
 
     def build(
         self, d_model: int, position: PositionOptions | None = None

@@ -153,7 +153,8 @@ class AttentionOptions(Options):
 
     def attending_macs(self, length: int) -> int:
         """Return the work of one query with ``length`` keys: logits, and the sum of values."""
-        return 2 * self.query_width * length
+        channels = self.head_size + self.value_heads[1]
+        return self.query_width // self.head_size * channels * length
 
     def balance_weights(self) -> dict[str, float]:
         """Return the weight of the balance loss of each router, by the router's name."""

@@ -83,7 +83,8 @@ struct Nonzero {
 };
 
 // What tiles read: `count` columns of A from `a`, and the rows of W that they meet. Meanwhile the
-// rows that are read next are asked for, in the order of memory.
+// rows that are read next are asked for, in the order of memory, and no nearer than L2: an L1 waits
+// for few lines at a time, and asking for one more stops the processor.
 struct Steps {
   int64_t count;
   const float* a;
@@ -93,7 +94,7 @@ struct Steps {
   int64_t row = 0, line = 0;  // asked for next
 
   void ask() {
-    ask_for(next[row] + line * kLanes);
+    _mm_prefetch(reinterpret_cast<const char*>(next[row] + line * kLanes), _MM_HINT_T1);
     if (++line == width) line = 0, ++row;
   }
 };

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from moeut.token_pass import round_weights
 from runners.process import signals
 from runners.process.signals import Stopped
 from runners.reporting import zero_shot as zero_shot_report
@@ -29,6 +30,7 @@ from runners.scoring.exits import add_exit_argument
 from runners.scoring.finished_run import choose_rows, load_finished_run, score_finished_run
 from runners.scoring.language_model import add_tokenizer_argument
 from runners.scoring.likelihoods import BATCH_SIZE
+from runners.scoring.rounding import add_weights_argument
 from tasks.base.command_line import DONE, Parser, bad_input_in_one_line, exit_with
 from tasks.base.console import WholeTable, make_console
 from tasks.zero_shot import ZERO_SHOT
@@ -64,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _evaluate_splits(options: argparse.Namespace, check: Callable[[], None]) -> None:
     run = load_finished_run(options.run)
+    round_weights(run.model, options.weights)
     settings = choose_rows(
         run.config.evaluate,
         rows_per_category=options.rows_per_category,
@@ -92,6 +95,7 @@ def _evaluate_benchmarks(options: argparse.Namespace, check: Callable[[], None])
         repeats=options.repeats,
         tokenizer=options.tokenizer,
         exit_rule=options.exit,
+        weights=options.weights,
         check=check,
     )
     style = "json" if options.json else options.format or "table"
@@ -144,6 +148,7 @@ def _parser() -> Parser:
         help="depths of a model that shares layers, as 4,8,16; its own where left out",
     )
     add_exit_argument(parser)
+    add_weights_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, with every table")
     _add_split_options(parser)
     _add_benchmark_options(parser)

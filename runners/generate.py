@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from moeut.token_pass import round_weights
 from runners.config.schema import ConfigError
 from runners.scoring.continuation import (
     Continuation,
@@ -36,6 +37,7 @@ from runners.scoring.language_model import (
 )
 from runners.scoring.prompts import given_prompt, read_prompts, typed_prompts
 from runners.scoring.room import check_room, shortage
+from runners.scoring.rounding import add_weights_argument
 from tasks.base.command_line import DONE, Parser, bad_input_in_one_line, exit_with
 
 EXAMPLES = """examples:
@@ -43,6 +45,7 @@ EXAMPLES = """examples:
   python -m runners.generate c4.ckpt --prompts prompts.txt --top-p 0.9 --json > texts.jsonl
   python -m runners.generate RUN                          type prompts, one a line; Ctrl-D ends
   python -m runners.generate RUN --prompt 'x =' --repeats 16           the same weights, deeper
+  python -m runners.generate RUN --prompt 'x =' --weights bfloat16     on a CPU twice as fast
 
 A text ends after --max-tokens, or where the model ends the document by itself."""
 
@@ -54,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = _settings(options)
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     loaded = load_language_model(options.model, tokenizer=options.tokenizer, device=options.device)
+    round_weights(loaded.model, options.weights)
     # A depth that the model cannot take is said before the first prompt is printed.
     loaded.model.new_cache(settings.repeats)
     with exits(loaded.model, options.exit) as used:
@@ -222,6 +226,7 @@ def _add_model_options(parser: Parser) -> None:
         "--repeats", type=int, metavar="N", help="depth, where layers are shared: N times the group"
     )
     add_exit_argument(group)
+    add_weights_argument(group)
     add_tokenizer_argument(group)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.add_argument(

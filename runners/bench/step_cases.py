@@ -122,11 +122,24 @@ def _large(preset: str, target: float, against: str, peers: dict[str, Plain]) ->
 
 
 def _decoding(
-    preset: str, batch: int, target: float, against: str, llama: Plain | None = None
+    preset: str, batch: int, target: float, against: str, *, weights: str = "float32"
 ) -> Contest:
-    about: Plain = {"kind": "decode", "batch": batch, "prompt": 16}
-    peers = {} if llama is None else {"llama": {**about, "sizes": llama["sizes"]}}
+    about: Plain = {"kind": "decode", "batch": batch, "prompt": 16, "weights": weights}
+    is_peer = against == "llama"
+    peers = {"llama": {**about, "sizes": LARGE_LLAMA["sizes"]}} if is_peer else {}
     return Contest({**about, "maker": "ours", "preset": preset}, target, against, peers, repeats=4)
+
+
+def _token(batch: int, target: float, weights: str = "float32") -> dict[str, Contest]:
+    """Return a token of the dense 44M model beside Llama's, and MoEUT's beside the dense one's."""
+    ending = "" if weights == "float32" else f"-{weights}"
+    dense = f"token-{batch}-transformer{ending}"
+    return {
+        dense: _decoding("transformer-44m", batch, 0.5, "llama", weights=weights),
+        f"token-{batch}-moeut{ending}": _decoding(
+            "moeut-44m", batch, target, dense, weights=weights
+        ),
+    }
 
 
 SMALL_GPT = {
@@ -159,17 +172,20 @@ CONTESTS: dict[str, Contest] = {
         "transformer-44m", 0.55, "nanoGPT", {"nanoGPT": LARGE_GPT, "llama": LARGE_LLAMA}
     ),
     "44m-moeut": _large("moeut-44m", 1.0, "44m-transformer", {}),
-    "token-1-transformer": _decoding("transformer-44m", 1, 0.5, "llama", LARGE_LLAMA),
-    "token-1-moeut": _decoding("moeut-44m", 1, 2.0, "token-1-transformer"),
-    "token-16-transformer": _decoding("transformer-44m", 16, 0.5, "llama", LARGE_LLAMA),
-    "token-16-moeut": _decoding("moeut-44m", 16, 1.5, "token-16-transformer"),
+    **_token(1, 2.0),
+    **_token(16, 1.5),
+    **_token(1, 2.0, "bfloat16"),
+    **_token(16, 1.5, "bfloat16"),
     "scan-decoding": _scan_decoding(),
 }
 GROUPS = (
     *([name] for name in CONTESTS if name.startswith(("quick", "scan", "table"))),
     ["lm-transformer", "lm-moeut"],
     ["44m-transformer", "44m-moeut"],
-    ["token-1-transformer", "token-1-moeut"],
-    ["token-16-transformer", "token-16-moeut"],
+    *(
+        [f"token-{batch}-{model}{ending}" for model in ("transformer", "moeut")]
+        for ending in ("", "-bfloat16")
+        for batch in (1, 16)
+    ),
 )
 """Contests whose contestants take turns with one another."""

@@ -75,6 +75,10 @@ def ours(contestant: dict[str, Any]) -> Work:
     preset = contestant.get("preset")
     config = moeut.preset(preset) if preset else moeut.architecture(**contestant["architecture"])
     model = moeut.build(config)
+    if contestant.get("weights") == "bfloat16":  # as runners.generate rounds them
+        with torch.no_grad():
+            for one in model.parameters():
+                one.copy_(one.to(torch.bfloat16) if one.dim() > 1 else one)
     kind = contestant["kind"]
     if kind == "decode":
         return _decoding(model, contestant)
@@ -222,6 +226,7 @@ def llama(contestant: dict[str, Any]) -> Work:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(LlamaConfig(**contestant["sizes"]))
+    model = model.to(getattr(torch, contestant.get("weights", "float32")))
     if contestant.get("kind") == "decode":
         return _llama_decoding(model, contestant)
     tokens = Rows(**contestant["rows"][0]).tokens

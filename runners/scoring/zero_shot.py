@@ -14,6 +14,7 @@ from typing import Any
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from moeut.recurrence.exit_rules import ExitRule
+from moeut.token_pass import round_weights
 from runners.reporting.zero_shot import Report
 from runners.scoring.exits import exits
 from runners.scoring.language_model import LanguageModel, load_language_model
@@ -34,6 +35,7 @@ def evaluate_path(
     repeats: Iterable[int] = (),
     tokenizer: Path | None = None,
     exit_rule: ExitRule | None = None,
+    weights: str = "float32",
     check: Callable[[], None] = lambda: None,
 ) -> list[Report]:
     """Score the language model of a run, a checkpoint or a ``.ckpt`` on benchmarks.
@@ -46,6 +48,7 @@ def evaluate_path(
         repeats: depths; none: the model's own.
         tokenizer: see ``runners.scoring.language_model``.
         exit_rule: when tokens leave early; None: as the model itself says.
+        weights: see ``runners.scoring.rounding``.
         check: called before each batch; may raise to stop.
 
     Raises:
@@ -59,6 +62,7 @@ def evaluate_path(
     names = [one for name in names for one in (ZERO_SHOT if name == ALL else [name])]
     asked = {name: (get(name), get(name).read(limit)) for name in dict.fromkeys(names)}
     language = load_language_model(path, tokenizer=tokenizer)
+    round_weights(language.model, weights)
     reports = []
     depths: list[int | None] = [*repeats]
     for depth in depths or [None]:

@@ -79,8 +79,11 @@ def decode(model, rows, *, quick, ragged=True, columns=TOKENS):
 @needs_operations
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("rows", [1, 3, 7, 17])
-def test_it_is_the_pass_of_the_model(name, rows):
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_it_is_the_pass_of_the_model(name, rows, is_rounded):
     model = make(name)
+    if is_rounded:  # read from copies in bfloat16
+        token_pass.round_weights(model, "bfloat16")
     quick, cache = decode(model, rows, quick=True)
     assert isinstance(cache.token_pass, token_pass.TokenPass)
     plain, other = decode(model, rows, quick=False)
@@ -120,6 +123,26 @@ def test_a_row_alone_has_the_bits_that_it_has_among_others():
         for _ in range(3):
             among = model(tokens, cache=cache).logits[4]
             assert torch.equal(model(tokens[4:5], cache=one).logits[0], among)
+
+
+@needs_operations
+@pytest.mark.parametrize("is_rounded", [True, False])
+@pytest.mark.parametrize("part", ["up", "down", "value", "output"])
+def test_experts_that_bfloat16_holds_are_copied_and_others_read_where_they_lie(part, is_rounded):
+    model = make("moeut")
+    layer = model.decoder.layers[0]
+    weight = getattr(layer.feed_forward if part in ("up", "down") else layer.attention, part)
+    tokens = torch.randint(83, (2, 4))
+    with torch.no_grad(), fewest_rows():
+        token_pass.round_weights(model, "bfloat16" if is_rounded else "float32")
+        cache, other = model.new_cache(), model.new_cache()
+        for one in (cache, other):
+            model(tokens, cache=one)
+            model(tokens[:, :1], cache=one)  # lays the weights out
+        expected = model(tokens[:, 1:2], cache=other).logits
+        weight.mul_(2.0)
+        found = model(tokens[:, 1:2], cache=cache).logits
+    assert torch.equal(found, expected) == is_rounded
 
 
 @needs_operations
@@ -229,3 +252,17 @@ def test_without_a_compiler_the_model_reads_by_itself(name, monkeypatch):
     monkeypatch.setattr(native, "why_not", lambda: "a test does without")
     assert why_not(model) == "a test does without"
     assert torch.equal(generate(model, tokens, mask, **settings).tokens, written)
+
+
+def test_only_matrices_are_rounded():
+    model = make("moeut")
+    before = {name: one.clone() for name, one in model.named_parameters()}
+    token_pass.round_weights(model, "float32")
+    assert all(torch.equal(one, before[name]) for name, one in model.named_parameters())
+    token_pass.round_weights(model, "bfloat16")
+    for name, one in model.named_parameters():
+        rounded = before[name].to(torch.bfloat16).float()
+        assert torch.equal(one, rounded if one.dim() > 1 else before[name]), name
+        assert not torch.equal(rounded, before[name])
+    with pytest.raises(ValueError, match="'float16': expected float32 or bfloat16"):
+        token_pass.round_weights(model, "float16")

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from runners import evaluate
 
@@ -30,6 +31,23 @@ def test_scores_are_those_of_the_result(finished, capsys):
     assert "train" in table
     assert "3+3" in table
     assert "exact match" in table
+
+
+def test_weights_are_rounded_where_asked(finished, monkeypatch):
+    directory = finished("train.steps=4", "evaluate.interval=null")
+    seen = []
+    real = evaluate.score_finished_run
+
+    def score_finished_run(run, **options):
+        seen.append([one.clone() for one in run.model.parameters() if one.dim() > 1])
+        return real(run, **options)
+
+    monkeypatch.setattr(evaluate, "score_finished_run", score_finished_run)
+    for weights in ("float32", "bfloat16"):
+        assert evaluate.main([str(directory), "--weights", weights]) == 0
+    for whole, rounded in zip(*seen, strict=True):
+        assert torch.equal(rounded, whole.bfloat16().float())
+        assert not torch.equal(rounded, whole)
 
 
 def test_tokens_leave_by_a_rule(finished, capsys):

@@ -173,6 +173,22 @@ def test_tokens_leave_by_a_rule(directory: Path, capsys) -> None:
         assert (said.out == once) == (used == 1)
 
 
+def test_weights_are_rounded_where_asked(directory: Path, capsys, monkeypatch) -> None:
+    seen = []
+
+    def continue_prompts(loaded, *arguments, **options):
+        seen.append(loaded.model.embedding.weight.clone())
+        return real(loaded, *arguments, **options)
+
+    real = command.continue_prompts
+    monkeypatch.setattr(command, "continue_prompts", continue_prompts)
+    for weights in ("float32", "bfloat16"):
+        words = ["--prompt", "the", "--max-tokens", "2", "--weights", weights]
+        assert main([str(directory), *words]) == 0
+    assert torch.equal(seen[1], seen[0].bfloat16().float())
+    assert not torch.equal(seen[1], seen[0])
+
+
 def test_the_seed_and_the_depth_are_taken(directory: Path, capsys) -> None:
     def text(*words: str) -> str:
         command = [str(directory), "--prompt", "abc", "--json", "--max-tokens", "30", *words]

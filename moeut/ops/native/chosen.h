@@ -76,17 +76,40 @@ class Choices {
   std::vector<int64_t> expert_, order_, first_, next_, chosen_;
 };
 
-// A product by one expert of sorted slots, which have rows of their own in A and in C.
-inline void expert_product(const Left& left, const Tensor& weight, int64_t expert, float* c,
-                           int64_t c_row, const float* after) {
-  const int64_t in = weight.size(1), out = weight.size(2);
-  std::fill(c, c + left.rows * c_row, 0.0f);
-  add_rows(left, read(weight) + expert * in * out, out, out, c, c_row, after);
-}
+// The weights (E, I, O) of experts, read where they lie or from a copy in bfloat16.
+struct Experts {
+  Tensor floats;
+  std::shared_ptr<Half> halves;  // or null
+  int64_t count, inputs, outputs;
 
-inline const float* start_of(const Tensor& weight, int64_t expert) {
-  return expert < 0 ? nullptr : read(weight) + expert * weight.size(1) * weight.size(2);
-}
+  Experts(Tensor weight)
+      : floats(std::move(weight)), count(floats.size(0)), inputs(floats.size(1)),
+        outputs(floats.size(2)) {
+    use_huge_pages(read(floats), floats.numel());
+  }
+
+  bool fits() const { return fits_half(read(floats), floats.numel()); }
+  void halve() { halves = halved(read(floats), floats.numel()); }
+
+  // Where an expert begins; null for -1.
+  template <typename Number>
+  const Number* of(int64_t expert) const {
+    const Number* start;
+    if constexpr (std::is_same_v<Number, float>)
+      start = read(floats);
+    else
+      start = halves.get();
+    return expert < 0 ? nullptr : start + expert * inputs * outputs;
+  }
+
+  // C = A W of one of them, for sorted slots, which have rows of their own in A and in C.
+  template <typename Number>
+  void multiply(const Left& left, int64_t expert, float* c, int64_t c_row,
+                const Number* after) const {
+    std::fill(c, c + left.rows * c_row, 0.0f);
+    add_rows(left, of<Number>(expert), outputs, outputs, c, c_row, after);
+  }
+};
 
 // x += Σ over the chosen experts e of g_e relu(n U_e) W_e; U (E, D, F), W (E, F, D)
 class ExpertFeedForward : public FeedForward {
@@ -95,36 +118,43 @@ class ExpertFeedForward : public FeedForward {
                     Tensor down, int64_t top_k)
       : FeedForward(std::move(norm), is_peri), router_(std::move(router)), up_(std::move(up)),
         down_(std::move(down)), top_k_(top_k) {
-    for (const Tensor& one : {up_, down_}) use_huge_pages(read(one), one.numel());
+    if (up_.fits() && down_.fits()) up_.halve(), down_.halve();
   }
 
   void run(Passing& pass) override {
     norm(pass);
     logits_.shape(pass.x.count, router_.outputs());
     router_.set(left_of(routed(pass)), logits_[0], logits_.stride);
-    choices_.choose(logits_, 0, 1, up_.size(0), top_k_);
+    choices_.choose(logits_, 0, 1, up_.count, top_k_);
     const int64_t slots = choices_.slots();
-    inputs_.shape(slots, pass.x.width), hidden_.shape(slots, up_.size(2));
+    inputs_.shape(slots, pass.x.width), hidden_.shape(slots, up_.outputs);
     outputs_.shape(slots, pass.x.width);
-    const Rows& source = plain(pass);
-    choices_.for_experts(2 * up_.size(1) * up_.size(2), [&](int64_t e, int64_t r, int64_t count,
-                                                             int64_t next) {
-      for (int64_t i = r; i < r + count; ++i)
-        std::memcpy(inputs_[i], source[choices_.row(i)], inputs_.stride * sizeof(float));
-      expert_product({inputs_[r], inputs_.stride, count, inputs_.width}, up_, e, hidden_[r],
-                     hidden_.stride, start_of(down_, e));
-      relu_rows(hidden_[r], hidden_.stride, count);
-      static thread_local Nonzero nonzero;
-      expert_product(nonzero.of({hidden_[r], hidden_.stride, count, hidden_.width}), down_, e,
-                     outputs_[r], outputs_.stride, start_of(up_, next));
-    });
+    if (up_.halves != nullptr)
+      multiply<Half>(plain(pass));
+    else
+      multiply<float>(plain(pass));
     for (int64_t r = 0; r < slots; ++r)
       add_row(pass.x[choices_.row(r)], outputs_[r], outputs_.width, choices_.gate(r));
   }
 
  private:
+  template <typename Number>
+  void multiply(const Rows& source) {
+    choices_.for_experts(2 * up_.inputs * up_.outputs, [&](int64_t e, int64_t r, int64_t count,
+                                                           int64_t next) {
+      for (int64_t i = r; i < r + count; ++i)
+        std::memcpy(inputs_[i], source[choices_.row(i)], inputs_.stride * sizeof(float));
+      up_.multiply({inputs_[r], inputs_.stride, count, inputs_.width}, e, hidden_[r],
+                   hidden_.stride, down_.of<Number>(e));
+      relu_rows(hidden_[r], hidden_.stride, count);
+      static thread_local Nonzero nonzero;
+      down_.multiply(nonzero.of({hidden_[r], hidden_.stride, count, hidden_.width}), e,
+                     outputs_[r], outputs_.stride, up_.of<Number>(next));
+    });
+  }
+
   Packed router_;
-  Tensor up_, down_;
+  Experts up_, down_;
   int64_t top_k_;
   Choices choices_;
   Rows logits_, inputs_, hidden_, outputs_;
@@ -139,7 +169,8 @@ class SwitchHead : public AttentionLayer {
       : AttentionLayer(std::move(norm), is_peri, std::move(sizes)),
         query_key_(std::move(query_key)), routers_(std::move(routers)), value_(std::move(value)),
         output_(std::move(output)), top_k_(top_k) {
-    for (const Tensor& one : {value_, output_}) use_huge_pages(read(one), one.numel());
+    for (Experts* one : {&value_, &output_})
+      if (one->fits()) one->halve();
   }
 
  protected:
@@ -147,7 +178,7 @@ class SwitchHead : public AttentionLayer {
     query_key_.set(left_of(routed(pass)), pass.heads[0], pass.heads.stride);
     logits_.shape(pass.x.count, routers_.outputs());
     routers_.set(left_of(routed(pass)), logits_[0], logits_.stride);
-    const int64_t heads = sizes_.heads, experts = value_.size(0) / heads;
+    const int64_t heads = sizes_.heads, experts = value_.count / heads;
     of_values_.choose(logits_, 0, heads, experts, top_k_);
     of_outputs_.choose(logits_, heads * experts, heads, experts, top_k_);
     const Rows& source = plain(pass);
@@ -165,7 +196,7 @@ class SwitchHead : public AttentionLayer {
       return pass.attended[of_outputs_.row(r)] + head_of(of_outputs_, r) * sizes_.size;
     });
     for (int64_t r = 0; r < of_outputs_.slots(); ++r)
-      add_row(pass.x[of_outputs_.row(r)], results_[r], output_.size(2), of_outputs_.gate(r));
+      add_row(pass.x[of_outputs_.row(r)], results_[r], output_.outputs, of_outputs_.gate(r));
   }
 
  private:
@@ -175,21 +206,29 @@ class SwitchHead : public AttentionLayer {
 
   // The products of what `source` says of each sorted slot by its expert's weight.
   template <typename Source>
-  void multiply(const Choices& choices, const Tensor& weight, const Source& source) {
-    const int64_t in = weight.size(1), out = weight.size(2);
+  void multiply(const Choices& choices, const Experts& weight, const Source& source) {
+    if (weight.halves != nullptr)
+      multiply_as<Half>(choices, weight, source);
+    else
+      multiply_as<float>(choices, weight, source);
+  }
+
+  template <typename Number, typename Source>
+  void multiply_as(const Choices& choices, const Experts& weight, const Source& source) {
+    const int64_t in = weight.inputs, out = weight.outputs;
     Rows& inputs = in == sizes_.size ? heads_ : inputs_;
     inputs.shape(choices.slots(), in);
     results_.shape(choices.slots(), out);
     choices.for_experts(in * out, [&](int64_t e, int64_t r, int64_t count, int64_t next) {
       for (int64_t i = r; i < r + count; ++i)
         std::memcpy(inputs[i], source(i), in * sizeof(float));
-      expert_product({inputs[r], inputs.stride, count, in}, weight, e, results_[r],
-                     results_.stride, start_of(weight, next));
+      weight.multiply({inputs[r], inputs.stride, count, in}, e, results_[r], results_.stride,
+                      weight.of<Number>(next));
     });
   }
 
   Packed query_key_, routers_;
-  Tensor value_, output_;
+  Experts value_, output_;
   int64_t top_k_;
   Choices of_values_, of_outputs_;
   Rows logits_, inputs_, heads_, results_;

@@ -1,0 +1,18 @@
+"""The option that rounds the weights of a model while it is scored or writes."""
+
+from __future__ import annotations
+
+import argparse
+
+from moeut.token_pass import WEIGHTS
+
+
+def add_weights_argument(parser: argparse._ActionsContainer) -> None:
+    """Add the option that names what weights are rounded to."""
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="float32",
+        help="bfloat16 rounds the matrices of the model, of which every token then reads half as "
+        "much on a CPU; runners.evaluate takes it, too, and so says what it costs (float32)",
+    )

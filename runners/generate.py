@@ -45,7 +45,7 @@ EXAMPLES = """examples:
   python -m runners.generate c4.ckpt --prompts prompts.txt --top-p 0.9 --json > texts.jsonl
   python -m runners.generate RUN                          type prompts, one a line; Ctrl-D ends
   python -m runners.generate RUN --prompt 'x =' --repeats 16           the same weights, deeper
-  python -m runners.generate RUN --prompt 'x =' --weights bfloat16     on a CPU twice as fast
+  python -m runners.generate RUN --prompt 'x =' --weights bfloat16     on a CPU up to twice as fast
 
 A text ends after --max-tokens, or where the model ends the document by itself."""
 

@@ -43,7 +43,8 @@ def round_weights(model: nn.Module, weights: str) -> None:
     """Round the matrices of a model to bfloat16 where ``weights`` says so, in place.
 
     They stay float32 tensors, and so does the arithmetic; vectors (norms, biases) keep all digits.
-    A token that is written on a CPU then reads half as much memory.
+    A token that is written on a CPU then reads half as much memory, from copies that take half as
+    much again.
 
     Raises:
         ValueError: not one of ``WEIGHTS``.

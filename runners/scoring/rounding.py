@@ -13,6 +13,6 @@ def add_weights_argument(parser: argparse._ActionsContainer) -> None:
         "--weights",
         choices=WEIGHTS,
         default="float32",
-        help="bfloat16 rounds the matrices of the model, of which every token then reads half as "
-        "much on a CPU; runners.evaluate takes it, too, and so says what it costs (float32)",
+        help="bfloat16 rounds the model's matrices; what a CPU reads for a token that it writes is "
+        "then half as much (float32)",
     )

@@ -158,6 +158,10 @@ LARGE_LLAMA = {
     },
 }
 
+TOKENS = (
+    *(_token(1, 2.0), _token(16, 1.5)),
+    *(_token(1, 2.0, "bfloat16"), _token(16, 1.5, "bfloat16")),
+)
 CONTESTS: dict[str, Contest] = {
     "quickstart-universal": _quickstart("universal", 0.5),
     "quickstart-transformer": _quickstart("transformer", 0.7),
@@ -172,20 +176,13 @@ CONTESTS: dict[str, Contest] = {
         "transformer-44m", 0.55, "nanoGPT", {"nanoGPT": LARGE_GPT, "llama": LARGE_LLAMA}
     ),
     "44m-moeut": _large("moeut-44m", 1.0, "44m-transformer", {}),
-    **_token(1, 2.0),
-    **_token(16, 1.5),
-    **_token(1, 2.0, "bfloat16"),
-    **_token(16, 1.5, "bfloat16"),
+    **{name: contest for pair in TOKENS for name, contest in pair.items()},
     "scan-decoding": _scan_decoding(),
 }
 GROUPS = (
     *([name] for name in CONTESTS if name.startswith(("quick", "scan", "table"))),
     ["lm-transformer", "lm-moeut"],
     ["44m-transformer", "44m-moeut"],
-    *(
-        [f"token-{batch}-{model}{ending}" for model in ("transformer", "moeut")]
-        for ending in ("", "-bfloat16")
-        for batch in (1, 16)
-    ),
+    *(list(pair) for pair in TOKENS),
 )
 """Contests whose contestants take turns with one another."""

@@ -75,7 +75,7 @@ def ours(contestant: dict[str, Any]) -> Work:
     preset = contestant.get("preset")
     config = moeut.preset(preset) if preset else moeut.architecture(**contestant["architecture"])
     model = moeut.build(config)
-    if contestant.get("weights") == "bfloat16":  # as runners.generate rounds them
+    if contestant.get("weights") == "bfloat16":  # what round_weights does; older code has none
         with torch.no_grad():
             for one in model.parameters():
                 one.copy_(one.to(torch.bfloat16) if one.dim() > 1 else one)

@@ -48,7 +48,7 @@ def evaluate_path(
         repeats: depths; none: the model's own.
         tokenizer: see ``runners.scoring.language_model``.
         exit_rule: when tokens leave early; None: as the model itself says.
-        weights: see ``runners.scoring.rounding``.
+        weights: what they are rounded to, see ``moeut.token_pass.round_weights``.
         check: called before each batch; may raise to stop.
 
     Raises:
